@@ -1,0 +1,112 @@
+"""The simple feature pyramid: p2-p6 from the one stride-8 map, without lateral connections.
+
+As in ViTDet (Li et al., ECCV 2022), whose implementation in Detectron2 expects a stride-16 map and has no scale 0.25.
+Names and options are the same here.
+"""
+
+import math
+from collections.abc import Sequence
+
+from detectron2.layers import Conv2d, get_norm
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a (B, C, H, W) map.
+
+    Detectron2's own ("LN") does the same in five passes, and is not known as a norm to its optimizer builder.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # a view where x is channels-last
+
+
+class SimpleFeaturePyramid(Backbone):
+    """Resamples one map of ``net`` to several strides, each followed by a 1x1 and a 3x3 convolution.
+
+    Args:
+        net: the backbone; its ``in_feature`` map is (B, C, H/s, W/s) at stride s.
+        in_feature: name of that map.
+        out_channels: channels of every level.
+        scale_factors: powers of two, descending; level "p{log2(s / factor)}" comes from each.
+        top_block: makes further levels from the last one, for example ``LastLevelMaxPool``.
+        norm: norm behind each convolution, "LN" or a name that :func:`detectron2.layers.get_norm` knows; "" for none.
+        square_pad: if positive, images are padded to squares of this side in pixels.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        in_feature: str,
+        out_channels: int,
+        scale_factors: Sequence[float],
+        top_block: nn.Module | None = None,
+        norm: str = "LN",
+        square_pad: int = 0,
+    ) -> None:
+        super().__init__()
+        source = net.output_shape()[in_feature]
+        strides = [source.stride / scale for scale in scale_factors]
+        levels = [math.log2(stride) for stride in strides]
+        if not all(level.is_integer() for level in levels) or levels != sorted(levels):
+            raise ValueError(f"scale_factors must be descending powers of two, got {tuple(scale_factors)}")
+
+        self.net = net
+        self.in_feature = in_feature
+        self.top_block = top_block
+        self._stages = [f"simfp_{level:.0f}" for level in levels]
+        for name, scale in zip(self._stages, scale_factors):
+            self.add_module(name, self._make_stage(source.channels, out_channels, scale, norm))
+
+        if top_block is not None:
+            strides += [strides[-1] * 2 ** (i + 1) for i in range(top_block.num_levels)]
+        self._out_features = [f"p{math.log2(stride):.0f}" for stride in strides]
+        self._out_feature_strides = {name: int(stride) for name, stride in zip(self._out_features, strides)}
+        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
+        self._size_divisibility = math.lcm(net.size_divisibility or 1, int(source.stride / scale_factors[-1]))
+        self._square_pad = square_pad
+
+    @staticmethod
+    def _make_stage(channels: int, out_channels: int, scale: float, norm: str) -> nn.Sequential:
+        """(B, channels, H, W) -> (B, out_channels, scale * H, scale * W)."""
+
+        def make_norm(channels: int) -> nn.Module | None:
+            return ChannelLayerNorm(channels) if norm == "LN" else get_norm(norm, channels)
+
+        layers: list[nn.Module] = []
+        for i in range(round(math.log2(max(scale, 1)))):
+            if i:
+                layers += [make_norm(channels) or nn.Identity(), nn.GELU()]
+            layers.append(nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2))
+            channels //= 2
+        if scale < 1:
+            layers.append(nn.MaxPool2d(kernel_size=round(1 / scale)))
+        for kernel in (1, 3):
+            conv_norm = make_norm(out_channels)
+            layers.append(
+                Conv2d(channels, out_channels, kernel, padding=kernel // 2, bias=conv_norm is None, norm=conv_norm)
+            )
+            channels = out_channels
+        return nn.Sequential(*layers)
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {"size_divisibility": self._size_divisibility, "square_size": self._square_pad}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Args: image: (B, 3, H, W), sides multiples of ``size_divisibility``. Returns: "p2", "p3", ... in this order."""
+        features = self.net(image)
+        source = features[self.in_feature]
+        outputs = [self.get_submodule(name)(source) for name in self._stages]
+        if self.top_block is not None:
+            top = dict(zip(self._out_features, outputs)) | features
+            outputs += self.top_block(top[self.top_block.in_feature])
+        return dict(zip(self._out_features, outputs))
