@@ -198,18 +198,14 @@ def wave(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return (abs(u) <= 3500) & (abs(v - height) <= UNIT // 6)
 
 
-_ARM, _WIDTH = 3900, 1200  # of the cross
-_CORNERS = [(_ARM, -_WIDTH), (_ARM, _WIDTH), (_WIDTH, _WIDTH)]  # of its first arm; the others by quarter turns
+_ARM, _WIDTH = 3900, 1200  # of the cross, from its centre
+_CORNERS = [(_ARM, -_WIDTH), (_ARM, _WIDTH), (_WIDTH, _WIDTH)]  # of its first arm
+_QUARTERS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 CLASSES: dict[str, Shape] = {
     "disc": disc,
     "triangle": polygon([on_circle(i / 3) for i in range(3)]),
     "star": polygon([on_circle(i / 10, 0.42 if i % 2 else 1.0) for i in range(10)]),
-    "cross": polygon(
-        _CORNERS
-        + [(-y, x) for x, y in _CORNERS]
-        + [(-x, -y) for x, y in _CORNERS]
-        + [(y, -x) for x, y in _CORNERS]
-    ),
+    "cross": polygon([(x * c - y * s, x * s + y * c) for c, s in _QUARTERS for x, y in _CORNERS]),
 }
 bar = polygon([(-4000, -800), (4000, -800), (4000, 800), (-4000, 800)])
 DISTRACTOR_SHAPES: tuple[Shape, ...] = (horseshoe, crescent, wave, bar)
@@ -439,22 +435,18 @@ class Scene:
         return found
 
 
-def make_image(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, list[dict]]:
-    """The index-th image of a split, (H, W, 3) uint8 RGB, and its annotations without ids."""
+def make_scene(split: str, index: int, seed: int = 0) -> Scene:
+    """The index-th image of a split, with objects and distractors painted in random order."""
     draw = Draw(seed, SPLITS.index(split), index)
     scene = Scene(draw, split)
-    empty = index % EMPTY_EVERY == EMPTY_EVERY // 2
     if index % CROWD_EVERY == CROWD_EVERY // 4:
         scene.add_crowd()
+    empty = index % EMPTY_EVERY == EMPTY_EVERY // 2
     objects = 0 if empty else draw.between(*OBJECTS)
-    left = [True] * objects + [False] * draw.between(*DISTRACTORS)
-    while left:
-        is_object = left.pop(draw.between(0, len(left) - 1))
-        if is_object:
-            scene.add_object()
-        else:
-            scene.add_distractor()
-    return scene.pixels(), scene.annotations()
+    to_add = [scene.add_object] * objects + [scene.add_distractor] * draw.between(*DISTRACTORS)
+    while to_add:
+        to_add.pop(draw.between(0, len(to_add) - 1))()
+    return scene
 
 
 # ---------------------------------------------------------------------------------------------- the data set
@@ -510,12 +502,12 @@ def read_info(out: Path, split: str) -> dict | None:
 def write_split(out: Path, split: str, count: int, seed: int, info: dict) -> None:
     images, annotations = [], []
     for index in range(count):
-        pixels, found = make_image(split, index, seed)
+        scene = make_scene(split, index, seed)
         name = f"{split}_{index:05d}.png"
-        Image.fromarray(pixels).save(out / "images" / name, compress_level=1)
-        height, width = pixels.shape[:2]
-        images.append({"id": index + 1, "file_name": name, "width": width, "height": height, "license": 1})
-        for annotation in found:
+        Image.fromarray(scene.pixels()).save(out / "images" / name, compress_level=1)
+        size = {"width": scene.width, "height": scene.height}
+        images.append({"id": index + 1, "file_name": name, **size, "license": 1})
+        for annotation in scene.annotations():
             annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **annotation})
         if (index + 1) % 50 == 0:
             print(f"{split}: {index + 1} of {count} images", flush=True)

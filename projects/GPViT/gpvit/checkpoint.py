@@ -13,10 +13,12 @@ from urllib.error import URLError
 import fvcore.common.checkpoint
 import numpy as np
 import torch
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from .backbone import GPViT
+from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -104,34 +106,30 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
-class CheckpointError(RuntimeError):
-    """A file that cannot be had, read or loaded; the message is one line that says why and what to do."""
-
-
 def read(path: str) -> dict[str, Any]:
     """Reads a checkpoint file, given as a path or an address, to the CPU. Nothing in it is executed.
 
     Raises:
-        CheckpointError: the file is missing, cannot be downloaded, is damaged or is none that can be read safely.
+        UserError: the file is missing, cannot be downloaded, is damaged or is none that can be read safely.
     """
     try:
         local_path = PathManager.get_local_path(path)
     except (OSError, URLError) as error:
         reason = getattr(error, "reason", error)
-        raise CheckpointError(
+        raise UserError(
             f"cannot download {path} ({reason}): put the file somewhere by hand and give "
             'train.init_checkpoint=PATH, or train.init_checkpoint="" to start from random weights'
         ) from None
     if not os.path.isfile(local_path):
-        raise CheckpointError(f"checkpoint {path} does not exist; check train.init_checkpoint")
+        raise UserError(f"checkpoint {path} does not exist; check train.init_checkpoint")
     try:
         with torch.serialization.safe_globals(_METADATA_TYPES):
             data = torch.load(local_path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage happens to cause
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"cannot read {path}: it is damaged, or no checkpoint of plain tensors ({reason})") from None
+        raise UserError(f"cannot read {path}: it is damaged, or no checkpoint of plain tensors ({reason})") from None
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}, not a checkpoint")
+        raise UserError(f"{path} holds a {type(data).__name__}, not a checkpoint")
     return data
 
 
@@ -150,7 +148,7 @@ def load(model: nn.Module, path: str) -> None:
     project must fit the whole model.
 
     Raises:
-        CheckpointError: the file cannot be read or does not fit; the message names the keys.
+        UserError: the file cannot be read or does not fit; the message names the keys.
     """
     data = read(path)
     if "model" in data:
@@ -159,13 +157,13 @@ def load(model: nn.Module, path: str) -> None:
         return
     backbones = [module for module in model.modules() if isinstance(module, GPViT)]
     if "state_dict" not in data or len(backbones) != 1:
-        raise CheckpointError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {list(data)}")
+        raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {list(data)}")
     published = data["state_dict"]
     dropped = [key for key in published if key.startswith(("neck.", "head."))]
     try:
         weights = from_published({k.removeprefix("backbone."): v for k, v in published.items() if k not in dropped})
     except ValueError as error:
-        raise CheckpointError(f"{path} is no published ImageNet classifier: {error}") from None
+        raise UserError(f"{path} is no published ImageNet classifier: {error}") from None
     norms = [key for key in weights if key.startswith("out_norms.") and key not in backbones[0].state_dict()]
     for key in norms:
         del weights[key]
@@ -195,5 +193,22 @@ def _load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str) -> N
     }
     if any(problems.values()):
         details = "; ".join(f"{len(keys)} {what} ({_listed(keys)})" for what, keys in problems.items() if keys)
-        raise CheckpointError(f"{path} does not fit the model: {details}")
+        raise UserError(f"{path} does not fit the model: {details}")
     model.load_state_dict({key: tensor for key, tensor in weights.items() if key in wanted}, strict=not counters)
+
+
+class Checkpointer(fvcore.common.checkpoint.Checkpointer):
+    """Writes checkpoints that carry the names of their classes; reads them as :func:`read` and :func:`load` do."""
+
+    def __init__(self, model: nn.Module, save_dir: str, *, classes: list[str], **checkpointables: Any) -> None:
+        super().__init__(model, save_dir, save_to_disk=comm.is_main_process(), **checkpointables)
+        self.classes = classes
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        super().save(name, classes=self.classes, **kwargs)
+
+    def _load_file(self, path: str) -> dict[str, Any]:
+        return read(path)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        _load_strictly(self.model, checkpoint.pop("model"), "the checkpoint")

@@ -1,0 +1,42 @@
+"""COCO 2017, found below $DETECTRON2_DATASETS (default: datasets/)."""
+
+from detectron2.config import LazyCall as L
+from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import transforms as T
+from gpvit.data import InstanceMapper, train_augmentations
+from gpvit.evaluation import COCOEvaluator
+from omegaconf import OmegaConf
+
+dataloader = OmegaConf.create(dict(short_side=800, max_size=1333))  # pixels
+
+dataloader.train = L(build_detection_train_loader)(
+    dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
+    mapper=L(InstanceMapper)(
+        is_train=True,
+        augmentations=L(train_augmentations)(
+            recipe="resize", short_side="${dataloader.short_side}", max_size="${dataloader.max_size}", lsj_size=1024
+        ),
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",  # takes polygons and RLE alike
+        recompute_boxes=True,
+    ),
+    total_batch_size=32,
+    num_workers=4,  # for each GPU
+)
+
+dataloader.test = L(build_detection_test_loader)(
+    dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
+    mapper=L(InstanceMapper)(
+        is_train=False,
+        augmentations=[
+            L(T.ResizeShortestEdge)(short_edge_length="${dataloader.short_side}", max_size="${dataloader.max_size}")
+        ],
+        image_format="RGB",
+    ),
+    num_workers=4,
+)
+
+dataloader.evaluator = L(COCOEvaluator)(
+    dataset_name="${..test.dataset.names}", tasks=("bbox", "segm"), output_dir="${train.output_dir}"
+)

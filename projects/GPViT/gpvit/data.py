@@ -1,0 +1,110 @@
+"""Data sets in COCO format, and an image's way into the model."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import detectron2.data.transforms as T
+import torch
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BitMasks, Boxes, Instances
+from omegaconf import DictConfig
+
+from .errors import UserError
+
+
+def register_folder(root: str, split: str) -> str:
+    """Registers one's own data with Detectron2.
+
+    Args:
+        root: a folder with ``annotations/train.json``, ``annotations/val.json`` (COCO format) and ``images/``.
+        split: "train" or "val".
+
+    Returns:
+        The name under which Detectron2 knows it; the metadata has the class names, in the order of their ids.
+    """
+    json_file = Path(root) / "annotations" / f"{split}.json"
+    images = Path(root) / "images"
+    for path in (json_file, images):
+        if not path.exists():
+            raise UserError(
+                f"--data {root}: {path} is missing; needed are annotations/train.json, annotations/val.json and images/"
+            )
+    try:
+        categories = json.loads(json_file.read_bytes())["categories"]
+        classes = [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{json_file} is not in COCO format ({type(error).__name__}: {error})") from None
+    if not classes:
+        raise UserError(f"{json_file} declares no categories")
+
+    name = f"{os.path.abspath(root)}:{split}"
+    if name in DatasetCatalog:  # Detectron2 would keep the old one or raise
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_coco_instances(name, {"thing_classes": classes}, str(json_file), str(images))
+    return name
+
+
+def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
+    """Points a config at one's own data (see :func:`register_folder`): data sets, classes and outputs of the heads."""
+    cfg.dataloader.test.dataset.names = register_folder(root, "val")
+    names = class_names(cfg.dataloader.test)
+    if train:
+        cfg.dataloader.train.dataset.names = register_folder(root, "train")
+        if class_names(cfg.dataloader.train) != names:
+            raise UserError(
+                f"--data {root}: train.json and val.json declare different classes: "
+                f"{class_names(cfg.dataloader.train)} and {names}"
+            )
+    set_num_classes(cfg.model, len(names))
+
+
+def set_num_classes(model: DictConfig, num_classes: int) -> None:
+    """Sets the number of classes of a detector's config."""
+    model.roi_heads.num_classes = num_classes  # the predictors' numbers refer to this one
+
+
+def class_names(loader: DictConfig) -> list[str]:
+    """The class names of the data set behind a loader's config."""
+    names = loader.dataset.names
+    return list(MetadataCatalog.get(names if isinstance(names, str) else names[0]).thing_classes)
+
+
+class InstanceMapper(DatasetMapper):
+    """Detectron2's mapper, which cannot recompute the boxes of an image without objects."""
+
+    def _transform_annotations(self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple) -> None:
+        if any(not annotation.get("iscrowd") for annotation in dataset_dict["annotations"]):
+            return super()._transform_annotations(dataset_dict, transforms, image_shape)
+        del dataset_dict["annotations"]
+        dataset_dict["instances"] = Instances(
+            image_shape,
+            gt_boxes=Boxes(torch.zeros(0, 4)),
+            gt_classes=torch.zeros(0, dtype=torch.int64),
+            gt_masks=BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool)),
+        )
+
+
+def train_augmentations(recipe: str, short_side: Any, max_size: int, lsj_size: int) -> list[T.Augmentation]:
+    """The augmentations of a training recipe.
+
+    Args:
+        recipe: "resize", the published 1x recipe, or "lsj", large-scale jitter (0.1 to 2 times ``lsj_size``, cropped
+            to it). Both flip every other image.
+        short_side: "resize": the shorter side in pixels, or several to choose from.
+        max_size: "resize": no longer side is longer than this.
+        lsj_size: "lsj": side of the square crop.
+    """
+    recipes = {
+        "resize": [T.ResizeShortestEdge(short_side, max_size, sample_style="choice")],
+        "lsj": [
+            T.ResizeScale(min_scale=0.1, max_scale=2.0, target_height=lsj_size, target_width=lsj_size),
+            T.FixedSizeCrop(crop_size=(lsj_size, lsj_size), pad=False),
+        ],
+    }
+    if recipe not in recipes:
+        raise UserError(f"the training recipe must be one of {', '.join(recipes)}, got {recipe}")
+    return recipes[recipe] + [T.RandomFlip(horizontal=True)]

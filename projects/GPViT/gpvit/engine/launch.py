@@ -1,0 +1,78 @@
+"""Command line and processes: Detectron2's launcher or torchrun, GPUs (NCCL) or CPU (gloo)."""
+
+import argparse
+import os
+from collections.abc import Callable
+from datetime import timedelta
+
+import detectron2.engine
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from ..errors import UserError
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's flags, and ``--data``. Parse with ``parse_intermixed_args``: overrides may stand anywhere."""
+    parser = argparse.ArgumentParser(
+        description="Trains or evaluates a detector.",
+        epilog="Several machines: start the same command on each with its --machine-rank and a common --dist-url, "
+        "or use torchrun, which needs none of --num-gpus, --num-machines, --machine-rank and --dist-url.",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file; it is run as code")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in train.output_dir")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate train.init_checkpoint, without training")
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine; processes with train.device=cpu")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine; one machine: auto")
+    parser.add_argument(
+        "--data", metavar="DIR", help="own data: a folder with annotations/train.json, annotations/val.json and images/"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    return parser
+
+
+def choose_device(device: str, num_gpus: int) -> str:
+    """The device to run on: what the config says, or what there is if it says "auto".
+
+    Raises:
+        UserError: fewer GPUs are there than asked for.
+    """
+    available = torch.cuda.device_count()
+    if device == "auto":
+        device = "cuda" if available or num_gpus > 1 else "cpu"
+    if device == "cuda" and num_gpus > available:
+        raise UserError(
+            f"--num-gpus {num_gpus}, but this machine has {available} usable by PyTorch; ask for fewer, "
+            "or add train.device=cpu"
+        )
+    return device
+
+
+def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
+    """Runs ``main(args)`` in every process of the job; the process group is there when it starts."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _join_torchrun(device)
+        try:
+            main(args)
+        finally:
+            dist.destroy_process_group()
+    else:
+        detectron2.engine.launch(
+            main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,)
+        )
+
+
+def _join_torchrun(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def share_cores(device: str) -> None:
+    """Gives each CPU process its share of the threads; processes that fight for them are many times slower."""
+    if device == "cpu" and comm.get_world_size() > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))

@@ -1,0 +1,98 @@
+"""Trains and evaluates the detectors of configs/.
+
+    python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --num-gpus 8
+    python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only train.init_checkpoint=model.pth
+"""
+
+import logging
+import sys
+
+from detectron2.config import instantiate
+from detectron2.engine import default_setup, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from gpvit import checkpoint, data
+from gpvit.engine import Trainer, argument_parser, build_ddp, choose_device, launch, load_config, share_cores
+from gpvit.errors import UserError
+
+logger = logging.getLogger("detectron2")
+
+
+def do_test(cfg, model) -> dict:
+    """Evaluates a model on ``cfg.dataloader.test`` by ``cfg.dataloader.evaluator``; rank 0 gets the results."""
+    results = inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def do_train(args, cfg) -> None:
+    """Trains what the config says, with checkpoints, metrics and evaluation along the way.
+
+    Args:
+        cfg: a config with these attributes:
+            model, optimizer, lr_multiplier: instantiated; ``optimizer.params.model`` is set here
+            dataloader.{train, test, evaluator}: instantiated
+            train: device, output_dir, init_checkpoint, max_iter, seed, amp, clip_norm, ddp, checkpointer (period,
+                max_to_keep), eval_period, log_period, in the units of configs/common/train.py
+    """
+    model = instantiate(cfg.model).to(cfg.train.device)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    ddp = build_ddp(model, **cfg.train.ddp)
+    trainer = Trainer(ddp, instantiate(cfg.dataloader.train), optimizer, cfg.train.amp, cfg.train.clip_norm)
+
+    classes = data.class_names(cfg.dataloader.train)
+    checkpointer = checkpoint.Checkpointer(ddp, cfg.train.output_dir, classes=classes, trainer=trainer)
+    start_iter = 0
+    if args.resume and checkpointer.has_checkpoint():
+        checkpointer.load(checkpointer.get_checkpoint_file())
+        start_iter = trainer.iter + 1
+    elif cfg.train.init_checkpoint:
+        checkpoint.load(model, cfg.train.init_checkpoint)
+
+    main = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
+            hooks.EvalHook(cfg.train.eval_period, lambda: do_test(cfg, ddp)),
+            hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period)
+            if main
+            else None,
+        ]
+    )
+    trainer.train(start_iter, cfg.train.max_iter)
+
+
+def configure(args):
+    """The config that the command line asks for."""
+    cfg = load_config(args.config_file, args.overrides)
+    cfg.train.device = choose_device(cfg.train.device, args.num_gpus)
+    if args.data:
+        data.use_folder(cfg, args.data, train=not args.eval_only)
+    return cfg
+
+
+def main(args) -> None:
+    """What each process runs."""
+    cfg = configure(args)
+    share_cores(cfg.train.device)
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = instantiate(cfg.model).to(cfg.train.device)
+        checkpoint.load(model, cfg.train.init_checkpoint)
+        do_test(cfg, build_ddp(model))
+    else:
+        do_train(args, cfg)
+
+
+if __name__ == "__main__":
+    args = argument_parser().parse_intermixed_args()
+    try:
+        launch(main, args, device=configure(args).train.device)
+    except UserError as error:
+        sys.exit(f"error: {error}")
