@@ -54,6 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--here", action="store_true", help="install into the running Python's environment")
     here = parser.parse_args().here
+    sys.stdout.reconfigure(line_buffering=True)  # each step is seen when it begins, in a log file too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         install_here() if here else install_venv()
@@ -76,9 +77,7 @@ def check_python(version: tuple) -> None:
         print(f"install.py: warning: tested up to Python {dotted(NEWEST)}; {found}", file=sys.stderr)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The two modes
-# ---------------------------------------------------------------------------------------------------------------------
+# --- The two modes ---
 
 def install_venv() -> None:
     began = time.monotonic()
@@ -86,7 +85,7 @@ def install_venv() -> None:
         print(".venv is ready")
         return
     target = Target(VENV / "bin" / "python", VENV / "install.log", isolated=True)
-    print(f"[1/4] making .venv with Python {dotted(sys.version_info[:3])}")
+    print(f"[1/4] preparing .venv with Python {dotted(sys.version_info[:3])}")
     make_venv(target)
     STAMP.write_text("unfinished")
     # The few packages that come as source are built with the pinned setuptools, not with whatever is newest that day.
@@ -102,7 +101,8 @@ def install_venv() -> None:
 
 def install_here() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        target = Target(Path(sys.executable), Path(tempfile.gettempdir(), "gpvit-install.log"), isolated=False)
+        log = Path(tempfile.mkstemp(prefix="gpvit-install-", suffix=".log")[1])
+        target = Target(Path(sys.executable), log, isolated=False)
         # opencv-python and opencv-python-headless hold the same files: where one is, the other must not come on top.
         skip = "opencv" if target.has("cv2") else "#"
         lines = REQUIREMENTS.read_text().splitlines(keepends=True)
@@ -111,6 +111,7 @@ def install_here() -> None:
         install_requirements(target, "[1/3]", requirements, "--prefer-binary")
     install_detectron2(target, "[2/3]")
     install_gpvit(target, "[3/3]")
+    log.unlink()
     print(f"done: {sys.executable} has everything")
 
 
@@ -122,26 +123,26 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The steps
-# ---------------------------------------------------------------------------------------------------------------------
+# --- The steps ---
 
 def make_venv(target: "Target") -> None:
     """Leave a .venv of this Python version in which every package is whole; replace one that cannot be used."""
     wanted = dotted(sys.version_info[:2])
+    found = target.ask("import sys, pip; print('%d.%d' % sys.version_info[:2])")
+    ours = STAMP.exists() or (VENV / "pyvenv.cfg").exists()
+    if ours and found == wanted:
+        if STAMP.exists() and STAMP.read_text() == "unfinished":
+            forget_torn_packages(target.packages_folder())
+        return
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if missing:
-        raise Failure(f"this Python lacks the module {missing[0]}; on Debian and Ubuntu: sudo apt install python{wanted}-venv")
-    if os.path.lexists(str(VENV)):
-        if not (STAMP.exists() or (VENV / "pyvenv.cfg").exists()):
-            raise Failure(f"{VENV} is in the way and is not a virtual environment; move it elsewhere")
-        found = target.ask("import sys, pip; print('%d.%d' % sys.version_info[:2])")
-        if found == wanted:
-            if STAMP.exists() and STAMP.read_text() == "unfinished":
-                forget_torn_packages(target.packages_folder())
-            return
+        raise Failure(f"this Python lacks the module {missing[0]}; "
+                      f"on Debian and Ubuntu: sudo apt install python{wanted}-venv")
+    if ours:
         print(f"      the .venv found here {f'has Python {found}' if found else 'does not work'}: it is made anew")
         shutil.rmtree(str(VENV))
+    elif os.path.lexists(str(VENV)):
+        raise Failure(f"{VENV} is in the way and is not a virtual environment; move it elsewhere")
     # Run from inside a virtual environment, maybe the very one just removed, its base interpreter does the work.
     base = getattr(sys, "_base_executable", sys.executable)
     made = subprocess.run([base, "-m", "venv", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -150,11 +151,12 @@ def make_venv(target: "Target") -> None:
 
 
 def forget_torn_packages(site: Path) -> None:
-    """Remove the records of packages whose files are not all there, as a killed pip leaves them, so that pip sees the gap."""
+    """Remove the record of every package whose files are not all whole, as a killed pip leaves it: pip then sees the gap."""
     from importlib.metadata import Distribution
     for info in site.glob("*.dist-info"):
         files = [(file.locate(), file.size) for file in Distribution.at(info).files or ()]
-        if not files or any(not os.path.exists(path) or size not in (None, os.path.getsize(path)) for path, size in files):
+        if not files or any(not os.path.exists(path) or size not in (None, os.path.getsize(path))
+                            for path, size in files):
             print(f"      {info.stem} is incomplete: it is installed again")
             shutil.rmtree(str(info))
 
@@ -198,8 +200,8 @@ def install_detectron2(target: "Target", step: str) -> None:
     print(f"{step} installing Detectron2: 7 MB to download")
     with tempfile.TemporaryDirectory() as folder:
         # The wheel is tagged for Python 3.10, whichever Python asks.
-        target.pip("download", DETECTRON2, "--no-deps", "--only-binary=:all:", "--python-version=3.10", "--implementation=cp",
-                "--abi=none", "--platform=any", "--dest", folder)
+        target.pip("download", DETECTRON2, "--no-deps", "--only-binary=:all:", "--python-version=3.10",
+                   "--implementation=cp", "--abi=none", "--platform=any", "--dest", folder)
         wheel, = Path(folder).glob("*.whl")
         check_hash(wheel, DETECTRON2_SHA256)
         target.pip("install", "--no-deps", "--force-reinstall", repack(wheel))
@@ -212,9 +214,7 @@ def install_gpvit(target: "Target", step: str) -> None:
     target.pip("install", "--no-deps", "-e", PROJECT, *(["--no-build-isolation"] if ready else []))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The Detectron2 wheel
-# ---------------------------------------------------------------------------------------------------------------------
+# --- The Detectron2 wheel ---
 
 def check_hash(wheel: Path, expected: str) -> None:
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -251,19 +251,23 @@ def repack(wheel: Path) -> Path:
 def mend_metadata(text: str) -> str:
     """Mark the version and the summary as changed, and state the needs as they are; the extras go."""
     head, blank, body = text.partition("\n\n")
+    changes = {"Version": DETECTRON2_MARK, "Summary": " (repacked without its compiled extension)"}
     lines = []
     for line in head.splitlines():
         key, _, value = line.partition(": ")
         if key == "Provides-Extra" or key == "Requires-Dist" and (
                 "extra ==" in value or re.match(r"[\w-]+", value).group() in DETECTRON2_DROPS):
             continue
-        lines.append(line + {"Version": DETECTRON2_MARK, "Summary": " (repacked without its compiled extension)"}.get(key, ""))
+        lines.append(line + changes.get(key, ""))
     return "\n".join(lines + [f"Requires-Dist: {need}" for need in DETECTRON2_NEEDS]) + (blank + body or "\n")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The Python that is installed into, and its pip
-# ---------------------------------------------------------------------------------------------------------------------
+# --- The Python that is installed into, and its pip ---
+
+# The lines of pip's output that are worth showing.
+STEP = re.compile(r"^ *((?:Collecting|Downloading|Using cached|Processing|Building wheel for|Installing collected)\b"
+                  r"(?!.*(?:\.metadata|: finished)).*?)(?: \(from .*)?$", re.MULTILINE)
+
 
 class Target:
     """A Python to ask about its packages and to run pip in: its steps are shown, all its output goes into `log`."""
@@ -307,11 +311,11 @@ class Target:
             try:
                 said, ended = "", False
                 while not ended:
+                    time.sleep(0.2)
                     ended = process.poll() is not None  # before the reading, so that the last lines are read too
                     new = output.read()
                     said += new
                     shown = show(new, shown, time.monotonic() - began)
-                    time.sleep(0 if ended else 0.2)
             finally:
                 if process.poll() is None:
                     process.terminate()
@@ -325,11 +329,9 @@ class Target:
 
 def show(output: str, shown: str, seconds: float) -> str:
     """Show the newest step in pip's `output`: on a terminal in one line that is kept alive, elsewhere line by line."""
-    steps = re.findall(r"^ *((?:Collecting|Downloading|Using cached|Building wheels? for|Installing collected)\b.*)$", output, re.MULTILINE)
-    steps = [re.sub(r"^Installing collected packages: (.*)", lambda found: f"Installing {found[1].count(',') + 1} packages", step)
-             for step in steps if ".metadata" not in step]
+    steps = STEP.findall(output)
     if not sys.stdout.isatty():
-        print("".join(f"      {step}\n" for step in steps if not step.startswith("Collecting")), end="", flush=True)
+        print("".join(f"      {step[:110]}\n" for step in steps), end="", flush=True)
         return ""
     shown = steps[-1] if steps else shown
     line = f"      {seconds // 60:.0f}:{seconds % 60:02.0f}  {shown}"[:shutil.get_terminal_size().columns - 1]
@@ -338,15 +340,17 @@ def show(output: str, shown: str, seconds: float) -> str:
 
 
 def reason(said: str, full: bool) -> str:
-    """One line on why pip failed, where the reason is a known one; else the last lines of what it said."""
-    if full or re.search(r"No space left|Errno 28\b|quota exceeded", said):
-        return "no room: the disk ran full (downloads go to TMPDIR, then into pip's cache). Make room and run this again"
-    if "externally-managed-environment" in said:
-        return "this Python belongs to the operating system, which forbids to add to it: run without --here"
-    if re.search(r"connection broken by|Read timed out|Max retries exceeded|Connection refused|Connection reset|"
-                 r"IncompleteRead|name resolution|unreachable", said):
-        return "no network: the package index cannot be reached. Check the connection (and HTTPS_PROXY, PIP_INDEX_URL), then run this again"
+    """One line on why pip failed, where the reason is a known one; else the last lines of what it `said`."""
     lines = [line for line in said.splitlines() if line.strip()]
+    end = "\n".join(lines[-25:])  # what went wrong earlier was got over
+    if full or re.search(r"No space left|Errno 28\b|quota exceeded", end):
+        return "no room: the disk ran full (downloads go to TMPDIR, then into pip's cache). Make room and run this again"
+    if "externally-managed-environment" in end:
+        return "this Python belongs to the operating system, which lets nobody add to it: run this without --here"
+    if re.search(r"connection broken by|Read timed out|Max retries exceeded|Connection (refused|reset)|IncompleteRead|"
+                 r"name resolution|Network is unreachable", end):
+        return ("no network: the package index cannot be reached. "
+                "Check the connection (also HTTPS_PROXY and PIP_INDEX_URL), then run this again")
     return "\n    ".join(["pip failed. Its last lines:", *lines[-8:]])
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
+from detectron2.layers import FrozenBatchNorm2d, get_norm
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -77,7 +77,8 @@ class GPViT(Backbone):
         self.patch_embed = PatchEmbed(embed_dim, stem_convs, norm)
         self.pos_embed = nn.Parameter(torch.empty(1, (pretrain_img_size // 8) ** 2, embed_dim))
         self.blocks = nn.ModuleList()
-        for groups, drop_path in zip(group_tokens, torch.linspace(0, drop_path_rate, depth).tolist()):
+        for i, groups in enumerate(group_tokens):
+            drop_path = drop_path_rate * i / max(depth - 1, 1)
             self.blocks.append(
                 GroupPropagationBlock(embed_dim, num_heads, groups, drop_path, norm)
                 if groups
@@ -144,27 +145,32 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, dim: int, stem_convs: int, norm: str, width: int = 64) -> None:
         super().__init__()
-
-        def conv(channels: int, kernel: int, stride: int) -> Conv2d:
-            return Conv2d(
-                channels,
-                width,
-                kernel,
-                stride=stride,
-                padding=kernel // 2,
-                bias=False,
-                norm=get_norm(norm, width),
-                activation=F.relu,
-            )
-
-        self.stem = conv(3, kernel=7, stride=2)
-        self.convs = nn.Sequential(*(conv(width, kernel=3, stride=1) for _ in range(stem_convs)))
+        self.stem = ConvNormReLU(3, width, 7, stride=2, norm=norm)
+        self.convs = nn.Sequential(*(ConvNormReLU(width, width, 3, norm=norm) for _ in range(stem_convs)))
         self.projection = nn.Conv2d(width, dim, 4, stride=4)
 
     def forward(self, image: Tensor) -> Tensor:
         image = image.contiguous(memory_format=torch.channels_last)
         x = self.projection(self.convs(self.stem(image)))
         return x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C), a view
+
+
+class ConvNormReLU(nn.Conv2d):
+    """Convolution without bias, batch norm, ReLU; keeps the size where the stride is 1."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, norm: str
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
+        )
+        self.norm = get_norm(norm, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        if self.training and x.device.type == "cpu":
+            x = x.contiguous()  # in channels-last, PyTorch's batch norm on CPUs gets gradients wrong by 1e-3 (seen: 2.14)
+        return F.relu(self.norm(x)).contiguous(memory_format=torch.channels_last)
 
 
 class Block(nn.Module):
@@ -181,7 +187,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.use_checkpoint and self.training and torch.is_grad_enabled():
+        if self.use_checkpoint and torch.is_grad_enabled():
             x = checkpoint(self.mix, x, use_reentrant=False)
         else:
             x = self.mix(x)
@@ -245,9 +251,7 @@ class GroupPropagationBlock(Block):
         self.group = Group(dim, num_heads)
         self.mixer = TokenMixer(dim, num_groups, drop_path)
         self.ungroup = Ungroup(dim, num_heads, drop_path)
-        self.conv = Conv2d(
-            dim, dim, 3, padding=1, groups=dim, bias=False, norm=get_norm(norm, dim), activation=F.relu
-        )
+        self.conv = ConvNormReLU(dim, dim, 3, groups=dim, norm=norm)
         nn.init.trunc_normal_(self.group_token, std=0.02)
 
     def mix(self, x: Tensor) -> Tensor:
