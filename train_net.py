@@ -4,25 +4,21 @@
     python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only train.init_checkpoint=model.pth
 """
 
-import logging
 import sys
 
+import gpvit.checkpoint
+import gpvit.data
 from detectron2.config import instantiate
-from detectron2.engine import default_setup, default_writers, hooks
+from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from gpvit import checkpoint, data
-from gpvit.engine import Trainer, argument_parser, build_ddp, choose_device, launch, load_config, share_cores
+from gpvit.engine import Trainer, argument_parser, build_ddp, choose_device, launch, load_config, setup
 from gpvit.errors import UserError
-
-logger = logging.getLogger("detectron2")
 
 
 def do_test(cfg, model) -> dict:
     """Evaluates a model on ``cfg.dataloader.test`` by ``cfg.dataloader.evaluator``; rank 0 gets the results."""
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -44,14 +40,14 @@ def do_train(args, cfg) -> None:
     ddp = build_ddp(model, **cfg.train.ddp)
     trainer = Trainer(ddp, instantiate(cfg.dataloader.train), optimizer, cfg.train.amp, cfg.train.clip_norm)
 
-    classes = data.class_names(cfg.dataloader.train)
-    checkpointer = checkpoint.Checkpointer(ddp, cfg.train.output_dir, classes=classes, trainer=trainer)
+    classes = gpvit.data.class_names(cfg.dataloader.train)
+    checkpointer = gpvit.checkpoint.Checkpointer(ddp, cfg.train.output_dir, classes=classes, trainer=trainer)
     start_iter = 0
     if args.resume and checkpointer.has_checkpoint():
         checkpointer.load(checkpointer.get_checkpoint_file())
         start_iter = trainer.iter + 1
     elif cfg.train.init_checkpoint:
-        checkpoint.load(model, cfg.train.init_checkpoint)
+        gpvit.checkpoint.load(model, cfg.train.init_checkpoint)
 
     main = comm.is_main_process()
     trainer.register_hooks(
@@ -73,19 +69,20 @@ def configure(args):
     cfg = load_config(args.config_file, args.overrides)
     cfg.train.device = choose_device(cfg.train.device, args.num_gpus)
     if args.data:
-        data.use_folder(cfg, args.data, train=not args.eval_only)
+        gpvit.data.use_folder(cfg, args.data, train=not args.eval_only)
     return cfg
 
 
 def main(args) -> None:
     """What each process runs."""
     cfg = configure(args)
-    share_cores(cfg.train.device)
-    default_setup(cfg, args)
+    setup(cfg)
     if args.eval_only:
         model = instantiate(cfg.model).to(cfg.train.device)
-        checkpoint.load(model, cfg.train.init_checkpoint)
-        do_test(cfg, build_ddp(model))
+        classes = gpvit.checkpoint.load(model, cfg.train.init_checkpoint)
+        if classes not in (None, gpvit.data.class_names(cfg.dataloader.test)):
+            raise UserError(f"{cfg.train.init_checkpoint} was trained for other classes than the data has: {classes}")
+        do_test(cfg, model)
     else:
         do_train(args, cfg)
 

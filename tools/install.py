@@ -164,7 +164,7 @@ def forget_torn_packages(site: Path) -> None:
 def install_requirements(target: "Target", step: str, requirements: Path, *options: object) -> None:
     names = re.findall(r"^[\w-]+", requirements.read_text(), re.MULTILINE)
     what = f"{names[0]}, {names[1]} and {len(names) - 2} others"
-    if target.has("torch"):
+    if target.version("torch"):
         print(f"{step} installing {what}: what is there already stays")
     else:
         options += tuple(check_room(target.packages_folder(), Path(tempfile.gettempdir())))

@@ -141,11 +141,14 @@ _METADATA_TYPES = [
 ]
 
 
-def load(model: nn.Module, path: str) -> None:
+def load(model: nn.Module, path: str) -> list[str] | None:
     """Loads a file into a built model, every tensor of it accounted for.
 
     A published ImageNet classifier goes into the GPViT inside the model; its head is dropped. A checkpoint of this
     project must fit the whole model.
+
+    Returns:
+        The class names that a checkpoint of this project carries.
 
     Raises:
         UserError: the file cannot be read or does not fit; the message names the keys.
@@ -154,7 +157,7 @@ def load(model: nn.Module, path: str) -> None:
     if "model" in data:
         _load_strictly(model, data["model"], path)
         logger.info(f"loaded all {len(data['model'])} tensors of {path}")
-        return
+        return data.get("classes")
     backbones = [module for module in model.modules() if isinstance(module, GPViT)]
     if "state_dict" not in data or len(backbones) != 1:
         raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {list(data)}")
@@ -173,6 +176,7 @@ def load(model: nn.Module, path: str) -> None:
         f"of a final norm that the model lacks; {len(model.state_dict()) - len(weights)} others start afresh"
     )
     logger.debug(f"dropped: {dropped + norms}")
+    return None
 
 
 def _load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:

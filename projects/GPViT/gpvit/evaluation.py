@@ -1,10 +1,13 @@
 """COCO evaluation, fast without Detectron2's compiled extension."""
 
+import contextlib
+import io
 import math
 from typing import Any
 
 import detectron2.evaluation.coco_evaluation as coco_evaluation
 from faster_coco_eval import COCOeval_faster
+from pycocotools.coco import COCO
 
 # Detectron2 looks its fast implementation up under this name, and has none without its compiled extension.
 coco_evaluation.COCOeval_opt = COCOeval_faster
@@ -18,3 +21,16 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         if coco_eval is None and self._coco_api.anns:
             return {metric: 0.0 for metric in results}
         return {metric: value for metric, value in results.items() if math.isfinite(value)}
+
+
+def coco_ap(json_file: str, results: list[dict], task: str) -> float:
+    """AP (0 to 1) of results in COCO's format against a file of annotations; ``task`` is "bbox" or "segm"."""
+    if not results:
+        return 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(json_file)
+        evaluation = COCOeval_faster(truth, truth.loadRes(results), task)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0])

@@ -1,5 +1,6 @@
 from .config import detectron2_config, load_config
-from .launch import argument_parser, choose_device, launch, share_cores
+from .launch import argument_parser, choose_device, launch
+from .setup import setup
 from .trainer import Trainer, build_ddp
 
 __all__ = [
@@ -10,5 +11,5 @@ __all__ = [
     "detectron2_config",
     "launch",
     "load_config",
-    "share_cores",
+    "setup",
 ]

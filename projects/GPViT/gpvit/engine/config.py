@@ -3,13 +3,13 @@
 import difflib
 import inspect
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import detectron2
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..errors import UserError
@@ -34,7 +34,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     cfg = LazyConfig.load(path)
     for override in overrides:
         _check_override(cfg, override)
-    return LazyConfig.apply_overrides(cfg, list(overrides))
+    try:
+        return LazyConfig.apply_overrides(cfg, list(overrides))
+    except HydraException as error:
+        raise UserError(f"cannot read the overrides: {str(error).splitlines()[0]}") from None
 
 
 def _check_override(cfg: DictConfig, override: str) -> None:
@@ -44,18 +47,14 @@ def _check_override(cfg: DictConfig, override: str) -> None:
     key, equals, _ = override.partition("=")
     if not equals:
         raise UserError(f"override {override!r} is not of the form key=value")
-    node = cfg
-    parts = re.findall(r"[^.\[\]]+", key)
+    node, parts = cfg, key.split(".")
     for i, part in enumerate(parts):
         known = _known_keys(node)
         if part not in known:
             close = difflib.get_close_matches(part, known, n=1)
             hint = f"did you mean {'.'.join([*parts[:i], close[0]])}?" if close else f"known here: {', '.join(known)}"
             raise UserError(f"override {key}: the config has no {'.'.join(parts[: i + 1])}; {hint}")
-        child = int(part) if isinstance(node, ListConfig) else part
-        node = OmegaConf.select(node, part) if isinstance(node, DictConfig) and part in node else (
-            node[child] if isinstance(node, ListConfig) else None
-        )
+        node = OmegaConf.select(node, part)  # None for a parameter that the config leaves out
 
 
 def _known_keys(node: object) -> list[str]:

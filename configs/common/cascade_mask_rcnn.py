@@ -1,0 +1,10 @@
+"""Cascade Mask R-CNN: three box heads, each as in common/mask_rcnn.py."""
+
+from gpvit.engine import detectron2_config
+
+from .mask_rcnn import base, box_head
+
+model = detectron2_config("common/models/cascade_rcnn.py").model
+model.update(base)
+for head in model.roi_heads.box_heads:
+    head.update(box_head)

@@ -1,0 +1,37 @@
+"""What happens before a job begins."""
+
+import logging
+import os
+import sys
+
+from detectron2.config import LazyConfig
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+
+from .launch import share_cores
+
+
+def setup(cfg: DictConfig) -> None:
+    """Sets up log, threads and seed, and saves the config in ``cfg.train.output_dir``.
+
+    As Detectron2's ``default_setup``, but the details of machine and config go to files and not over the screen.
+    """
+    output_dir, rank = cfg.train.output_dir, comm.get_rank()
+    os.makedirs(output_dir, exist_ok=True)
+    for name in ("detectron2", "fvcore", "gpvit"):
+        for handler in setup_logger(output_dir, distributed_rank=rank, name=name).handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.setLevel(logging.INFO)
+    logger = logging.getLogger("gpvit")
+    logger.debug("Command line: %s", " ".join(sys.argv))
+    logger.debug("Environment:\n%s", collect_env_info())
+    if comm.is_main_process():
+        LazyConfig.save(cfg, os.path.join(output_dir, "config.yaml"))
+    logger.info(
+        f"{comm.get_world_size()} x {cfg.train.device}; log, config.yaml, metrics and checkpoints go to {output_dir}"
+    )
+    share_cores(cfg.train.device)
+    seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + rank)

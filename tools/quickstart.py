@@ -1,0 +1,119 @@
+"""The whole way in a few minutes: makes the synthetic data set, trains a small GPViT Mask R-CNN on it, evaluates it,
+checks that the evaluation would notice a broken detector, and draws.
+
+    python tools/quickstart.py [train.max_iter=20 ...]
+
+Overrides go to the training. An interrupted run is continued; a finished one is evaluated and drawn again. To begin
+anew, delete output/quickstart.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpvit.data
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation import inference_on_dataset
+from gpvit.engine import load_config
+from gpvit.evaluation import coco_ap
+from gpvit.visualize import draw_annotations, draw_predictions, save_curves, save_sheet
+from make_synthetic_data import make_data_set
+from pycocotools import mask as mask_api
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIG = REPOSITORY / "configs" / "quickstart.py"
+OUTPUT = REPOSITORY / "output" / "quickstart"
+PICTURES = 12
+GOOD_MASK_AP = 0.3  # what the whole training reaches at least
+
+
+def main(overrides: list[str]) -> int:
+    start = time.time()
+    step("1/4 making the synthetic data set")
+    folder = OUTPUT / "data"
+    make_data_set(folder)
+    step("2/4 training and evaluating; log, checkpoints and metrics go to output/quickstart")
+    train = [sys.executable, "train_net.py", "--config-file", str(CONFIG), "--data", str(folder), "--resume"]
+    subprocess.run([*train, *overrides], cwd=REPOSITORY, check=True)
+    minutes = (time.time() - start) / 60
+    step("3/4 checking that the evaluation notices a broken detector")
+    mask_ap = check_evaluation(folder)
+    step("4/4 drawing")
+    draw(folder)
+    print(f"\nmask AP {mask_ap:.3f} on synthetic validation images, {minutes:.1f} minutes. In {OUTPUT}:")
+    print("  validation.png    ground truth beside predictions\n  curves.png        losses and AP")
+    print("  model_final.pth   the detector (README: drawing its predictions)\n  log.txt           the whole log")
+    if not overrides and mask_ap < GOOD_MASK_AP:
+        print(f"error: mask AP is below {GOOD_MASK_AP}: something is broken", file=sys.stderr)
+        return 1
+    return 0
+
+
+def step(text: str) -> None:
+    print(f"\n=== {text}", flush=True)
+
+
+def check_evaluation(folder: Path) -> float:
+    """Prints the mask AP of the trained detector beside that of broken ones; returns the former."""
+    json_file = str(folder / "annotations" / "val.json")
+    results = json.loads((OUTPUT / "coco_instances_results.json").read_text())
+    variants = {
+        "as trained": results,
+        "with classes swapped": swap_classes(results),
+        "with masks flipped": flip_masks(results),
+        "with random weights": untrained_results(folder),
+    }
+    aps = {name: coco_ap(json_file, variant, "segm") for name, variant in variants.items()}
+    for name, ap in aps.items():
+        print(f"mask AP {name}: {ap:.3f}")
+    return aps["as trained"]
+
+
+def swap_classes(results: list[dict]) -> list[dict]:
+    """Every class called by the next one's name."""
+    ids = sorted({result["category_id"] for result in results})
+    following = dict(zip(ids, ids[1:] + ids[:1]))
+    return [result | {"category_id": following[result["category_id"]]} for result in results]
+
+
+def flip_masks(results: list[dict]) -> list[dict]:
+    """Every mask mirrored left to right in its picture."""
+    flipped = []
+    for result in results:
+        mask = mask_api.decode(result["segmentation"])[:, ::-1]
+        flipped.append(result | {"segmentation": mask_api.encode(np.asfortranarray(mask))})
+    return flipped
+
+
+def untrained_results(folder: Path) -> list[dict]:
+    """The same detector's results before training."""
+    cfg = load_config(str(CONFIG))
+    gpvit.data.use_folder(cfg, str(folder), train=False)
+    cfg.train.output_dir = str(OUTPUT / "untrained")
+    torch.manual_seed(0)
+    inference_on_dataset(
+        instantiate(cfg.model), instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    return json.loads((OUTPUT / "untrained" / "coco_instances_results.json").read_text())
+
+
+def draw(folder: Path) -> None:
+    predictor = gpvit.Predictor(load_config(str(CONFIG)), str(OUTPUT / "model_final.pth"), "cpu")
+    pairs = []
+    for record in DatasetCatalog.get(gpvit.data.register_folder(str(folder), "val"))[:PICTURES]:
+        image = read_image(record["file_name"], format="RGB")
+        instances = predictor(image)
+        prediction = draw_predictions(image, instances[instances.scores >= 0.5], predictor.classes)
+        pairs.append((draw_annotations(image, record, predictor.classes), prediction))
+    save_sheet(pairs, OUTPUT / "validation.png")
+    save_curves(OUTPUT / "metrics.json", OUTPUT / "curves.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
