@@ -1,15 +1,29 @@
-"""Fixtures and options that all tests share."""
+"""What all tests share."""
 
 import os
-import warnings
 from pathlib import Path
 
+import gpvit  # noqa: F401 (before detectron2: it silences what PyTorch says to it)
+import published
 import pytest
 import torch
-
-import published
+from make_synthetic_data import make_data_set
 
 REPOSITORY = Path(__file__).parent.parent
+
+# Overrides that make configs/quickstart.py train in a second or two.
+TINY = [
+    "model.backbone.net.embed_dim=24",
+    "model.backbone.net.group_tokens=[0,4]",
+    "model.proposal_generator.post_nms_topk=[20,10]",
+    "model.roi_heads.batch_size_per_image=8",
+    "dataloader.short_side=64",
+    "dataloader.train.total_batch_size=2",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+    "train.max_iter=4",
+    "train.log_period=1",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,3 +41,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("largest relative L2 distance to each reference file")
         for name, distance in sorted(published.deviations.items()):
             terminalreporter.write_line(f"{name:20} {distance:.1e}")
+
+
+@pytest.fixture(scope="session")
+def synthetic_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic data set; nothing may write to it."""
+    folder = tmp_path_factory.mktemp("synthetic") / "data"
+    make_data_set(folder, train=8, val=4)
+    return folder
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data that the environment variable GPVIT_TEST_DATA names."""
+    folder = os.environ.get("GPVIT_TEST_DATA", "")
+    if not folder:
+        pytest.skip("GPVIT_TEST_DATA does not name the folder of real data")
+    return Path(folder)

@@ -207,6 +207,21 @@ def test_a_package_with_a_torn_file_is_forgotten_and_a_whole_one_kept(install, t
     assert (tmp_path / "whole-1.0.dist-info").exists() and not (tmp_path / "torn-1.0.dist-info").exists()
 
 
+# --- an environment of the user's own ---
+
+def test_here_holds_the_torch_and_the_opencv_that_are_there(install, monkeypatch):
+    install.REQUIREMENTS.write_text("torch>=2.6\ntorchvision\nopencv-python-headless\n# end\n")
+    monkeypatch.setattr(install.Target, "has", lambda self, module: module == "cv2")
+    monkeypatch.setattr(install.Target, "version", lambda self, package: "2.11.0+cu130" if package == "torch" else "")
+    seen = []
+    monkeypatch.setattr(install, "install_requirements", lambda target, step, requirements, c, held, *options: seen.extend(
+        [requirements.read_text(), c, held.read_text()]))
+    monkeypatch.setattr(install, "install_detectron2", lambda *_: None)
+    monkeypatch.setattr(install, "install_gpvit", lambda *_: None)
+    install.install_here()
+    assert seen == ["torch>=2.6\ntorchvision\n# end\n", "-c", "torch==2.11.0+cu130\n"]
+
+
 # --- failures ---
 
 def target(install):

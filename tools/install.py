@@ -7,8 +7,9 @@
 .venv gets exactly the versions in constraints.txt, which are the tested ones. A second run sees that nothing changed and
 ends at once; an interrupted one is continued; a changed requirement is installed.
 
---here respects what you have: only the ranges in requirements.txt count, so your own PyTorch stays if it is new enough,
-as do your Detectron2 and your OpenCV of any flavour. What is missing is fetched in its newest version within the ranges.
+--here respects what you have: only the ranges in requirements.txt count, and PyTorch, torchvision, Detectron2 and an
+OpenCV of any flavour are never replaced (where your PyTorch is too old, pip says so and stops). What is missing is fetched
+in its newest version that fits.
 
 Detectron2 is not on the package index. Where none can be imported, a redistribution of it, sal-detectron2, is fetched,
 compared with a known hash, and installed without its compiled extension (built for one Python and one PyTorch only; Mask
@@ -108,7 +109,11 @@ def install_here() -> None:
         lines = REQUIREMENTS.read_text().splitlines(keepends=True)
         requirements = Path(folder, "requirements.txt")
         requirements.write_text("".join(line for line in lines if not line.startswith(skip)))
-        install_requirements(target, "[1/3]", requirements, "--prefer-binary")
+        # Left alone, pip would take the newest torchvision and exchange torch for the one that goes with it.
+        held = Path(folder, "held.txt")
+        versions = {name: target.version(name) for name in ("torch", "torchvision")}
+        held.write_text("".join(f"{name}=={version}\n" for name, version in versions.items() if version))
+        install_requirements(target, "[1/3]", requirements, "-c", held, "--prefer-binary")
     install_detectron2(target, "[2/3]")
     install_gpvit(target, "[3/3]")
     log.unlink()
@@ -152,7 +157,7 @@ def make_venv(target: "Target") -> None:
 
 def forget_torn_packages(site: Path) -> None:
     """Remove the record of every package whose files are not all whole, as a killed pip leaves it: pip then sees the gap."""
-    from importlib.metadata import Distribution
+    from importlib.metadata import Distribution  # not at the top: Python 3.6 and 3.7 have none
     for info in site.glob("*.dist-info"):
         files = [(file.locate(), file.size) for file in Distribution.at(info).files or ()]
         if not files or any(not os.path.exists(path) or size not in (None, os.path.getsize(path))

@@ -33,18 +33,22 @@ def register_folder(root: str, split: str) -> str:
                 f"--data {root}: {path} is missing; needed are annotations/train.json, annotations/val.json and images/"
             )
     try:
-        categories = json.loads(json_file.read_bytes())["categories"]
-        classes = [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+        categories = {category["id"]: category["name"] for category in json.loads(json_file.read_bytes())["categories"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{json_file} is not in COCO format ({type(error).__name__}: {error})") from None
-    if not classes:
+    if not categories:
         raise UserError(f"{json_file} declares no categories")
 
     name = f"{os.path.abspath(root)}:{split}"
     if name in DatasetCatalog:  # Detectron2 would keep the old one or raise
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, {"thing_classes": classes}, str(json_file), str(images))
+    ids = sorted(categories)
+    metadata = {
+        "thing_classes": [categories[id] for id in ids],
+        "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(ids)},
+    }
+    register_coco_instances(name, metadata, str(json_file), str(images))
     return name
 
 
