@@ -14,6 +14,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from gpvit.engine import Trainer, argument_parser, build_ddp, choose_device, launch, load_config, setup
 from gpvit.errors import UserError
+from torch import nn
 
 
 def do_test(cfg, model) -> dict:
@@ -24,15 +25,17 @@ def do_test(cfg, model) -> dict:
     return results
 
 
-def do_train(args, cfg) -> None:
+def do_train(args, cfg) -> nn.Module:
     """Trains what the config says, with checkpoints, metrics and evaluation along the way.
 
     Args:
         cfg: a config with these attributes:
             model, optimizer, lr_multiplier: instantiated; ``optimizer.params.model`` is set here
             dataloader.{train, test, evaluator}: instantiated
-            train: device, output_dir, init_checkpoint, max_iter, seed, amp, clip_norm, ddp, checkpointer (period,
-                max_to_keep), eval_period, log_period, in the units of configs/common/train.py
+            train: see configs/common/train.py
+
+    Returns:
+        The trained model.
     """
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
@@ -62,6 +65,7 @@ def do_train(args, cfg) -> None:
         ]
     )
     trainer.train(start_iter, cfg.train.max_iter)
+    return model
 
 
 def configure(args):
@@ -73,8 +77,8 @@ def configure(args):
     return cfg
 
 
-def main(args) -> None:
-    """What each process runs."""
+def main(args) -> nn.Module:
+    """What each process runs; returns the trained or evaluated model."""
     cfg = configure(args)
     setup(cfg)
     if args.eval_only:
@@ -83,8 +87,8 @@ def main(args) -> None:
         if classes not in (None, gpvit.data.class_names(cfg.dataloader.test)):
             raise UserError(f"{cfg.train.init_checkpoint} was trained for other classes than the data has: {classes}")
         do_test(cfg, model)
-    else:
-        do_train(args, cfg)
+        return model
+    return do_train(args, cfg)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,11 @@ dataloader.train = L(build_detection_train_loader)(
     mapper=L(InstanceMapper)(
         is_train=True,
         augmentations=L(train_augmentations)(
-            recipe="resize", short_side="${dataloader.short_side}", max_size="${dataloader.max_size}", lsj_size=1024
+            recipe="resize",
+            short_side="${dataloader.short_side}",
+            max_size="${dataloader.max_size}",
+            lsj_size=1024,
+            flip=0.5,
         ),
         image_format="RGB",
         use_instance_mask=True,

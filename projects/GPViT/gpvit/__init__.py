@@ -2,8 +2,10 @@
 
 import warnings
 
-# What PyTorch says to Detectron2 about functions it still uses; nothing a user can change.
+# What PyTorch says about functions that Detectron2 and older PyTorch need; nothing a user can change.
 warnings.filterwarnings("ignore", message="`torch.jit")
+warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
 
 from . import checkpoint

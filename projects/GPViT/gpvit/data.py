@@ -92,15 +92,18 @@ class InstanceMapper(DatasetMapper):
         )
 
 
-def train_augmentations(recipe: str, short_side: Any, max_size: int, lsj_size: int) -> list[T.Augmentation]:
+def train_augmentations(
+    recipe: str, short_side: Any, max_size: int, lsj_size: int, flip: float = 0.5
+) -> list[T.Augmentation]:
     """The augmentations of a training recipe.
 
     Args:
         recipe: "resize", the published 1x recipe, or "lsj", large-scale jitter (0.1 to 2 times ``lsj_size``, cropped
-            to it). Both flip every other image.
+            to it).
         short_side: "resize": the shorter side in pixels, or several to choose from.
         max_size: "resize": no longer side is longer than this.
         lsj_size: "lsj": side of the square crop.
+        flip: share of the images that are mirrored.
     """
     recipes = {
         "resize": [T.ResizeShortestEdge(short_side, max_size, sample_style="choice")],
@@ -111,4 +114,4 @@ def train_augmentations(recipe: str, short_side: Any, max_size: int, lsj_size: i
     }
     if recipe not in recipes:
         raise UserError(f"the training recipe must be one of {', '.join(recipes)}, got {recipe}")
-    return recipes[recipe] + [T.RandomFlip(horizontal=True)]
+    return recipes[recipe] + [T.RandomFlip(prob=flip, horizontal=True)]

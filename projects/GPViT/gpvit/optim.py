@@ -7,6 +7,8 @@ from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
+RESOLUTION = 1_000_000  # the scheduler wants milestones as integers; they are fractions of this
+
 
 def multistep_schedule(
     max_iter: int, milestones: Sequence[float], warmup_iters: int, warmup_factor: float
@@ -22,8 +24,8 @@ def multistep_schedule(
     return WarmupParamScheduler(
         MultiStepParamScheduler(
             values=[0.1**i for i in range(len(milestones) + 1)],
-            milestones=[round(milestone * max_iter) for milestone in milestones],
-            num_updates=max_iter,
+            milestones=[round(milestone * RESOLUTION) for milestone in milestones],
+            num_updates=RESOLUTION,
         ),
         warmup_factor=warmup_factor,
         warmup_length=min(warmup_iters / max_iter, 0.1),

@@ -41,8 +41,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _check_override(cfg: DictConfig, override: str) -> None:
-    """A typo must not pass as a new key. "+key=value" adds one on purpose, "~key" removes one."""
-    if override.startswith(("+", "~")):
+    """A typo must not pass as a new key. "+key=value" adds one on purpose."""
+    if override.startswith("+"):
         return
     key, equals, _ = override.partition("=")
     if not equals:

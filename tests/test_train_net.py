@@ -1,0 +1,260 @@
+"""The training script: trains, evaluates, resumes, in one process and in two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import gpvit.checkpoint
+import pytest
+import torch
+import train_net
+from conftest import REPOSITORY, TINY
+from detectron2.config import instantiate
+from gpvit.engine import Trainer, argument_parser, choose_device, load_config
+from gpvit.errors import UserError
+from omegaconf import OmegaConf
+from torch import nn
+
+CONFIG = "configs/quickstart.py"
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join(str(REPOSITORY / folder) for folder in (".", "projects/GPViT", "tests")),
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def run(output_dir: Path, data: Path, *arguments: str) -> nn.Module | None:
+    """Runs train_net.py in this process."""
+    command = ["--config-file", str(REPOSITORY / CONFIG), "--data", str(data), *TINY, *arguments]
+    command += ["train.device=cpu", f"train.output_dir={output_dir}"]
+    return train_net.main(argument_parser().parse_intermixed_args(command))
+
+
+def metrics(output_dir: Path, key: str) -> dict[int, float]:
+    """Iteration -> value, from the metrics file, which must be JSON all through."""
+    lines = (output_dir / "metrics.json").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    return {row["iteration"]: row[key] for row in rows if key in row}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
+    """The folder of a training of four iterations."""
+    folder = tmp_path_factory.mktemp("trained")
+    run(folder, synthetic_data, "train.seed=1", "train.checkpointer.period=2", "train.max_iter=4")
+    return folder
+
+
+def test_a_training_leaves_checkpoints_config_metrics_and_results(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {"model_0000001.pth", "model_final.pth", "config.yaml", "metrics.json", "log.txt"} <= names
+    assert "coco_instances_results.json" in names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert list(metrics(trained, "total_loss")) == [0, 1, 2, 3]
+    assert {"bbox/AP", "segm/AP"} <= final_metrics(trained).keys()
+
+
+def test_the_saved_config_builds_the_same_model(trained: Path) -> None:
+    cfg = load_config(str(trained / "config.yaml"), ["train.seed=2"])
+    gpvit.checkpoint.load(instantiate(cfg.model), str(trained / "model_final.pth"))
+
+
+def test_a_checkpoint_carries_its_classes(trained: Path) -> None:
+    assert gpvit.checkpoint.read(str(trained / "model_final.pth"))["classes"] == ["disc", "triangle", "star", "cross"]
+
+
+def test_evaluation_alone_needs_no_training_data(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").symlink_to(synthetic_data / "images")
+    (folder / "annotations" / "val.json").symlink_to(synthetic_data / "annotations" / "val.json")
+    run(tmp_path / "out", folder, "--eval-only", f"train.init_checkpoint={trained / 'model_final.pth'}")
+    again = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    assert again == json.loads((trained / "coco_instances_results.json").read_text())
+
+
+def test_evaluation_of_other_classes_is_refused(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").symlink_to(synthetic_data / "images")
+    content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
+    content["categories"][0]["name"] = "cat"
+    (folder / "annotations" / "val.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="trained for other classes.*disc"):
+        run(tmp_path / "out", folder, "--eval-only", f"train.init_checkpoint={trained / 'model_final.pth'}")
+
+
+def test_resuming_goes_on_with_iteration_schedule_and_optimizer(synthetic_data: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ("train.checkpointer.period=2", "train.eval_period=0", "train.log_period=1")
+    run(whole, synthetic_data, *options, "train.max_iter=4")
+    run(parts, synthetic_data, *options, "train.max_iter=4")
+    for name in ("model_0000003.pth", "model_final.pth"):
+        (parts / name).unlink()
+    (parts / "metrics.json").unlink()
+    (parts / "last_checkpoint").write_text("model_0000001.pth")
+    run(parts, synthetic_data, *options, "train.max_iter=4", "--resume")
+    assert list(metrics(parts, "total_loss")) == [2, 3]
+    rates = metrics(whole, "lr")
+    assert metrics(parts, "lr") == {iteration: rates[iteration] for iteration in (2, 3)}
+    state = gpvit.checkpoint.read(str(parts / "model_final.pth"))["trainer"]["optimizer"]["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {4}
+
+
+def test_resuming_a_finished_training_only_evaluates(trained: Path, synthetic_data: Path) -> None:
+    before = (trained / "model_final.pth").read_bytes()
+    rows = len((trained / "metrics.json").read_text().splitlines())
+    run(trained, synthetic_data, "--resume", "train.max_iter=4")
+    assert (trained / "model_final.pth").read_bytes() == before
+    assert len((trained / "metrics.json").read_text().splitlines()) <= rows + 1
+
+
+def test_overrides_work_before_between_and_after_flags() -> None:
+    parse = argument_parser().parse_intermixed_args
+    args = parse(["a=1", "--config-file", "x.py", "b=2", "--num-gpus", "2", "--eval-only", "c=3"])
+    assert args.overrides == ["a=1", "b=2", "c=3"] and args.num_gpus == 2 and args.eval_only
+
+
+def test_the_device_is_found_and_too_many_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device("auto", num_gpus=1) == "cpu"
+    assert choose_device("cpu", num_gpus=2) == "cpu"
+    with pytest.raises(UserError, match="--num-gpus 8, but this machine has 0"):
+        choose_device("auto", num_gpus=8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device("auto", num_gpus=4) == "cuda"
+    with pytest.raises(UserError, match="--num-gpus 8, but this machine has 4"):
+        choose_device("cuda", num_gpus=8)
+
+
+@pytest.mark.parametrize("arguments", [["train.max_itr=1"], ["--num-gpus", "9999"], ["--data", "nowhere"]])
+def test_a_mistake_on_the_command_line_is_one_line(arguments: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "train_net.py", "--config-file", CONFIG, *arguments],
+        cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+class Quadratic(nn.Module):
+    """A model of one weight w whose loss is its batch times w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4))
+
+    def forward(self, batch: float) -> dict[str, torch.Tensor]:
+        self.seen_dtype = torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
+        return {"loss": batch * self.weight.sum()}
+
+
+def one_step(clip_norm: float = 0.0, amp_enabled: bool | str = False) -> Quadratic:
+    model = Quadratic()
+    amp = OmegaConf.create(dict(enabled=amp_enabled, dtype="bfloat16"))
+    trainer = Trainer(model, [3.0], torch.optim.SGD(model.parameters(), lr=1.0), amp, clip_norm)
+    trainer.train(0, 1)
+    return model
+
+
+def test_gradients_are_clipped_to_their_norm() -> None:
+    torch.testing.assert_close(one_step().weight.detach(), torch.full((4,), -3.0))
+    torch.testing.assert_close(one_step(clip_norm=1.0).weight.detach(), torch.full((4,), -0.5))
+    torch.testing.assert_close(one_step(clip_norm=100.0).weight.detach(), torch.full((4,), -3.0))
+
+
+def test_mixed_precision_is_used_where_asked_for() -> None:
+    assert one_step(amp_enabled=True).seen_dtype == torch.bfloat16
+    assert one_step(amp_enabled="auto").seen_dtype == torch.float32  # on a CPU
+
+
+def test_a_detector_trains_in_bfloat16_on_a_cpu(synthetic_data: Path, tmp_path: Path) -> None:
+    run(tmp_path, synthetic_data, "train.amp.enabled=True", "train.max_iter=2")
+    assert list(metrics(tmp_path, "total_loss")) == [0, 1]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
+    model = Quadratic()
+    amp = OmegaConf.create(dict(enabled=False, dtype="bfloat16"))
+    trainer = Trainer(model, [float("nan")], torch.optim.SGD(model.parameters(), lr=1.0), amp, clip_norm=0)
+    with pytest.raises(FloatingPointError):
+        trainer.train(0, 1)
+    assert torch.equal(model.weight.detach(), torch.zeros(4))
+
+
+# Nothing random: all proposals are used, the images are taken as they are, in an order that the seed gives. The
+# learning rate is small, since AdamW makes full steps of gradients that differ from zero by rounding only.
+DETERMINISTIC = [
+    "train.seed=1",
+    "train.max_iter=3",
+    "train.log_period=1",
+    "dataloader.train.aspect_ratio_grouping=False",
+    "dataloader.train.mapper.augmentations.flip=0",
+    "dataloader.short_side=256",
+    "model.proposal_generator.batch_size_per_image=100000",
+    "model.roi_heads.batch_size_per_image=1000",
+    "model.backbone.net.norm=SyncBN",
+    "train.clip_norm=0",
+    "optimizer.lr=1e-6",
+]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory, even_data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    run(folder, even_data, *DETERMINISTIC)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def even_data(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
+    """A data set all of whose images have one size, so that a batch of two is not padded more than each alone."""
+    folder = tmp_path_factory.mktemp("even") / "data"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").mkdir()
+    for split in ("train", "val"):
+        content = json.loads((synthetic_data / "annotations" / f"{split}.json").read_text())
+        for image in content["images"]:
+            pixels = cv2.imread(str(synthetic_data / "images" / image["file_name"]))
+            cv2.imwrite(str(folder / "images" / image["file_name"]), pixels[:256, :256])
+            image.update(height=256, width=256)
+        content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "detectron2"])
+def test_two_processes_do_what_one_does(launcher: str, even_data: Path, one_process: Path, tmp_path: Path) -> None:
+    worker = [str(REPOSITORY / "tests" / "distributed_worker.py"), "--config-file", CONFIG, "--data", str(even_data)]
+    worker += [*TINY, *DETERMINISTIC, "train.device=cpu", f"train.output_dir={tmp_path}"]
+    command = {
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *worker],
+        "detectron2": [*worker, "--num-gpus", "2"],
+    }[launcher]
+    subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=300)
+
+    weights = [torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1)]
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+    one = gpvit.checkpoint.read(str(one_process / "model_final.pth"))["model"]
+    for key, tensor in weights[0].items():
+        if "running" in key:  # the norms saw the batch of both processes
+            torch.testing.assert_close(tensor, one[key], rtol=1e-3, atol=1e-5, msg=key)
+    # The heads' losses are means over the proposals or boxes of a process, whose numbers differ a little.
+    tolerances = {"loss_rpn_cls": 1e-5, "loss_rpn_loc": 1e-5, "loss_cls": 1e-3, "loss_mask": 1e-3, "loss_box_reg": 0.05}
+    for key, tolerance in tolerances.items():
+        together, apart = metrics(one_process, key), metrics(tmp_path, key)
+        assert list(together) == [0, 1, 2]
+        assert apart == pytest.approx(together, rel=tolerance), key
+    results, expected = (
+        {result["image_id"] for result in json.loads((folder / "coco_instances_results.json").read_text())}
+        for folder in (tmp_path, one_process)
+    )
+    assert results == expected and len(expected) == 4  # the images of both processes
+    for task in ("bbox", "segm"):
+        assert final_metrics(tmp_path)[f"{task}/AP"] == pytest.approx(final_metrics(one_process)[f"{task}/AP"], abs=0.5)
+
+
+def final_metrics(output_dir: Path) -> dict[str, float]:
+    return json.loads((output_dir / "metrics.json").read_text().splitlines()[-1])
