@@ -32,7 +32,7 @@ from PIL import Image
 VERSION = 1
 IMAGE_SIDE = (256, 320)  # pixels, each side drawn by itself
 OBJECTS = (1, 12)  # labelled objects per image
-OBJECT_SIZE = (12, 120)  # diameter of the circle around a shape in pixels, log-uniform
+OBJECT_SIZE = (18, 180)  # diameter of the circle around a shape in pixels, log-uniform
 MAX_ASPECT = 1.15  # length over width of a shape is at most the square of this
 DISTRACTORS = (0, 4)  # unlabelled shapes per image
 DISTRACTOR_SIZE = (20, 100)  # pixels, log-uniform

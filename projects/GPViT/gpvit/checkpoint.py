@@ -3,6 +3,7 @@
 Files are read without executing anything in them.
 """
 
+import argparse
 import logging
 import os
 import re
@@ -126,8 +127,9 @@ def read(path: str) -> dict[str, Any]:
         with torch.serialization.safe_globals(_METADATA_TYPES):
             data = torch.load(local_path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage happens to cause
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"cannot read {path}: it is damaged, or no checkpoint of plain tensors ({reason})") from None
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it contains {refused[1]}, which is code and not data" if refused else "the file is damaged"
+        raise UserError(f"cannot read {path}: {reason}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}, not a checkpoint")
     return data
@@ -135,6 +137,7 @@ def read(path: str) -> dict[str, Any]:
 
 # Harmless types that the metadata of published files and of optimizers contain beside tensors.
 _METADATA_TYPES = [
+    argparse.Namespace,
     np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
     np.dtype,
     *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),

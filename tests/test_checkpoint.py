@@ -1,0 +1,155 @@
+"""Reading, loading and saving weights."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import gpvit
+import numpy as np
+import published
+import pytest
+import torch
+from conftest import REPOSITORY
+from detectron2.config import instantiate
+from gpvit import checkpoint
+from gpvit.engine import load_config
+from gpvit.errors import UserError
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def classifier_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for the published L1 classifier, in its exact layout."""
+    path = tmp_path_factory.mktemp("weights") / "gpvit_l1_in1k_300e.pth"
+    meta = {
+        "mmcv_version": "1.4.8",
+        "time": "Mon Jan  1 00:00:00 2022",
+        "epoch": 300,
+        "iter": 375_300,
+        "CLASSES": ["tench", "goldfish"],
+        "seed": np.int64(3),
+        "accuracy": np.float64(80.5),
+        "hook_msgs": {},
+        "args": argparse.Namespace(launcher="slurm"),
+    }
+    torch.save({"meta": meta, "state_dict": published.weights("classifier", "L1")}, path)
+    return path
+
+
+def detector(size: str = "L1", **options) -> nn.Module:
+    cfg = load_config(str(REPOSITORY / "configs" / f"mask_rcnn_gpvit_{size.lower()}.py"))
+    cfg.model.backbone.net.update(options)
+    return instantiate(cfg.model)
+
+
+@torch.no_grad()
+def test_a_published_classifier_starts_a_detector(classifier_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = detector().eval()
+    head = model.roi_heads.box_predictor.cls_score.weight.clone()
+    with caplog.at_level(logging.INFO, logger="gpvit"):
+        assert checkpoint.load(model, str(classifier_file)) is None
+    (message,) = caplog.messages
+    assert "loaded 327 backbone tensors" in message and "dropped 6 of its classifier" in message
+    assert torch.equal(model.roi_heads.box_predictor.cls_score.weight, head)
+
+    backbone = gpvit.GPViT(**gpvit.SIZES["L1"]).eval()
+    weights = {k.removeprefix("backbone."): v for k, v in published.weights("classifier", "L1").items()}
+    backbone.load_state_dict(checkpoint.from_published({k: v for k, v in weights.items() if k[:4] not in ("neck", "head")}))
+    image = published.image(0, (1, 3, 64, 64))
+    assert torch.equal(model.backbone.net(image)["last_feat"], backbone(image)["last_feat"])
+
+
+@pytest.mark.parametrize("options", [dict(norm="FrozenBN"), dict(frozen_blocks=5), dict(final_norm=False)])
+def test_a_published_classifier_goes_into_every_kind_of_backbone(classifier_file: Path, options: dict) -> None:
+    model = detector(**options)
+    checkpoint.load(model, str(classifier_file))
+    expected = published.weights("classifier", "L1")["backbone.layers.1.dwconv.1.running_var"]
+    assert torch.equal(model.backbone.net.blocks[1].conv.norm.running_var, expected)
+
+
+def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(classifier_file: Path) -> None:
+    model = detector("L2")
+    before = model.backbone.net.pos_embed.clone()
+    with pytest.raises(UserError, match="does not fit the model: .*missing.*another shape.*pos_embed") as error:
+        checkpoint.load(model, str(classifier_file))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1500
+    assert torch.equal(model.backbone.net.pos_embed, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("backbone.layers.3.proj.bias"), r"1 missing \(blocks.3.attn.proj.bias\)"),
+        (lambda w: w.update({"backbone.layers.3.gamma": torch.ones(1)}), "not in the published .*layers.3.gamma"),
+        (lambda w: w.update({"roi_head.x": torch.ones(1)}), "is no published ImageNet classifier.*roi_head.x"),
+        (lambda w: w.update({"backbone.pos_embed": torch.ones(1, 196, 216)}), r"\(1, 196, 216\) instead of"),
+    ],
+)
+def test_a_published_file_with_wrong_tensors_names_them(tmp_path: Path, change, message: str) -> None:
+    weights = published.weights("classifier", "L1")
+    change(weights)
+    torch.save({"meta": {}, "state_dict": weights}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=message):
+        checkpoint.load(detector(), str(tmp_path / "weights.pth"))
+
+
+class Canary:
+    """Executes code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged"),
+        (b"no checkpoint at all", "damaged"),
+        ("truncated", "damaged"),
+        ("canary", "contains posix.mkdir, which is code"),
+        ("list", "holds a list"),
+        ("neither", "has neither 'model' .* nor 'state_dict'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(tmp_path: Path, content, message: str) -> None:
+    path, canary = tmp_path / "weights.pth", tmp_path / "canary"
+    if content == "truncated":
+        torch.save({"model": {"weight": torch.zeros(1000)}}, path)
+        path.write_bytes(path.read_bytes()[:-100])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save({"canary": {"model": Canary(canary)}, "list": [1], "neither": {"weights": 1}}[content], path)
+    with pytest.raises(UserError, match=message) as error:
+        checkpoint.load(nn.Linear(1, 1), str(path))
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert not canary.exists()
+
+
+def test_a_missing_file_and_an_unreachable_address_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="nowhere.pth does not exist; check train.init_checkpoint"):
+        checkpoint.load(nn.Linear(1, 1), "nowhere.pth")
+    address = "http://127.0.0.1:9/gpvit_l1_in1k_300e.pth"
+    with pytest.raises(UserError, match='cannot download http.*give train.init_checkpoint=PATH, or .*=""') as error:
+        checkpoint.load(nn.Linear(1, 1), address)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    checkpoint.Checkpointer(model, str(tmp_path), classes=["cat", "dog"]).save("model")
+    assert checkpoint.load(other, str(tmp_path / "model.pth")) == ["cat", "dog"]
+    assert torch.equal(other.weight, model.weight)
+    with pytest.raises(UserError, match=r"weight \(2, 3\) instead of \(2, 4\)"):
+        checkpoint.load(nn.Linear(4, 2), str(tmp_path / "model.pth"))
+
+
+def test_every_size_has_an_address() -> None:
+    assert checkpoint.IMAGENET_WEIGHTS.keys() == gpvit.SIZES.keys()
+    assert checkpoint.IMAGENET_WEIGHTS["L1"] == (
+        "https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1/gpvit_l1_in1k_300e.pth"
+    )
