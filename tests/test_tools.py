@@ -1,0 +1,145 @@
+"""The tools do what the README says."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import analyze
+import cv2
+import demo
+import numpy as np
+import published
+import pytest
+import quickstart
+import torch
+import train_net
+from conftest import REPOSITORY, TINY
+from detectron2.structures import Boxes, Instances
+from gpvit import visualize
+from gpvit.engine import argument_parser
+from gpvit.errors import UserError
+
+TINY_MODEL = [override for override in TINY if override.startswith(("model", "dataloader.short_side"))]
+
+
+@pytest.fixture(scope="module")
+def weights(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A barely trained detector."""
+    folder = tmp_path_factory.mktemp("weights")
+    command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(synthetic_data), *TINY]
+    command += ["train.device=cpu", f"train.output_dir={folder}", "train.max_iter=1"]
+    train_net.main(argument_parser().parse_intermixed_args(command))
+    return folder / "model_final.pth"
+
+
+def run_demo(monkeypatch: pytest.MonkeyPatch, weights: Path, *arguments: str) -> int:
+    command = ["demo.py", "--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--weights", str(weights)]
+    monkeypatch.setattr(sys, "argv", [*command, "--device", "cpu", *arguments, *TINY_MODEL])
+    return demo.main()
+
+
+def test_the_demo_draws_every_picture_of_a_glob(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, weights: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
+    pattern = str(synthetic_data / "images" / "val_*.png")
+    assert run_demo(monkeypatch, weights, "--input", pattern, "--output", str(tmp_path), "--score-threshold", "0") == 0
+    sources = sorted((synthetic_data / "images").glob("val_*.png"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in sources]
+    for source in sources:
+        before, after = cv2.imread(str(source)), cv2.imread(str(tmp_path / source.name))
+        assert min(after.shape[:2]) >= 640  # enlarged, so that labels can be read
+        assert not np.array_equal(cv2.resize(after, before.shape[1::-1]), before)
+    assert f"[4/4] {sources[-1]}: " in capsys.readouterr().out
+
+
+def test_the_demo_goes_on_past_a_broken_picture_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, weights: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture")
+    good = next((synthetic_data / "images").glob("val_*.png"))
+    out = tmp_path / "out"
+    assert run_demo(monkeypatch, weights, "--input", str(broken), "missing.jpg", str(good), "--output", str(out)) == 1
+    assert [path.name for path in out.iterdir()] == [good.name]
+    errors = capsys.readouterr().err
+    assert f"{broken}: cannot be read" in errors and "missing.jpg: cannot be read" in errors
+
+
+def test_the_demo_does_not_write_over_its_input(
+    monkeypatch: pytest.MonkeyPatch, weights: Path, synthetic_data: Path
+) -> None:
+    images = synthetic_data / "images"
+    with pytest.raises(UserError, match="would be overwritten"):
+        run_demo(monkeypatch, weights, "--input", str(images / "*.png"), "--output", str(images))
+
+
+def test_predictions_are_drawn_where_they_are() -> None:
+    mask = torch.zeros(1, 700, 700, dtype=torch.bool)
+    mask[:, 200:300, 400:500] = True
+    instances = Instances(
+        (700, 700),
+        pred_boxes=Boxes(torch.tensor([[400.0, 200.0, 500.0, 300.0]])),
+        scores=torch.tensor([0.9]),
+        pred_classes=torch.tensor([1]),
+        pred_masks=mask,
+    )
+    picture = visualize.draw_predictions(np.full((700, 700, 3), 128, np.uint8), instances, ["cat", "dog"])
+    changed = np.argwhere(np.any(picture != 128, axis=2))
+    assert picture.shape == (700, 700, 3)
+    assert changed.min(0)[0] > 150 and changed.max(0)[0] < 310  # rows; the label may stand above
+    assert np.abs(changed.min(0)[1] - 400) < 20 and changed.max(0)[1] < 600
+    assert np.all(np.any(picture[205:295, 405:495] != 128, axis=2).mean() > 0.9)
+
+
+def test_sheet_and_curves_are_pictures(tmp_path: Path) -> None:
+    picture = np.zeros((40, 60, 3), np.uint8)
+    visualize.save_sheet([(picture, picture)] * 3, tmp_path / "sheet.png")
+    rows = [{"iteration": i, "total_loss": 2.0 / (i + 1), "loss_cls": 1.0 / (i + 1)} for i in range(5)]
+    rows.append({"iteration": 5, "bbox/AP": 30.0, "segm/AP": 25.0})
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    visualize.save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+    for name in ("sheet.png", "curves.png"):
+        assert cv2.imread(str(tmp_path / name)).std() > 10
+
+
+@pytest.mark.parametrize("size", ["l1", "l2", "l3", "l4"])
+def test_macs_of_the_backbone_are_the_published_ones(size: str) -> None:
+    expected = json.loads((published.FOLDER / "complexity.json").read_text())["backbone_gmacs"][size]["800x1280"]
+    cfg = analyze.load_config(str(REPOSITORY / "configs" / f"mask_rcnn_gpvit_{size}.py"))
+    _, macs = analyze.complexity(cfg.model, 800, 1280)
+    assert macs["backbone"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_table_in_the_readme_is_what_the_tool_prints(capsys: pytest.CaptureFixture) -> None:
+    analyze.print_complexity(800, 1280)
+    assert capsys.readouterr().out in (REPOSITORY / "README.md").read_text()
+
+
+def test_commands_in_the_readme_name_files_and_keys_that_exist() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    for path in re.findall(r"(?:tools|configs)/[\w/]+\.py", text):
+        assert (REPOSITORY / path).is_file(), path
+    overrides = [o.strip("'\"") for o in re.findall(r"[\w.']+=[^\s`]+", text) if "." in o.split("=")[0]]
+    assert len(overrides) > 12
+    for override in overrides:
+        analyze.load_config(str(REPOSITORY / "configs" / "mask_rcnn_gpvit_l1.py"), [override])
+
+
+def test_help_is_there_for_every_tool() -> None:
+    for tool in ("demo.py", "analyze.py", "make_synthetic_data.py", "install.py"):
+        result = subprocess.run([sys.executable, REPOSITORY / "tools" / tool, "-h"], capture_output=True, text=True)
+        assert result.returncode == 0 and "usage" in result.stdout
+
+
+def test_swapping_classes_changes_every_one_and_flipping_twice_none() -> None:
+    mask = np.zeros((4, 6), np.uint8, order="F")
+    mask[1:3, 0:2] = 1
+    results = [
+        {"category_id": id, "segmentation": quickstart.mask_api.encode(mask), "score": 1.0} for id in (2, 7, 12)
+    ]
+    assert [result["category_id"] for result in quickstart.swap_classes(results)] == [7, 12, 2]
+    flipped = quickstart.flip_masks(results)
+    assert np.array_equal(quickstart.mask_api.decode(flipped[0]["segmentation"]), mask[:, ::-1])
+    assert quickstart.flip_masks(flipped)[0]["segmentation"]["counts"] == results[0]["segmentation"]["counts"]
