@@ -74,6 +74,9 @@ def configure(args):
     cfg.train.device = choose_device(cfg.train.device, args.num_gpus)
     if args.data:
         gpvit.data.use_folder(cfg, args.data, train=not args.eval_only)
+    gpvit.data.require_files(cfg.dataloader.test)
+    if not args.eval_only:
+        gpvit.data.require_files(cfg.dataloader.train)
     return cfg
 
 
@@ -94,6 +97,9 @@ def main(args) -> nn.Module:
 if __name__ == "__main__":
     args = argument_parser().parse_intermixed_args()
     try:
-        launch(main, args, device=configure(args).train.device)
+        cfg = configure(args)
+        if cfg.train.init_checkpoint and not args.resume:
+            gpvit.checkpoint.fetch(cfg.train.init_checkpoint)  # once, before there are several processes
+        launch(main, args, cfg.train.device)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -105,7 +105,7 @@ def test_the_evaluator_gives_the_truth_100(synthetic_data: Path) -> None:
 
     results = evaluate(synthetic_data, perfect)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
-    assert results["segm"]["AP-star"] == pytest.approx(100)
+    assert results["segm"]["AP-cross"] == pytest.approx(100)
 
 
 def test_a_detector_that_finds_nothing_has_ap_0_for_boxes_and_masks(synthetic_data: Path) -> None:

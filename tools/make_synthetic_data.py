@@ -32,25 +32,25 @@ from PIL import Image
 VERSION = 1
 IMAGE_SIDE = (256, 320)  # pixels, each side drawn by itself
 OBJECTS = (1, 12)  # labelled objects per image
-OBJECT_SIZE = (18, 180)  # diameter of the circle around a shape in pixels, log-uniform
+OBJECT_SIZE = (20, 200)  # diameter of the circle around a shape in pixels, log-uniform
 MAX_ASPECT = 1.15  # length over width of a shape is at most the square of this
-DISTRACTORS = (0, 4)  # unlabelled shapes per image
+DISTRACTORS = (0, 3)  # unlabelled shapes per image
 DISTRACTOR_SIZE = (20, 100)  # pixels, log-uniform
-OVERLAP_CHANCE = 0.35  # chance that a shape is put next to or on top of an earlier one
+OVERLAP_CHANCE = 0.25  # chance that a shape is put next to or on top of an earlier one
 MIN_VISIBLE = 0.35  # no object shows less than this part of its whole area ...
 MIN_PIXELS = 30  # ... or fewer pixels
 COLOUR = (20, 235)  # range of each channel, for shapes and backgrounds alike
-MIN_CONTRAST = 100  # sum of the three channel differences between a fill and the pixels around it
+MIN_CONTRAST = 150  # sum of the three channel differences between a fill and the pixels around it
 SHAPE_TEXTURE = 14  # half the swing of the pattern on a shape, in grey levels
-BACKGROUND_TEXTURE = 36  # the same for backgrounds, at most
-NOISE = 10  # largest change of a single pixel, in grey levels, drawn twice and summed
+BACKGROUND_TEXTURE = 24  # the same for backgrounds, at most
+NOISE = 6  # largest change of a single pixel, in grey levels, drawn twice and summed
 EMPTY_EVERY = 25  # one image in so many has no object (4 %)
 CROWD_EVERY = 25  # one image in so many has a crowd region (4 %)
 CROWD_MEMBERS = (9, 16)
 CROWD_SIZE = (11, 17)  # pixels
 SETTINGS = [name for name in list(globals()) if name.isupper()]  # all of the above
 
-CATEGORY_IDS = {"disc": 2, "triangle": 3, "star": 7, "cross": 12}  # with gaps, as in COCO
+CATEGORY_IDS = {"disc": 2, "triangle": 3, "cross": 12}  # with gaps, as in COCO
 SPLITS = ("train", "val")
 
 SUBPIXEL = 64  # positions and lengths are whole numbers of 1/64 pixel
@@ -204,7 +204,6 @@ _QUARTERS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 CLASSES: dict[str, Shape] = {
     "disc": disc,
     "triangle": polygon([on_circle(i / 3) for i in range(3)]),
-    "star": polygon([on_circle(i / 10, 0.42 if i % 2 else 1.0) for i in range(10)]),
     "cross": polygon([(x * c - y * s, x * s + y * c) for c, s in _QUARTERS for x, y in _CORNERS]),
 }
 bar = polygon([(-4000, -800), (4000, -800), (4000, 800), (-4000, 800)])

@@ -107,11 +107,11 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
-def read(path: str) -> dict[str, Any]:
-    """Reads a checkpoint file, given as a path or an address, to the CPU. Nothing in it is executed.
+def fetch(path: str) -> str:
+    """The path of a file on this machine, given as a path or an address; what is downloaded is kept for the next time.
 
     Raises:
-        UserError: the file is missing, cannot be downloaded, is damaged or is none that can be read safely.
+        UserError: the file is missing or cannot be downloaded.
     """
     try:
         local_path = PathManager.get_local_path(path)
@@ -122,7 +122,17 @@ def read(path: str) -> dict[str, Any]:
             'train.init_checkpoint=PATH, or train.init_checkpoint="" to start from random weights'
         ) from None
     if not os.path.isfile(local_path):
-        raise UserError(f"checkpoint {path} does not exist; check train.init_checkpoint")
+        raise UserError(f"checkpoint {path or '(none given)'} does not exist; check train.init_checkpoint")
+    return local_path
+
+
+def read(path: str) -> dict[str, Any]:
+    """Reads a checkpoint file, given as a path or an address, to the CPU. Nothing in it is executed.
+
+    Raises:
+        UserError: the file is missing, cannot be downloaded, is damaged or holds more than data.
+    """
+    local_path = fetch(path)
     try:
         with torch.serialization.safe_globals(_METADATA_TYPES):
             data = torch.load(local_path, map_location="cpu", weights_only=True)

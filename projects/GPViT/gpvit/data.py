@@ -66,6 +66,18 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     set_num_classes(cfg.model, len(names))
 
 
+def require_files(loader: DictConfig) -> None:
+    """Raises a UserError if the annotations of a loader's data sets are not there."""
+    names = loader.dataset.names
+    for name in [names] if isinstance(names, str) else names:
+        json_file = MetadataCatalog.get(name).get("json_file", "")
+        if json_file and not os.path.isfile(json_file):
+            raise UserError(
+                f"{json_file} of data set {name} does not exist: put it there, or set DETECTRON2_DATASETS to the folder "
+                "above coco/, or give your own data by --data DIR"
+            )
+
+
 def set_num_classes(model: DictConfig, num_classes: int) -> None:
     """Sets the number of classes of a detector's config."""
     model.roi_heads.num_classes = num_classes  # the predictors' numbers refer to this one

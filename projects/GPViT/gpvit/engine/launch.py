@@ -52,13 +52,19 @@ def choose_device(device: str, num_gpus: int) -> str:
 
 
 def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
-    """Runs ``main(args)`` in every process of the job; the process group is there when it starts."""
+    """Runs ``main(args)`` in every process of the job; the process group is there when it starts.
+
+    Raises:
+        UserError: several machines, and no address at which they meet.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun(device)
         try:
             main(args)
         finally:
             dist.destroy_process_group()
+    elif args.num_machines > 1 and args.dist_url == "auto":
+        raise UserError("--num-machines needs --dist-url tcp://HOST:PORT, an address of the first machine")
     else:
         detectron2.engine.launch(
             main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,)
