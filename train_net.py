@@ -38,9 +38,9 @@ def do_train(args, cfg) -> nn.Module:
         The trained model.
     """
     model = instantiate(cfg.model).to(cfg.train.device)
+    ddp = build_ddp(model, **cfg.train.ddp)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    ddp = build_ddp(model, **cfg.train.ddp)
     trainer = Trainer(ddp, instantiate(cfg.dataloader.train), optimizer, cfg.train.amp, cfg.train.clip_norm)
 
     classes = gpvit.data.class_names(cfg.dataloader.train)
@@ -85,10 +85,11 @@ def main(args) -> nn.Module:
     cfg = configure(args)
     setup(cfg)
     if args.eval_only:
-        model = instantiate(cfg.model).to(cfg.train.device)
-        classes = gpvit.checkpoint.load(model, cfg.train.init_checkpoint)
-        if classes not in (None, gpvit.data.class_names(cfg.dataloader.test)):
+        classes = gpvit.checkpoint.read_classes(cfg.train.init_checkpoint)
+        if classes != gpvit.data.class_names(cfg.dataloader.test):
             raise UserError(f"{cfg.train.init_checkpoint} was trained for other classes than the data has: {classes}")
+        model = instantiate(cfg.model).to(cfg.train.device)
+        gpvit.checkpoint.load(model, cfg.train.init_checkpoint)
         do_test(cfg, model)
         return model
     return do_train(args, cfg)
@@ -99,7 +100,7 @@ if __name__ == "__main__":
     try:
         cfg = configure(args)
         if cfg.train.init_checkpoint and not args.resume:
-            gpvit.checkpoint.fetch(cfg.train.init_checkpoint)  # once, before there are several processes
+            gpvit.checkpoint.fetch(cfg.train.init_checkpoint)  # so that an error comes before the processes
         launch(main, args, cfg.train.device)
     except UserError as error:
         sys.exit(f"error: {error}")

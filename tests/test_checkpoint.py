@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import zipfile
 from pathlib import Path
 
 import gpvit
@@ -48,7 +49,7 @@ def test_a_published_classifier_starts_a_detector(classifier_file: Path, caplog:
     model = detector().eval()
     head = model.roi_heads.box_predictor.cls_score.weight.clone()
     with caplog.at_level(logging.INFO, logger="gpvit"):
-        assert checkpoint.load(model, str(classifier_file)) is None
+        checkpoint.load(model, str(classifier_file))
     (message,) = caplog.messages
     assert "loaded 327 backbone tensors" in message and "dropped 6 of its classifier" in message
     assert torch.equal(model.roi_heads.box_predictor.cls_score.weight, head)
@@ -131,7 +132,7 @@ def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(tmp_path: P
 
 
 def test_a_missing_file_and_an_unreachable_address_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="nowhere.pth does not exist; check train.init_checkpoint"):
+    with pytest.raises(UserError, match="nowhere.pth does not exist"):
         checkpoint.load(nn.Linear(1, 1), "nowhere.pth")
     address = "http://127.0.0.1:9/gpvit_l1_in1k_300e.pth"
     with pytest.raises(UserError, match='cannot download http.*give train.init_checkpoint=PATH, or .*=""') as error:
@@ -142,10 +143,26 @@ def test_a_missing_file_and_an_unreachable_address_say_what_to_do(monkeypatch: p
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     checkpoint.Checkpointer(model, str(tmp_path), classes=["cat", "dog"]).save("model")
-    assert checkpoint.load(other, str(tmp_path / "model.pth")) == ["cat", "dog"]
+    checkpoint.load(other, str(tmp_path / "model.pth"))
     assert torch.equal(other.weight, model.weight)
+    assert checkpoint.read_classes(str(tmp_path / "model.pth")) == ["cat", "dog"]
     with pytest.raises(UserError, match=r"weight \(2, 3\) instead of \(2, 4\)"):
         checkpoint.load(nn.Linear(4, 2), str(tmp_path / "model.pth"))
+
+
+def test_a_classifier_is_no_detector(classifier_file: Path) -> None:
+    with pytest.raises(UserError, match="is no checkpoint of a detector trained here"):
+        checkpoint.read_classes(str(classifier_file))
+
+
+def test_metadata_that_numpy_1_wrote_is_read(tmp_path: Path) -> None:
+    torch.save({"meta": {"seed": np.int64(3)}}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for name in new.namelist():
+            content = new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            old.writestr(name, content)
+            assert not name.endswith("data.pkl") or b"numpy.core.multiarray" in content
+    assert checkpoint.read(str(tmp_path / "old.pth"))["meta"]["seed"] == 3
 
 
 def test_every_size_has_an_address() -> None:

@@ -94,6 +94,17 @@ def test_only_weights_of_layers_decay() -> None:
         assert decay[id(parameter)] == (0.05 if is_weight_of_layer else 0.0), name
 
 
+def test_layer_decay_is_one_override() -> None:
+    cfg = config("mask_rcnn_gpvit_l1", "optimizer.params.lr_factor_func.rate=0.5")
+    with torch.device("meta"):
+        cfg.optimizer.params.model = instantiate(cfg.model)
+    rates = {id(p): group["lr"] for group in instantiate(cfg.optimizer).param_groups for p in group["params"]}
+    named = dict(cfg.optimizer.params.model.named_parameters())
+    for name, power in (("pos_embed", 13), ("blocks.0.norm1.weight", 12), ("blocks.11.norm1.weight", 1)):
+        assert rates[id(named[f"backbone.net.{name}"])] == pytest.approx(2e-4 * 0.5**power)
+    assert rates[id(named["proposal_generator.rpn_head.conv.weight"])] == pytest.approx(2e-4)
+
+
 @pytest.mark.parametrize(
     ("overrides", "drops"),
     [

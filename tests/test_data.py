@@ -58,10 +58,18 @@ def test_a_folder_sets_data_and_number_of_classes_of_every_detector(synthetic_da
         (lambda d: (d / "annotations" / "train.json").unlink(), "train.json is missing"),
         (lambda d: (d / "annotations" / "train.json").write_text('{"images": ['), "not in COCO format"),
         (lambda d: (d / "annotations" / "train.json").write_text("[]"), "not in COCO format"),
-        (lambda d: (d / "annotations" / "train.json").write_text('{"categories": []}'), "declares no categories"),
+        (lambda d: (d / "annotations" / "train.json").write_text('{"categories": [], "annotations": []}'), "no categories"),
         (
-            lambda d: (d / "annotations" / "train.json").write_text('{"categories": [{"id": 1, "name": "cat"}]}'),
+            lambda d: (d / "annotations" / "train.json").write_text(
+                '{"categories": [{"id": 1, "name": "cat"}], "annotations": []}'
+            ),
             "declare different classes",
+        ),
+        (
+            lambda d: (d / "annotations" / "train.json").write_text(
+                '{"categories": [{"id": 1, "name": "cat"}], "annotations": [{"id": 7, "bbox": [0, 0, 1, 1]}]}'
+            ),
+            "1 annotations have no segmentation, first id 7",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 SPLITS = ("train", "val")
-SMALL_SET_DIGEST = "647f1e0ce32a278dd82d29766b1b53bb9804c2cfbd880af178be86694430c5e6"
+SMALL_SET_DIGEST = "72a71a2889aa453d9ddea8b6aa0dbe4ed33bcbfd0659172dff9876d2a5fc8c6a"
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def print_complexity(height: int, width: int) -> None:
-    """One image of this size; 1000 boxes for each box head, 100 for the mask head."""
+    """One image of this size; 1000 boxes through each box head (without its last linear layers), 100 masks."""
     print(f"| config ({height}x{width}) | parameters (M) | GMACs | {' | '.join(PARTS)} |")
     print("|---" + "|---:" * (2 + len(PARTS)) + "|")
     for name in NAMES:

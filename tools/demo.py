@@ -25,17 +25,20 @@ def main() -> int:
     parser.add_argument("--input", required=True, nargs="+", metavar="IMAGE", help="pictures or globs")
     parser.add_argument("--output", default="output/demo", type=Path, metavar="DIR", help="where the pictures go")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--score-threshold", default=0.5, type=float, help="draw what scores at least this")
+    parser.add_argument("--score-threshold", default=0.5, type=float, help="draw what scores at least this (0.05 or more)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()
 
     paths = [Path(path) for pattern in args.input for path in sorted(glob.glob(pattern)) or [pattern]]
     if any(path.resolve().parent == args.output.resolve() for path in paths):
         raise UserError(f"--output {args.output} is the folder of an input, which would be overwritten")
+    targets = [args.output / f"{path.stem}.png" for path in paths]
+    if len(set(targets)) < len(targets):
+        raise UserError("two inputs have the same name and would be drawn to the same file; give them in two calls")
     predictor = gpvit.Predictor(load_config(args.config_file, args.overrides), args.weights, args.device)
     args.output.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for number, path in enumerate(paths, start=1):
+    for number, (path, target) in enumerate(zip(paths, targets), start=1):
         try:
             image = read_image(str(path), format="RGB")
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises
@@ -44,7 +47,6 @@ def main() -> int:
             continue
         instances = predictor(image)
         instances = instances[instances.scores >= args.score_threshold]
-        target = args.output / f"{path.stem}.png"
         picture = draw_predictions(image, instances, predictor.classes)
         cv2.imwrite(str(target), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         print(f"[{number}/{len(paths)}] {path}: {len(instances)} objects -> {target}")

@@ -1,5 +1,6 @@
 """GPViT for Detectron2. Importing it registers the backbones."""
 
+import logging
 import warnings
 
 # What PyTorch says about functions that Detectron2 and older PyTorch need; nothing a user can change.
@@ -7,6 +8,8 @@ warnings.filterwarnings("ignore", message="`torch.jit")
 warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+for _name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 from . import checkpoint
 from .backbone import SIZES, GPViT

@@ -8,8 +8,8 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
-from urllib.error import URLError
 
 import fvcore.common.checkpoint
 import numpy as np
@@ -115,14 +115,14 @@ def fetch(path: str) -> str:
     """
     try:
         local_path = PathManager.get_local_path(path)
-    except (OSError, URLError) as error:
+    except (OSError, HTTPException) as error:  # an unreachable address, a broken transfer
         reason = getattr(error, "reason", error)
         raise UserError(
             f"cannot download {path} ({reason}): put the file somewhere by hand and give "
             'train.init_checkpoint=PATH, or train.init_checkpoint="" to start from random weights'
         ) from None
     if not os.path.isfile(local_path):
-        raise UserError(f"checkpoint {path or '(none given)'} does not exist; check train.init_checkpoint")
+        raise UserError(f"checkpoint {path or '(none given)'} does not exist")
     return local_path
 
 
@@ -145,23 +145,34 @@ def read(path: str) -> dict[str, Any]:
     return data
 
 
+_numpy_scalar = np.float64(0).__reduce__()[0]
+
 # Harmless types that the metadata of published files and of optimizers contain beside tensors.
 _METADATA_TYPES = [
     argparse.Namespace,
-    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
+    *((_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # as NumPy 1 and 2 call it
     np.dtype,
     *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
 ]
 
 
-def load(model: nn.Module, path: str) -> list[str] | None:
+def read_classes(path: str) -> list[str]:
+    """The class names in the checkpoint of a detector.
+
+    Raises:
+        UserError: the file cannot be read or is no detector trained here, but for example an ImageNet classifier.
+    """
+    classes = read(path).get("classes")
+    if not classes:
+        raise UserError(f"{path} is no checkpoint of a detector trained here; give one, such as OUTPUT_DIR/model_final.pth")
+    return classes
+
+
+def load(model: nn.Module, path: str) -> None:
     """Loads a file into a built model, every tensor of it accounted for.
 
     A published ImageNet classifier goes into the GPViT inside the model; its head is dropped. A checkpoint of this
     project must fit the whole model.
-
-    Returns:
-        The class names that a checkpoint of this project carries.
 
     Raises:
         UserError: the file cannot be read or does not fit; the message names the keys.
@@ -170,7 +181,7 @@ def load(model: nn.Module, path: str) -> list[str] | None:
     if "model" in data:
         _load_strictly(model, data["model"], path)
         logger.info(f"loaded all {len(data['model'])} tensors of {path}")
-        return data.get("classes")
+        return
     backbones = [module for module in model.modules() if isinstance(module, GPViT)]
     if "state_dict" not in data or len(backbones) != 1:
         raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {list(data)}")
@@ -189,7 +200,6 @@ def load(model: nn.Module, path: str) -> list[str] | None:
         f"of a final norm that the model lacks; {len(model.state_dict()) - len(weights)} others start afresh"
     )
     logger.debug(f"dropped: {dropped + norms}")
-    return None
 
 
 def _load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
@@ -223,6 +233,9 @@ class Checkpointer(fvcore.common.checkpoint.Checkpointer):
 
     def save(self, name: str, **kwargs: Any) -> None:
         super().save(name, classes=self.classes, **kwargs)
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        return super().load(fetch(path), checkpointables)
 
     def _load_file(self, path: str) -> dict[str, Any]:
         return read(path)

@@ -33,13 +33,17 @@ def register_folder(root: str, split: str) -> str:
                 f"--data {root}: {path} is missing; needed are annotations/train.json, annotations/val.json and images/"
             )
     try:
-        categories = {category["id"]: category["name"] for category in json.loads(json_file.read_bytes())["categories"]}
+        content = json.loads(json_file.read_bytes())
+        categories = {category["id"]: category["name"] for category in content["categories"]}
+        without_mask = [annotation["id"] for annotation in content["annotations"] if not annotation.get("segmentation")]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{json_file} is not in COCO format ({type(error).__name__}: {error})") from None
     if not categories:
         raise UserError(f"{json_file} declares no categories")
+    if without_mask:
+        raise UserError(f"{json_file}: {len(without_mask)} annotations have no segmentation, first id {without_mask[0]}")
 
-    name = f"{os.path.abspath(root)}:{split}"
+    name = f"coco:{os.path.abspath(root)}:{split}"  # without "coco", Detectron2 warns of ids with gaps, which are normal
     if name in DatasetCatalog:  # Detectron2 would keep the old one or raise
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -67,9 +71,11 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
 
 
 def require_files(loader: DictConfig) -> None:
-    """Raises a UserError if the annotations of a loader's data sets are not there."""
+    """Raises a UserError if a loader's data sets are unknown or their annotations are not there."""
     names = loader.dataset.names
     for name in [names] if isinstance(names, str) else names:
+        if name not in DatasetCatalog:
+            raise UserError(f"data set {name} is not registered; give your own data by --data DIR")
         json_file = MetadataCatalog.get(name).get("json_file", "")
         if json_file and not os.path.isfile(json_file):
             raise UserError(

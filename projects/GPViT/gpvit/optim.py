@@ -7,7 +7,7 @@ from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-RESOLUTION = 1_000_000  # the scheduler wants milestones as integers; they are fractions of this
+RESOLUTION = 1_000_000  # the scheduler wants whole milestones; in iterations, those of a very short training would collide
 
 
 def multistep_schedule(

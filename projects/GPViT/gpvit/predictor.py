@@ -8,7 +8,7 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig
 
 from . import checkpoint
-from .data import class_names, set_num_classes
+from .data import set_num_classes
 
 
 class Predictor:
@@ -16,12 +16,12 @@ class Predictor:
 
     Args:
         cfg: a config of this project; its test-time resizing is used.
-        weights: a checkpoint; the class names come from it, or from the config's data set if it has none.
+        weights: a checkpoint of a training; the class names come with it.
         device: "cpu", "cuda" or another that PyTorch knows.
     """
 
     def __init__(self, cfg: DictConfig, weights: str, device: str) -> None:
-        self.classes: list[str] = checkpoint.read(weights).get("classes") or class_names(cfg.dataloader.test)
+        self.classes: list[str] = checkpoint.read_classes(weights)
         set_num_classes(cfg.model, len(self.classes))
         self.model = instantiate(cfg.model).to(device).eval()
         checkpoint.load(self.model, weights)

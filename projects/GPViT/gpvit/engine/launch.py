@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ import detectron2.engine
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 from ..errors import UserError
 
@@ -40,6 +42,7 @@ def choose_device(device: str, num_gpus: int) -> str:
     Raises:
         UserError: fewer GPUs are there than asked for.
     """
+    num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", num_gpus))  # torchrun's count
     available = torch.cuda.device_count()
     if device == "auto":
         device = "cuda" if available or num_gpus > 1 else "cpu"
@@ -60,15 +63,29 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun(device)
         try:
-            main(args)
+            _run(main, args)
         finally:
             dist.destroy_process_group()
     elif args.num_machines > 1 and args.dist_url == "auto":
         raise UserError("--num-machines needs --dist-url tcp://HOST:PORT, an address of the first machine")
     else:
-        detectron2.engine.launch(
-            main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,)
-        )
+        if device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Detectron2 gives each process a GPU and takes NCCL
+        try:
+            detectron2.engine.launch(
+                _run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args)
+            )
+        except ProcessExitedException as error:  # a process that has said why
+            sys.exit(error.exit_code)
+
+
+def _run(main: Callable, args: argparse.Namespace) -> None:
+    try:
+        main(args)
+    except UserError as error:
+        if comm.get_local_rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _join_torchrun(device: str) -> None:
@@ -81,4 +98,5 @@ def _join_torchrun(device: str) -> None:
 def share_cores(device: str) -> None:
     """Gives each CPU process its share of the threads; processes that fight for them are many times slower."""
     if device == "cpu" and comm.get_world_size() > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // comm.get_local_size()))

@@ -26,9 +26,9 @@ def setup(cfg: DictConfig) -> None:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.INFO)
     logger = logging.getLogger("gpvit")
-    logger.debug("Command line: %s", " ".join(sys.argv))
-    logger.debug("Environment:\n%s", collect_env_info())
     if comm.is_main_process():
+        logger.debug("Command line: %s", " ".join(sys.argv))
+        logger.debug("Environment:\n%s", collect_env_info())
         LazyConfig.save(cfg, os.path.join(output_dir, "config.yaml"))
     logger.info(
         f"{comm.get_world_size()} x {cfg.train.device}; log, config.yaml, metrics and checkpoints go to {output_dir}"

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.utils import comm
@@ -64,11 +65,12 @@ class Trainer(SimpleTrainer):
 
 def build_ddp(model: nn.Module, **options: bool) -> nn.Module:
     """The model as each process of a job trains it."""
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    if dist.is_initialized() and not on_gpu:
+        model = _with_cpu_sync_bn(model)
     if comm.get_world_size() == 1:
         return model
-    if next(model.parameters()).device.type == "cuda":
-        return DistributedDataParallel(model, device_ids=[torch.cuda.current_device()], **options)
-    return DistributedDataParallel(_with_cpu_sync_bn(model), **options)
+    return DistributedDataParallel(model, device_ids=[torch.cuda.current_device()] if on_gpu else None, **options)
 
 
 def _with_cpu_sync_bn(module: nn.Module) -> nn.Module:
@@ -79,4 +81,5 @@ def _with_cpu_sync_bn(module: nn.Module) -> nn.Module:
         return module
     norm = NaiveSyncBatchNorm(module.num_features, module.eps, module.momentum, stats_mode="N")
     norm.load_state_dict(module.state_dict())
+    norm.weight, norm.bias = module.weight, module.bias  # the very parameters, which an optimizer may hold already
     return norm
