@@ -8,37 +8,39 @@ from typing import Any
 import matplotlib
 import matplotlib.figure
 import numpy as np
-from detectron2.data.catalog import Metadata
-from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.visualizer import Visualizer
 
 SMALLEST_SIDE = 640  # pixels; smaller pictures are enlarged so that the labels on them can be read
 
 
 def draw_predictions(image: np.ndarray, instances: Instances, classes: Sequence[str]) -> np.ndarray:
     """The picture (H, W, 3), RGB, with masks, boxes, class names and scores on it; each class has its colour."""
-    visualizer = _visualizer(image, classes)
     numbers = instances.pred_classes.tolist()
-    visualizer.overlay_instances(
-        boxes=instances.pred_boxes,
-        masks=list(instances.pred_masks.numpy()) if instances.has("pred_masks") else None,
-        labels=[f"{classes[number]} {score:.0%}" for number, score in zip(numbers, instances.scores.tolist())],
-        assigned_colors=[np.array(visualizer.metadata.thing_colors[number]) / 255 for number in numbers],
-    )
-    return visualizer.get_output().get_image()
+    labels = [f"{classes[number]} {score:.0%}" for number, score in zip(numbers, instances.scores.tolist())]
+    masks = list(instances.pred_masks.numpy()) if instances.has("pred_masks") else None
+    return _draw(image, numbers, labels, instances.pred_boxes, masks)
 
 
 def draw_annotations(image: np.ndarray, record: dict[str, Any], classes: Sequence[str]) -> np.ndarray:
-    """The picture (H, W, 3), RGB, with the objects of its record in Detectron2's data set format on it."""
-    return _visualizer(image, classes).draw_dataset_dict(record).get_image()
+    """The same with the objects of its record in Detectron2's data set format."""
+    objects = record["annotations"]
+    numbers = [item["category_id"] for item in objects]
+    labels = [classes[item["category_id"]] + (" (crowd)" if item.get("iscrowd") else "") for item in objects]
+    boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects]
+    return _draw(image, numbers, labels, boxes, [item["segmentation"] for item in objects])
 
 
-def _visualizer(image: np.ndarray, classes: Sequence[str]) -> Visualizer:
+def _draw(image: np.ndarray, numbers: list[int], labels: list[str], boxes: Any, masks: list | None) -> np.ndarray:
     palette = matplotlib.colormaps["tab10"]
-    colours = [tuple(round(255 * part) for part in palette(i % palette.N)[:3]) for i in range(len(classes))]
-    metadata = Metadata(name="", thing_classes=list(classes), thing_colors=colours)
-    scale = max(1, SMALLEST_SIDE / min(image.shape[:2]))
-    return Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION)
+    visualizer = Visualizer(image, scale=max(1, SMALLEST_SIDE / min(image.shape[:2])))
+    visualizer.overlay_instances(
+        boxes=boxes,
+        masks=masks,
+        labels=labels,
+        assigned_colors=[np.array(palette(number % palette.N)[:3]) for number in numbers],
+    )
+    return visualizer.get_output().get_image()
 
 
 def save_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]], path: Path, columns: int = 2) -> None:
