@@ -10,6 +10,7 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.solver import get_default_optimizer_params
 from detectron2.structures import ImageList
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 import gpvit
 from gpvit.backbone import StripeAttention, attention
@@ -125,6 +126,19 @@ def test_drop_path_rises_linearly_and_acts_in_training_only() -> None:
     assert torch.equal(*outputs)
     net = tiny(drop_path_rate=0.9, norm="FrozenBN").train()
     assert not torch.equal(net(x)["last_feat"], net(x)["last_feat"])
+
+
+def test_dropped_paths_leave_the_rest_of_the_block() -> None:
+    net = tiny(norm="FrozenBN").train()
+    for module in net.modules():
+        if isinstance(module, StochasticDepth):
+            module.p = 1.0
+    x = torch.randn(2, 4, 6, 24)
+    window, group = net.blocks[:2]
+    assert torch.equal(window.mix(x), x)
+    torch.testing.assert_close(group.mix(x), group.ungroup.join(torch.cat([x, torch.zeros_like(x)], dim=-1)))
+    groups = torch.randn(2, 8, 24)
+    assert torch.equal(group.mixer(groups), groups)
 
 
 @pytest.mark.parametrize(

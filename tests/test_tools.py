@@ -84,7 +84,7 @@ def test_the_demo_refuses_two_pictures_of_one_name(
 
 def test_predictions_are_drawn_where_they_are() -> None:
     mask = torch.zeros(1, 700, 700, dtype=torch.bool)
-    mask[:, 200:300, 400:500] = True
+    mask[:, 230:270, 430:470] = True
     instances = Instances(
         (700, 700),
         pred_boxes=Boxes(torch.tensor([[400.0, 200.0, 500.0, 300.0]])),
@@ -97,7 +97,8 @@ def test_predictions_are_drawn_where_they_are() -> None:
     assert picture.shape == (700, 700, 3)
     assert changed.min(0)[0] > 150 and changed.max(0)[0] < 310  # rows; the label may stand above
     assert np.abs(changed.min(0)[1] - 400) < 20 and changed.max(0)[1] < 600
-    assert np.any(picture[205:295, 405:495] != 128, axis=2).mean() > 0.9
+    assert np.any(picture[235:265, 435:465] != 128, axis=2).all()  # the mask
+    assert np.any(picture[225:275, 398:403] != 128, axis=2).any(axis=1).all()  # an edge of the box
 
 
 def test_sheet_and_curves_are_pictures(tmp_path: Path) -> None:
