@@ -130,6 +130,17 @@ def test_the_device_is_found_and_too_many_gpus_are_refused(monkeypatch: pytest.M
         choose_device("cuda", num_gpus=8)
 
 
+def test_torchruns_processes_find_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device("auto", num_gpus=1) == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", num_gpus=1) == "cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="--nproc-per-node 2, but this machine has 1"):
+        choose_device("auto", num_gpus=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

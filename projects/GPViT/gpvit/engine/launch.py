@@ -42,13 +42,14 @@ def choose_device(device: str, num_gpus: int) -> str:
     Raises:
         UserError: fewer GPUs are there than asked for.
     """
-    num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", num_gpus))  # torchrun's count
     available = torch.cuda.device_count()
+    by_torchrun = "LOCAL_WORLD_SIZE" in os.environ
     if device == "auto":
-        device = "cuda" if available or num_gpus > 1 else "cpu"
-    if device == "cuda" and num_gpus > available:
+        device = "cuda" if available or (num_gpus > 1 and not by_torchrun) else "cpu"
+    wanted = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else num_gpus
+    if device == "cuda" and wanted > available:
         raise UserError(
-            f"--num-gpus {num_gpus}, but this machine has {available} usable by PyTorch; ask for fewer, "
+            f"{'--nproc-per-node' if by_torchrun else '--num-gpus'} {wanted}, but this machine has {available} usable by PyTorch; ask for fewer, "
             "or add train.device=cpu"
         )
     return device
