@@ -45,13 +45,6 @@ def do_train(args, cfg) -> nn.Module:
 
     classes = gpvit.data.class_names(cfg.dataloader.train)
     checkpointer = gpvit.checkpoint.Checkpointer(ddp, cfg.train.output_dir, classes=classes, trainer=trainer)
-    start_iter = 0
-    if args.resume and checkpointer.has_checkpoint():
-        checkpointer.load(checkpointer.get_checkpoint_file())
-        start_iter = trainer.iter + 1
-    elif cfg.train.init_checkpoint:
-        gpvit.checkpoint.load(model, cfg.train.init_checkpoint)
-
     main = comm.is_main_process()
     trainer.register_hooks(
         [
@@ -64,6 +57,12 @@ def do_train(args, cfg) -> nn.Module:
             else None,
         ]
     )
+    start_iter = 0
+    if args.resume and checkpointer.has_checkpoint():
+        checkpointer.load(checkpointer.get_checkpoint_file())
+        start_iter = trainer.iter + 1
+    elif cfg.train.init_checkpoint:
+        gpvit.checkpoint.load(model, cfg.train.init_checkpoint)
     trainer.train(start_iter, cfg.train.max_iter)
     return model
 

@@ -135,7 +135,7 @@ def test_a_missing_file_and_an_unreachable_address_say_what_to_do(monkeypatch: p
     with pytest.raises(UserError, match="nowhere.pth does not exist"):
         checkpoint.load(nn.Linear(1, 1), "nowhere.pth")
     address = "http://127.0.0.1:9/gpvit_l1_in1k_300e.pth"
-    with pytest.raises(UserError, match='cannot download http.*give train.init_checkpoint=PATH, or .*=""') as error:
+    with pytest.raises(UserError, match='cannot download http.*give its path .train.init_checkpoint=PATH., or .*=""') as error:
         checkpoint.load(nn.Linear(1, 1), address)
     assert "\n" not in str(error.value)
 

@@ -41,8 +41,8 @@ def main() -> int:
     for number, (path, target) in enumerate(zip(paths, targets), start=1):
         try:
             image = read_image(str(path), format="RGB")
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises
-            print(f"{path}: cannot be read ({str(error).splitlines()[0]})", file=sys.stderr)
+        except (OSError, ValueError, SyntaxError):  # what Pillow raises
+            print(f"{path}: cannot be read: {'not a picture' if path.exists() else 'it does not exist'}", file=sys.stderr)
             failed += 1
             continue
         instances = predictor(image)

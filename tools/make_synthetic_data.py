@@ -1,4 +1,4 @@
-"""Make the "synthetic" data set: COCO-format instance segmentation of four shapes on textured backgrounds.
+"""Make the "synthetic" data set: COCO-format instance segmentation of three shapes on textured backgrounds.
 
     python tools/make_synthetic_data.py --out datasets/synthetic --train 200 --val 50 --seed 0
 

@@ -128,7 +128,12 @@ def draw(folder: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        sys.exit(print(__doc__))
     try:
         sys.exit(main(sys.argv[1:]))
     except (UserError, FileExistsError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the next call goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

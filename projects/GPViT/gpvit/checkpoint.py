@@ -119,7 +119,7 @@ def fetch(path: str) -> str:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"cannot download {path} ({reason}): put the file somewhere by hand and give "
-            'train.init_checkpoint=PATH, or train.init_checkpoint="" to start from random weights'
+            'its path (train.init_checkpoint=PATH), or train.init_checkpoint="" to start from random weights'
         ) from None
     if not os.path.isfile(local_path):
         raise UserError(f"checkpoint {path or '(none given)'} does not exist")
