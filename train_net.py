@@ -62,7 +62,7 @@ def do_train(args, cfg) -> nn.Module:
         checkpointer.load(checkpointer.get_checkpoint_file())
         start_iter = trainer.iter + 1
     elif cfg.train.init_checkpoint:
-        gpvit.checkpoint.load(model, cfg.train.init_checkpoint)
+        gpvit.checkpoint.load(model, cfg.train.init_checkpoint, classes)
     trainer.train(start_iter, cfg.train.max_iter)
     return model
 
@@ -84,11 +84,12 @@ def main(args) -> nn.Module:
     cfg = configure(args)
     setup(cfg)
     if args.eval_only:
-        classes = gpvit.checkpoint.read_classes(cfg.train.init_checkpoint)
+        file = gpvit.checkpoint.read(cfg.train.init_checkpoint)
+        classes = file.require_classes()
         if classes != gpvit.data.class_names(cfg.dataloader.test):
-            raise UserError(f"{cfg.train.init_checkpoint} was trained for other classes than the data has: {classes}")
+            raise UserError(f"{file.path} was trained for other classes than the data has: {', '.join(classes)}")
         model = instantiate(cfg.model).to(cfg.train.device)
-        gpvit.checkpoint.load(model, cfg.train.init_checkpoint)
+        gpvit.checkpoint.load(model, file, classes)
         do_test(cfg, model)
         return model
     return do_train(args, cfg)

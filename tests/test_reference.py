@@ -8,14 +8,14 @@ from torch import Tensor
 
 import published
 from gpvit import SIZES, GPViT
-from gpvit.checkpoint import from_published
+from gpvit.published import BACKBONE, rename
 
 ALL_SIZES = pytest.mark.parametrize("size", SIZES)
 
 
 def published_backbone(size: str, keys: str = "", **options) -> GPViT:
     net = GPViT(**SIZES[size], **options).eval()
-    net.load_state_dict(from_published(published.weights("backbone", keys or size)))
+    net.load_state_dict(rename(published.weights("backbone", keys or size), BACKBONE))
     return net
 
 
@@ -111,7 +111,7 @@ def test_a_training_step_gives_the_published_gradients_and_statistics() -> None:
 
 
 def our_name(published_name: str) -> str:
-    return next(iter(from_published({published_name: torch.empty(0)})))
+    return next(iter(rename({published_name: torch.empty(0)}, BACKBONE)))
 
 
 def parameter_names() -> dict[str, str]:
@@ -139,7 +139,7 @@ def test_the_name_table_covers_every_tensor_in_both_directions(keys: str) -> Non
     with torch.device("meta"):
         net = GPViT(**SIZES[keys[:2].upper()], **multi)
     theirs = {key: torch.empty(shape, device="meta") for key, shape in published.keys("backbone", keys).items()}
-    ours = from_published(theirs)
+    ours = rename(theirs, BACKBONE)
     assert len(ours) == len(theirs)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in net.state_dict().items()}
 
@@ -147,4 +147,4 @@ def test_the_name_table_covers_every_tensor_in_both_directions(keys: str) -> Non
 @pytest.mark.parametrize("key", ["layers.0.qkv.wieght.x", "head.fc.weight", "layers.1.attn.qkv.weight", "norm.weight"])
 def test_a_name_that_is_not_published_is_an_error(key: str) -> None:
     with pytest.raises(ValueError, match=key):
-        from_published({key: torch.empty(1)})
+        rename({key: torch.empty(1)}, BACKBONE)

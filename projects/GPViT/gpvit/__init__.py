@@ -11,11 +11,12 @@ warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming releas
 for _name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-from . import checkpoint
+from . import checkpoint, published
+from .adapter import GPViTAdapter
 from .backbone import SIZES, GPViT
 from .predictor import Predictor
 from .pyramid import SimpleFeaturePyramid
 from .yacs import add_gpvit_config
 
-__all__ = ["SIZES", "GPViT", "Predictor", "SimpleFeaturePyramid", "add_gpvit_config", "checkpoint"]
+__all__ = ["SIZES", "GPViT", "GPViTAdapter", "Predictor", "SimpleFeaturePyramid", "add_gpvit_config", "checkpoint", "published"]
 __version__ = "0.1.0"

@@ -91,7 +91,7 @@ class GPViT(Backbone):
         self._out_features = list(out_features)
         self._out_feature_channels = dict.fromkeys(out_features, embed_dim)
         self._out_feature_strides = dict.fromkeys(out_features, 8)
-        self.apply(_init_weights)
+        self.apply(init_weights)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if frozen_blocks:
             self._freeze(frozen_blocks)
@@ -167,10 +167,15 @@ class ConvNormReLU(nn.Conv2d):
         self.norm = get_norm(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
-        if self.training and x.device.type == "cpu":
-            x = x.contiguous()  # in channels-last, PyTorch's batch norm on CPUs gets gradients wrong by 1e-3 (seen: 2.14)
-        return F.relu(self.norm(x)).contiguous(memory_format=torch.channels_last)
+        x = batch_norm(self.norm, super().forward(x))
+        return F.relu(x).contiguous(memory_format=torch.channels_last)
+
+
+def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(x)``; in channels-last, PyTorch's batch norm on CPUs gets gradients wrong by 1e-3 (seen: 2.14)."""
+    if norm.training and x.device.type == "cpu":
+        x = x.contiguous()
+    return norm(x)
 
 
 class Block(nn.Module):
@@ -339,7 +344,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tens
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (N, heads, L, d) -> (N, L, C)
 
 
-def _init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

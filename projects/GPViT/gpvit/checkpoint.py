@@ -4,10 +4,12 @@ Files are read without executing anything in them.
 """
 
 import argparse
+import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
@@ -16,95 +18,16 @@ import numpy as np
 import torch
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .backbone import GPViT
+from . import published
+from .backbone import SIZES, GPViT
 from .errors import UserError
+from .published import listed
 
 logger = logging.getLogger(__name__)
-
-RELEASE = "https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1"
-IMAGENET_WEIGHTS = {size: f"{RELEASE}/gpvit_{size.lower()}_in1k_300e.pth" for size in ("L1", "L2", "L3", "L4")}
-
-# The published name of every tensor of the backbone, and ours: "#" stands for a number, "*" for the last part.
-PUBLISHED_NAMES: dict[str, str] = {
-    "pos_embed": "pos_embed",
-    "patch_embed.stem.0.*": "patch_embed.stem.*",
-    "patch_embed.stem.1.*": "patch_embed.stem.norm.*",
-    "patch_embed.convs.0.*": "patch_embed.convs.0.*",
-    "patch_embed.convs.1.*": "patch_embed.convs.0.norm.*",
-    "patch_embed.convs.3.*": "patch_embed.convs.1.*",
-    "patch_embed.convs.4.*": "patch_embed.convs.1.norm.*",
-    "patch_embed.projection.*": "patch_embed.projection.*",
-    # Window blocks.
-    "layers.#.norm1.*": "blocks.#.norm1.*",
-    "layers.#.qkv.*": "blocks.#.attn.qkv.*",
-    "layers.#.attns.0.get_v.*": "blocks.#.attn.lepe_vertical.*",
-    "layers.#.attns.1.get_v.*": "blocks.#.attn.lepe_horizontal.*",
-    "layers.#.proj.*": "blocks.#.attn.proj.*",
-    "layers.#.norm2.*": "blocks.#.norm2.*",
-    "layers.#.ffn.layers.0.0.*": "blocks.#.mlp.fc1.*",
-    "layers.#.ffn.layers.1.*": "blocks.#.mlp.fc2.*",
-    "layers.#.dw.*": "blocks.#.conv.*",
-    # Group propagation blocks.
-    "layers.#.group_token": "blocks.#.group_token",
-    "layers.#.group_layer.norm_query.*": "blocks.#.group.norm_query.*",
-    "layers.#.group_layer.norm_key.*": "blocks.#.group.norm_key.*",
-    "layers.#.group_layer.attn.k_proj.*": "blocks.#.group.key.*",
-    "layers.#.mixer.layers.0.norm1.*": "blocks.#.mixer.norm1.*",
-    "layers.#.mixer.layers.0.patch_mixer.0.*": "blocks.#.mixer.token_mlp.fc1.*",
-    "layers.#.mixer.layers.0.patch_mixer.3.*": "blocks.#.mixer.token_mlp.fc2.*",
-    "layers.#.mixer.layers.0.norm2.*": "blocks.#.mixer.norm2.*",
-    "layers.#.mixer.layers.0.channel_mixer.0.*": "blocks.#.mixer.channel_mlp.fc1.*",
-    "layers.#.mixer.layers.0.channel_mixer.3.*": "blocks.#.mixer.channel_mlp.fc2.*",
-    "layers.#.un_group_layer.norm_query.*": "blocks.#.ungroup.norm_query.*",
-    "layers.#.un_group_layer.norm_key.*": "blocks.#.ungroup.norm_key.*",
-    "layers.#.un_group_layer.attn.q_proj.*": "blocks.#.ungroup.query.*",
-    "layers.#.un_group_layer.attn.k_proj.*": "blocks.#.ungroup.key.*",
-    "layers.#.un_group_layer.attn.v_proj.*": "blocks.#.ungroup.value.*",
-    "layers.#.un_group_layer.attn.proj.*": "blocks.#.ungroup.out.*",
-    "layers.#.un_group_layer.proj.*": "blocks.#.ungroup.join.*",
-    "layers.#.un_group_layer.norm2.*": "blocks.#.ungroup.norm2.*",
-    "layers.#.un_group_layer.ffn.layers.0.0.*": "blocks.#.ungroup.mlp.fc1.*",
-    "layers.#.un_group_layer.ffn.layers.1.*": "blocks.#.ungroup.mlp.fc2.*",
-    "layers.#.dwconv.0.*": "blocks.#.conv.*",
-    "layers.#.dwconv.1.*": "blocks.#.conv.norm.*",
-    # The norms of the maps that leave the network.
-    "ln1.*": "out_norms.last_feat.*",
-    "norm#.*": "out_norms.block#.*",
-}
-
-
-def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published backbone's tensors under this project's names.
-
-    Args:
-        state_dict: keys of the published backbone, without the prefix "backbone." they have in a classifier.
-
-    Raises:
-        ValueError: a key that the published backbone does not have.
-    """
-    rules = [(_pattern(theirs), ours) for theirs, ours in PUBLISHED_NAMES.items()]
-    renamed, unknown = {}, []
-    for key, tensor in state_dict.items():
-        for pattern, ours in rules:
-            if match := pattern.fullmatch(key):
-                parts = iter(match.groups())
-                renamed[re.sub(r"[#*]", lambda _: next(parts), ours)] = tensor
-                break
-        else:
-            unknown.append(key)
-    if unknown:
-        raise ValueError(f"not in the published GPViT backbone: {_listed(unknown)}")
-    return renamed
-
-
-def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.escape(name).replace(r"\#", r"(\d+)").replace(r"\*", r"(\w+)"))
-
-
-def _listed(keys: list[str]) -> str:
-    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def fetch(path: str) -> str:
@@ -126,23 +49,91 @@ def fetch(path: str) -> str:
     return local_path
 
 
-def read(path: str) -> dict[str, Any]:
-    """Reads a checkpoint file, given as a path or an address, to the CPU. Nothing in it is executed.
+@dataclass(frozen=True)
+class File:
+    """A checkpoint file, read.
+
+    Attributes:
+        path: where it came from.
+        title: what it holds, for messages.
+        weights: tensors under this project's names; of a whole detector, or of a backbone alone.
+        classes: names of a detector's classes, where they are known.
+        dropped: names in the file of tensors that have no place in a detector.
+        content: all that is in the file.
+    """
+
+    path: str
+    title: str
+    weights: dict[str, Tensor]
+    classes: list[str] | None
+    dropped: list[str]
+    content: dict[str, Any]
+
+    @property
+    def is_backbone(self) -> bool:
+        return "pos_embed" in self.weights
+
+    def require_classes(self) -> list[str]:
+        """The names of the classes. Raises a UserError if the file is no detector's."""
+        if not self.classes:
+            raise UserError(
+                f"{self.path} is no checkpoint of a detector with named classes; give one, such as "
+                "OUTPUT_DIR/model_final.pth or a published Mask R-CNN or RetinaNet"
+            )
+        return self.classes
+
+
+def read(path: str) -> File:
+    """Reads a checkpoint of this project or a published file, given as a path or an address, to the CPU.
+
+    Nothing in it is executed.
 
     Raises:
-        UserError: the file is missing, cannot be downloaded, is damaged or holds more than data.
+        UserError: the file is missing, cannot be downloaded, is damaged, holds more than data or is of neither kind.
     """
+    content = read_content(path)
+    if "model" in content:
+        return File(path, "checkpoint", content["model"], content.get("classes"), [], content)
+    if "state_dict" not in content:
+        raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {list(content)[:9]}")
+    tensors = content["state_dict"]
+    try:
+        kind = published.kind_of(tensors)
+        weights = published.from_published(tensors, kind)
+    except ValueError as error:
+        raise UserError(f"cannot use {path}: {error}") from None
+    classes = published.classes_of(content) if kind.is_detector else None
+    dropped = [key for key in tensors if key.startswith(kind.dropped)]
+    return File(path, f"published {kind.name} {_size_name(_width(weights))}".strip(), weights, classes, dropped, content)
+
+
+def read_content(path: str) -> dict[str, Any]:
+    """What a file holds: of a ``.safetensors`` file, "model" and its metadata. Raises as :func:`read` does."""
     local_path = fetch(path)
     try:
+        if local_path.endswith(".safetensors"):
+            with safe_open(local_path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+            return {"model": tensors} | {key: json.loads(value) for key, value in metadata.items() if key != "format"}
         with torch.serialization.safe_globals(_METADATA_TYPES):
-            data = torch.load(local_path, map_location="cpu", weights_only=True)
+            content = torch.load(local_path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage happens to cause
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it contains {refused[1]}, which is code and not data" if refused else "the file is damaged"
         raise UserError(f"cannot read {path}: {reason}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} holds a {type(data).__name__}, not a checkpoint")
-    return data
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
+    """Writes weights with metadata such as ``classes``; a ``.safetensors`` file or, by any other name, PyTorch's."""
+    if path.endswith(".safetensors"):
+        tensors = {key: tensor.contiguous() for key, tensor in weights.items()}
+        save_file(tensors, path, {"format": "pt"} | {key: json.dumps(value) for key, value in metadata.items()})
+    else:
+        torch.save({"model": dict(weights)} | metadata, path)
 
 
 _numpy_scalar = np.float64(0).__reduce__()[0]
@@ -155,62 +146,117 @@ _METADATA_TYPES = [
     *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
 ]
 
+# Layers whose shape depends on the classes, by this project's names.
+_CLASS_LAYERS = re.compile(
+    r"roi_heads\.(box_predictor(\.\d)?\.(cls_score|bbox_pred)|mask_head\.predictor)\..*|head\.cls_score\..*"
+)
 
-def read_classes(path: str) -> list[str]:
-    """The class names in the checkpoint of a detector.
+
+def load(model: nn.Module, file: str | File, classes: Sequence[str] | None = None) -> None:
+    """Loads a file into a built model and logs what became of every tensor: loaded, dropped or starting afresh.
+
+    A backbone, such as that of a published ImageNet classifier or segmentation model, goes into the GPViT inside the
+    model; all around it starts afresh. A detector must fit the whole model, but for the layers that depend on the
+    classes: these start afresh where the classes are others.
+
+    Args:
+        model: the model.
+        file: a path, an address or what :func:`read` returned.
+        classes: names of the classes that the model is for; without them, their number decides.
 
     Raises:
-        UserError: the file cannot be read or is no detector trained here, but for example an ImageNet classifier.
+        UserError: the file cannot be read or does not fit; the message names the keys, and the model is as it was.
     """
-    classes = read(path).get("classes")
-    if not classes:
-        raise UserError(f"{path} is no checkpoint of a detector trained here; give one, such as OUTPUT_DIR/model_final.pth")
-    return classes
+    file = read(file) if isinstance(file, str) else file
+    target = _backbone_in(model, file) if file.is_backbone else model
+    wanted = target.state_dict()
+    _check_kind(file, wanted)
+    dropped, fresh = {"of its other parts": file.dropped}, {}
+    if file.is_backbone:
+        norms = "out_norms."  # of the maps that leave the backbone, which are not the same ones everywhere
+        dropped["norms that the model lacks"] = [key for key in file.weights if key.startswith(norms) and key not in wanted]
+        fresh["norms that it lacks"] = [key for key in wanted if key.startswith(norms + "block") and key not in file.weights]
+        inside = {id(tensor) for tensor in target.state_dict(keep_vars=True).values()}
+        everything = model.state_dict(keep_vars=True).items()
+        fresh["all but the backbone"] = [key for key, tensor in everything if id(tensor) not in inside]
+    elif layers := _layers_of_other_classes(file, wanted, classes):
+        dropped["layers of its classes"] = fresh["layers of the classes"] = layers
+    gone = {key for keys in dropped.values() for key in keys}
+    kept = {key: tensor for key, tensor in file.weights.items() if key not in gone}
+    _load_strictly(target, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})
+
+    summary = [f"{file.title} {file.path}: {len(kept)} of {len(file.weights) + len(file.dropped)} tensors loaded"]
+    for what, groups in (("dropped", dropped), ("starting afresh", fresh)):
+        groups = {reason: keys for reason, keys in groups.items() if keys}
+        if groups:
+            summary.append(f"{what}: " + ", ".join(f"{len(keys)} {reason}" for reason, keys in groups.items()))
+        for reason, keys in groups.items():
+            logger.debug(f"{file.path}, {what}, {reason}: {', '.join(keys)}")
+    logger.info("; ".join(summary))
 
 
-def load(model: nn.Module, path: str) -> None:
-    """Loads a file into a built model, every tensor of it accounted for.
-
-    A published ImageNet classifier goes into the GPViT inside the model; its head is dropped. A checkpoint of this
-    project must fit the whole model.
-
-    Raises:
-        UserError: the file cannot be read or does not fit; the message names the keys.
-    """
-    data = read(path)
-    if "model" in data:
-        _load_strictly(model, data["model"], path)
-        logger.info(f"loaded all {len(data['model'])} tensors of {path}")
-        return
+def _backbone_in(model: nn.Module, file: File) -> GPViT:
     backbones = [module for module in model.modules() if isinstance(module, GPViT)]
-    if "state_dict" not in data or len(backbones) != 1:
-        raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {list(data)}")
-    published = data["state_dict"]
-    dropped = [key for key in published if key.startswith(("neck.", "head."))]
-    try:
-        weights = from_published({k.removeprefix("backbone."): v for k, v in published.items() if k not in dropped})
-    except ValueError as error:
-        raise UserError(f"{path} is no published ImageNet classifier: {error}") from None
-    norms = [key for key in weights if key.startswith("out_norms.") and key not in backbones[0].state_dict()]
-    for key in norms:
-        del weights[key]
-    _load_strictly(backbones[0], weights, path)
-    logger.info(
-        f"loaded {len(weights)} backbone tensors of {path}; dropped {len(dropped)} of its classifier and {len(norms)} "
-        f"of a final norm that the model lacks; {len(model.state_dict()) - len(weights)} others start afresh"
-    )
-    logger.debug(f"dropped: {dropped + norms}")
+    if len(backbones) != 1:
+        raise UserError(f"{file.path} ({file.title}) goes into a GPViT, and the model has {len(backbones)} of them")
+    return backbones[0]
 
 
-def _load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
+def _check_kind(file: File, wanted: Mapping[str, Tensor]) -> None:
+    """Raises a UserError if the file is of another kind or size than the model, before keys are compared one by one."""
+    if file.title.startswith("published") and not file.is_backbone:
+        for key in ("backbone.bottom_up.level_embed", "head.cls_score.weight"):
+            if (key in file.weights) != (key in wanted):
+                raise UserError(
+                    f"{file.path} is a {file.title}, and the model is not; build it from a config in configs/published"
+                )
+    width, wanted_width = _width(file.weights), _width(wanted)
+    if width and wanted_width and width != wanted_width:
+        size = _size_name(wanted_width)
+        raise UserError(
+            f"{file.path} ({file.title}) has {width} channels, the model {f'is {size} and ' if size else ''}has {wanted_width}"
+        )
+
+
+def _width(weights: Mapping[str, Tensor]) -> int:
+    """The channels of the GPViT among the tensors, 0 without one."""
+    return next((tensor.shape[-1] for key, tensor in weights.items() if key.split(".")[-1] == "pos_embed"), 0)
+
+
+def _size_name(width: int) -> str:
+    return next((size for size, options in SIZES.items() if options["embed_dim"] == width), "")
+
+
+def _layers_of_other_classes(
+    file: File, wanted: Mapping[str, Tensor], classes: Sequence[str] | None
+) -> list[str]:
+    """The layers that the file cannot give to the model, since they belong to other classes."""
+    layers = [key for key in wanted if _CLASS_LAYERS.fullmatch(key) and key in file.weights]
+    other_shape = [key for key in layers if file.weights[key].shape != wanted[key].shape]
+    if classes is None or file.classes is None:
+        return layers if other_shape else []
+    if list(classes) == list(file.classes):
+        return []
+    return [key for key in layers if key in other_shape or not _is_for_any_class(key, wanted[key])]
+
+
+def _is_for_any_class(key: str, tensor: Tensor) -> bool:
+    return "bbox_pred" in key and len(tensor) == 4
+
+
+def _load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str, may_miss: Collection[str] = ()) -> None:
     """Copies weights into the model if names and shapes are the same on both sides, else changes nothing.
 
     Batch norm's step counter may be absent or surplus: frozen batch norm has none, and nothing here reads it.
+
+    Args:
+        may_miss: tensors of the model that need not be there.
     """
     wanted = model.state_dict()
     counters = {key for key in wanted.keys() ^ weights.keys() if key.endswith("num_batches_tracked")}
+    optional = counters.union(may_miss)
     problems = {
-        "missing": [key for key in wanted if key not in weights and key not in counters],
+        "missing": [key for key in wanted if key not in weights and key not in optional],
         "surplus": [key for key in weights if key not in wanted and key not in counters],
         "of another shape": [
             f"{key} {tuple(weights[key].shape)} instead of {tuple(tensor.shape)}"
@@ -219,9 +265,9 @@ def _load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str) -> N
         ],
     }
     if any(problems.values()):
-        details = "; ".join(f"{len(keys)} {what} ({_listed(keys)})" for what, keys in problems.items() if keys)
+        details = "; ".join(f"{len(keys)} {what} ({listed(keys)})" for what, keys in problems.items() if keys)
         raise UserError(f"{path} does not fit the model: {details}")
-    model.load_state_dict({key: tensor for key, tensor in weights.items() if key in wanted}, strict=not counters)
+    model.load_state_dict({key: tensor for key, tensor in weights.items() if key in wanted}, strict=not optional)
 
 
 class Checkpointer(fvcore.common.checkpoint.Checkpointer):
@@ -238,7 +284,7 @@ class Checkpointer(fvcore.common.checkpoint.Checkpointer):
         return super().load(fetch(path), checkpointables)
 
     def _load_file(self, path: str) -> dict[str, Any]:
-        return read(path)
+        return read_content(path)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         _load_strictly(self.model, checkpoint.pop("model"), "the checkpoint")

@@ -2,10 +2,13 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import detectron2.data.transforms as T
+import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -15,12 +18,13 @@ from omegaconf import DictConfig
 from .errors import UserError
 
 
-def register_folder(root: str, split: str) -> str:
+def register_folder(root: str, split: str, *, masks: bool = True) -> str:
     """Registers one's own data with Detectron2.
 
     Args:
         root: a folder with ``annotations/train.json``, ``annotations/val.json`` (COCO format) and ``images/``.
         split: "train" or "val".
+        masks: whether every annotation must have a mask.
 
     Returns:
         The name under which Detectron2 knows it; the metadata has the class names, in the order of their ids.
@@ -40,7 +44,7 @@ def register_folder(root: str, split: str) -> str:
         raise UserError(f"{json_file} is not in COCO format ({type(error).__name__}: {error})") from None
     if not categories:
         raise UserError(f"{json_file} declares no categories")
-    if without_mask:
+    if masks and without_mask:
         raise UserError(f"{json_file}: {len(without_mask)} annotations have no segmentation, first id {without_mask[0]}")
 
     name = f"coco:{os.path.abspath(root)}:{split}"  # without "coco", Detectron2 warns of ids with gaps, which are normal
@@ -58,10 +62,11 @@ def register_folder(root: str, split: str) -> str:
 
 def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     """Points a config at one's own data (see :func:`register_folder`): data sets, classes and outputs of the heads."""
-    cfg.dataloader.test.dataset.names = register_folder(root, "val")
+    masks = cfg.dataloader.train.mapper.use_instance_mask
+    cfg.dataloader.test.dataset.names = register_folder(root, "val", masks=masks)
     names = class_names(cfg.dataloader.test)
     if train:
-        cfg.dataloader.train.dataset.names = register_folder(root, "train")
+        cfg.dataloader.train.dataset.names = register_folder(root, "train", masks=masks)
         if class_names(cfg.dataloader.train) != names:
             raise UserError(
                 f"--data {root}: train.json and val.json declare different classes: "
@@ -86,7 +91,8 @@ def require_files(loader: DictConfig) -> None:
 
 def set_num_classes(model: DictConfig, num_classes: int) -> None:
     """Sets the number of classes of a detector's config."""
-    model.roi_heads.num_classes = num_classes  # the predictors' numbers refer to this one
+    detector = model.roi_heads if "roi_heads" in model else model
+    detector.num_classes = num_classes  # the predictors' numbers refer to this one
 
 
 def class_names(loader: DictConfig) -> list[str]:
@@ -102,12 +108,63 @@ class InstanceMapper(DatasetMapper):
         if any(not annotation.get("iscrowd") for annotation in dataset_dict["annotations"]):
             return super()._transform_annotations(dataset_dict, transforms, image_shape)
         del dataset_dict["annotations"]
-        dataset_dict["instances"] = Instances(
-            image_shape,
-            gt_boxes=Boxes(torch.zeros(0, 4)),
-            gt_classes=torch.zeros(0, dtype=torch.int64),
-            gt_masks=BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool)),
+        instances = Instances(
+            image_shape, gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64)
         )
+        if self.use_instance_mask:
+            instances.gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
+        dataset_dict["instances"] = instances
+
+
+class OpenCVResize(T.ResizeShortestEdge):
+    """ResizeShortestEdge as the published detectors know it: with OpenCV's bilinear, which does not antialias.
+
+    Detectron2's uses Pillow, whose results differ, and rounds the size in two steps.
+
+    Args:
+        short_edge_length: the shorter side in pixels, or several to choose one from.
+        max_size: no longer side is longer than this.
+    """
+
+    def __init__(self, short_edge_length: int | Sequence[int], max_size: int) -> None:
+        super().__init__(short_edge_length, max_size, sample_style="choice")
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        short_side = int(np.random.choice(self.short_edge_length))
+        scale = min(self.max_size / max(height, width), short_side / min(height, width))
+        new_height, new_width = int(height * scale + 0.5), int(width * scale + 0.5)
+        return OpenCVResizeTransform(height, width, new_height, new_width)
+
+
+class OpenCVResizeTransform(T.ResizeTransform):
+    """Detectron2's ResizeTransform with images by OpenCV's bilinear."""
+
+    def __init__(self, h: int, w: int, new_h: int, new_w: int) -> None:
+        super().__init__(h, w, new_h, new_w)
+
+    def apply_image(self, image: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Args: image: (h, w) or (h, w, channels); interp: a method of Pillow's, which masks are resized by."""
+        if interp is not None:
+            return super().apply_image(image, interp)
+        return cv2.resize(image, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
+
+
+def multi_scale_crop(short_sides: Sequence[int], max_size: int, flip: float = 0.5) -> list[T.Augmentation]:
+    """The published 3x recipe, from DETR: half of the images are cropped before they are resized.
+
+    Args:
+        short_sides: shorter sides in pixels to choose from.
+        max_size: no longer side is longer than this.
+        flip: share of the images that are mirrored.
+    """
+    crop = T.AugmentationList([OpenCVResize((400, 500, 600), max_size), T.RandomCrop("absolute_range", (384, 600))])
+    return [
+        T.RandomFlip(prob=flip, horizontal=True),
+        T.RandomApply(crop, prob=0.5),
+        OpenCVResize(short_sides, max_size),
+        T.RandomCrop("absolute_range", (1024, 1024)),
+    ]
 
 
 def train_augmentations(

@@ -16,15 +16,16 @@ class Predictor:
 
     Args:
         cfg: a config of this project; its test-time resizing is used.
-        weights: a checkpoint of a training; the class names come with it.
+        weights: a checkpoint of a training or a published detector; the class names come with it.
         device: "cpu", "cuda" or another that PyTorch knows.
     """
 
     def __init__(self, cfg: DictConfig, weights: str, device: str) -> None:
-        self.classes: list[str] = checkpoint.read_classes(weights)
+        file = checkpoint.read(weights)
+        self.classes: list[str] = file.require_classes()
         set_num_classes(cfg.model, len(self.classes))
         self.model = instantiate(cfg.model).to(device).eval()
-        checkpoint.load(self.model, weights)
+        checkpoint.load(self.model, file, self.classes)
         self.augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
 
     @torch.no_grad()

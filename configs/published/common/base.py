@@ -1,0 +1,42 @@
+"""What the published Mask R-CNN and RetinaNet share: GPViT with its adapter, images by OpenCV, the 1x recipe."""
+
+from detectron2.config import LazyCall as L
+from detectron2.data import transforms as T
+from detectron2.modeling import FPN
+from gpvit import SIZES, GPViT, GPViTAdapter
+from gpvit.data import OpenCVResize, multi_scale_crop
+
+from ...common.coco import dataloader
+from ...common.optim import lr_multiplier, optimizer
+from ...common.train import train
+
+base = dict(
+    input_format="RGB",
+    pixel_mean=[123.675, 116.28, 103.53],
+    pixel_std=[58.395, 57.12, 57.375],
+    backbone=L(FPN)(
+        bottom_up=L(GPViTAdapter)(
+            net=L(GPViT)(**SIZES["L1"], drop_path_rate=0.1, norm="SyncBN", final_norm=False),
+            out_features=["f2", "f3", "f4", "f5"],
+            drop_path_rate="${.net.drop_path_rate}",
+            norm="SyncBN",
+        ),
+        in_features="${.bottom_up.out_features}",
+        out_channels=256,
+        norm="SyncBN",
+    ),
+)
+
+resize = L(OpenCVResize)(short_edge_length="${dataloader.short_side}", max_size="${dataloader.max_size}")
+dataloader.train.mapper.augmentations = [resize, L(T.RandomFlip)(prob=0.5, horizontal=True)]
+dataloader.train.mapper.recompute_boxes = False
+dataloader.test.mapper.augmentations = [resize]
+
+
+def three_times(dataloader, lr_multiplier, train):
+    """Makes the 3x recipe of the 1x recipe: 36 epochs, many scales, random crops."""
+    dataloader.train.mapper.augmentations = L(multi_scale_crop)(
+        short_sides=list(range(480, 801, 32)), max_size="${dataloader.max_size}"
+    )
+    lr_multiplier.milestones = [27 / 36, 33 / 36]
+    train.max_iter *= 3

@@ -1,0 +1,9 @@
+"""The published Mask R-CNN, GPViT-L4 with adapter, COCO 1x. AP as published: 51.0 box, 45.0 mask."""
+
+from gpvit import SIZES
+from gpvit.published import IMAGENET_WEIGHTS
+
+from .common.mask_rcnn import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.net.update(**SIZES["L4"], drop_path_rate=0.2)
+train.update(init_checkpoint=IMAGENET_WEIGHTS["L4"], output_dir="output/published/mask_rcnn_gpvit_l4_1x")

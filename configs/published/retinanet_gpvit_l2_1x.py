@@ -1,0 +1,9 @@
+"""The published RetinaNet, GPViT-L2 with adapter, COCO 1x. AP as published: 48.0 box."""
+
+from gpvit import SIZES
+from gpvit.published import IMAGENET_WEIGHTS
+
+from .common.retinanet import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.net.update(**SIZES["L2"])
+train.update(init_checkpoint=IMAGENET_WEIGHTS["L2"], output_dir="output/published/retinanet_gpvit_l2_1x")

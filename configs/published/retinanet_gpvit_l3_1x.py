@@ -1,0 +1,9 @@
+"""The published RetinaNet, GPViT-L3 with adapter, COCO 1x. AP as published: 48.3 box."""
+
+from gpvit import SIZES
+from gpvit.published import IMAGENET_WEIGHTS
+
+from .common.retinanet import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.net.update(**SIZES["L3"])
+train.update(init_checkpoint=IMAGENET_WEIGHTS["L3"], output_dir="output/published/retinanet_gpvit_l3_1x")
