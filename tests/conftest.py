@@ -42,6 +42,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("largest relative L2 distance to each reference file")
         for name, distance in sorted(published.deviations.items()):
             terminalreporter.write_line(f"{name:20} {distance:.1e}")
+    if published.matches:
+        terminalreporter.section("share of boxes that match the reference's")
+        for name, share in sorted(published.matches.items()):
+            terminalreporter.write_line(f"{name:30} {share:.1%}")
 
 
 @pytest.fixture(scope="session")

@@ -15,15 +15,45 @@ FOLDER = Path(__file__).parent / "reference"
 # Largest relative L2 distance seen in each file; conftest.py prints it at the end.
 deviations: dict[str, float] = defaultdict(float)
 
+# Share of the boxes that are the same in both sets, of each pair of sets compared; conftest.py prints it, too.
+matches: dict[str, float] = {}
+
+# How far the same box may be off: corners in pixels, score, label.
+SAME_BOX = torch.tensor([0.05, 0.05, 0.05, 0.05, 1e-4, 0])
+
 
 def keys(kind: str, size: str) -> dict[str, list[int]]:
-    """Names and shapes of a published model: kind "backbone" or "classifier"; size "L1" ... "L4" or "l1_multi"."""
+    """Names and shapes of a published model.
+
+    Args:
+        kind: "backbone", "classifier", "maskrcnn", "retinanet", "segformer" or "upernet".
+        size: "L1" ... "L4", of "backbone" also "l1_multi".
+    """
     return json.loads((FOLDER / f"keys_{kind}.json").read_text())["state_dict"][size.lower()]
 
 
 def weights(kind: str, size: str) -> dict[str, Tensor]:
     """A published model's state dict, filled by the rule."""
     return {key: torch.from_numpy(np.asarray(fill(key, shape))) for key, shape in keys(kind, size).items()}
+
+
+def save(path: Path, kind: str, size: str) -> str:
+    """Writes a stand-in for the published detector, filled by the rule, in the layout of the published files."""
+    meta = {
+        "mmcv_version": "1.4.8",
+        "time": "Mon Jan  1 00:00:00 2022",
+        "env_info": "sys.platform: linux",
+        "config": "model = dict()",
+        "epoch": 12,
+        "iter": 43_980,
+        "CLASSES": tuple(f"class {i}" for i in range(80)),
+        "seed": 0,
+        "exp_name": f"gpvit_{size.lower()}_{kind}_1x.py",
+        "hook_msgs": {},
+        "fp16": {"loss_scaler": {"scale": 512.0}},
+    }
+    torch.save({"meta": meta, "state_dict": weights(kind, size)}, path)
+    return str(path)
 
 
 def fill(key: str, shape: list[int]) -> np.ndarray:
@@ -79,6 +109,21 @@ class Reference:
         self._compare(f"{array}__sub", actual[tuple(slice(None, None, s) for s in entry["stride"])], entry["absmax"], tolerance)
         self._compare(f"{array}__cmean", actual.mean(positions), entry["absmax"], tolerance)
         self._compare(f"{array}__pmean", actual.mean(channels), entry["absmax"], tolerance)
+
+    def check_boxes(self, what: str, actual: Tensor, expected: Tensor) -> Tensor:
+        """Asserts that two sets of boxes are the same but for 2 %, which rounding may exchange.
+
+        Args:
+            actual, expected: (N, 5) or (M, 6): x1, y1, x2, y2, score, and the label where there is one.
+
+        Returns:
+            Which are the same, (N, M).
+        """
+        same = ((actual[:, None] - expected).abs() <= SAME_BOX[: actual.shape[1]]).all(-1)
+        share = min(same.any(dim).float().mean().item() for dim in (0, 1))
+        matches[f"{self.name} {what}"] = share
+        assert share >= 0.98, f"{self.name} {what}: {share:.1%} of {len(actual)} and {len(expected)} are the same"
+        return same
 
     def _compare(self, array: str, actual: Tensor, absmax: float, tolerance: float) -> None:
         expected = torch.from_numpy(self.arrays[array]).double()

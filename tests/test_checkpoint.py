@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import gpvit
@@ -14,9 +15,10 @@ import torch
 from conftest import REPOSITORY
 from detectron2.config import instantiate
 from gpvit import checkpoint
+from gpvit.data import set_num_classes
 from gpvit.engine import load_config
 from gpvit.errors import UserError
-from gpvit.published import IMAGENET_WEIGHTS
+from gpvit.published import COCO_CLASSES, IMAGENET_WEIGHTS
 from torch import nn
 
 
@@ -53,7 +55,7 @@ def test_a_published_classifier_starts_a_detector(classifier_file: Path, caplog:
         checkpoint.load(model, str(classifier_file))
     (message,) = caplog.messages
     assert message.startswith(f"published ImageNet classifier L1 {classifier_file}: 327 of 333 tensors loaded; ")
-    assert "; dropped: 6 of its other parts; starting afresh: 74 all but the backbone" in message
+    assert "; dropped: 6 that are not of the backbone; starting afresh: 74 outside of the backbone" in message
     assert torch.equal(model.roi_heads.box_predictor.cls_score.weight, head)
 
     backbone = gpvit.GPViT(**gpvit.SIZES["L1"]).eval()
@@ -130,6 +132,144 @@ def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(tmp_path: P
         checkpoint.load(nn.Linear(1, 1), str(path))
     assert "\n" not in str(error.value) and str(path) in str(error.value)
     assert not canary.exists()
+
+
+@pytest.fixture(scope="module")
+def published_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
+    """Stand-ins for published files of any kind and size, in their exact layout."""
+    folder = tmp_path_factory.mktemp("published")
+
+    def make(kind: str, size: str) -> str:
+        path = folder / f"gpvit_{size.lower()}_{kind}.pth"
+        if not path.exists():
+            meta = {"mmcv_version": "1.4.8", "time": "Mon Jan  1 00:00:00 2022", "epoch": 12, "iter": 87_960}
+            torch.save({"meta": meta, "state_dict": published.weights(kind, size)}, path)
+        return str(path)
+
+    return make
+
+
+def published_detector(name: str, num_classes: int = 80) -> nn.Module:
+    cfg = load_config(str(REPOSITORY / "configs" / "published" / f"{name}.py"))
+    set_num_classes(cfg.model, num_classes)
+    return instantiate(cfg.model)
+
+
+CLASS_LAYERS = {
+    "maskrcnn": (
+        "roi_heads.box_predictor.cls_score.weight",
+        "roi_heads.box_predictor.cls_score.bias",
+        "roi_heads.box_predictor.bbox_pred.weight",
+        "roi_heads.box_predictor.bbox_pred.bias",
+        "roi_heads.mask_head.predictor.weight",
+        "roi_heads.mask_head.predictor.bias",
+    ),
+    "retinanet": ("head.cls_score.weight", "head.cls_score.bias"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "classes"),
+    [
+        ("maskrcnn", "mask_rcnn_gpvit_l1_1x", ["fig", "date", "hazelnut"]),
+        ("retinanet", "retinanet_gpvit_l1_3x", ["fig", "date", "hazelnut"]),
+        ("maskrcnn", "mask_rcnn_gpvit_l1_3x", [f"class {i}" for i in range(80)]),  # as many, but others
+        ("maskrcnn", "mask_rcnn_gpvit_l1_3x", None),  # as many, names unknown
+        ("retinanet", "retinanet_gpvit_l1_1x", COCO_CLASSES),
+    ],
+)
+def test_a_published_detector_loads_all_but_the_layers_of_other_classes(
+    published_file, caplog: pytest.LogCaptureFixture, kind: str, config: str, classes: list[str] | None
+) -> None:
+    model = published_detector(config, len(classes or COCO_CLASSES))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with caplog.at_level(logging.DEBUG, logger="gpvit"):
+        checkpoint.load(model, published_file(kind, "L1"), classes)
+    weights = checkpoint.read(published_file(kind, "L1")).weights
+    fresh = [] if classes in (None, COCO_CLASSES) else CLASS_LAYERS[kind]
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key] if key in fresh else weights[key]), key
+    *details, summary = caplog.messages
+    assert f"{len(before) - len(fresh)} of {len(before)} tensors loaded" in summary
+    assert (f"starting afresh: {len(fresh)} that depend on the classes" in summary) == bool(fresh)
+    assert all(any(key in detail for detail in details) for key in fresh)
+
+
+@pytest.mark.parametrize("kind", ["segformer", "upernet"])
+def test_a_published_segmentation_model_gives_its_backbone(published_file, caplog, kind: str) -> None:
+    model = detector()
+    with caplog.at_level(logging.INFO, logger="gpvit"):
+        checkpoint.load(model, published_file(kind, "L1"))
+    expected = published.weights(kind, "L1")
+    assert torch.equal(model.backbone.net.pos_embed, expected["backbone.pos_embed"])
+    assert torch.equal(model.backbone.net.out_norms.last_feat.weight, expected["backbone.ln1.weight"])
+    assert "327 of" in caplog.messages[-1] and "6 norms that the model lacks" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "make", "message"),
+    [
+        ("retinanet", "L1", lambda: published_detector("mask_rcnn_gpvit_l1_1x"), "is a published RetinaNet L1, and the model"),
+        ("maskrcnn", "L1", lambda: published_detector("retinanet_gpvit_l1_1x"), "is a published Mask R-CNN L1, and the model"),
+        ("maskrcnn", "L1", detector, "is a published Mask R-CNN L1, and the model is not"),
+        ("maskrcnn", "L1", lambda: published_detector("mask_rcnn_gpvit_l2_1x"), "has 216 channels, the model is L2"),
+        ("upernet", "L3", lambda: gpvit.GPViT(embed_dim=216), "has 432 channels, the model is L1"),
+        ("segformer", "L1", lambda: nn.Linear(1, 1), "goes into a GPViT, and the model has 0 of them"),
+    ],
+)
+def test_a_published_file_of_another_kind_or_size_is_one_line(published_file, kind, size, make, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        checkpoint.load(make(), published_file(kind, size))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("neck.fpn_convs.2.bn.bias"), r"1 missing \(backbone.fpn_output4.norm.bias\)"),
+        (lambda w: w.pop("roi_head.bbox_head.fc_reg.weight"), "1 missing .roi_heads.box_predictor.bbox_pred.weight"),
+        (lambda w: w.update({"neck.gate.weight": torch.ones(1)}), "no published GPViT model of this kind has neck.gate.weight"),
+        (lambda w: w.update({"rpn_head.rpn_cls.bias": torch.ones(5)}), r"objectness_logits.bias \(5,\) instead of \(3,\)"),
+    ],
+)
+def test_a_published_detector_with_wrong_tensors_names_them(tmp_path: Path, change, message: str) -> None:
+    weights = published.weights("maskrcnn", "L1")
+    change(weights)
+    torch.save({"meta": {}, "state_dict": weights}, tmp_path / "weights.pth")
+    model = published_detector("mask_rcnn_gpvit_l1_1x")
+    before = model.backbone.bottom_up.net.pos_embed.clone()
+    with pytest.raises(UserError, match=message):
+        checkpoint.load(model, str(tmp_path / "weights.pth"))
+    assert torch.equal(model.backbone.bottom_up.net.pos_embed, before)
+
+
+def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) -> None:
+    assert checkpoint.read(published_file("retinanet", "L1")).classes == COCO_CLASSES
+    assert COCO_CLASSES[0] == "person" and COCO_CLASSES[79] == "toothbrush" and len(COCO_CLASSES) == 80
+    weights = published.weights("retinanet", "L1")
+    weights["bbox_head.retina_cls.weight"] = torch.zeros(18, 256, 3, 3)
+    weights["bbox_head.retina_cls.bias"] = torch.zeros(18)
+    for meta, classes in (({"CLASSES": ("fig", "date")}, ["fig", "date"]), ({}, None)):
+        torch.save({"meta": meta, "state_dict": weights}, tmp_path / "two.pth")
+        assert checkpoint.read(str(tmp_path / "two.pth")).classes == classes
+    model = published_detector("retinanet_gpvit_l1_1x", 2)
+    checkpoint.load(model, str(tmp_path / "two.pth"))
+    assert not model.head.cls_score.weight.any()
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_what_was_written_is_read_again(tmp_path: Path, name: str) -> None:
+    path = str(tmp_path / name)
+    weights = {"weight": torch.randn(3, 2).T, "bias": torch.tensor(3)}
+    checkpoint.write(path, weights, classes=["cat", "dog"], source="somewhere")
+    file = checkpoint.read(path)
+    assert file.classes == ["cat", "dog"] and file.content["source"] == "somewhere"
+    assert file.weights.keys() == weights.keys()
+    assert all(torch.equal(file.weights[key], weights[key]) for key in weights)
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[:-30])
+    with pytest.raises(UserError, match="the file is damaged"):
+        checkpoint.read(path)
 
 
 def test_a_missing_file_and_an_unreachable_address_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,19 @@ PARAMETERS = {
 DROP_PATH = {"l1": 0.1, "l2": 0.1, "l3": 0.1, "l4": 0.2}
 ALL = pytest.mark.parametrize("name", PARAMETERS)
 
+# The published detectors, and the drop path where it is not 0.1.
+PUBLISHED = [
+    f"published/{detector}_gpvit_{size}_{schedule}"
+    for detector in ("mask_rcnn", "retinanet")
+    for size in ("l1", "l2", "l3", "l4")
+    for schedule in ("1x", "3x")
+]
+PUBLISHED_DROP_PATH = {
+    "published/mask_rcnn_gpvit_l4_1x": 0.2,
+    **{name: 0.2 for name in PUBLISHED if name.endswith(("l3_3x", "l4_3x"))},
+}
+ALL_PUBLISHED = pytest.mark.parametrize("name", PUBLISHED)
+
 
 def config(name: str, *overrides: str) -> DictConfig:
     return load_config(str(REPOSITORY / "configs" / f"{name}.py"), overrides)
@@ -44,7 +57,7 @@ def image_with_an_object(height: int, width: int) -> dict:
     return {"image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8), "instances": instances}
 
 
-def train_and_infer(model: nn.Module) -> None:
+def train_and_infer(model: nn.Module, *, masks: bool = True) -> Instances:
     batch = [image_with_an_object(64, 96), image_with_an_object(90, 70)]
     with EventStorage():
         losses = model.train()(batch)
@@ -54,7 +67,9 @@ def train_and_infer(model: nn.Module) -> None:
     with torch.no_grad():
         output = model.eval()([{"image": batch[0]["image"], "height": 128, "width": 192}])[0]["instances"]
     assert output.image_size == (128, 192)
-    assert output.has("pred_masks") and output.pred_masks.shape[1:] == (128, 192)
+    assert output.has("pred_masks") == masks
+    assert not masks or output.pred_masks.shape[1:] == (128, 192)
+    return output
 
 
 @ALL
@@ -83,15 +98,16 @@ def test_heads_are_those_of_the_published_detectors() -> None:
     assert len(heads.mask_head.conv_dims) == 5 and not heads.mask_head.get("conv_norm")
 
 
-def test_only_weights_of_layers_decay() -> None:
-    cfg = config("mask_rcnn_gpvit_l1")
+@pytest.mark.parametrize("name", ["mask_rcnn_gpvit_l1", *PUBLISHED[::8]])
+def test_only_weights_of_layers_decay_and_as_published_the_injectors_factors(name: str) -> None:
+    cfg = config(name)
     with torch.device("meta"):
         model = instantiate(cfg.model)
     cfg.optimizer.params.model = model
     decay = {id(p): group["weight_decay"] for group in instantiate(cfg.optimizer).param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        is_weight_of_layer = name.endswith("weight") and parameter.ndim > 1
-        assert decay[id(parameter)] == (0.05 if is_weight_of_layer else 0.0), name
+        decays = name.endswith("gamma") or (name.endswith("weight") and parameter.ndim > 1)
+        assert decay[id(parameter)] == (0.05 if decays else 0.0), name
 
 
 def test_layer_decay_is_one_override() -> None:
@@ -148,6 +164,105 @@ def test_large_scale_jitter_is_one_override() -> None:
         kinds("dataloader.train.mapper.augmentations.recipe=ljs")
 
 
+def test_every_published_config_is_tested() -> None:
+    assert sorted(PUBLISHED) == sorted(f"published/{path.stem}" for path in (REPOSITORY / "configs/published").glob("*.py"))
+
+
+@ALL_PUBLISHED
+def test_a_published_config_has_its_size_its_weights_and_its_place(name: str) -> None:
+    cfg, size = config(name), name[-5:-3]
+    net = cfg.model.backbone.bottom_up.net
+    assert {key: net[key] for key in ("embed_dim", "stem_convs")} == gpvit.SIZES[size.upper()]
+    assert not net.final_norm and "group_tokens" not in net
+    assert cfg.train.init_checkpoint.endswith(f"/v0.0.1/gpvit_{size}_in1k_300e.pth")
+    assert cfg.train.output_dir == f"output/{name}"
+    assert len((REPOSITORY / "configs" / f"{name}.py").read_text().splitlines()) <= 20
+
+
+@ALL_PUBLISHED
+@pytest.mark.parametrize("override", [None, 0.3])
+def test_drop_path_is_the_published_one_and_the_adapter_follows_the_backbone(name: str, override: float | None) -> None:
+    overrides = [f"model.backbone.bottom_up.net.drop_path_rate={override}"] if override else []
+    with torch.device("meta"):
+        adapter = instantiate(config(name, *overrides).model.backbone.bottom_up)
+    rate = override or PUBLISHED_DROP_PATH.get(name, 0.1)
+    assert [extractor.drop_path.p for extractor in adapter.extractors] == [rate] * 6
+    assert [block.drop_path.p for block in adapter.net.blocks[::11]] == pytest.approx([0.0, rate])
+
+
+@ALL_PUBLISHED
+def test_a_published_recipe_is_the_published_one(name: str) -> None:
+    cfg, is_mask_rcnn = config(name), "mask_rcnn" in name
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.dataloader.train.total_batch_size) == (2e-4, 0.05, 32)
+    assert (cfg.lr_multiplier.warmup_iters, cfg.lr_multiplier.warmup_factor) == (500, 0.001)
+    assert cfg.train.clip_norm == (0.0 if is_mask_rcnn else 35.0)
+    assert tuple(cfg.dataloader.evaluator.tasks) == (("bbox", "segm") if is_mask_rcnn else ("bbox",))
+    assert cfg.dataloader.train.mapper.use_instance_mask == is_mask_rcnn
+    assert not cfg.dataloader.train.mapper.recompute_boxes
+
+    augmentations = list(instantiate(cfg.dataloader.train.mapper.augmentations))
+    kinds = [type(augmentation).__name__ for augmentation in augmentations]
+    milestones = list(cfg.lr_multiplier.milestones)
+    if name.endswith("1x"):
+        assert cfg.train.max_iter == 43_975 and milestones == [8 / 12, 11 / 12]
+        assert kinds == ["OpenCVResize", "RandomFlip"]
+        resize, flip = augmentations
+        assert set(resize.short_edge_length) == {800}
+    else:
+        assert cfg.train.max_iter == 131_925 and milestones == [27 / 36, 33 / 36]
+        assert kinds == ["RandomFlip", "RandomApply", "OpenCVResize", "RandomCrop"]
+        flip, _, resize, _ = augmentations
+        assert list(resize.short_edge_length) == [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
+    assert (resize.max_size, flip.prob, flip.horizontal) == (1333, 0.5, True)
+    (resize,) = instantiate(cfg.dataloader.test.mapper.augmentations)
+    assert (type(resize).__name__, *resize.short_edge_length, resize.max_size) == ("OpenCVResize", 800, 800, 1333)
+
+
+@ALL_PUBLISHED
+def test_a_published_detector_keeps_what_the_published_one_keeps(name: str) -> None:
+    with torch.device("meta"):
+        model = instantiate(config(name).model)
+    if "mask_rcnn" in name:
+        rpn, box = model.proposal_generator, model.roi_heads.box_predictor
+        assert (rpn.pre_nms_topk, rpn.post_nms_topk) == ({True: 2000, False: 1000}, {True: 1000, False: 1000})
+        assert (rpn.nms_thresh, rpn.min_box_size) == (0.7, 0.0)
+        assert (box.test_score_thresh, box.test_nms_thresh, box.test_topk_per_image) == (0.05, 0.5, 100)
+    else:
+        assert (model.test_score_thresh, model.test_nms_thresh, model.max_detections_per_image) == (0.05, 0.5, 100)
+        assert model.test_topk_candidates == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        (
+            "published/mask_rcnn_gpvit_l1_1x",
+            [
+                "model.proposal_generator.post_nms_topk=[50,30]",
+                "model.roi_heads.batch_size_per_image=16",
+                "model.roi_heads.box_predictor.test_score_thresh=0",
+            ],
+        ),
+        ("published/retinanet_gpvit_l1_1x", ["model.test_score_thresh=0"]),
+    ],
+)
+def test_a_published_detector_trains_and_infers(name: str, overrides: list[str]) -> None:
+    net = "model.backbone.bottom_up.net"
+    model = instantiate(config(name, *overrides, f"{net}.embed_dim=24", f"{net}.group_tokens=[0,4,0,4]").model)
+    output = train_and_infer(model, masks="mask_rcnn" in name)
+    assert 0 < len(output) <= 100 and output.pred_boxes.inside_box((128, 192)).all()
+    for name, parameter in model.backbone.bottom_up.injectors.named_parameters():  # gamma starts at zero
+        assert parameter.grad.any() == name.endswith("gamma"), name
+
+
+def test_resolution_is_an_override_of_a_published_config_too() -> None:
+    small = ("dataloader.short_side=400", "dataloader.max_size=666")
+    mappers = config("published/retinanet_gpvit_l1_1x", *small, "dataloader.test.mapper.augmentations.0.max_size=99").dataloader
+    train, test = (instantiate(mappers[split].mapper.augmentations)[0] for split in ("train", "test"))
+    assert (*train.short_edge_length, train.max_size) == (400, 400, 666)
+    assert (*test.short_edge_length, test.max_size) == (400, 400, 99)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -163,6 +278,25 @@ def test_a_mistyped_override_is_one_line_with_the_likely_key(override: str, mess
     with pytest.raises(UserError) as error:
         config("mask_rcnn_gpvit_l1", override)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "likely"),
+    [
+        ("mask_rcnn_gpvit_l1_1x", "model.backbone.bottom_up.out_feature=[f3]", "model.backbone.bottom_up.out_features"),
+        ("mask_rcnn_gpvit_l1_1x", "model.backbone.bottom_up.num_head=2", "model.backbone.bottom_up.num_heads"),
+        ("retinanet_gpvit_l1_1x", "model.test_score_tresh=0.1", "model.test_score_thresh"),
+        (
+            "retinanet_gpvit_l1_3x",
+            "dataloader.train.mapper.augmentations.short_side=[480]",
+            "dataloader.train.mapper.augmentations.short_sides",
+        ),
+    ],
+)
+def test_a_mistyped_override_of_a_published_config_is_refused_by_name(name: str, override: str, likely: str) -> None:
+    with pytest.raises(UserError, match=rf"the config has no .*; did you mean {likely}\?$") as error:
+        config(f"published/{name}", override)
+    assert "\n" not in str(error.value)
 
 
 def test_an_override_may_set_a_parameter_that_the_config_leaves_out() -> None:

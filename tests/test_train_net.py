@@ -63,7 +63,7 @@ def test_the_saved_config_builds_the_same_model(trained: Path) -> None:
 
 
 def test_a_checkpoint_carries_its_classes(trained: Path) -> None:
-    assert gpvit.checkpoint.read(str(trained / "model_final.pth"))["classes"] == ["disc", "triangle", "cross"]
+    assert gpvit.checkpoint.read(str(trained / "model_final.pth")).classes == ["disc", "triangle", "cross"]
 
 
 def test_evaluation_alone_needs_no_training_data(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_resuming_goes_on_with_iteration_schedule_and_optimizer(synthetic_data: 
     assert list(metrics(parts, "total_loss")) == [2, 3]
     rates = metrics(whole, "lr")
     assert metrics(parts, "lr") == {iteration: rates[iteration] for iteration in (2, 3)}
-    state = gpvit.checkpoint.read(str(parts / "model_final.pth"))["trainer"]["optimizer"]["state"]
+    state = gpvit.checkpoint.read_content(str(parts / "model_final.pth"))["trainer"]["optimizer"]["state"]
     assert {int(entry["step"]) for entry in state.values()} == {4}
 
 

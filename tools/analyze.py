@@ -2,14 +2,21 @@
 
     python tools/analyze.py complexity                     parameters and multiply-accumulates, as a Markdown table
     python tools/analyze.py memory --size L1 --image 512x512    a training step with and without activation checkpointing
+    python tools/analyze.py adapter --size L1 --image 800x1216  time and memory of the published detectors' features
 """
 
 import argparse
+import math
 import multiprocessing
+import os
 import resource
+import statistics
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import gpvit
 import torch
@@ -21,8 +28,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-NAMES = [f"{head}_gpvit_l{i}" for head in ("mask_rcnn", "cascade_mask_rcnn") for i in (1, 2, 3, 4)]
-PARTS = ("backbone", "pyramid", "rpn", "box head", "mask head")
+NAMES = [
+    template.format(i)
+    for template in (
+        "mask_rcnn_gpvit_l{}",
+        "cascade_mask_rcnn_gpvit_l{}",
+        "published/mask_rcnn_gpvit_l{}_1x",
+        "published/retinanet_gpvit_l{}_1x",
+    )
+    for i in (1, 2, 3, 4)
+]
+PARTS = ("backbone", "adapter", "pyramid", "dense head", "box head", "mask head")
+RUNS = 5
 
 
 def main() -> None:
@@ -30,14 +47,17 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     complexity = commands.add_parser("complexity")
     complexity.add_argument("--image", default="800x1280", type=image_size, help="HEIGHTxWIDTH")
-    memory = commands.add_parser("memory")
-    memory.add_argument("--size", default="L1", choices=gpvit.SIZES)
-    memory.add_argument("--image", default="512x512", type=image_size, help="HEIGHTxWIDTH")
+    for name, image in (("memory", "512x512"), ("adapter", "800x1216")):
+        command = commands.add_parser(name)
+        command.add_argument("--size", default="L1", choices=gpvit.SIZES)
+        command.add_argument("--image", default=image, type=image_size, help="HEIGHTxWIDTH")
     args = parser.parse_args()
     if args.command == "complexity":
         print_complexity(*args.image)
-    else:
+    elif args.command == "memory":
         print_memory(args.size, *args.image)
+    else:
+        print_adapter(args.size, *args.image)
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -51,7 +71,7 @@ def print_complexity(height: int, width: int) -> None:
     print("|---" + "|---:" * (2 + len(PARTS)) + "|")
     for name in NAMES:
         parameters, macs = complexity(load_config(str(CONFIGS / f"{name}.py")).model, height, width)
-        parts = " | ".join(f"{macs[part]:.1f}" for part in PARTS)
+        parts = " | ".join(f"{macs[part]:.1f}" if part in macs else "" for part in PARTS)
         print(f"| `{name}` | {parameters / 1e6:.1f} | {sum(macs.values()):.1f} | {parts} |")
 
 
@@ -60,32 +80,42 @@ def complexity(model_config: DictConfig, height: int, width: int) -> tuple[int, 
     """Number of parameters, and 1e9 multiply-accumulates of the matrix products and convolutions of each part."""
     with torch.device("meta"):  # shapes without numbers: nothing is computed
         model = instantiate(model_config).eval()
-        heads = model.roi_heads
         image = torch.empty(1, 3, height, width)
-        macs = {"backbone": count_macs(model.backbone.net, image)}
-        macs["pyramid"] = count_macs(model.backbone, image) - macs["backbone"]
+        adapter = getattr(model.backbone, "bottom_up", None)
+        net = adapter.net if adapter else model.backbone.net
+        macs = {"backbone": count_macs(net, image)}
+        if adapter:
+            macs["adapter"] = count_macs(adapter, image) - macs["backbone"]
+        macs["pyramid"] = count_macs(model.backbone, image) - sum(macs.values())
         levels = model.backbone(image)
-        macs["rpn"] = count_macs(model.proposal_generator.rpn_head, list(levels.values()))
-        channels = levels["p2"].shape[1]
-        box_heads = heads.box_head if isinstance(heads.box_head, nn.ModuleList) else [heads.box_head]
-        macs["box head"] = sum(count_macs(head, torch.empty(1000, channels, 7, 7)) for head in box_heads)
-        macs["mask head"] = count_macs(heads.mask_head.layers, torch.empty(100, channels, 14, 14))
+        dense_head = model.proposal_generator.rpn_head if hasattr(model, "roi_heads") else model.head
+        macs["dense head"] = count_macs(dense_head, list(levels.values()))
+        if hasattr(model, "roi_heads"):
+            channels = levels["p2"].shape[1]
+            box_head = model.roi_heads.box_head
+            box_heads = box_head if isinstance(box_head, nn.ModuleList) else [box_head]
+            macs["box head"] = sum(count_macs(head, torch.empty(1000, channels, 7, 7)) for head in box_heads)
+            macs["mask head"] = count_macs(model.roi_heads.mask_head.layers, torch.empty(100, channels, 14, 14))
     return sum(parameter.numel() for parameter in model.parameters()), macs
 
 
 def count_macs(module: nn.Module, inputs: Tensor | list[Tensor]) -> float:
+    sampling = dict.fromkeys((torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only), bag_flops)
     # The spelled-out attention, since the counter does not know every fused one.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False, custom_mapping=sampling) as counter, sdpa_kernel(SDPBackend.MATH):
         module(inputs)
     return counter.get_total_flops() / 2e9
+
+
+def bag_flops(weight_shape: torch.Size, indices_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """Deformable attention: one multiply-accumulate for each channel of each cell that is looked up."""
+    return 2 * indices_shape.numel() * weight_shape[1]
 
 
 def print_memory(size: str, height: int, width: int) -> None:
     peaks = {}
     for checkpointing in (False, True):
-        # A process each: the peak of a process never falls.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            peaks[checkpointing] = process.submit(training_peak, size, height, width, checkpointing).result()
+        peaks[checkpointing] = in_a_process(training_peak, size, height, width, checkpointing)
         print(f"{size}, {height}x{width}, {'with' if checkpointing else 'without'} checkpointing: {peaks[checkpointing]:.0f} MiB")
     print(f"ratio: {peaks[True] / peaks[False]:.2f}")
 
@@ -101,6 +131,97 @@ def training_peak(size: str, height: int, width: int, checkpointing: bool) -> fl
 
     before = step(32, 32)  # libraries are loaded and gradients allocated
     return step(height, width) - before
+
+
+def print_adapter(size: str, height: int, width: int) -> None:
+    """Inference of one image in float32: the median of a few runs, and the memory needed above what was held before."""
+    seconds, _ = in_a_process(adapter_costs, size, height, width)
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # memory that is freed goes back at once and is seen to, which is slow
+    _, peaks = in_a_process(adapter_costs, size, height, width)
+    print(f"| {size}, {height}x{width} | seconds | share | peak MiB |\n|---|---:|---:|---:|")
+    for part in seconds:
+        print(f"| {part} | {seconds[part]:.2f} | {seconds[part] / seconds['all']:.0%} | {peaks[part]:.0f} |")
+
+
+def in_a_process(function: Callable, *args: Any) -> Any:
+    """The function's result in a process of its own: the peak of a process never falls."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *args).result()
+
+
+@torch.no_grad()
+def adapter_costs(size: str, height: int, width: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds and peak MiB of each part of the published Mask R-CNN's features; fresh weights but scattered offsets."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    fpn = instantiate(load_config(str(CONFIGS / f"published/mask_rcnn_gpvit_{size.lower()}_1x.py")).model.backbone)
+    fpn = fpn.eval().to(device)
+    adapter = fpn.bottom_up
+    parts = {
+        "patch embedding": [adapter.net.patch_embed],
+        "blocks": list(adapter.net.blocks),
+        "spatial prior": [adapter.spatial_prior],
+        "injectors": list(adapter.injectors),
+        "extractors": list(adapter.extractors),
+        "(their deformable attention)": [layer.attn for layer in (*adapter.injectors, *adapter.extractors)],
+        "adapter with backbone": [adapter],
+        "all": [fpn],
+    }
+    for layer in parts["(their deformable attention)"]:
+        nn.init.normal_(layer.offsets.weight, std=0.05)
+        nn.init.normal_(layer.weights.weight, std=0.05)
+    meters = {part: [Meter(module, device) for module in modules] for part, modules in parts.items()}
+    image = torch.randn(1, 3, height, width, device=device)
+    for _ in range(1 + RUNS):
+        fpn(image)
+    seconds = {part: sum(statistics.median(meter.seconds[1:]) for meter in of_part) for part, of_part in meters.items()}
+    peaks = {part: max(max(meter.peaks[1:]) for meter in of_part) for part, of_part in meters.items()}
+    return seconds, peaks
+
+
+class Meter:
+    """Seconds, and peak memory in MiB above what was held at the start, of each call of a module; meters may nest."""
+
+    running: list[list[float]] = []  # of each module that runs: memory at its start, and its peak so far
+
+    def __init__(self, module: nn.Module, device: str) -> None:
+        self.device = device
+        self.seconds: list[float] = []
+        self.peaks: list[float] = []
+        module.register_forward_pre_hook(lambda *_: self.start())
+        module.register_forward_hook(lambda *_: self.stop())
+
+    def start(self) -> None:
+        now, peak = memory_since_reset(self.device)
+        if self.running:
+            self.running[-1][1] = max(self.running[-1][1], peak)
+        self.running.append([now, now])
+        self.started = time.perf_counter()
+
+    def stop(self) -> None:
+        now, peak = memory_since_reset(self.device)
+        self.seconds.append(time.perf_counter() - self.started)
+        start, earlier_peak = self.running.pop()
+        peak = max(peak, earlier_peak)
+        self.peaks.append(peak - start)
+        if self.running:
+            self.running[-1][1] = max(self.running[-1][1], peak)
+
+
+def memory_since_reset(device: str) -> tuple[float, float]:
+    """MiB held now, and the most since the last call; not a number where the system does not tell."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        now, peak = torch.cuda.memory_allocated() / 2**20, torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+        return now, peak
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return math.nan, math.nan
+    values = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    now, peak = (int(values[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+    reset.write_text("5")  # makes the peak start anew
+    return now, peak
 
 
 def peak_memory(device: str) -> float:

@@ -16,6 +16,7 @@ M = HW (1 + 1/4 + 1/16) tokens of the branch at strides 8, 16 and 32:
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -216,11 +217,13 @@ class DeformableAttention(nn.Module):
 
     def forward(self, query: Tensor, query_shapes: Shapes, feature: Tensor, feature_shapes: Shapes) -> Tensor:
         """(B, L, C), (B, M, C) -> (B, L, C); both sequences are grids of the same image, one after the other."""
-        with torch.autocast(query.device.type, enabled=False):
+        device = query.device
+        autocasts = torch.amp.is_autocast_available(device.type)  # not on "meta"
+        with torch.autocast(device.type, enabled=False) if autocasts else nullcontext():
             query, feature = query.float(), feature.float()
             offsets = self.offsets(query).unflatten(-1, (*self.sampling, 2))  # in cells of the level: x, y
             sizes = offsets.new_tensor([(width, height) for height, width in feature_shapes])
-            centres = cell_centres(query_shapes, query.device)
+            centres = cell_centres(query_shapes, device)
             locations = centres[:, None, None, None] + offsets / sizes[:, None]
             weights = self.weights(query).unflatten(-1, (self.sampling[0], -1)).softmax(-1)
             value = self.value(feature).unflatten(-1, (self.sampling[0], -1))

@@ -171,16 +171,16 @@ def load(model: nn.Module, file: str | File, classes: Sequence[str] | None = Non
     target = _backbone_in(model, file) if file.is_backbone else model
     wanted = target.state_dict()
     _check_kind(file, wanted)
-    dropped, fresh = {"of its other parts": file.dropped}, {}
+    dropped, fresh = {"that are not of the backbone": file.dropped}, {}
     if file.is_backbone:
         norms = "out_norms."  # of the maps that leave the backbone, which are not the same ones everywhere
         dropped["norms that the model lacks"] = [key for key in file.weights if key.startswith(norms) and key not in wanted]
         fresh["norms that it lacks"] = [key for key in wanted if key.startswith(norms + "block") and key not in file.weights]
         inside = {id(tensor) for tensor in target.state_dict(keep_vars=True).values()}
         everything = model.state_dict(keep_vars=True).items()
-        fresh["all but the backbone"] = [key for key, tensor in everything if id(tensor) not in inside]
+        fresh["outside of the backbone"] = [key for key, tensor in everything if id(tensor) not in inside]
     elif layers := _layers_of_other_classes(file, wanted, classes):
-        dropped["layers of its classes"] = fresh["layers of the classes"] = layers
+        dropped["that belong to other classes"] = fresh["that depend on the classes"] = layers
     gone = {key for keys in dropped.values() for key in keys}
     kept = {key: tensor for key, tensor in file.weights.items() if key not in gone}
     _load_strictly(target, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})

@@ -39,8 +39,9 @@ BACKBONE: Names = {
     "layers.#.norm2.*": "blocks.#.norm2.*",
     "layers.#.ffn.layers.0.0.*": "blocks.#.mlp.fc1.*",
     "layers.#.ffn.layers.1.*": "blocks.#.mlp.fc2.*",
+    # Group propagation blocks, which are 1, 4, 7 and 10; what both kinds have must be told apart on the way back.
+    **{f"layers.{i}.dwconv.0.*": f"blocks.{i}.conv.*" for i in (1, 4, 7, 10)},
     "layers.#.dw.*": "blocks.#.conv.*",
-    # Group propagation blocks.
     "layers.#.group_token": "blocks.#.group_token",
     "layers.#.group_layer.norm_query.*": "blocks.#.group.norm_query.*",
     "layers.#.group_layer.norm_key.*": "blocks.#.group.norm_key.*",
@@ -61,7 +62,6 @@ BACKBONE: Names = {
     "layers.#.un_group_layer.norm2.*": "blocks.#.ungroup.norm2.*",
     "layers.#.un_group_layer.ffn.layers.0.0.*": "blocks.#.ungroup.mlp.fc1.*",
     "layers.#.un_group_layer.ffn.layers.1.*": "blocks.#.ungroup.mlp.fc2.*",
-    "layers.#.dwconv.0.*": "blocks.#.conv.*",
     "layers.#.dwconv.1.*": "blocks.#.conv.norm.*",
     # The norms of the maps that leave the network.
     "ln1.*": "out_norms.last_feat.*",

@@ -1,0 +1,50 @@
+"""Converts published files to this project's names, and detectors trained here to the published layout.
+
+    python tools/convert_checkpoint.py gpvit_l1_maskrcnn_1x.pth mask_rcnn_l1.safetensors
+    python tools/convert_checkpoint.py --to-published output/published/mask_rcnn_gpvit_l1_1x/model_final.pth for_mmdetection.pth
+
+The input is a path or an address. The output is a .safetensors file or, by any other name, PyTorch's format; names of
+the classes and the source are noted in it. Every tool here takes it as a checkpoint.
+"""
+
+import argparse
+import os
+import sys
+
+import gpvit
+import torch
+from gpvit.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", help="checkpoint: path or address")
+    parser.add_argument("output", help="file to write; must not exist")
+    parser.add_argument("--to-published", action="store_true", help="write the layout of the published files")
+    args = parser.parse_args()
+    if os.path.exists(args.output):
+        raise UserError(f"{args.output} exists; remove it or give another name")
+    if args.to_published and args.output.endswith(".safetensors"):
+        raise UserError("published files are in PyTorch's format; give the output a name that ends in .pth")
+    file = gpvit.checkpoint.read(args.input)
+    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
+    if args.to_published:
+        try:
+            content = gpvit.published.to_published(file.weights, file.require_classes())
+        except ValueError as error:
+            raise UserError(f"cannot convert {args.input}: {error}") from None
+        torch.save(content, args.output)
+        print(f"{args.output}: {len(content['state_dict'])} tensors in the published layout")
+        return
+    metadata = {"source": args.input} | ({"classes": file.classes} if file.classes else {})
+    gpvit.checkpoint.write(args.output, file.weights, **metadata)
+    left_out = f", {len(file.dropped)} left out ({gpvit.published.listed(file.dropped)})" if file.dropped else ""
+    classes = f", {len(file.classes)} classes" if file.classes else ""
+    print(f"{args.output}: {file.title}, {len(file.weights)} tensors{left_out}{classes}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
