@@ -14,6 +14,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from gpvit.engine import Trainer, argument_parser, build_ddp, choose_device, launch, load_config, setup
 from gpvit.errors import UserError
+from gpvit.published import listed
 from torch import nn
 
 
@@ -86,8 +87,9 @@ def main(args) -> nn.Module:
     if args.eval_only:
         file = gpvit.checkpoint.read(cfg.train.init_checkpoint)
         classes = file.require_classes()
-        if classes != gpvit.data.class_names(cfg.dataloader.test):
-            raise UserError(f"{file.path} was trained for other classes than the data has: {', '.join(classes)}")
+        wanted = gpvit.data.class_names(cfg.dataloader.test)
+        if classes != wanted:
+            raise UserError(f"{file.path} was trained for other classes ({listed(classes)}) than the data has ({listed(wanted)})")
         model = instantiate(cfg.model).to(cfg.train.device)
         gpvit.checkpoint.load(model, file, classes)
         do_test(cfg, model)

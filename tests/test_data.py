@@ -138,8 +138,9 @@ def test_an_image_without_objects_has_no_instances_and_its_masks(synthetic_data:
 def test_a_detector_of_boxes_gets_no_masks_and_boxes_in_pixels_of_the_resized_image(
     synthetic_data: Path, objects: int
 ) -> None:
-    no_flip = "dataloader.train.mapper.augmentations.1.prob=0"
-    mapper = instantiate(load_config(str(REPOSITORY / "configs" / f"{RETINANET}.py"), [no_flip]).dataloader.train.mapper)
+    no_flip = ["dataloader.train.mapper.augmentations.1.prob=0"]
+    cfg = load_config(str(REPOSITORY / "configs" / f"{RETINANET}.py"), no_flip)
+    mapper = instantiate(cfg.dataloader.train.mapper)
     one = annotation([[10, 10, 30, 10, 30, 20]]) | {"bbox": [10.0, 10.0, 20.0, 20.0]}  # larger than its mask
     item = record(synthetic_data, [one] * objects)
     width, height = Image.open(item["file_name"]).size

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import gpvit.checkpoint
+import published
 import pytest
 import torch
 import train_net
@@ -83,7 +84,7 @@ def test_evaluation_of_other_classes_is_refused(trained: Path, synthetic_data: P
     content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
     content["categories"][0]["name"] = "cat"
     (folder / "annotations" / "val.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="trained for other classes.*disc"):
+    with pytest.raises(UserError, match="trained for other classes .disc.* than the data has .cat"):
         run(tmp_path / "out", folder, "--eval-only", f"train.init_checkpoint={trained / 'model_final.pth'}")
 
 
@@ -350,3 +351,38 @@ def test_a_last_checkpoint_that_is_gone_is_one_line(synthetic_data: Path, tmp_pa
 
 def final_metrics(output_dir: Path) -> dict[str, float]:
     return json.loads((output_dir / "metrics.json").read_text().splitlines()[-1])
+
+
+@pytest.mark.parametrize(("config", "kind"), [("mask_rcnn_gpvit_l1_1x", "maskrcnn"), ("retinanet_gpvit_l1_1x", "retinanet")])
+def test_a_published_file_is_evaluated_and_fine_tuned(
+    real_data: Path, synthetic_data: Path, tmp_path: Path, config: str, kind: str
+) -> None:
+    weights, folder = tmp_path / f"gpvit_l1_{kind}_1x.pth", tmp_path / "coco"
+    torch.save({"meta": {"epoch": 12}, "state_dict": published.weights(kind, "L1")}, weights)
+    content = json.loads((real_data / "coco_val_ccby" / "annotations" / "val.json").read_text())
+    content["images"] = content["images"][:2]
+    ids = [image["id"] for image in content["images"]]
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] in ids]
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "annotations" / "val.json").write_text(json.dumps(content))
+    (folder / "images").symlink_to(real_data / "coco_val_ccby" / "images")
+
+    def run_published(*arguments: str) -> nn.Module:
+        command = ["--config-file", str(REPOSITORY / "configs" / "published" / f"{config}.py"), "train.device=cpu"]
+        command += [f"train.init_checkpoint={weights}", f"train.output_dir={tmp_path / 'out'}", *arguments]
+        command += ["dataloader.short_side=64", "dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
+        return train_net.main(argument_parser().parse_intermixed_args(command))
+
+    run_published("--eval-only", "--data", str(folder))
+    results = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    assert {result["image_id"] for result in results} == set(ids) and len(results) > 100
+    assert ("segmentation" in results[0]) == (kind == "maskrcnn")
+
+    tiny = ["train.max_iter=1", "train.eval_period=0", "dataloader.train.total_batch_size=2"]
+    model = run_published("--data", str(synthetic_data), *tiny)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    layers = 6 if kind == "maskrcnn" else 2
+    assert f"starting afresh: {layers} that depend on the classes" in log
+    file = gpvit.checkpoint.read(str(tmp_path / "out" / "model_final.pth"))
+    assert file.classes == ["disc", "triangle", "cross"]
+    gpvit.checkpoint.load(model, file, file.classes)
