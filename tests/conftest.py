@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if published.matches:
         terminalreporter.section("share of boxes that match the reference's")
         for name, share in sorted(published.matches.items()):
-            terminalreporter.write_line(f"{name:30} {share:.1%}")
+            terminalreporter.write_line(f"{name:36} {share:.1%}")
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,8 @@ class Reference:
         """Asserts that two sets of boxes are the same but for 2 %, which rounding may exchange.
 
         Args:
-            actual, expected: (N, 5) or (M, 6): x1, y1, x2, y2, score, and the label where there is one.
+            actual: (N, 5) or (N, 6): x1, y1, x2, y2, score, and the label where there is one.
+            expected: (M, 5) or (M, 6), likewise.
 
         Returns:
             Which are the same, (N, M).

@@ -45,4 +45,4 @@ class RetinaNet(meta_arch.RetinaNet):
     ) -> Instances:
         instances = super()._decode_per_level_predictions(anchors, pred_scores, pred_deltas, *limits)
         instances.pred_boxes.clip(instances.image_size)
-        return instances[instances.pred_boxes.nonempty()]
+        return instances
