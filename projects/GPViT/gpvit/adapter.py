@@ -220,7 +220,8 @@ class DeformableAttention(nn.Module):
         device = query.device
         autocasts = torch.amp.is_autocast_available(device.type)  # not on "meta"
         with torch.autocast(device.type, enabled=False) if autocasts else nullcontext():
-            query, feature = query.float(), feature.float()
+            dtype = self.value.weight.dtype
+            query, feature = query.to(dtype), feature.to(dtype)
             offsets = self.offsets(query).unflatten(-1, (*self.sampling, 2))  # in cells of the level: x, y
             sizes = offsets.new_tensor([(width, height) for height, width in feature_shapes])
             centres = cell_centres(query_shapes, device)
