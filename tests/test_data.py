@@ -141,7 +141,7 @@ def test_a_detector_of_boxes_gets_no_masks_and_boxes_in_pixels_of_the_resized_im
     no_flip = ["dataloader.train.mapper.augmentations.1.prob=0"]
     cfg = load_config(str(REPOSITORY / "configs" / f"{RETINANET}.py"), no_flip)
     mapper = instantiate(cfg.dataloader.train.mapper)
-    one = annotation([[10, 10, 30, 10, 30, 20]]) | {"bbox": [10.0, 10.0, 20.0, 20.0]}  # larger than its mask
+    one = annotation([[10, 10, 30, 10, 30, 20]]) | {"bbox": [10, 10, 20, 20]}  # integers; larger than its mask
     item = record(synthetic_data, [one] * objects)
     width, height = Image.open(item["file_name"]).size
     instances = mapper(item)["instances"]
@@ -316,7 +316,7 @@ def test_the_3x_recipe_cuts_boxes_where_it_crops_and_does_not_tighten_them(synth
     cfg = load_config(str(REPOSITORY / "configs" / f"{name}.py"))
     gpvit.data.use_folder(cfg, str(synthetic_data), train=True)
     mapper, looseness = instantiate(cfg.dataloader.train.mapper), []
-    for item in instantiate(cfg.dataloader.train.dataset):
+    for item in instantiate(cfg.dataloader.train.dataset) * 3:
         output = mapper(item)
         instances = output["instances"]
         assert output["image"].shape[1:] == instances.gt_masks.tensor.shape[1:] == instances.image_size

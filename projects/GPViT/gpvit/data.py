@@ -102,9 +102,11 @@ def class_names(loader: DictConfig) -> list[str]:
 
 
 class InstanceMapper(DatasetMapper):
-    """Detectron2's mapper, which cannot recompute the boxes of an image without objects."""
+    """Detectron2's mapper, which cannot recompute the boxes of an image without objects and truncates boxes of integers."""
 
     def _transform_annotations(self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple) -> None:
+        for annotation in dataset_dict["annotations"]:
+            annotation["bbox"] = [float(value) for value in annotation["bbox"]]
         if any(not annotation.get("iscrowd") for annotation in dataset_dict["annotations"]):
             return super()._transform_annotations(dataset_dict, transforms, image_shape)
         del dataset_dict["annotations"]
@@ -133,7 +135,7 @@ class OpenCVResize(T.ResizeShortestEdge):
         height, width = image.shape[:2]
         short_side = int(np.random.choice(self.short_edge_length))
         scale = min(self.max_size / max(height, width), short_side / min(height, width))
-        new_height, new_width = int(height * scale + 0.5), int(width * scale + 0.5)
+        new_height, new_width = (max(1, int(side * scale + 0.5)) for side in (height, width))
         return OpenCVResizeTransform(height, width, new_height, new_width)
 
 
@@ -144,7 +146,7 @@ class OpenCVResizeTransform(T.ResizeTransform):
         super().__init__(h, w, new_h, new_w)
 
     def apply_image(self, image: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Args: image: (h, w) or (h, w, channels); interp: a method of Pillow's, which masks are resized by."""
+        """Args: image: (h, w) or (h, w, 3); interp: a method of Pillow's, which masks are resized by."""
         if interp is not None:
             return super().apply_image(image, interp)
         return cv2.resize(image, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
