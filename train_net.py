@@ -13,8 +13,7 @@ from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from gpvit.engine import Trainer, argument_parser, build_ddp, choose_device, launch, load_config, setup
-from gpvit.errors import UserError
-from gpvit.published import listed
+from gpvit.errors import UserError, listed
 from torch import nn
 
 

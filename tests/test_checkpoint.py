@@ -64,12 +64,32 @@ def test_a_published_classifier_starts_a_detector(classifier_file: Path, caplog:
     assert torch.equal(model.backbone.net(image)["last_feat"], backbone(image)["last_feat"])
 
 
-@pytest.mark.parametrize("options", [dict(norm="FrozenBN"), dict(frozen_blocks=5), dict(final_norm=False)])
-def test_a_published_classifier_goes_into_every_kind_of_backbone(classifier_file: Path, options: dict) -> None:
+@pytest.mark.parametrize(
+    ("options", "summary"),
+    [
+        (dict(norm="FrozenBN"), "322 of 333 tensors loaded; dropped: 6 that are not of the backbone, 5 step counters of batch norm"),
+        (dict(frozen_blocks=5), "327 of 333 tensors loaded; dropped: 6 that are not of the backbone; starting afresh: 74 outside of the backbone"),
+        (dict(final_norm=False), "325 of 333 tensors loaded; dropped: 6 that are not of the backbone, 2 norms that the model lacks"),
+    ],
+)
+def test_a_published_classifier_goes_into_every_kind_of_backbone(
+    classifier_file: Path, caplog: pytest.LogCaptureFixture, options: dict, summary: str
+) -> None:
     model = detector(**options)
-    checkpoint.load(model, str(classifier_file))
-    expected = published.weights("classifier", "L1")["backbone.layers.1.dwconv.1.running_var"]
-    assert torch.equal(model.backbone.net.blocks[1].conv.norm.running_var, expected)
+    with caplog.at_level(logging.INFO, logger="gpvit"):
+        checkpoint.load(model, classifier_file)
+    assert summary in caplog.messages[-1]
+    expected = checkpoint.read(str(classifier_file)).weights
+    for key, tensor in model.backbone.net.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_frozen_batch_norm_goes_into_batch_norm_that_counts(classifier_file: Path, tmp_path: Path, caplog) -> None:
+    weights = {k: v for k, v in checkpoint.read(str(classifier_file)).weights.items() if "num_batches" not in k}
+    checkpoint.write(str(tmp_path / "frozen.pth"), weights)
+    with caplog.at_level(logging.INFO, logger="gpvit"):
+        checkpoint.load(gpvit.GPViT(**gpvit.SIZES["L1"]), tmp_path / "frozen.pth")
+    assert "322 of 322 tensors loaded; starting afresh: 5 step counters of batch norm" in caplog.messages[-1]
 
 
 def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(classifier_file: Path) -> None:
@@ -85,8 +105,11 @@ def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(classi
     ("change", "message"),
     [
         (lambda w: w.pop("backbone.layers.3.proj.bias"), r"1 missing \(blocks.3.attn.proj.bias\)"),
-        (lambda w: w.update({"backbone.layers.3.gamma": torch.ones(1)}), "no published GPViT model of this kind has backbone.layers.3.gamma"),
-        (lambda w: w.update({"roi_head.x": torch.ones(1)}), "no published GPViT model of this kind has roi_head.x"),
+        (lambda w: w.update({"backbone.layers.3.gamma": torch.ones(1)}), "a published ImageNet classifier has no backbone.layers.3.gamma"),
+        (lambda w: w.update({"extra.x": torch.ones(1)}), "a published ImageNet classifier has no extra.x"),
+        (lambda w: w.update({"backbone.pos_embed": torch.tensor(1.0)}), r"pos_embed \(\) instead of \(1, 784, 216\)"),
+        (lambda w: w.update({"backbone.pos_embed": "text"}), "its 'state_dict' is not a dict of tensors"),
+        (lambda w: w.pop("head.fc.weight") + w.pop("head.fc.bias")[:, None], "it is no published GPViT model; it holds backbone"),
         (lambda w: w.update({"backbone.pos_embed": torch.ones(1, 196, 216)}), r"\(1, 196, 216\) instead of"),
     ],
 )
@@ -117,6 +140,7 @@ class Canary:
         ("canary", "contains posix.mkdir, which is code"),
         ("list", "holds a list"),
         ("neither", "has neither 'model' .* nor 'state_dict'"),
+        ("none", "its 'model' is not a dict of tensors"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(tmp_path: Path, content, message: str) -> None:
@@ -127,7 +151,7 @@ def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(tmp_path: P
     elif isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        torch.save({"canary": {"model": Canary(canary)}, "list": [1], "neither": {"weights": 1}}[content], path)
+        torch.save({"canary": {"model": Canary(canary)}, "list": [1], "neither": {"weights": 1}, "none": {"model": None}}[content], path)
     with pytest.raises(UserError, match=message) as error:
         checkpoint.load(nn.Linear(1, 1), str(path))
     assert "\n" not in str(error.value) and str(path) in str(error.value)
@@ -209,18 +233,22 @@ def test_a_published_segmentation_model_gives_its_backbone(published_file, caplo
 @pytest.mark.parametrize(
     ("kind", "size", "make", "message"),
     [
-        ("retinanet", "L1", lambda: published_detector("mask_rcnn_gpvit_l1_1x"), "is a published RetinaNet L1, and the model"),
-        ("maskrcnn", "L1", lambda: published_detector("retinanet_gpvit_l1_1x"), "is a published Mask R-CNN L1, and the model"),
-        ("maskrcnn", "L1", detector, "is a published Mask R-CNN L1, and the model is not"),
+        ("retinanet", "L1", lambda: published_detector("mask_rcnn_gpvit_l1_1x"), "is RetinaNet with the adapter .published RetinaNet L1., the model is Mask R-CNN with"),
+        ("maskrcnn", "L1", lambda: published_detector("retinanet_gpvit_l1_1x"), "is Mask R-CNN with the adapter .published Mask R-CNN L1., the model is RetinaNet with"),
+        ("maskrcnn", "L1", detector, "the model is Mask R-CNN with a simple feature pyramid: take the config"),
         ("maskrcnn", "L1", lambda: published_detector("mask_rcnn_gpvit_l2_1x"), "has 216 channels, the model is L2"),
+        ("maskrcnn", "L1", lambda: gpvit.GPViT(embed_dim=216), "is Mask R-CNN with the adapter .*, the model is a backbone alone"),
         ("upernet", "L3", lambda: gpvit.GPViT(embed_dim=216), "has 432 channels, the model is L1"),
         ("segformer", "L1", lambda: nn.Linear(1, 1), "goes into a GPViT, and the model has 0 of them"),
     ],
 )
 def test_a_published_file_of_another_kind_or_size_is_one_line(published_file, kind, size, make, message: str) -> None:
+    model = make()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with pytest.raises(UserError, match=message) as error:
-        checkpoint.load(make(), published_file(kind, size))
+        checkpoint.load(model, published_file(kind, size))
     assert "\n" not in str(error.value)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -228,7 +256,12 @@ def test_a_published_file_of_another_kind_or_size_is_one_line(published_file, ki
     [
         (lambda w: w.pop("neck.fpn_convs.2.bn.bias"), r"1 missing \(backbone.fpn_output4.norm.bias\)"),
         (lambda w: w.pop("roi_head.bbox_head.fc_reg.weight"), "1 missing .roi_heads.box_predictor.bbox_pred.weight"),
-        (lambda w: w.update({"neck.gate.weight": torch.ones(1)}), "no published GPViT model of this kind has neck.gate.weight"),
+        (lambda w: w.update({"neck.gate.weight": torch.ones(1)}), "a published Mask R-CNN has no neck.gate.weight"),
+        (lambda w: w.pop("roi_head.bbox_head.fc_cls.weight"), "1 missing .roi_heads.box_predictor.cls_score.weight"),
+        (
+            lambda w: w.update({"backbone.interactions.5.extractor.ffn.fc1.bias": torch.ones(54)}),
+            "a published Mask R-CNN has no backbone.interactions.5.extractor.ffn.fc1.bias",
+        ),
         (lambda w: w.update({"rpn_head.rpn_cls.bias": torch.ones(5)}), r"objectness_logits.bias \(5,\) instead of \(3,\)"),
     ],
 )
@@ -257,13 +290,30 @@ def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) 
     assert not model.head.cls_score.weight.any()
 
 
+@pytest.mark.parametrize(
+    ("shapes", "of_file", "of_model", "fresh"),
+    [
+        ({"cls_score.weight": 4, "bbox_pred.weight": 12}, "abc", "abc", []),
+        ({"cls_score.weight": 4, "bbox_pred.weight": 12}, "abc", "abd", ["cls_score.weight", "bbox_pred.weight"]),
+        ({"cls_score.weight": 4, "bbox_pred.weight": 12}, "abc", None, []),
+        ({"cls_score.weight": 4, "bbox_pred.weight": 4}, "abc", "abd", ["cls_score.weight"]),  # one box for any class
+        ({"cls_score.weight": 2, "bbox_pred.weight": 4}, "a", "b", ["cls_score.weight", "bbox_pred.weight"]),
+    ],
+)
+def test_layers_start_afresh_that_belong_to_other_classes(shapes, of_file, of_model, fresh) -> None:
+    weights = {f"roi_heads.box_predictor.{key}": torch.zeros(rows, 8) for key, rows in shapes.items()}
+    file = checkpoint.File("file", "checkpoint", weights, list(of_file), [])
+    layers = checkpoint._layers_of_other_classes(file, weights, list(of_model) if of_model else None)
+    assert layers == [f"roi_heads.box_predictor.{key}" for key in fresh]
+
+
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 def test_what_was_written_is_read_again(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     weights = {"weight": torch.randn(3, 2).T, "bias": torch.tensor(3)}
     checkpoint.write(path, weights, classes=["cat", "dog"], source="somewhere")
     file = checkpoint.read(path)
-    assert file.classes == ["cat", "dog"] and file.content["source"] == "somewhere"
+    assert file.classes == ["cat", "dog"] and checkpoint.read_content(path)["source"] == "somewhere"
     assert file.weights.keys() == weights.keys()
     assert all(torch.equal(file.weights[key], weights[key]) for key in weights)
     content = Path(path).read_bytes()
@@ -276,7 +326,7 @@ def test_a_missing_file_and_an_unreachable_address_say_what_to_do(monkeypatch: p
     with pytest.raises(UserError, match="nowhere.pth does not exist"):
         checkpoint.load(nn.Linear(1, 1), "nowhere.pth")
     address = "http://127.0.0.1:9/gpvit_l1_in1k_300e.pth"
-    with pytest.raises(UserError, match='cannot download http.*give its path .train.init_checkpoint=PATH., or .*=""') as error:
+    with pytest.raises(UserError, match='cannot download http.*give its path instead; .*train.init_checkpoint=""') as error:
         checkpoint.load(nn.Linear(1, 1), address)
     assert "\n" not in str(error.value)
 

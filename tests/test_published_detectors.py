@@ -298,7 +298,7 @@ def test_a_detector_goes_back_to_the_file_it_came_from(kind: str, loaded: dict[s
     assert back.title == original.title
     assert back.require_classes() == [f"class {i}" for i in range(80)]
     for ours, theirs in (
-        (back.content["state_dict"], published.weights(kind, "L1")),
+        (checkpoint.read_content(back.path)["state_dict"], published.weights(kind, "L1")),
         (back.weights, model.state_dict()),
     ):
         assert ours.keys() == theirs.keys()
@@ -310,7 +310,7 @@ def test_retinanets_anchors_change_their_order_on_the_way(loaded: dict[str, Load
     file = checkpoint.read(loaded["retinanet"].path)
     for layer, theirs, size in (("cls_score", "retina_cls", 80), ("bbox_pred", "retina_reg", 4)):
         for last in ("weight", "bias"):
-            before = file.content["state_dict"][f"bbox_head.{theirs}.{last}"]
+            before = checkpoint.read_content(file.path)["state_dict"][f"bbox_head.{theirs}.{last}"]
             after = file.weights[f"head.{layer}.{last}"]
             order = [after[i * size : (i + 1) * size] for i in (0, 3, 6, 1, 4, 7, 2, 5, 8)]
             assert torch.equal(torch.cat(order), before)

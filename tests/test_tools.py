@@ -157,9 +157,9 @@ def test_a_published_file_is_converted_and_back(
     weights = published.weights("retinanet", "L1")
     torch.save({"meta": {"epoch": 12}, "state_dict": weights}, official)
     convert(monkeypatch, official, ours)
-    assert f"{ours}: published RetinaNet L1, 623 tensors, 80 classes" in capsys.readouterr().out
+    assert f"{ours}: published RetinaNet L1, 623 tensors, 80 class names" in capsys.readouterr().out
     file = checkpoint.read(str(ours))
-    assert file.content["source"] == str(official) and file.classes == COCO_CLASSES
+    assert checkpoint.read_content(str(ours))["source"] == str(official) and file.classes == COCO_CLASSES
     convert(monkeypatch, "--to-published", ours, back)
     content = checkpoint.read_content(str(back))
     assert content["meta"]["CLASSES"] == tuple(COCO_CLASSES) and content["state_dict"].keys() == weights.keys()
@@ -185,6 +185,8 @@ def test_conversion_refuses_what_it_cannot_do(
         convert(monkeypatch, "--to-published", weights, out)
     with pytest.raises(UserError, match="name that ends in .pth"):
         convert(monkeypatch, "--to-published", weights, tmp_path / "out.safetensors")
+    with pytest.raises(UserError, match="cannot write .*below_a_file.pth: "):
+        convert(monkeypatch, weights, weights / "below_a_file.pth")
     out.write_text("precious")
     with pytest.raises(UserError, match="exists; remove it"):
         convert(monkeypatch, weights, out)
@@ -200,11 +202,15 @@ def test_commands_in_the_readme_name_files_and_keys_that_exist() -> None:
     text = (REPOSITORY / "README.md").read_text()
     for path in re.findall(r"(?:tools|configs)/[\w/]+\.py", text):
         assert (REPOSITORY / path).is_file(), path
-    text = re.sub(r"train\.init_checkpoint=\$W", "train.init_checkpoint=W", text)
     overrides = [o.strip("'\"") for o in re.findall(r"[\w.']+=[^\s`]+", text) if "." in o.split("=")[0]]
     assert len(overrides) > 12
     for override in overrides:
-        analyze.load_config(str(REPOSITORY / "configs" / "mask_rcnn_gpvit_l1.py"), [override])
+        analyze.load_config(str(REPOSITORY / "configs" / "mask_rcnn_gpvit_l1.py"), [override.replace("$", "")])
+    commands = re.findall(r"--config-file (configs/\S+)((?:[^\n`]|\\\n)*)", text)
+    assert len(commands) >= 8
+    for config, rest in commands:
+        words = [word.strip("'\"").replace("$", "") for word in rest.split()]
+        load_config(str(REPOSITORY / config), [word for word in words if re.match(r"[\w.]+\.[\w.]+=", word)])
 
 
 @pytest.mark.parametrize(("aps", "code"), [((0.35, 0.01, 0.02, 0.0), 0), ((0.1, 0, 0, 0), 1), ((0.35, 0.3, 0, 0), 1)])

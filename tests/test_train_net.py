@@ -280,7 +280,7 @@ def test_two_processes_do_what_one_does(launcher: str, even_data: Path, one_proc
 
     weights = [torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1)]
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
-    one = gpvit.checkpoint.read(str(one_process / "model_final.pth"))["model"]
+    one = gpvit.checkpoint.read(str(one_process / "model_final.pth")).weights
     # The heads' losses are means over the proposals or boxes of a process, whose numbers differ a little; so what they
     # alone move is not compared, and the losses after the first steps are only nearly the same.
     start = initial_weights(even_data)

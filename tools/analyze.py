@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gpvit
 import torch
@@ -77,7 +78,7 @@ def print_complexity(height: int, width: int) -> None:
 
 @torch.no_grad()
 def complexity(model_config: DictConfig, height: int, width: int) -> tuple[int, dict[str, float]]:
-    """Number of parameters, and 1e9 multiply-accumulates of the matrix products and convolutions of each part."""
+    """Number of parameters, and 1e9 multiply-accumulates of each part: matrix products, convolutions, looked-up cells."""
     with torch.device("meta"):  # shapes without numbers: nothing is computed
         model = instantiate(model_config).eval()
         image = torch.empty(1, 3, height, width)
@@ -136,16 +137,16 @@ def training_peak(size: str, height: int, width: int, checkpointing: bool) -> fl
 def print_adapter(size: str, height: int, width: int) -> None:
     """Inference of one image in float32: the median of a few runs, and the memory needed above what was held before."""
     seconds, _ = in_a_process(adapter_costs, size, height, width)
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # memory that is freed goes back at once and is seen to, which is slow
-    _, peaks = in_a_process(adapter_costs, size, height, width)
+    # Memory that is freed goes back at once and is seen to, which is slow.
+    _, peaks = in_a_process(adapter_costs, size, height, width, environment={"MALLOC_MMAP_THRESHOLD_": "65536"})
     print(f"| {size}, {height}x{width} | seconds | share | peak MiB |\n|---|---:|---:|---:|")
     for part in seconds:
         print(f"| {part} | {seconds[part]:.2f} | {seconds[part] / seconds['all']:.0%} | {peaks[part]:.0f} |")
 
 
-def in_a_process(function: Callable, *args: Any) -> Any:
+def in_a_process(function: Callable, *args: Any, environment: dict[str, str] | None = None) -> Any:
     """The function's result in a process of its own: the peak of a process never falls."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+    with patch.dict(os.environ, environment or {}), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *args).result()
 
 
@@ -216,7 +217,7 @@ def memory_since_reset(device: str) -> tuple[float, float]:
         torch.cuda.reset_peak_memory_stats()
         return now, peak
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
+    if not os.access(reset, os.W_OK):
         return math.nan, math.nan
     values = dict(line.split(":", 1) for line in status.read_text().splitlines())
     now, peak = (int(values[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))

@@ -3,8 +3,9 @@
     python tools/convert_checkpoint.py gpvit_l1_maskrcnn_1x.pth mask_rcnn_l1.safetensors
     python tools/convert_checkpoint.py --to-published output/published/mask_rcnn_gpvit_l1_1x/model_final.pth for_mmdetection.pth
 
-The input is a path or an address. The output is a .safetensors file or, by any other name, PyTorch's format; names of
-the classes and the source are noted in it. Every tool here takes it as a checkpoint.
+The input is a path or an address. The output is a .safetensors file or, by any other name, PyTorch's format, with the
+names of the classes and the source noted in it; the published layout has the names of the classes only. Every tool here
+takes either as a checkpoint.
 """
 
 import argparse
@@ -27,20 +28,25 @@ def main() -> None:
     if args.to_published and args.output.endswith(".safetensors"):
         raise UserError("published files are in PyTorch's format; give the output a name that ends in .pth")
     file = gpvit.checkpoint.read(args.input)
-    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
-    if args.to_published:
-        try:
-            content = gpvit.published.to_published(file.weights, file.require_classes())
-        except ValueError as error:
-            raise UserError(f"cannot convert {args.input}: {error}") from None
-        torch.save(content, args.output)
-        print(f"{args.output}: {len(content['state_dict'])} tensors in the published layout")
-        return
-    metadata = {"source": args.input} | ({"classes": file.classes} if file.classes else {})
-    gpvit.checkpoint.write(args.output, file.weights, **metadata)
-    left_out = f", {len(file.dropped)} left out ({gpvit.published.listed(file.dropped)})" if file.dropped else ""
-    classes = f", {len(file.classes)} classes" if file.classes else ""
-    print(f"{args.output}: {file.title}, {len(file.weights)} tensors{left_out}{classes}")
+    try:
+        os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
+        print(f"{args.output}: {convert(file, args.output, args.to_published)}")
+    except ValueError as error:
+        raise UserError(f"cannot convert {args.input}: {error}") from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot write {args.output}: {str(error).splitlines()[0]}") from None
+
+
+def convert(file: gpvit.checkpoint.File, output: str, to_published: bool) -> str:
+    """Writes the file and says what is in it now."""
+    classes = f", {len(file.classes)} class names" if file.classes else ""
+    if to_published:
+        content = gpvit.published.to_published(file.weights, file.classes)
+        torch.save(content, output)
+        return f"{len(content['state_dict'])} tensors in the published layout{classes}"
+    gpvit.checkpoint.write(output, file.weights, source=file.path, **({"classes": file.classes} if file.classes else {}))
+    left_out = f", {len(file.dropped)} left out ({gpvit.errors.listed(file.dropped)})" if file.dropped else ""
+    return f"{file.title}, {len(file.weights)} tensors{left_out}{classes}"
 
 
 if __name__ == "__main__":

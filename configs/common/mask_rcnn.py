@@ -5,10 +5,9 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from gpvit import SIZES, GPViT, SimpleFeaturePyramid
 from gpvit.engine import detectron2_config
 
+images = dict(input_format="RGB", pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375])
 base = dict(
-    input_format="RGB",
-    pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
+    **images,
     backbone=L(SimpleFeaturePyramid)(
         net=L(GPViT)(**SIZES["L1"], drop_path_rate=0.1, norm="SyncBN"),
         in_feature="last_feat",

@@ -1,10 +1,8 @@
 """The published Mask R-CNN, GPViT-L3 with adapter, COCO 3x. AP as published: 51.6 box, 45.2 mask."""
 
-from gpvit import SIZES
-from gpvit.published import IMAGENET_WEIGHTS
-
-from .common.mask_rcnn import dataloader, lr_multiplier, model, optimizer, three_times, train
+from .common.base import three_times
+from .mask_rcnn_gpvit_l3_1x import dataloader, lr_multiplier, model, optimizer, train
 
 three_times(dataloader, lr_multiplier, train)
-model.backbone.bottom_up.net.update(**SIZES["L3"], drop_path_rate=0.2)
-train.update(init_checkpoint=IMAGENET_WEIGHTS["L3"], output_dir="output/published/mask_rcnn_gpvit_l3_3x")
+model.backbone.bottom_up.net.drop_path_rate = 0.2
+train.output_dir = "output/published/mask_rcnn_gpvit_l3_3x"

@@ -4,7 +4,8 @@ r"""The published RetinaNet, GPViT-L1 with adapter, COCO 1x. AP as published: 45
         train.init_checkpoint=https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1/gpvit_l1_retinanet_1x.pth
     python train_net.py --config-file configs/published/retinanet_gpvit_l1_1x.py --num-gpus 8
 
-The second trains it anew from ImageNet weights: 8 GPUs, 4 images each, bfloat16 where the published ran in float16.
+The second trains it anew from ImageNet weights: 8 GPUs, 4 images each, bfloat16 where the published ran in float16; see
+common/base.py for what else differs.
 """
 
 from gpvit.published import IMAGENET_WEIGHTS

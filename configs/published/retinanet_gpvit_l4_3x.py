@@ -1,10 +1,8 @@
 """The published RetinaNet, GPViT-L4 with adapter, COCO 3x. AP as published: 49.8 box."""
 
-from gpvit import SIZES
-from gpvit.published import IMAGENET_WEIGHTS
-
-from .common.retinanet import dataloader, lr_multiplier, model, optimizer, three_times, train
+from .common.base import three_times
+from .retinanet_gpvit_l4_1x import dataloader, lr_multiplier, model, optimizer, train
 
 three_times(dataloader, lr_multiplier, train)
-model.backbone.bottom_up.net.update(**SIZES["L4"], drop_path_rate=0.2)
-train.update(init_checkpoint=IMAGENET_WEIGHTS["L4"], output_dir="output/published/retinanet_gpvit_l4_3x")
+model.backbone.bottom_up.net.drop_path_rate = 0.2
+train.output_dir = "output/published/retinanet_gpvit_l4_3x"

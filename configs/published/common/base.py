@@ -1,4 +1,9 @@
-"""What the published Mask R-CNN and RetinaNet share: GPViT with its adapter, images by OpenCV, the 1x recipe."""
+"""What the published Mask R-CNN and RetinaNet share: GPViT with its adapter, images by OpenCV, the 1x recipe.
+
+Inference is the published one. Training is, but for what Detectron2's heads do their own way: any best anchor of an object
+is a positive one for the RPN (published: from an IoU of 0.3), RetinaNet's losses are divided by a running mean of the
+number of positive anchors (published: by each batch's), no norm's weight decays (published: those of some batch norms do).
+"""
 
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
@@ -7,13 +12,12 @@ from gpvit import SIZES, GPViT, GPViTAdapter
 from gpvit.data import OpenCVResize, multi_scale_crop
 
 from ...common.coco import dataloader
+from ...common.mask_rcnn import images
 from ...common.optim import lr_multiplier, optimizer
 from ...common.train import train
 
 base = dict(
-    input_format="RGB",
-    pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
+    **images,
     backbone=L(FPN)(
         bottom_up=L(GPViTAdapter)(
             net=L(GPViT)(**SIZES["L1"], drop_path_rate=0.1, norm="SyncBN", final_norm=False),
@@ -34,7 +38,7 @@ dataloader.test.mapper.augmentations = [resize]
 
 
 def three_times(dataloader, lr_multiplier, train):
-    """Makes the 3x recipe of the 1x recipe: 36 epochs, many scales, random crops."""
+    """Makes the 3x recipe of the 1x recipe: 36 epochs, many scales whatever ``dataloader.short_side``, random crops."""
     dataloader.train.mapper.augmentations = L(multi_scale_crop)(
         short_sides=list(range(480, 801, 32)), max_size="${dataloader.max_size}"
     )

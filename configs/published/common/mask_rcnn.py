@@ -5,11 +5,12 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from gpvit.detectors import ClampedBox2BoxTransform
 from gpvit.engine import detectron2_config
 
-from .base import base, dataloader, lr_multiplier, optimizer, three_times, train
+from ...common.mask_rcnn import box_head
+from .base import base, dataloader, lr_multiplier, optimizer, train
 
 model = detectron2_config("common/models/mask_rcnn_fpn.py").model
 model.update(base)
 model.backbone.top_block = L(LastLevelMaxPool)()
-model.proposal_generator.box2box_transform = L(ClampedBox2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0])
-model.roi_heads.box_head.update(conv_dims=[256] * 4, conv_norm="SyncBN", fc_dims=[1024])
-model.roi_heads.box_predictor.box2box_transform = L(ClampedBox2BoxTransform)(weights=(10, 10, 5, 5))
+model.roi_heads.box_head.update(box_head)
+for part in (model.proposal_generator, model.roi_heads.box_predictor):
+    part.box2box_transform._target_ = ClampedBox2BoxTransform

@@ -4,13 +4,13 @@ from detectron2.config import LazyCall as L
 from gpvit.detectors import ClampedBox2BoxTransform, LastLevelNormP6P7, RetinaNet
 from gpvit.engine import detectron2_config
 
-from .base import base, dataloader, lr_multiplier, optimizer, three_times, train
+from .base import base, dataloader, lr_multiplier, optimizer, train
 
 model = detectron2_config("common/models/retinanet.py").model
 model.update(base, _target_=RetinaNet)
 model.backbone.bottom_up.out_features = ["f3", "f4", "f5"]
 model.backbone.top_block = L(LastLevelNormP6P7)(channels="${..out_channels}", norm="${..norm}")
-model.box2box_transform = L(ClampedBox2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0])
+model.box2box_transform._target_ = ClampedBox2BoxTransform
 
 dataloader.train.mapper.update(use_instance_mask=False)
 dataloader.evaluator.tasks = ("bbox",)

@@ -314,9 +314,8 @@ def _init_weights(module: nn.Module) -> None:
         for linear in (module.value, module.out):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-    elif isinstance(module, ConvFFN):
-        init_weights(module.fc1)
-        init_weights(module.fc2)
+    elif isinstance(module, nn.Linear):
+        init_weights(module)
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))

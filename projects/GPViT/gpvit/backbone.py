@@ -40,7 +40,7 @@ class GPViT(Backbone):
         num_heads: attention heads of the group blocks, and of each of the two directions of the window blocks.
         drop_path_rate: drop path of the last block; it rises linearly from 0 in the first.
         norm: batch norm of the stem and the group blocks: "BN", "SyncBN", "FrozenBN" or another name that
-            :func:`detectron2.layers.get_norm` knows.
+            :func:`detectron2.layers.get_norm` knows, other than "" for none.
         final_norm: whether a LayerNorm closes each map that is returned. The published detectors have none.
         out_features: the maps to return: "block0", "block1", ... behind these blocks, "last_feat" behind the last.
         pretrain_img_size: side in pixels of the images for whose grid the position embedding is stored.

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import published
-from .backbone import SIZES, GPViT
-from .errors import UserError
-from .published import listed
+from .backbone import GPViT
+from .errors import UserError, listed
+from .published import size_name, width
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ def fetch(path: str) -> str:
     except (OSError, HTTPException) as error:  # an unreachable address, a broken transfer
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"cannot download {path} ({reason}): put the file somewhere by hand and give "
-            'its path (train.init_checkpoint=PATH), or train.init_checkpoint="" to start from random weights'
+            f"cannot download {path} ({reason}): put the file somewhere by hand and give its path instead; training may also "
+            'start from random weights (train.init_checkpoint="")'
         ) from None
     if not os.path.isfile(local_path):
         raise UserError(f"checkpoint {path or '(none given)'} does not exist")
@@ -59,7 +59,6 @@ class File:
         weights: tensors under this project's names; of a whole detector, or of a backbone alone.
         classes: names of a detector's classes, where they are known.
         dropped: names in the file of tensors that have no place in a detector.
-        content: all that is in the file.
     """
 
     path: str
@@ -67,7 +66,6 @@ class File:
     weights: dict[str, Tensor]
     classes: list[str] | None
     dropped: list[str]
-    content: dict[str, Any]
 
     @property
     def is_backbone(self) -> bool:
@@ -92,19 +90,22 @@ def read(path: str) -> File:
         UserError: the file is missing, cannot be downloaded, is damaged, holds more than data or is of neither kind.
     """
     content = read_content(path)
-    if "model" in content:
-        return File(path, "checkpoint", content["model"], content.get("classes"), [], content)
-    if "state_dict" not in content:
-        raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {list(content)[:9]}")
-    tensors = content["state_dict"]
+    key = next((key for key in ("model", "state_dict") if key in content), None)
+    if key is None:
+        raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {listed(list(content))}")
+    tensors, meta = content[key], content.get("meta")
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(f"cannot use {path}: its '{key}' is not a dict of tensors")
+    if key == "model":
+        return File(path, "checkpoint", tensors, content.get("classes"), [])
     try:
         kind = published.kind_of(tensors)
         weights = published.from_published(tensors, kind)
     except ValueError as error:
         raise UserError(f"cannot use {path}: {error}") from None
-    classes = published.classes_of(content) if kind.is_detector else None
-    dropped = [key for key in tensors if key.startswith(kind.dropped)]
-    return File(path, f"published {kind.name} {_size_name(_width(weights))}".strip(), weights, classes, dropped, content)
+    classes = published.classes_of(tensors, meta if isinstance(meta, dict) else {}) if kind.is_detector else None
+    dropped = [name for name in tensors if name.startswith(kind.dropped)]
+    return File(path, f"published {kind.name} {size_name(weights)}".strip(), weights, classes, dropped)
 
 
 def read_content(path: str) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def read_content(path: str) -> dict[str, Any]:
             with safe_open(local_path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
-            return {"model": tensors} | {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+            return {"model": tensors} | {key: _parsed(value) for key, value in metadata.items() if key != "format"}
         with torch.serialization.safe_globals(_METADATA_TYPES):
             content = torch.load(local_path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage happens to cause
@@ -125,6 +126,13 @@ def read_content(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
@@ -137,11 +145,15 @@ def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
 
 
 _numpy_scalar = np.float64(0).__reduce__()[0]
+_numpy_array = np.zeros(0).__reduce__()[0]
 
 # Harmless types that the metadata of published files and of optimizers contain beside tensors.
 _METADATA_TYPES = [
     argparse.Namespace,
-    *((_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # as NumPy 1 and 2 call it
+    # As NumPy 1 and 2 call them.
+    *((_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_numpy_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    np.ndarray,
     np.dtype,
     *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
 ]
@@ -152,7 +164,7 @@ _CLASS_LAYERS = re.compile(
 )
 
 
-def load(model: nn.Module, file: str | File, classes: Sequence[str] | None = None) -> None:
+def load(model: nn.Module, file: str | os.PathLike | File, classes: Sequence[str] | None = None) -> None:
     """Loads a file into a built model and logs what became of every tensor: loaded, dropped or starting afresh.
 
     A backbone, such as that of a published ImageNet classifier or segmentation model, goes into the GPViT inside the
@@ -162,37 +174,45 @@ def load(model: nn.Module, file: str | File, classes: Sequence[str] | None = Non
     Args:
         model: the model.
         file: a path, an address or what :func:`read` returned.
-        classes: names of the classes that the model is for; without them, their number decides.
+        classes: names of the classes that the model is for; where these or the file's are unknown, their number decides.
 
     Raises:
         UserError: the file cannot be read or does not fit; the message names the keys, and the model is as it was.
     """
-    file = read(file) if isinstance(file, str) else file
+    file = file if isinstance(file, File) else read(str(file))
     target = _backbone_in(model, file) if file.is_backbone else model
     wanted = target.state_dict()
     _check_kind(file, wanted)
-    dropped, fresh = {"that are not of the backbone": file.dropped}, {}
+    # Batch norm's step counter: frozen batch norm has none, and nothing here reads it.
+    counters = {key for key in wanted.keys() ^ file.weights.keys() if key.endswith("num_batches_tracked")}
+    dropped = {
+        "that are not of the backbone": file.dropped,
+        "step counters of batch norm": [key for key in file.weights if key in counters],
+    }
+    fresh = {"step counters of batch norm": [key for key in wanted if key in counters]}
+    outside = 0
     if file.is_backbone:
         norms = "out_norms."  # of the maps that leave the backbone, which are not the same ones everywhere
         dropped["norms that the model lacks"] = [key for key in file.weights if key.startswith(norms) and key not in wanted]
         fresh["norms that it lacks"] = [key for key in wanted if key.startswith(norms + "block") and key not in file.weights]
-        inside = {id(tensor) for tensor in target.state_dict(keep_vars=True).values()}
-        everything = model.state_dict(keep_vars=True).items()
-        fresh["outside of the backbone"] = [key for key, tensor in everything if id(tensor) not in inside]
+        outside = len(model.state_dict()) - len(wanted)
     elif layers := _layers_of_other_classes(file, wanted, classes):
         dropped["that belong to other classes"] = fresh["that depend on the classes"] = layers
     gone = {key for keys in dropped.values() for key in keys}
     kept = {key: tensor for key, tensor in file.weights.items() if key not in gone}
     _load_strictly(target, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})
 
-    summary = [f"{file.title} {file.path}: {len(kept)} of {len(file.weights) + len(file.dropped)} tensors loaded"]
+    parts = [f"{file.title} {file.path}: {len(kept)} of {len(file.weights) + len(file.dropped)} tensors loaded"]
     for what, groups in (("dropped", dropped), ("starting afresh", fresh)):
-        groups = {reason: keys for reason, keys in groups.items() if keys}
-        if groups:
-            summary.append(f"{what}: " + ", ".join(f"{len(keys)} {reason}" for reason, keys in groups.items()))
+        counts = {reason: len(keys) for reason, keys in groups.items() if keys}
+        if what == "starting afresh" and outside:
+            counts["outside of the backbone"] = outside
+        if counts:
+            parts.append(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
         for reason, keys in groups.items():
-            logger.debug(f"{file.path}, {what}, {reason}: {', '.join(keys)}")
-    logger.info("; ".join(summary))
+            if keys:
+                logger.debug(f"{file.path}, {what}, {reason}: {', '.join(keys)}")
+    logger.info("; ".join(parts))
 
 
 def _backbone_in(model: nn.Module, file: File) -> GPViT:
@@ -204,27 +224,27 @@ def _backbone_in(model: nn.Module, file: File) -> GPViT:
 
 def _check_kind(file: File, wanted: Mapping[str, Tensor]) -> None:
     """Raises a UserError if the file is of another kind or size than the model, before keys are compared one by one."""
-    if file.title.startswith("published") and not file.is_backbone:
-        for key in ("backbone.bottom_up.level_embed", "head.cls_score.weight"):
-            if (key in file.weights) != (key in wanted):
-                raise UserError(
-                    f"{file.path} is a {file.title}, and the model is not; build it from a config in configs/published"
-                )
-    width, wanted_width = _width(file.weights), _width(wanted)
-    if width and wanted_width and width != wanted_width:
-        size = _size_name(wanted_width)
-        raise UserError(
-            f"{file.path} ({file.title}) has {width} channels, the model {f'is {size} and ' if size else ''}has {wanted_width}"
-        )
+    if not file.is_backbone and width(wanted):
+        theirs, ours = _architecture(file.weights), _architecture(wanted)
+        if theirs != ours:
+            raise UserError(f"{file.path} is {theirs} ({file.title}), the model is {ours}: take the config that the file is for")
+    channels, wanted_channels = width(file.weights), width(wanted)
+    if channels and wanted_channels and channels != wanted_channels:
+        size = f"is {size_name(wanted)} and " if size_name(wanted) else ""
+        raise UserError(f"{file.path} ({file.title}) has {channels} channels, the model {size}has {wanted_channels}")
 
 
-def _width(weights: Mapping[str, Tensor]) -> int:
-    """The channels of the GPViT among the tensors, 0 without one."""
-    return next((tensor.shape[-1] for key, tensor in weights.items() if key.split(".")[-1] == "pos_embed"), 0)
-
-
-def _size_name(width: int) -> str:
-    return next((size for size, options in SIZES.items() if options["embed_dim"] == width), "")
+def _architecture(weights: Mapping[str, Tensor]) -> str:
+    if "pos_embed" in weights:
+        return "a backbone alone"
+    detectors = {
+        "head.": "RetinaNet",
+        "roi_heads.box_predictor.0.": "Cascade Mask R-CNN",
+        "roi_heads.box_predictor.": "Mask R-CNN",
+    }
+    names = (name for prefix, name in detectors.items() if any(key.startswith(prefix) for key in weights))
+    detector = next(names, "a detector")
+    return f"{detector} with {'the adapter' if 'backbone.bottom_up.level_embed' in weights else 'a simple feature pyramid'}"
 
 
 def _layers_of_other_classes(
@@ -234,30 +254,28 @@ def _layers_of_other_classes(
     layers = [key for key in wanted if _CLASS_LAYERS.fullmatch(key) and key in file.weights]
     other_shape = [key for key in layers if file.weights[key].shape != wanted[key].shape]
     if classes is None or file.classes is None:
-        return layers if other_shape else []
-    if list(classes) == list(file.classes):
-        return []
-    return [key for key in layers if key in other_shape or not _is_for_any_class(key, wanted[key])]
+        others = bool(other_shape)
+    else:
+        others = list(classes) != list(file.classes)
+    return [key for key in layers if key in other_shape or not _is_for_any_class(key, wanted)] if others else []
 
 
-def _is_for_any_class(key: str, tensor: Tensor) -> bool:
-    return "bbox_pred" in key and len(tensor) == 4
+def _is_for_any_class(key: str, wanted: Mapping[str, Tensor]) -> bool:
+    """Whether a layer gives one box for all classes: four outputs beside scores of several classes and the background."""
+    scores = wanted.get(key.replace("bbox_pred", "cls_score"))
+    return "bbox_pred" in key and len(wanted[key]) == 4 and len(scores) > 2
 
 
 def _load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str, may_miss: Collection[str] = ()) -> None:
     """Copies weights into the model if names and shapes are the same on both sides, else changes nothing.
 
-    Batch norm's step counter may be absent or surplus: frozen batch norm has none, and nothing here reads it.
-
     Args:
         may_miss: tensors of the model that need not be there.
     """
     wanted = model.state_dict()
-    counters = {key for key in wanted.keys() ^ weights.keys() if key.endswith("num_batches_tracked")}
-    optional = counters.union(may_miss)
     problems = {
-        "missing": [key for key in wanted if key not in weights and key not in optional],
-        "surplus": [key for key in weights if key not in wanted and key not in counters],
+        "missing": [key for key in wanted if key not in weights and key not in may_miss],
+        "surplus": [key for key in weights if key not in wanted],
         "of another shape": [
             f"{key} {tuple(weights[key].shape)} instead of {tuple(tensor.shape)}"
             for key, tensor in wanted.items()
@@ -267,7 +285,7 @@ def _load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str, may_
     if any(problems.values()):
         details = "; ".join(f"{len(keys)} {what} ({listed(keys)})" for what, keys in problems.items() if keys)
         raise UserError(f"{path} does not fit the model: {details}")
-    model.load_state_dict({key: tensor for key, tensor in weights.items() if key in wanted}, strict=not optional)
+    model.load_state_dict(weights, strict=not may_miss)
 
 
 class Checkpointer(fvcore.common.checkpoint.Checkpointer):

@@ -142,9 +142,6 @@ class OpenCVResize(T.ResizeShortestEdge):
 class OpenCVResizeTransform(T.ResizeTransform):
     """Detectron2's ResizeTransform with images by OpenCV's bilinear."""
 
-    def __init__(self, h: int, w: int, new_h: int, new_w: int) -> None:
-        super().__init__(h, w, new_h, new_w)
-
     def apply_image(self, image: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Args: image: (h, w) or (h, w, 3); interp: a method of Pillow's, which masks are resized by."""
         if interp is not None:
@@ -152,17 +149,16 @@ class OpenCVResizeTransform(T.ResizeTransform):
         return cv2.resize(image, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
 
 
-def multi_scale_crop(short_sides: Sequence[int], max_size: int, flip: float = 0.5) -> list[T.Augmentation]:
+def multi_scale_crop(short_sides: Sequence[int], max_size: int) -> list[T.Augmentation]:
     """The published 3x recipe, from DETR: half of the images are cropped before they are resized.
 
     Args:
         short_sides: shorter sides in pixels to choose from.
         max_size: no longer side is longer than this.
-        flip: share of the images that are mirrored.
     """
     crop = T.AugmentationList([OpenCVResize((400, 500, 600), max_size), T.RandomCrop("absolute_range", (384, 600))])
     return [
-        T.RandomFlip(prob=flip, horizontal=True),
+        T.RandomFlip(prob=0.5, horizontal=True),
         T.RandomApply(crop, prob=0.5),
         OpenCVResize(short_sides, max_size),
         T.RandomCrop("absolute_range", (1024, 1024)),
@@ -175,7 +171,7 @@ def train_augmentations(
     """The augmentations of a training recipe.
 
     Args:
-        recipe: "resize", the published 1x recipe, or "lsj", large-scale jitter (0.1 to 2 times ``lsj_size``, cropped
+        recipe: "resize", the published 1x recipe but for Pillow's resizing, or "lsj", large-scale jitter (0.1 to 2 times ``lsj_size``, cropped
             to it).
         short_side: "resize": the shorter side in pixels, or several to choose from.
         max_size: "resize": no longer side is longer than this.

@@ -14,10 +14,13 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from .backbone import SIZES
+from .errors import listed
 
 RELEASE = "https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1"
 IMAGENET_WEIGHTS = {size: f"{RELEASE}/gpvit_{size.lower()}_in1k_300e.pth" for size in SIZES}
 COCO_CLASSES = [category["name"] for category in COCO_CATEGORIES if category["isthing"]]
+
+GROUP_BLOCKS = {1, 4, 7, 10}  # of all published sizes
 
 Names = dict[str, str]
 
@@ -39,8 +42,8 @@ BACKBONE: Names = {
     "layers.#.norm2.*": "blocks.#.norm2.*",
     "layers.#.ffn.layers.0.0.*": "blocks.#.mlp.fc1.*",
     "layers.#.ffn.layers.1.*": "blocks.#.mlp.fc2.*",
-    # Group propagation blocks, which are 1, 4, 7 and 10; what both kinds have must be told apart on the way back.
-    **{f"layers.{i}.dwconv.0.*": f"blocks.{i}.conv.*" for i in (1, 4, 7, 10)},
+    # Group propagation blocks; what both kinds of blocks have must be told apart on the way back.
+    **{f"layers.{i}.dwconv.0.*": f"blocks.{i}.conv.*" for i in GROUP_BLOCKS},
     "layers.#.dw.*": "blocks.#.conv.*",
     "layers.#.group_token": "blocks.#.group_token",
     "layers.#.group_layer.norm_query.*": "blocks.#.group.norm_query.*",
@@ -165,40 +168,34 @@ class Kind:
 
     Attributes:
         name: as messages call it.
-        mark: a tensor that files of this kind have, and no others.
+        mark: how names begin that files of this kind have, and no others.
         names: the table of its tensors; of detectors, all of the model's, else the backbone's.
+        is_detector: whether all of it is used, not the backbone alone.
         dropped: how the names of those tensors begin that have no place in a detector.
     """
 
     name: str
     mark: str
     names: Names
+    is_detector: bool
     dropped: tuple[str, ...] = ()
 
-    @property
-    def is_detector(self) -> bool:
-        return not self.dropped
 
-
+_BACKBONE_OF_OTHERS = _below("backbone.", "", BACKBONE)
 KINDS = (
-    Kind("Mask R-CNN", "roi_head.bbox_head.fc_cls.weight", MASK_RCNN),
-    Kind("RetinaNet", "bbox_head.retina_cls.weight", RETINANET),
-    Kind("ImageNet classifier", "head.fc.weight", _below("backbone.", "", BACKBONE), ("neck.", "head.")),
-    Kind(
-        "semantic segmentation model",
-        "decode_head.conv_seg.weight",
-        _below("backbone.", "", BACKBONE),
-        ("decode_head.", "auxiliary_head."),
-    ),
+    Kind("Mask R-CNN", "roi_head.", MASK_RCNN, is_detector=True),
+    Kind("RetinaNet", "bbox_head.", RETINANET, is_detector=True),
+    Kind("semantic segmentation model", "decode_head.", _BACKBONE_OF_OTHERS, False, ("decode_head.", "auxiliary_head.")),
+    Kind("ImageNet classifier", "head.fc.", _BACKBONE_OF_OTHERS, False, ("neck.", "head.")),
 )
 
 
 def kind_of(state_dict: Mapping[str, Tensor]) -> Kind:
     """What a published file holds. Raises a ValueError where it is none of :data:`KINDS`."""
     for kind in KINDS:
-        if kind.mark in state_dict:
+        if any(key.startswith(kind.mark) for key in state_dict):
             return kind
-    raise ValueError("no published GPViT model has such tensors: " + listed(list(state_dict)))
+    raise ValueError(f"it is no published GPViT model; it holds {listed(list(state_dict))}")
 
 
 def from_published(state_dict: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
@@ -208,20 +205,20 @@ def from_published(state_dict: Mapping[str, Tensor], kind: Kind) -> dict[str, Te
         ValueError: a name that this kind of model does not have.
     """
     kept = {key: tensor for key, tensor in state_dict.items() if not key.startswith(kind.dropped)}
-    return _reorder_anchors(rename(kept, kind.names))
+    return _reorder_anchors(rename(kept, kind.names, what=kind.name))
 
 
-def classes_of(content: Mapping[str, Any]) -> list[str] | None:
+def classes_of(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str] | None:
     """The class names in a published detector's file; COCO's where it names none and has as many."""
-    named = (content.get("meta") or {}).get("CLASSES")
     outputs = {"roi_head.bbox_head.fc_reg.weight": 4, "bbox_head.retina_cls.weight": 9}  # for each class
-    counts = {len(tensor) // outputs[key] for key, tensor in content["state_dict"].items() if key in outputs}
-    if named and counts == {len(named)}:
-        return list(named)
+    counts = {len(t) // outputs[key] for key, t in state_dict.items() if key in outputs and t.ndim}
+    named = meta.get("CLASSES")
+    if isinstance(named, (list, tuple)) and counts == {len(named)}:
+        return [str(name) for name in named]
     return COCO_CLASSES if counts == {len(COCO_CLASSES)} else None
 
 
-def to_published(weights: Mapping[str, Tensor], classes: Sequence[str]) -> dict[str, Any]:
+def to_published(weights: Mapping[str, Tensor], classes: Sequence[str] | None) -> dict[str, Any]:
     """A detector's weights in the layout of the published files, for use with the published code.
 
     Raises:
@@ -229,27 +226,44 @@ def to_published(weights: Mapping[str, Tensor], classes: Sequence[str]) -> dict[
     """
     if "backbone.bottom_up.level_embed" not in weights:
         raise ValueError("only Mask R-CNN and RetinaNet with the adapter have a counterpart in the published code")
+    groups = {int(match[1]) for match in map(re.compile(r".*\.blocks\.(\d+)\.group_token").fullmatch, weights) if match}
+    if groups != GROUP_BLOCKS or not size_name(weights):
+        raise ValueError("its GPViT is none of the published sizes")
     names = RETINANET if "head.cls_score.weight" in weights else MASK_RCNN
     state_dict = rename(_reorder_anchors(weights), names, inverse=True)
     for key in [key for key in state_dict if key.endswith("running_var")]:  # frozen batch norm does not count its steps
         state_dict.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
-    return {"meta": {"CLASSES": tuple(classes)}, "state_dict": state_dict}
+    return {"meta": {"CLASSES": tuple(classes)} if classes else {}, "state_dict": state_dict}
 
 
-def rename(tensors: Mapping[str, Tensor], names: Names, *, inverse: bool = False) -> dict[str, Tensor]:
-    """Tensors under our names, or under theirs if ``inverse``. Raises a ValueError if the table lacks a name."""
+def width(weights: Mapping[str, Tensor]) -> int:
+    """The channels of the GPViT among the tensors, by whichever names; 0 without one."""
+    embeddings = (tensor for key, tensor in weights.items() if key.split(".")[-1] == "pos_embed" and tensor.ndim)
+    return next((tensor.shape[-1] for tensor in embeddings), 0)
+
+
+def size_name(weights: Mapping[str, Tensor]) -> str:
+    """ "L1" to "L4" by the channels, "" for others."""
+    return next((size for size, options in SIZES.items() if options["embed_dim"] == width(weights)), "")
+
+
+def rename(
+    tensors: Mapping[str, Tensor], names: Names, *, inverse: bool = False, what: str = "GPViT"
+) -> dict[str, Tensor]:
+    """Tensors under our names, or under theirs if ``inverse``. Raises a ValueError, about ``what``, on an unknown name."""
     rules = [(ours, theirs) if inverse else (theirs, ours) for theirs, ours in names.items()]
     compiled = [(_pattern(source), _offsets(source), target) for source, target in rules]
     renamed, unknown = {}, []
     for name, tensor in tensors.items():
-        for pattern, offsets, target in compiled:
-            if (match := pattern.fullmatch(name)) and (new_name := _fill(target, match.groups(), offsets)):
-                renamed[new_name] = tensor
-                break
-        else:
+        matches = ((pattern.fullmatch(name), offsets, target) for pattern, offsets, target in compiled)
+        candidates = (_fill(target, match.groups(), offsets) for match, offsets, target in matches if match)
+        new_name = next(filter(None, candidates), None)
+        if new_name is None or new_name in renamed:
             unknown.append(name)
+        else:
+            renamed[new_name] = tensor
     if unknown:
-        raise ValueError(f"no published GPViT model of this kind has {listed(unknown)}")
+        raise ValueError(f"a published {what} has no {listed(unknown)}")
     return renamed
 
 
@@ -282,12 +296,9 @@ def _reorder_anchors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Exchanges the orders of RetinaNet's nine anchors per cell: by ratio, then size (theirs), and the reverse (ours)."""
 
     def swap(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or len(tensor) % 9:
+            return tensor  # which will not fit
         return tensor.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)
 
     prefixes = ("head.cls_score.", "head.bbox_pred.")
     return {name: swap(tensor) if name.startswith(prefixes) else tensor for name, tensor in weights.items()}
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names of a long list, for a message."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
