@@ -224,7 +224,7 @@ def _backbone_in(model: nn.Module, file: File) -> GPViT:
 
 def _check_kind(file: File, wanted: Mapping[str, Tensor]) -> None:
     """Raises a UserError if the file is of another kind or size than the model, before keys are compared one by one."""
-    if not file.is_backbone and width(wanted):
+    if not file.is_backbone and width(wanted) and width(file.weights):
         theirs, ours = _architecture(file.weights), _architecture(wanted)
         if theirs != ours:
             raise UserError(f"{file.path} is {theirs} ({file.title}), the model is {ours}: take the config that the file is for")
