@@ -214,6 +214,7 @@ def test_a_published_detector_loads_all_but_the_layers_of_other_classes(
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key] if key in fresh else weights[key]), key
     *details, summary = caplog.messages
+    assert caplog.records[-1].levelno == logging.INFO
     assert f"{len(before) - len(fresh)} of {len(before)} tensors loaded" in summary
     assert (f"starting afresh: {len(fresh)} that depend on the classes" in summary) == bool(fresh)
     assert all(any(key in detail for detail in details) for key in fresh)
@@ -315,6 +316,8 @@ def test_what_was_written_is_read_again(tmp_path: Path, name: str) -> None:
     file = checkpoint.read(path)
     assert file.classes == ["cat", "dog"] and checkpoint.read_content(path)["source"] == "somewhere"
     assert file.weights.keys() == weights.keys()
+    (tmp_path / "other").touch()
+    assert Path(path).stat().st_mode == (tmp_path / "other").stat().st_mode
     assert all(torch.equal(file.weights[key], weights[key]) for key in weights)
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[:-30])
@@ -329,6 +332,23 @@ def test_a_missing_file_and_an_unreachable_address_say_what_to_do(monkeypatch: p
     with pytest.raises(UserError, match='cannot download http.*give its path instead; .*train.init_checkpoint=""') as error:
         checkpoint.load(nn.Linear(1, 1), address)
     assert "\n" not in str(error.value)
+
+
+def test_a_training_is_not_resumed_onto_other_classes(tmp_path: Path) -> None:
+    checkpoint.Checkpointer(nn.Linear(1, 1), str(tmp_path), classes=["cat", "dog"]).save("model")
+    with pytest.raises(UserError, match="other classes .cat, dog. than the data has .fig, date."):
+        checkpoint.Checkpointer(nn.Linear(1, 1), str(tmp_path), classes=["fig", "date"]).load(str(tmp_path / "model.pth"))
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; give a file in it"):
+        checkpoint.read(str(tmp_path))
+
+
+def test_classes_that_nobody_asked_to_change_are_a_warning(published_file, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint.load(published_detector("retinanet_gpvit_l1_1x", 3), published_file("retinanet", "L1"))
+    assert caplog.records[-1].levelno == logging.WARNING
+    assert "starting afresh: 2 that depend on the classes" in caplog.messages[-1]
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:

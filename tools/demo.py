@@ -1,4 +1,4 @@
-"""Draws a detector's predictions on pictures.
+r"""Draws a detector's predictions on pictures.
 
     python tools/demo.py --config-file configs/quickstart.py --weights output/quickstart/model_final.pth \
         --input 'pictures/*.jpg' --output output/demo

@@ -11,15 +11,16 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 import fvcore.common.checkpoint
 import numpy as np
+import safetensors.torch
 import torch
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import published
@@ -44,6 +45,8 @@ def fetch(path: str) -> str:
             f"cannot download {path} ({reason}): put the file somewhere by hand and give its path instead; training may also "
             'start from random weights (train.init_checkpoint="")'
         ) from None
+    if os.path.isdir(local_path):
+        raise UserError(f"checkpoint {path} is a folder; give a file in it, such as {path}/model_final.pth")
     if not os.path.isfile(local_path):
         raise UserError(f"checkpoint {path or '(none given)'} does not exist")
     return local_path
@@ -122,6 +125,8 @@ def read_content(path: str) -> dict[str, Any]:
     except Exception as error:  # torch raises whatever the damage happens to cause
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it contains {refused[1]}, which is code and not data" if refused else "the file is damaged"
+        if local_path != path and not refused:
+            reason += f"; delete {local_path} to download it again"
         raise UserError(f"cannot read {path}: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
@@ -139,7 +144,8 @@ def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
     """Writes weights with metadata such as ``classes``; a ``.safetensors`` file or, by any other name, PyTorch's."""
     if path.endswith(".safetensors"):
         tensors = {key: tensor.contiguous() for key, tensor in weights.items()}
-        save_file(tensors, path, {"format": "pt"} | {key: json.dumps(value) for key, value in metadata.items()})
+        texts = {"format": "pt"} | {key: json.dumps(value) for key, value in metadata.items()}
+        Path(path).write_bytes(safetensors.torch.save(tensors, texts))
     else:
         torch.save({"model": dict(weights)} | metadata, path)
 
@@ -212,7 +218,9 @@ def load(model: nn.Module, file: str | os.PathLike | File, classes: Sequence[str
         for reason, keys in groups.items():
             if keys:
                 logger.debug(f"{file.path}, {what}, {reason}: {', '.join(keys)}")
-    logger.info("; ".join(parts))
+    # Who has not said for which classes the model is may not expect it, and need not have set up a log.
+    unexpected = classes is None and "that depend on the classes" in fresh
+    logger.log(logging.WARNING if unexpected else logging.INFO, "; ".join(parts))
 
 
 def _backbone_in(model: nn.Module, file: File) -> GPViT:
@@ -305,4 +313,9 @@ class Checkpointer(fvcore.common.checkpoint.Checkpointer):
         return read_content(path)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("classes") != self.classes:
+            raise UserError(
+                f"{self.save_dir} has a training for other classes ({listed(checkpoint.get('classes') or ['unknown'])}) than the "
+                f"data has ({listed(self.classes)}): begin anew in another train.output_dir, from its weights if you like"
+            )
         _load_strictly(self.model, checkpoint.pop("model"), "the checkpoint")

@@ -45,7 +45,7 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
     if not categories:
         raise UserError(f"{json_file} declares no categories")
     if masks and without_mask:
-        raise UserError(f"{json_file}: {len(without_mask)} annotations have no segmentation, first id {without_mask[0]}")
+        raise UserError(f"{json_file}: {len(without_mask)} annotations have no segmentation, first id {without_mask[0]}; RetinaNet needs none")
 
     name = f"coco:{os.path.abspath(root)}:{split}"  # without "coco", Detectron2 warns of ids with gaps, which are normal
     if name in DatasetCatalog:  # Detectron2 would keep the old one or raise
