@@ -11,8 +11,22 @@ import gpvit.data
 from detectron2.config import instantiate
 from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
-from gpvit.engine import Trainer, argument_parser, build_ddp, choose_device, launch, load_config, setup
+from gpvit.engine import (
+    Checkpoints,
+    Evaluation,
+    Trainer,
+    argument_parser,
+    build_ddp,
+    check_unchanged,
+    choose_device,
+    launch,
+    load_config,
+    newest,
+    setup,
+    shared_seed,
+)
 from gpvit.errors import UserError, listed
 from torch import nn
 
@@ -31,39 +45,56 @@ def do_train(args, cfg) -> nn.Module:
     Args:
         cfg: a config with these attributes:
             model, optimizer, lr_multiplier: instantiated; ``optimizer.params.model`` is set here
-            dataloader.{train, test, evaluator}: instantiated
+            dataloader.{train, test, evaluator}: instantiated; ``dataloader.train.{seed, start_iter}`` are set here
             train: see configs/common/train.py
 
     Returns:
         The trained model.
     """
+    state = newest(cfg.train.output_dir) if args.resume else None
+    classes = gpvit.data.class_names(cfg.dataloader.train)
+    checkpoints = Checkpoints(cfg, classes, **cfg.train.checkpointer)
+    if state is not None:
+        if state["classes"] != classes:
+            raise UserError(
+                f"{state['path']} is of a training for other classes ({listed(state['classes'])}) than the data has "
+                f"({listed(classes)}): begin anew in another train.output_dir, from its weights if you like"
+            )
+        check_unchanged(state["config"], checkpoints.config, state["path"])
+    seed = state["seed"] if state is not None else shared_seed(cfg.train.seed)
     model = instantiate(cfg.model).to(cfg.train.device)
+    if state is None and cfg.train.init_checkpoint:
+        gpvit.checkpoint.load(model, cfg.train.init_checkpoint, classes)
     ddp = build_ddp(model, **cfg.train.ddp)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    trainer = Trainer(ddp, instantiate(cfg.dataloader.train), optimizer, cfg.train.amp, cfg.train.clip_norm)
+    trainer = Trainer(
+        ddp,
+        instantiate(cfg.optimizer),
+        seed=seed,
+        output_dir=cfg.train.output_dir,
+        amp=cfg.train.amp,
+        clip_norm=cfg.train.clip_norm,
+        accumulate=cfg.train.accumulate,
+        ema_decay=cfg.train.ema_decay,
+        skip_budget=cfg.train.skip_budget,
+    )
 
-    classes = gpvit.data.class_names(cfg.dataloader.train)
-    checkpointer = gpvit.checkpoint.Checkpointer(ddp, cfg.train.output_dir, classes=classes, trainer=trainer)
-    main = comm.is_main_process()
+    scheduler = LRMultiplier(trainer.optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
-            hooks.EvalHook(cfg.train.eval_period, lambda: do_test(cfg, ddp)),
-            hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period)
-            if main
-            else None,
+            hooks.LRScheduler(scheduler=scheduler),
+            checkpoints,
+            Evaluation(cfg.train.eval_period, lambda net: do_test(cfg, net), checkpoints),
         ]
     )
-    start_iter = 0
-    if args.resume and checkpointer.has_checkpoint():
-        checkpointer.load(checkpointer.get_checkpoint_file())
-        start_iter = trainer.iter + 1
-    elif cfg.train.init_checkpoint:
-        gpvit.checkpoint.load(model, cfg.train.init_checkpoint, classes)
-    trainer.train(start_iter, cfg.train.max_iter)
+    if state is not None:
+        checkpoints.restore(state)
+    if comm.is_main_process():  # behind restore(), which replaces the metrics file
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, cfg.train.log_period)])
+    cfg.dataloader.train.update(seed=seed, start_iter=trainer.done, skip=cfg.train.skip_budget > 0)
+    trainer.train(instantiate(cfg.dataloader.train), cfg.train.max_iter)
     return model
 
 

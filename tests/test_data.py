@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from gpvit.engine import load_config
@@ -65,10 +65,12 @@ def test_a_folder_sets_data_and_number_of_classes_of_every_detector(synthetic_da
         (lambda d: (d / "annotations" / "train.json").unlink(), "train.json is missing"),
         (lambda d: (d / "annotations" / "train.json").write_text('{"images": ['), "not in COCO format"),
         (lambda d: (d / "annotations" / "train.json").write_text("[]"), "not in COCO format"),
-        (lambda d: (d / "annotations" / "train.json").write_text('{"categories": [], "annotations": []}'), "no categories"),
+        (lambda d: (d / "annotations" / "train.json").write_text('{"categories": []}'), "no categories"),
         (
             lambda d: (d / "annotations" / "train.json").write_text(
-                '{"categories": [{"id": 1, "name": "cat"}], "annotations": []}'
+                '{"categories": [{"id": 1, "name": "cat"}],'
+                '"images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}],'
+                '"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 8, 1, 8, 8]]}]}'
             ),
             "declare different classes",
         ),
@@ -165,6 +167,30 @@ def test_polygons_and_run_lengths_go_together(synthetic_data: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["resize", "lsj"])
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_mapper_gives_what_detectron2s_gives_wherever_that_works(
+    synthetic_data: Path, recipe: str, masks: bool
+) -> None:
+    augmentations = gpvit.data.train_augmentations(recipe, short_side=[100, 200], max_size=300, lsj_size=128)
+    options = MAPPER | dict(augmentations=augmentations, use_instance_mask=masks, recompute_boxes=masks)
+    mappers = gpvit.data.InstanceMapper(**options), DatasetMapper(**options)
+    for item in DatasetCatalog.get(gpvit.data.register_folder(str(synthetic_data), "train")):
+        for part in item["annotations"]:
+            part["bbox"] = [float(value) for value in part["bbox"]]  # Detectron2's truncates integers
+        outputs = []
+        for mapper in mappers:
+            torch.manual_seed(7)
+            np.random.seed(7)
+            outputs.append(mapper(item))
+        ours, theirs = outputs
+        assert torch.equal(ours["image"], theirs["image"]) and ours.keys() == theirs.keys()
+        ours, theirs = ours["instances"], theirs["instances"]
+        assert torch.equal(ours.gt_boxes.tensor, theirs.gt_boxes.tensor)
+        assert torch.equal(ours.gt_classes, theirs.gt_classes) and ours.has("gt_masks") == masks
+        assert not masks or torch.equal(ours.gt_masks.tensor, theirs.gt_masks.tensor)
+
+
+@pytest.mark.parametrize("recipe", ["resize", "lsj"])
 def test_boxes_stay_tight_around_what_an_augmentation_leaves(synthetic_data: Path, recipe: str) -> None:
     torch.manual_seed(0)
     np.random.seed(0)
@@ -186,6 +212,7 @@ def test_the_loader_of_a_config_gives_batches_with_masks(synthetic_data: Path) -
         str(REPOSITORY / "configs" / "quickstart.py"), ["dataloader.train.num_workers=0", "dataloader.short_side=64"]
     )
     gpvit.data.use_folder(cfg, str(synthetic_data), train=True)
+    cfg.dataloader.train.seed = 0  # as train_net.py does
     batch = next(iter(instantiate(cfg.dataloader.train)))
     assert len(batch) == cfg.dataloader.train.total_batch_size
     assert all(min(item["image"].shape[1:]) == 64 and item["instances"].has("gt_masks") for item in batch)

@@ -220,7 +220,7 @@ def test_the_quick_start_fails_where_training_or_evaluation_is_broken(aps: tuple
 
 
 def test_help_is_there_for_every_tool() -> None:
-    for tool in ("demo.py", "analyze.py", "convert_checkpoint.py", "make_synthetic_data.py", "install.py"):
+    for tool in ("demo.py", "check_data.py", "analyze.py", "convert_checkpoint.py", "make_synthetic_data.py", "install.py"):
         result = subprocess.run([sys.executable, REPOSITORY / "tools" / tool, "-h"], capture_output=True, text=True)
         assert result.returncode == 0 and "usage" in result.stdout
 

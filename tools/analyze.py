@@ -3,15 +3,18 @@
     python tools/analyze.py complexity                     parameters and multiply-accumulates, as a Markdown table
     python tools/analyze.py memory --size L1 --image 512x512    a training step with and without activation checkpointing
     python tools/analyze.py adapter --size L1 --image 800x1216  time and memory of the published detectors' features
+    python tools/analyze.py engine                              what the training engine adds to Detectron2's plain trainer
 """
 
 import argparse
+import itertools
 import math
 import multiprocessing
 import os
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +25,10 @@ from unittest.mock import patch
 import gpvit
 import torch
 from detectron2.config import instantiate
-from gpvit.engine import load_config
+from detectron2.engine import SimpleTrainer
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from gpvit.engine import Trainer, load_config
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -41,6 +47,7 @@ NAMES = [
 ]
 PARTS = ("backbone", "adapter", "pyramid", "dense head", "box head", "mask head")
 RUNS = 5
+ENGINE_STEPS = 30
 
 
 def main() -> None:
@@ -52,8 +59,11 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument("--size", default="L1", choices=gpvit.SIZES)
         command.add_argument("--image", default=image, type=image_size, help="HEIGHTxWIDTH")
+    commands.add_parser("engine")
     args = parser.parse_args()
-    if args.command == "complexity":
+    if args.command == "engine":
+        print_engine()
+    elif args.command == "complexity":
         print_complexity(*args.image)
     elif args.command == "memory":
         print_memory(args.size, *args.image)
@@ -178,6 +188,50 @@ def adapter_costs(size: str, height: int, width: int) -> tuple[dict[str, float],
     seconds = {part: sum(statistics.median(meter.seconds[1:]) for meter in of_part) for part, of_part in meters.items()}
     peaks = {part: max(max(meter.peaks[1:]) for meter in of_part) for part, of_part in meters.items()}
     return seconds, peaks
+
+
+def print_engine() -> None:
+    """Iterations of both trainers in turns, on the quick start's model and one batch of four images of 192x256."""
+    cfg = load_config(str(CONFIGS / "quickstart.py"))
+    batch = [random_image(192, 256) for _ in range(4)]
+    seconds: dict[str, list[float]] = {"plain": [], "engine": []}
+    with tempfile.TemporaryDirectory() as folder, EventStorage():
+        model, optimizer = model_and_optimizer(cfg)
+        engine = Trainer(model, optimizer, seed=0, output_dir=folder, amp=cfg.train.amp)
+        engine.storage = EventStorage()
+        model, optimizer = model_and_optimizer(cfg)
+        plain = SimpleTrainer(model, itertools.repeat(batch), optimizer)
+        steps = {"plain": plain.run_step, "engine": lambda: engine.run_step(itertools.repeat(batch))}
+        for number in range(2 + ENGINE_STEPS):
+            for name in sorted(steps, reverse=bool(number % 2)):
+                start = time.perf_counter()
+                steps[name]()
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
+    ratio = statistics.median(a / b for a, b in zip(seconds["engine"][2:], seconds["plain"][2:]))
+    print(f"plain {medians['plain']:.3f} s, engine {medians['engine']:.3f} s an iteration; median of the ratios {ratio:.3f}")
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.pth")
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        gpvit.checkpoint.save(state, path)
+        print(f"checkpoint of {os.path.getsize(path) / 2**20:.0f} MiB: training waits {time.perf_counter() - start:.2f} s")
+
+
+def model_and_optimizer(cfg: DictConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    cfg.optimizer.params.model = instantiate(cfg.model)
+    return cfg.optimizer.params.model, instantiate(cfg.optimizer)
+
+
+def random_image(height: int, width: int) -> dict[str, Any]:
+    """An image with one object, as a mapper gives it."""
+    mask = torch.zeros(1, height, width, dtype=torch.bool)
+    mask[:, 20:80, 30:100] = True
+    instances = Instances((height, width), gt_boxes=Boxes(torch.tensor([[30.0, 20.0, 100.0, 80.0]])))
+    instances.gt_classes, instances.gt_masks = torch.tensor([0]), BitMasks(mask)
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    return {"image": image, "instances": instances, "file_name": "", "skipped": []}
 
 
 class Meter:

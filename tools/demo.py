@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 import gpvit
 import torch
-from detectron2.data.detection_utils import read_image
 from gpvit.engine import load_config
 from gpvit.errors import UserError
+from gpvit.images import read_image
 from gpvit.visualize import draw_predictions
 
 
@@ -40,9 +40,9 @@ def main() -> int:
     failed = 0
     for number, (path, target) in enumerate(zip(paths, targets), start=1):
         try:
-            image = read_image(str(path), format="RGB")
-        except (OSError, ValueError, SyntaxError):  # what Pillow raises
-            print(f"{path}: cannot be read: {'not a picture' if path.exists() else 'it does not exist'}", file=sys.stderr)
+            image = read_image(path)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
         instances = predictor(image)

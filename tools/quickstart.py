@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import inference_on_dataset
 from gpvit.engine import load_config
 from gpvit.errors import UserError
 from gpvit.evaluation import coco_ap
+from gpvit.images import read_image
 from gpvit.visualize import draw_annotations, draw_predictions, save_curves, save_sheet
 from make_synthetic_data import make_data_set
 from pycocotools import mask as mask_api
@@ -119,7 +119,7 @@ def draw(folder: Path, overrides: list[str]) -> None:
     predictor = gpvit.Predictor(load_config(str(CONFIG), overrides), str(OUTPUT / "model_final.pth"), "cpu")
     pairs = []
     for record in DatasetCatalog.get(gpvit.data.register_folder(str(folder), "val"))[:PICTURES]:
-        image = read_image(record["file_name"], format="RGB")
+        image = read_image(record["file_name"])
         instances = predictor(image)
         prediction = draw_predictions(image, instances[instances.scores >= 0.5], predictor.classes)
         pairs.append((draw_annotations(image, record, predictor.classes), prediction))

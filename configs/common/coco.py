@@ -1,15 +1,16 @@
 """COCO 2017, found below $DETECTRON2_DATASETS (default: datasets/)."""
 
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from gpvit.data import InstanceMapper, train_augmentations
+from gpvit.engine import build_train_loader
 from gpvit.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
 dataloader = OmegaConf.create(dict(short_side=800, max_size=1333))  # pixels
 
-dataloader.train = L(build_detection_train_loader)(
+dataloader.train = L(build_train_loader)(
     dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
     mapper=L(InstanceMapper)(
         is_train=True,
@@ -27,6 +28,10 @@ dataloader.train = L(build_detection_train_loader)(
     ),
     total_batch_size=32,
     num_workers=4,  # for each GPU
+    timeout=300,  # seconds without an image after which a data-loading process counts as dead
+    pin_memory=False,
+    persistent_workers=False,
+    prefetch_factor=2,  # batches that each of them has ready
 )
 
 dataloader.test = L(build_detection_test_loader)(

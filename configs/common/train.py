@@ -8,8 +8,13 @@ train = dict(
     device="auto",  # "cuda", "cpu", or "auto": a GPU if there is one
     amp=dict(enabled="auto", dtype="bfloat16"),  # mixed precision; "auto": on GPUs; "float16" before Ampere
     clip_norm=0.0,  # largest L2 norm of the gradients; 0 for no clipping
+    accumulate=1,  # parts a batch is computed in, one after the other: less memory, the same step
+    ema_decay=0.0,  # of a moving average of the weights, which is evaluated and saved, too; 0 for none
+    skip_budget=0,  # images that may be left out in all, if they cannot be used; else the first one is an error
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
-    checkpointer=dict(period=3_665, max_to_keep=3),  # iterations: once an epoch
+    # Iterations between two (once an epoch), how many to keep, the metric ("segm/AP") whose best one is kept beside them,
+    # and after how many evaluations without a better one to stop (0: never).
+    checkpointer=dict(period=3_665, max_to_keep=3, best_metric="", patience=0),
     eval_period=3_665,  # iterations; 0 for only at the end
     log_period=20,  # iterations
 )

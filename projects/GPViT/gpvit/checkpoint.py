@@ -4,6 +4,8 @@ Files are read without executing anything in them.
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -12,13 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import fvcore.common.checkpoint
 import numpy as np
 import safetensors.torch
 import torch
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -100,6 +100,7 @@ def read(path: str) -> File:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"cannot use {path}: its '{key}' is not a dict of tensors")
     if key == "model":
+        tensors = content.get("ema") or tensors  # what a training averaged is what it is for
         return File(path, "checkpoint", tensors, content.get("classes"), [])
     try:
         kind = published.kind_of(tensors)
@@ -120,8 +121,12 @@ def read_content(path: str) -> dict[str, Any]:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
             return {"model": tensors} | {key: _parsed(value) for key, value in metadata.items() if key != "format"}
+        if digest_is_right(local_path) is False:
+            raise UserError(f"cannot read {path}: the file is damaged, its digest is wrong")
         with torch.serialization.safe_globals(_METADATA_TYPES):
             content = torch.load(local_path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # torch raises whatever the damage happens to cause
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it contains {refused[1]}, which is code and not data" if refused else "the file is damaged"
@@ -147,7 +152,63 @@ def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
         texts = {"format": "pt"} | {key: json.dumps(value) for key, value in metadata.items()}
         Path(path).write_bytes(safetensors.torch.save(tensors, texts))
     else:
-        torch.save({"model": dict(weights)} | metadata, path)
+        save({"model": dict(weights)} | metadata, path)
+
+
+DIGEST_MARK = b"sha256:"
+DIGEST_LENGTH = len(DIGEST_MARK) + 64
+ZIP_END, ZIP_END_LENGTH = b"PK\5\6", 22
+
+
+def save(content: dict[str, Any], path: str) -> None:
+    """Writes a dict in PyTorch's format, which is a zip file, with a SHA-256 digest of it as the comment at its end.
+
+    At any moment, ``path`` is what it was before or the whole new file.
+
+    Raises:
+        UserError: the file cannot be written, for example on a full disk; what was there is still there.
+    """
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "w+b") as file:
+            torch.save(content, file)
+            file.seek(-2, os.SEEK_END)
+            file.write(DIGEST_LENGTH.to_bytes(2, "little"))  # the length of the comment is what a zip file ends with
+            file.write(DIGEST_MARK + _sha256(file, file.tell()).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        # PyTorch answers a failed write by errors of its own.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise UserError(f"cannot write {path}: {str(reason).splitlines()[0]}; the checkpoints before it are intact") from error
+
+
+def digest_is_right(path: str) -> bool | None:
+    """Whether a file is as :func:`save` wrote it; None if it never had a digest."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - DIGEST_LENGTH - ZIP_END_LENGTH))
+        _, end, fields = file.read().rpartition(ZIP_END)
+        if not end:
+            return False if DIGEST_MARK in fields else None
+        # What a zip file ends with: the length of its comment, and the comment.
+        stated, comment = int.from_bytes(fields[16:18], "little"), fields[18:]
+        if stated != len(comment):
+            return False  # cut short, or the length is damaged
+        return comment == DIGEST_MARK + _sha256(file, size - DIGEST_LENGTH).encode() if comment else None
+
+
+def _sha256(file: BinaryIO, length: int) -> str:
+    """Of the first bytes of a file; leaves it behind them."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while block := file.read(min(2**20, length)):
+        digest.update(block)
+        length -= len(block)
+    return digest.hexdigest()
 
 
 _numpy_scalar = np.float64(0).__reduce__()[0]
@@ -206,7 +267,7 @@ def load(model: nn.Module, file: str | os.PathLike | File, classes: Sequence[str
         dropped["that belong to other classes"] = fresh["that depend on the classes"] = layers
     gone = {key for keys in dropped.values() for key in keys}
     kept = {key: tensor for key, tensor in file.weights.items() if key not in gone}
-    _load_strictly(target, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})
+    load_strictly(target, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})
 
     parts = [f"{file.title} {file.path}: {len(kept)} of {len(file.weights) + len(file.dropped)} tensors loaded"]
     for what, groups in (("dropped", dropped), ("starting afresh", fresh)):
@@ -274,7 +335,7 @@ def _is_for_any_class(key: str, wanted: Mapping[str, Tensor]) -> bool:
     return "bbox_pred" in key and len(wanted[key]) == 4 and len(scores) > 2
 
 
-def _load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str, may_miss: Collection[str] = ()) -> None:
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str, may_miss: Collection[str] = ()) -> None:
     """Copies weights into the model if names and shapes are the same on both sides, else changes nothing.
 
     Args:
@@ -294,28 +355,3 @@ def _load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str, may_
         details = "; ".join(f"{len(keys)} {what} ({listed(keys)})" for what, keys in problems.items() if keys)
         raise UserError(f"{path} does not fit the model: {details}")
     model.load_state_dict(weights, strict=not may_miss)
-
-
-class Checkpointer(fvcore.common.checkpoint.Checkpointer):
-    """Writes checkpoints that carry the names of their classes; reads them as :func:`read` and :func:`load` do."""
-
-    def __init__(self, model: nn.Module, save_dir: str, *, classes: list[str], **checkpointables: Any) -> None:
-        super().__init__(model, save_dir, save_to_disk=comm.is_main_process(), **checkpointables)
-        self.classes = classes
-
-    def save(self, name: str, **kwargs: Any) -> None:
-        super().save(name, classes=self.classes, **kwargs)
-
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        return super().load(fetch(path), checkpointables)
-
-    def _load_file(self, path: str) -> dict[str, Any]:
-        return read_content(path)
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint.get("classes") != self.classes:
-            raise UserError(
-                f"{self.save_dir} has a training for other classes ({listed(checkpoint.get('classes') or ['unknown'])}) than the "
-                f"data has ({listed(self.classes)}): begin anew in another train.output_dir, from its weights if you like"
-            )
-        _load_strictly(self.model, checkpoint.pop("model"), "the checkpoint")

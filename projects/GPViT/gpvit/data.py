@@ -1,6 +1,7 @@
 """Data sets in COCO format, and an image's way into the model."""
 
-import json
+import copy
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +11,22 @@ import cv2
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.structures import BitMasks, Boxes, Instances, polygons_to_bitmask
 from omegaconf import DictConfig
 
+from . import annotations
 from .errors import UserError
+from .images import read_image
+
+logger = logging.getLogger(__name__)
+CHANNELS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
+FAR = 1e5  # pixels; pycocotools asks for memory by the length of a polygon's outline
 
 
 def register_folder(root: str, split: str, *, masks: bool = True) -> str:
-    """Registers one's own data with Detectron2.
+    """Registers one's own data with Detectron2, with the rules of :mod:`gpvit.annotations` applied to it.
 
     Args:
         root: a folder with ``annotations/train.json``, ``annotations/val.json`` (COCO format) and ``images/``.
@@ -28,6 +35,9 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
 
     Returns:
         The name under which Detectron2 knows it; the metadata has the class names, in the order of their ids.
+
+    Raises:
+        UserError: files are missing, or the annotations have a problem that stops.
     """
     json_file = Path(root) / "annotations" / f"{split}.json"
     images = Path(root) / "images"
@@ -36,27 +46,22 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
             raise UserError(
                 f"--data {root}: {path} is missing; needed are annotations/train.json, annotations/val.json and images/"
             )
-    try:
-        content = json.loads(json_file.read_bytes())
-        categories = {category["id"]: category["name"] for category in content["categories"]}
-        without_mask = [annotation["id"] for annotation in content["annotations"] if not annotation.get("segmentation")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{json_file} is not in COCO format ({type(error).__name__}: {error})") from None
-    if not categories:
-        raise UserError(f"{json_file} declares no categories")
-    if masks and without_mask:
-        raise UserError(f"{json_file}: {len(without_mask)} annotations have no segmentation, first id {without_mask[0]}; RetinaNet needs none")
+    data = annotations.read(json_file, images, masks=masks, train=split == "train")
+    data.stop_if_fatal()
 
-    name = f"coco:{os.path.abspath(root)}:{split}"  # without "coco", Detectron2 warns of ids with gaps, which are normal
+    name = f"coco:{os.path.abspath(root)}:{split}"
     if name in DatasetCatalog:  # Detectron2 would keep the old one or raise
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    ids = sorted(categories)
-    metadata = {
-        "thing_classes": [categories[id] for id in ids],
-        "thing_dataset_id_to_contiguous_id": {id: i for i, id in enumerate(ids)},
-    }
-    register_coco_instances(name, metadata, str(json_file), str(images))
+    DatasetCatalog.register(name, data.records)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(data.categories.values()),
+        thing_dataset_id_to_contiguous_id={id: i for i, id in enumerate(data.categories)},
+        json_file=data.path,
+        image_root=data.image_root,
+        evaluator_type="coco",
+        coco_file=data,  # for gpvit.evaluation
+    )
     return name
 
 
@@ -84,8 +89,8 @@ def require_files(loader: DictConfig) -> None:
         json_file = MetadataCatalog.get(name).get("json_file", "")
         if json_file and not os.path.isfile(json_file):
             raise UserError(
-                f"{json_file} of data set {name} does not exist: put it there, or set DETECTRON2_DATASETS to the folder "
-                "above coco/, or give your own data by --data DIR"
+                f"{json_file} of data set {name} does not exist: put it there, or set DETECTRON2_DATASETS to the "
+                "folder above coco/, or give your own data by --data DIR"
             )
 
 
@@ -101,21 +106,129 @@ def class_names(loader: DictConfig) -> list[str]:
     return list(MetadataCatalog.get(names if isinstance(names, str) else names[0]).thing_classes)
 
 
-class InstanceMapper(DatasetMapper):
-    """Detectron2's mapper, which cannot recompute the boxes of an image without objects and truncates boxes of integers."""
+class InstanceMapper:
+    """An image's record, as Detectron2 defines it, to what its detectors take: Detectron2's mapper for boxes and masks.
 
-    def _transform_annotations(self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple) -> None:
-        for annotation in dataset_dict["annotations"]:
-            annotation["bbox"] = [float(value) for value in annotation["bbox"]]
-        if any(not annotation.get("iscrowd") for annotation in dataset_dict["annotations"]):
-            return super()._transform_annotations(dataset_dict, transforms, image_shape)
-        del dataset_dict["annotations"]
-        instances = Instances(
-            image_shape, gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64)
-        )
+    It reads images by :func:`gpvit.images.read_image`, takes images without objects and boxes of integers, which
+    Detectron2's truncates, and its errors name what they are about.
+
+    Args:
+        is_train: whether instances are given.
+        augmentations: Detectron2's, in their order.
+        image_format: "RGB" or "BGR".
+        use_instance_mask: whether every object must have a mask; without, masks are not given.
+        instance_mask_format: "bitmask", for polygons and RLE alike, or "polygon".
+        recompute_boxes: whether boxes are made tight around what the augmentations leave of the masks.
+    """
+
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        use_instance_mask: bool = False,
+        instance_mask_format: str = "bitmask",
+        recompute_boxes: bool = False,
+    ) -> None:
+        if image_format not in CHANNELS:
+            raise UserError(f"image_format must be one of {', '.join(CHANNELS)}, got {image_format}")
+        if recompute_boxes and not use_instance_mask:
+            raise UserError("recompute_boxes needs use_instance_mask")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.use_instance_mask = use_instance_mask
+        self.instance_mask_format = instance_mask_format
+        self.recompute_boxes = recompute_boxes
+        logger.info("Augmentations in %s: %s", "training" if is_train else "evaluation", augmentations)
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Makes of an image's record what the model takes.
+
+        Args:
+            record: in Detectron2's data set format. It stays as it is.
+
+        Returns:
+            The record with "image", (3, h, w), uint8, h x w being the augmented size, and in training with "instances",
+            without crowds, in place of "annotations".
+
+        Raises:
+            UserError: image or annotations cannot be used; names path, image id and annotation id.
+        """
+        try:
+            return self._map(dict(record))
+        except UserError as error:
+            raise UserError(f"{error} (image id {record.get('image_id')})") from error
+        except Exception as error:
+            reason = f"{record.get('file_name')}: cannot be used ({_reason(error)}); correct or remove it"
+            raise UserError(f"{reason} (image id {record.get('image_id')})") from error
+
+    def _map(self, record: dict[str, Any]) -> dict[str, Any]:
+        path = record["file_name"]
+        image = read_image(path)
+        height, width = image.shape[:2]
+        stated = record.setdefault("height", height), record.setdefault("width", width)
+        if stated != (height, width):
+            raise UserError(
+                f"{path}: is {width} x {height} pixels, and {stated[1]} x {stated[0]} by its annotations; correct them"
+            )
+        augmented = T.AugInput(image[:, :, CHANNELS[self.image_format]])
+        transforms = self.augmentations(augmented)
+        record["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        objects = record.pop("annotations", None)
+        if self.is_train and objects is not None:
+            mapped = []
+            for annotation in objects:
+                if annotation.get("iscrowd"):
+                    continue
+                try:
+                    mapped.append(self._map_object(annotation, (height, width), transforms, augmented.image.shape[:2]))
+                except Exception as error:
+                    id = annotation.get("id")
+                    raise UserError(
+                        f"{path}: annotation id {id} cannot be used ({_reason(error)}); correct or remove it"
+                    ) from error
+            record["instances"] = self._instances(mapped, augmented.image.shape[:2])
+        return record
+
+    def _map_object(
+        self, annotation: dict[str, Any], size: tuple[int, int], transforms: T.Transform, new_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """An object of the augmented image; sizes are height and width of the image before and after."""
+        box = [float(value) for value in annotation["bbox"]]
+        if not np.isfinite(box).all():
+            raise ValueError(f"its box is {box}")
+        mapped = {"bbox": box, "bbox_mode": annotation["bbox_mode"], "category_id": int(annotation["category_id"])}
         if self.use_instance_mask:
-            instances.gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
-        dataset_dict["instances"] = instances
+            mask = annotation.get("segmentation")
+            fault = annotations.run_length_fault(mask, *size) if isinstance(mask, dict) else ""
+            if fault or not mask:
+                raise ValueError(f"its mask has {fault}" if fault else "it has no mask")
+            mapped["segmentation"] = copy.deepcopy(mask)  # some transforms work in place
+        mapped = utils.transform_instance_annotations(mapped, transforms, new_size)
+        polygons = mapped.get("segmentation")
+        if isinstance(polygons, list):
+            if not all((abs(polygon) < FAR).all() for polygon in polygons):
+                raise ValueError("a polygon is not finite or far outside of the image")
+            if self.instance_mask_format == "bitmask":
+                mapped["segmentation"] = polygons_to_bitmask(polygons, *new_size)
+        return mapped
+
+    def _instances(self, objects: list[dict[str, Any]], size: tuple[int, int]) -> Instances:
+        if objects:
+            instances = utils.annotations_to_instances(objects, size, mask_format=self.instance_mask_format)
+            if self.recompute_boxes:
+                instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+            return utils.filter_empty_instances(instances)
+        instances = Instances(size, gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
+        if self.use_instance_mask:
+            instances.gt_masks = BitMasks(torch.zeros(0, *size, dtype=torch.bool))
+        return instances
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 class OpenCVResize(T.ResizeShortestEdge):
@@ -171,8 +284,8 @@ def train_augmentations(
     """The augmentations of a training recipe.
 
     Args:
-        recipe: "resize", the published 1x recipe but for Pillow's resizing, or "lsj", large-scale jitter (0.1 to 2 times ``lsj_size``, cropped
-            to it).
+        recipe: "resize", the published 1x recipe but for Pillow's resizing, or "lsj", large-scale jitter (0.1 to 2
+            times ``lsj_size``, cropped to it).
         short_side: "resize": the shorter side in pixels, or several to choose from.
         max_size: "resize": no longer side is longer than this.
         lsj_size: "lsj": side of the square crop.

@@ -14,11 +14,26 @@ coco_evaluation.COCOeval_opt = COCOeval_faster
 
 
 class COCOEvaluator(coco_evaluation.COCOEvaluator):
-    """Detectron2's COCO evaluator, which calls the AP of a detector that finds nothing NaN; it is 0."""
+    """Detectron2's COCO evaluator, with AP 0 where nothing is found, and none where there is nothing to find.
+
+    Detectron2's calls both NaN. One's own data is what :mod:`gpvit.annotations` makes of it for training, too.
+    """
+
+    def __init__(self, dataset_name: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(dataset_name, *args, **kwargs)
+        if "coco_file" in self._metadata.as_dict():
+            self._coco_api = self._metadata.coco_file.coco()
+        self._anything_to_find = any(not item.get("iscrowd") for item in self._coco_api.anns.values())
+
+    def evaluate(self, img_ids: Any = None) -> dict[str, Any]:
+        results = super().evaluate(img_ids)
+        if self._do_evaluation and not self._anything_to_find:
+            self._logger.warning(f"{self._metadata.json_file} has no object to find, so there is no AP")
+        return results
 
     def _derive_coco_results(self, coco_eval: Any, iou_type: str, class_names: Any = None) -> dict[str, float]:
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
-        if coco_eval is None and self._coco_api.anns:
+        if coco_eval is None and self._anything_to_find:
             return {metric: 0.0 for metric in results}
         return {metric: value for metric, value in results.items() if math.isfinite(value)}
 

@@ -1,15 +1,23 @@
+from .checkpoints import Checkpoints, Evaluation, check_unchanged, newest
 from .config import detectron2_config, load_config
 from .launch import argument_parser, choose_device, launch
-from .setup import setup
+from .loader import build_train_loader
+from .setup import setup, shared_seed
 from .trainer import Trainer, build_ddp
 
 __all__ = [
+    "Checkpoints",
+    "Evaluation",
     "Trainer",
     "argument_parser",
     "build_ddp",
+    "build_train_loader",
+    "check_unchanged",
     "choose_device",
     "detectron2_config",
     "launch",
     "load_config",
+    "newest",
     "setup",
+    "shared_seed",
 ]

@@ -3,14 +3,19 @@
 import difflib
 import inspect
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import detectron2
 from detectron2.config import LazyConfig
-from detectron2.utils.registry import locate
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import _convert_target_to_string, locate
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ..errors import UserError
 
@@ -24,20 +29,80 @@ def detectron2_config(path: str) -> DictConfig:
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Loads a LazyConfig file and applies ``key=value`` overrides.
+    """Loads a config and applies ``key=value`` overrides.
+
+    Args:
+        path: a LazyConfig file, which is Python and is run, or what :func:`save_config` wrote, which is only read.
+        overrides: in Hydra's notation.
 
     Raises:
-        UserError: the file is missing, or an override names no key of the config.
+        UserError: the file is missing, is YAML that would run code, or an override names no key of the config.
     """
     if not os.path.isfile(path):
         raise UserError(f"config file {path or '(none given)'} does not exist; see configs/, and give --config-file")
-    cfg = LazyConfig.load(path)
+    cfg = _load_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path)
     for override in overrides:
         _check_override(cfg, override)
     try:
         return LazyConfig.apply_overrides(cfg, list(overrides))
     except HydraException as error:
         raise UserError(f"cannot read the overrides: {str(error).splitlines()[0]}") from None
+
+
+def save_config(cfg: DictConfig, path: str) -> None:
+    """Saves a config as plain YAML."""
+    OmegaConf.save(OmegaConf.create(_plain(OmegaConf.to_container(cfg, resolve=False))), path)
+
+
+def _plain(node: Any) -> Any:
+    """A config without objects: functions and classes by their names."""
+    if isinstance(node, ShapeSpec):
+        node = {"_target_": ShapeSpec} | {key: value for key, value in vars(node).items() if value is not None}
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_plain(value) for value in node]
+    return _convert_target_to_string(node) if callable(node) else node
+
+
+# Where what a YAML config calls may come from; elsewhere there are functions that do anything.
+TRUSTED = (
+    *("gpvit.", "torch.optim.", "torch.nn.", "fvcore.common.param_scheduler."),
+    *(f"detectron2.{part}." for part in ("data", "evaluation", "layers", "modeling", "solver")),
+)
+
+
+def _load_yaml(path: str) -> DictConfig:
+    try:
+        cfg = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"{path} is no config")
+    for target in _targets(OmegaConf.to_container(cfg, resolve=False)):
+        if not _is_trusted(str(target)):
+            raise UserError(f"{path} would call {target}: a YAML config may only call what is in {', '.join(TRUSTED)}")
+    if resolver := re.search(r"\$\{[^}]*:", Path(path).read_text()):  # oc.decode, for example, makes targets of text
+        raise UserError(f"{path} would call {resolver[0]}...}}: a YAML config may refer to its own values only")
+    return cfg
+
+
+def _is_trusted(target: str) -> bool:
+    """Whether a name is in one of our packages, and what it names, too: modules contain others that they import."""
+    if not target.startswith(TRUSTED):
+        return False
+    try:
+        found = locate(target)
+    except Exception:
+        return False
+    return f"{getattr(found, '__module__', '')}.".startswith(TRUSTED)
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "_target_")
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _targets(child)
 
 
 def _check_override(cfg: DictConfig, override: str) -> None:

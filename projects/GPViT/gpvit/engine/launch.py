@@ -1,9 +1,13 @@
 """Command line and processes: Detectron2's launcher or torchrun, GPUs (NCCL) or CPU (gloo)."""
 
 import argparse
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import detectron2.engine
@@ -12,7 +16,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from ..errors import UserError
+from ..errors import ProcessError, UserError
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -73,20 +77,54 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
         if device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Detectron2 gives each process a GPU and takes NCCL
         try:
-            detectron2.engine.launch(
-                _run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args)
-            )
-        except ProcessExitedException as error:  # a process that has said why
-            sys.exit(error.exit_code)
+            with _signals_for_children() if args.num_gpus > 1 else nullcontext():
+                detectron2.engine.launch(
+                    _run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args)
+                )
+        except ProcessExitedException as error:
+            if error.exit_code in (1, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+                sys.exit(error.exit_code)  # the process has said why
+            if error.exit_code > 0:
+                raise UserError(
+                    f"process {error.error_index} ended with exit code {error.exit_code}, the others were stopped; "
+                    "go on with --resume"
+                ) from None
+            raise UserError(
+                f"process {error.error_index} was killed ({error.signal_name}), the others were stopped; go on with --resume"
+            ) from None
+
+
+@contextmanager
+def _signals_for_children() -> Iterator[None]:
+    """Passes SIGTERM and SIGINT on to the processes of the job, which stop together, and waits for them."""
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(main: Callable, args: argparse.Namespace) -> None:
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
     try:
         main(args)
     except UserError as error:
-        if comm.get_local_rank() == 0:
+        if comm.get_local_rank() == 0 or isinstance(error, ProcessError):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _stop_without_parent(parent: multiprocessing.process.BaseProcess) -> None:
+    """Nobody would see or stop a process of the job any more whose parent was killed."""
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _join_torchrun(device: str) -> None:

@@ -4,14 +4,14 @@ import logging
 import os
 import sys
 
-from detectron2.config import LazyConfig
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
+from .config import save_config
 from .launch import share_cores
+from .loader import seed_everything
 
 
 def setup(cfg: DictConfig) -> None:
@@ -29,9 +29,16 @@ def setup(cfg: DictConfig) -> None:
     if comm.is_main_process():
         logger.debug("Command line: %s", " ".join(sys.argv))
         logger.debug("Environment:\n%s", collect_env_info())
-        LazyConfig.save(cfg, os.path.join(output_dir, "config.yaml"))
+        save_config(cfg, os.path.join(output_dir, "config.yaml"))
     logger.info(
         f"{comm.get_world_size()} x {cfg.train.device}; log, config.yaml, metrics and checkpoints go to {output_dir}"
     )
     share_cores(cfg.train.device)
-    seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + rank)
+
+
+def shared_seed(seed: int) -> int:
+    """A seed for all processes, which it seeds: the one asked for or, if that is negative, another one each time."""
+    seed = seed if seed >= 0 else comm.shared_random_seed()
+    seed_everything(seed)
+    logging.getLogger("gpvit").info(f"random seed {seed}")
+    return seed

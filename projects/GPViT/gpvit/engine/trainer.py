@@ -1,66 +1,341 @@
-"""The training loop's step."""
+"""The training loop: exactly repeatable, and stopped by all processes together between two iterations."""
 
+import json
+import logging
+import math
+import os
+import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, TrainerBase
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..errors import ProcessError, UserError
+from .loader import seed_everything
+
+logger = logging.getLogger(__name__)
+
+# What a process asks all others to do before an iteration. From 128 on: stop with this exit code.
+GO_ON, STOP_ERROR, STOP_EARLY = 0, 1, 2
 
 
-class Trainer(SimpleTrainer):
-    """Detectron2's trainer with mixed precision on any device and gradient clipping.
+class StopHook(HookBase):
+    """A hook with something to do when the training ends before its time."""
 
-    Its own AMPTrainer insists on CUDA, and always scales the loss.
+    def on_stop(self) -> None:
+        raise NotImplementedError
+
+
+class _EarlyStop(Exception):
+    """The training is done before its last iteration."""
+
+
+class Trainer(TrainerBase):
+    """Iterations, each of which happens in all processes or in none.
+
+    What is random in an iteration is drawn from generators seeded with (seed, iteration, process), so that it can be
+    repeated without those before it.
 
     Args:
-        model: takes a batch, returns a dict of losses.
-        data_loader: gives batches without end.
+        model: takes a list of images, returns a dict of losses.
         optimizer: of the model's parameters.
+        seed: of all randomness.
+        output_dir: a step that fails is written down here.
         amp: ``enabled`` (True, False, or "auto": on GPUs) and ``dtype`` ("bfloat16" or "float16") of autocast.
         clip_norm: largest L2 norm of all gradients together; 0 for no clipping.
+        accumulate: parts that a batch is computed in, one after the other.
+        ema_decay: decay of the moving average of the weights; 0 for none.
+        skip_budget: images that may be left out in all of the training because they cannot be used.
     """
 
     def __init__(
-        self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer, amp: DictConfig, clip_norm: float
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        seed: int,
+        output_dir: str,
+        amp: DictConfig,
+        clip_norm: float = 0.0,
+        accumulate: int = 1,
+        ema_decay: float = 0.0,
+        skip_budget: int = 0,
     ) -> None:
-        super().__init__(model, data_loader, optimizer)
+        super().__init__()
+        self.model, self.optimizer = model.train(), optimizer
+        self.seed, self.output_dir, self.clip_norm = seed, output_dir, clip_norm
+        self.accumulate, self.skip_budget = accumulate, skip_budget
         self.device_type = next(model.parameters()).device.type
         self.amp_enabled = self.device_type == "cuda" if amp.enabled == "auto" else amp.enabled
         self.amp_dtype = getattr(torch, amp.dtype)
         # float16 underflows without a scaled loss; bfloat16 has the range of float32.
         scale_loss = self.amp_enabled and self.amp_dtype == torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=scale_loss)
-        self.clip_norm = clip_norm
+        self.ema = None
+        if ema_decay:
+            averaging = get_ema_multi_avg_fn(ema_decay)
+            self.ema = AveragedModel(unwrapped(model), multi_avg_fn=averaging, use_buffers=True)
 
-    def run_step(self) -> None:
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+        self.done = 0  # iterations
+        self.skipped = 0  # images
+        self.request = GO_ON
+        self._waited = self._worked = 0.0  # seconds: for data, and in all
+        self.is_whole = True  # whether weights and optimizer are those between two iterations
+        self._group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
+        self._statistics = list(model.buffers())
+        self._statistics_before = [torch.empty_like(buffer) for buffer in self._statistics]
 
-        with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_enabled):
-            losses = self.model(data)
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self.after_backward()
-        if self.clip_norm > 0:
-            self.grad_scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self._write_metrics(losses, data_time)  # raises where a loss is not finite, before the weights change
+    def train(self, data_loader: Iterable[list[dict[str, Any]]], max_iter: int) -> None:
+        """Goes on from :attr:`done` iterations.
+
+        Args:
+            data_loader: gives lists of images without end, the one of the next iteration first; see :mod:`.loader`.
+            max_iter: iterations to do in all.
+
+        Raises:
+            SystemExit: a signal stopped the training; with the exit code that schedulers know for it.
+            UserError: something else did.
+        """
+        logger.info(f"training from iteration {self.done} to {max_iter}")
+        self.iter = self.start_iter = self.done
+        self.max_iter = max_iter
+        batches = iter(data_loader) if self.done < max_iter else iter(())
+        with EventStorage(self.done) as self.storage, self._stop_on_signals():
+            try:
+                self.before_train()
+                while self.done < self.max_iter:
+                    self.iter = self.done
+                    self.before_step()
+                    self.run_step(batches)
+                    self.done += 1
+                    self.after_step()
+            except _EarlyStop:
+                self.max_iter = self.done
+            except (Exception, SystemExit) as error:
+                for hook in self._hooks:
+                    if isinstance(hook, StopHook):
+                        hook.on_stop()
+                if isinstance(error, SystemExit):
+                    comm.synchronize()  # none ends before the state is saved
+                if "DataLoader" in str(error):  # PyTorch interrupts whatever the process is at, when one of them dies
+                    raise ProcessError(_loading_failed(self.iter, error)) from error
+                if "gloo" in str(error) or isinstance(error, dist.DistError):
+                    raise ProcessError(
+                        f"another process ended in iteration {self.iter}, its message says why ({str(error).splitlines()[0]})"
+                    ) from error
+                raise
+            self.iter = self.done
+            logger.info(f"{self._waited / max(self._worked, 1e-9):.0%} of the time went into waiting for data")
+            self.after_train()
+
+    def run_step(self, batches: Iterator[list[dict[str, Any]]]) -> None:
+        self._step_start = time.perf_counter()
+        batch = self._next_batch(batches)
+        data_time = time.perf_counter() - self._step_start
+        seed_everything(self.seed, self.iter, comm.get_rank())
+        copy_all(self._statistics, self._statistics_before)
+        try:
+            losses = self._forward_and_backward(batch)
+            norm = self._gradient_norm()
+            values = self._averaged(losses | {"data_time": losses["total_loss"].new_tensor(data_time)})
+        except BaseException as error:
+            self._undo()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise ProcessError(self._out_of_memory(batch)) from error
+            if isinstance(error, FloatingPointError):  # Detectron2 raises it for proposals; the other processes wait
+                self._report_not_finite([self._seen(batch, {})], math.nan, ProcessError)
+            raise
+        if not (values["total_loss"].isfinite() and norm.isfinite()):
+            self._undo()
+            self._report_not_finite(comm.gather(self._seen(batch, losses)), float(norm), UserError)
+        self.is_whole = False
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update_parameters(unwrapped(self.model))
+        self.is_whole = True
+        self._write_metrics(values)
 
-    def state_dict(self) -> dict:
-        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+    def _next_batch(self, batches: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """The next batch, if no process has a reason to stop; else none goes on."""
+        error, batch = None, []
+        try:
+            batch = next(batches)
+        except RuntimeError as failure:  # what PyTorch raises for its data-loading processes
+            error = _loading_failed(self.iter, failure)
+        reasons = [reason for image in batch for reason in image["skipped"]]
+        for reason in reasons:
+            logger.warning(f"left out (train.skip_budget is {self.skip_budget}): {reason}")
+        code, skipped = self._agree(STOP_ERROR if error else self.request, len(reasons))
+        self.skipped += skipped
+        if skipped:
+            logger.warning(f"{self.skipped} images left out so far, {self.skip_budget} allowed")
+        if self.skipped > self.skip_budget or any("image" not in image for image in batch):
+            error = error or (reasons[-1] if reasons else None)
+            code = max(code, STOP_ERROR) if code < 128 else code
+        if code >= 128:
+            logger.info(f"{signal.Signals(code - 128).name}: stopping behind {self.done} iterations")
+            raise SystemExit(code)
+        if code == STOP_EARLY:
+            raise _EarlyStop
+        if code == STOP_ERROR:
+            raise UserError(next(filter(None, comm.all_gather(error))))
+        return batch
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
-        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+    def _agree(self, request: int, skipped: int) -> tuple[int, int]:
+        """The most urgent request of all processes, and how many images they left out together."""
+        if self._group is None:
+            return request, skipped
+        table = torch.zeros(comm.get_world_size(), 2, dtype=torch.int64)
+        table[comm.get_rank()] = torch.tensor([request, skipped])
+        dist.all_reduce(table, group=self._group)
+        return int(table[:, 0].max()), int(table[:, 1].sum())
+
+    def _forward_and_backward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The gradients of a batch, computed in parts, and its losses."""
+        size = -(-len(batch) // self.accumulate)
+        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
+        means: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            share = len(part) / len(batch)
+            last = number == len(parts) - 1
+            with nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync():
+                with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_enabled):
+                    losses = self.model(part)
+                losses["total_loss"] = sum(losses.values())
+                self.grad_scaler.scale(losses["total_loss"] * share).backward()
+            for name, loss in losses.items():
+                means[name] = means.get(name, 0.0) + loss.detach() * share
+        self.after_backward()
+        return means
+
+    def _gradient_norm(self) -> Tensor:
+        """The L2 norm of all gradients, which are clipped to it; one where the scaler looks after them."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if self.grad_scaler.is_enabled():
+            if not self.clip_norm:
+                return torch.ones(())
+            self.grad_scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        return torch.ones(()) if self.grad_scaler.is_enabled() else norm
+
+    def _averaged(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the processes; not a number in all of them if it is in one."""
+        means = torch.stack([value.float() for value in values.values()])
+        if self._group is not None:
+            dist.all_reduce(means)
+            means /= comm.get_world_size()
+        return dict(zip(values, means.cpu()))
+
+    def _undo(self) -> None:
+        """Leaves the model as it was before the iteration."""
+        self.optimizer.zero_grad()
+        copy_all(self._statistics_before, self._statistics)
+
+    def _out_of_memory(self, batch: list[dict[str, Any]]) -> str:
+        sizes = ", ".join("{2}x{1}".format(*image["image"].shape) for image in batch)
+        return (
+            f"out of memory in iteration {self.iter} of process {comm.get_rank()}, with images of {sizes} pixels (width x "
+            "height): lower dataloader.max_size or dataloader.train.total_batch_size, or raise train.accumulate"
+        )
+
+    def _seen(self, batch: list[dict[str, Any]], losses: dict[str, Tensor]) -> dict[str, Any]:
+        """What this process had in the iteration, for a report."""
+        images = [{key: image.get(key) for key in ("file_name", "image_id", "index", "position")} for image in batch]
+        return {"rank": comm.get_rank(), "losses": {name: float(loss) for name, loss in losses.items()}, "images": images}
+
+    def _report_not_finite(self, processes: list[dict[str, Any]], norm: float, kind: type[UserError]) -> None:
+        """Writes down what the iteration saw, and stops."""
+        path = os.path.join(self.output_dir, f"not_finite_{self.iter:07}.json")
+        if processes:  # gathered in process 0
+            content = {"iteration": self.iter, "seed": self.seed, "gradient_norm": norm, "processes": processes}
+            with open(path, "w") as file:
+                json.dump(finite_or_text(content), file, indent=1)
+        raise kind(
+            f"iteration {self.iter}: loss or gradient is not finite; {path} has the images and losses of all processes, and "
+            f"`python tools/replay.py {path}` repeats the iteration"
+        )
+
+    def _write_metrics(self, values: dict[str, Tensor]) -> None:
+        metrics = {name: float(value) for name, value in values.items()}
+        seconds = time.perf_counter() - self._step_start
+        self._waited, self._worked = self._waited + metrics["data_time"], self._worked + seconds
+        self.storage.put_scalars(**metrics, data_share=metrics["data_time"] / seconds, smoothing_hint=False)
+
+    @contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        """Turns SIGTERM and SIGINT into a request to stop behind the iteration; further ones change nothing."""
+
+        def request_stop(number: int, frame: object) -> None:
+            self.request = 128 + number  # no log from here: the signal may have come in the middle of a line of it
+
+        before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict() | {
+            "iteration": self.done,
+            "skipped": self.skipped,
+            "optimizer": self.optimizer.state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "loss_normalizer": getattr(unwrapped(self.model), "loss_normalizer", None),
+        }
+        if self.ema is not None:
+            state["ema_steps"] = int(self.ema.n_averaged)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.done, self.skipped = state["iteration"], state["skipped"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.grad_scaler.load_state_dict(state["grad_scaler"])
+        if state["loss_normalizer"] is not None:  # RetinaNet's, which Detectron2 keeps outside of its state
+            unwrapped(self.model).loss_normalizer = state["loss_normalizer"]
+        if self.ema is not None:
+            self.ema.n_averaged.fill_(state["ema_steps"])
+
+
+def _loading_failed(iteration: int, error: Exception) -> str:
+    return f"a data-loading process failed in iteration {iteration}: {str(error).splitlines()[0]}"
+
+
+@torch.no_grad()
+def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
+    if sources:  # a model may have no statistics, and PyTorch minds
+        torch._foreach_copy_(targets, sources)
+
+
+def finite_or_text(value: Any) -> Any:
+    """The value with numbers that JSON lacks as text."""
+    if isinstance(value, dict):
+        return {key: finite_or_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite_or_text(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def build_ddp(model: nn.Module, **options: bool) -> nn.Module:

@@ -1,0 +1,232 @@
+"""Checkpoints of a training: written so that one is always whole, found again, kept in bounds."""
+
+import contextlib
+import json
+import logging
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.layers import ShapeSpec
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from .. import checkpoint
+from ..errors import UserError, listed
+from .trainer import STOP_EARLY, StopHook, unwrapped
+
+logger = logging.getLogger(__name__)
+
+# What a resumed training may change: nothing that its weights depend on.
+FREE = re.compile(
+    r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|checkpointer\..*|ddp\..*|skip_budget)"
+    r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor|persistent_workers)"
+)
+
+
+class Checkpoints(StopHook):
+    """Saves the state of a training, and brings it back.
+
+    Args:
+        cfg: the training's config, saved with the state.
+        classes: names of the classes, saved with the state.
+        period: iterations between two checkpoints, model_0001000.pth and so on by the iterations that are done.
+        max_to_keep: checkpoints to keep, the newest ones; also those of earlier runs in the folder count.
+        best_metric: as in metrics.json ("bbox/AP", "segm/AP"): the checkpoint where it was highest is kept as
+            model_best.pth; "" for none.
+        patience: evaluations in a row without a better ``best_metric`` that end the training; 0 for no end.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, classes: list[str], *, period: int, max_to_keep: int, best_metric: str = "", patience: int = 0
+    ) -> None:
+        self.folder, self.classes = Path(cfg.train.output_dir), classes
+        self.period, self.max_to_keep = period, max_to_keep
+        self.best_metric, self.patience = best_metric, patience
+        self.config = flattened(cfg)
+        self.saved = -1  # iterations that were done at the last save
+        self.best, self.without_better, self.evaluated = float("-inf"), 0, -1  # iterations done then
+
+    def before_train(self) -> None:
+        if self.patience and self.without_better >= self.patience:  # a training that had ended is resumed
+            self.trainer.request = STOP_EARLY
+
+    def after_step(self) -> None:
+        if self.trainer.done % self.period == 0 and self.trainer.done < self.trainer.max_iter:
+            try:
+                self.save(f"model_{self.trainer.done:07}")
+            except UserError as error:  # a full disk may be emptied before the next one is due
+                logger.error(f"{error}; training goes on, and the next checkpoint is due in {self.period} iterations")
+
+    def on_stop(self) -> None:
+        if self.saved != self.trainer.done:
+            self.save(f"model_{self.trainer.done:07}")
+
+    def save(self, name: str) -> None:
+        """Writes the state between two iterations; process 0 does. Raises a UserError if that fails."""
+        if not comm.is_main_process() or not self.trainer.is_whole:
+            return
+        start = time.perf_counter()
+        checkpoint.save(self.content(), str(self.folder / f"{name}.pth"))
+        if name != "model_best":
+            self.saved = self.trainer.done
+        for path in sorted(self.folder.glob("model_[0-9]*.pth"))[: -self.max_to_keep]:
+            path.unlink()
+        logger.info(f"saved {self.folder / name}.pth in {time.perf_counter() - start:.1f} seconds")
+
+    def content(self) -> dict[str, Any]:
+        ema = {"ema": self.trainer.ema.module.state_dict()} if self.trainer.ema is not None else {}
+        return {
+            "model": unwrapped(self.trainer.model).state_dict(),
+            **ema,
+            "classes": self.classes,
+            "trainer": self.trainer.state_dict(),
+            "config": self.config,
+            "seed": self.trainer.seed,
+        }
+
+    def after_train(self) -> None:
+        if self.trainer.done >= self.trainer.max_iter:
+            self.save("model_final")
+
+    def after_evaluation(self, metrics: dict[str, float]) -> None:
+        """Keeps the best checkpoint, and asks for the end of the training if it gets no better."""
+        if not self.best_metric or not comm.is_main_process():
+            return
+        if self.best_metric not in metrics:
+            raise UserError(f"train.checkpointer.best_metric={self.best_metric} is none of {listed(sorted(metrics))}")
+        if self.evaluated == self.trainer.done:
+            return
+        self.evaluated = self.trainer.done
+        better = metrics[self.best_metric] > self.best
+        self.best = max(self.best, metrics[self.best_metric])
+        self.without_better = 0 if better else self.without_better + 1
+        if better:
+            self.save("model_best")
+        if self.patience and self.without_better >= self.patience:
+            logger.info(f"{self.best_metric} got no better in {self.without_better} evaluations: the training ends")
+            self.trainer.request = max(self.trainer.request, STOP_EARLY)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Brings trainer, weights and hooks to the state that :func:`newest` found."""
+        trainer = self.trainer
+        checkpoint.load_strictly(unwrapped(trainer.model), state["model"], state["path"])
+        if trainer.ema is not None:
+            checkpoint.load_strictly(trainer.ema.module, state["ema"], state["path"])
+        trainer.load_state_dict(state["trainer"])
+        self.saved = trainer.done
+        if comm.is_main_process():
+            self._forget_metrics_from(trainer.done)
+
+    def _forget_metrics_from(self, iteration: int) -> None:
+        """Removes from metrics.json what will be written again, and a line that was cut short."""
+        path = self.folder / "metrics.json"
+        kept = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):
+                if json.loads(line)["iteration"] < iteration:
+                    kept.append(line + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "without_better": self.without_better, "evaluated": self.evaluated}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.without_better, self.evaluated = state["best"], state["without_better"], state["evaluated"]
+
+
+class Evaluation(HookBase):
+    """Evaluates the model, and its average if there is one, every ``period`` iterations and at the end.
+
+    Args:
+        period: iterations; 0 for only at the end.
+        evaluate: a model -> results as Detectron2's evaluators give them, in process 0.
+        checkpoints: is told the metrics.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[nn.Module], dict], checkpoints: Checkpoints) -> None:
+        self.period, self.evaluate, self.checkpoints = period, evaluate, checkpoints
+
+    def before_train(self) -> None:
+        """What was due when the checkpoint was written, which comes first, is made up for."""
+        done = self.trainer.done
+        if self.period and 0 < done < self.trainer.max_iter and done % self.period == 0:
+            self.run()
+
+    def after_step(self) -> None:
+        if self.period and self.trainer.done % self.period == 0 and self.trainer.done < self.trainer.max_iter:
+            self.run()
+
+    def after_train(self) -> None:
+        self.run()
+
+    def run(self) -> None:
+        trainer = self.trainer
+        metrics = flatten_results_dict(self.evaluate(trainer.model) or {})
+        if trainer.ema is not None:
+            averaged = flatten_results_dict(self.evaluate(trainer.ema.module) or {})
+            metrics |= {f"ema_{name}": value for name, value in averaged.items()}
+        trainer.storage.put_scalars(**{name: float(value) for name, value in metrics.items()}, smoothing_hint=False)
+        self.checkpoints.after_evaluation(metrics)
+        comm.synchronize()
+
+
+def newest(folder: str) -> dict[str, Any] | None:
+    """The state in the newest good checkpoint of a folder; None if there is no checkpoint at all.
+
+    Raises:
+        UserError: there are checkpoints, and none is good.
+    """
+    paths = sorted(Path(folder).glob("model_[0-9]*.pth"), reverse=True)
+    paths = [path for path in [Path(folder) / "model_final.pth"] if path.exists()] + paths
+    for path in paths:
+        try:
+            if not checkpoint.digest_is_right(str(path)):
+                raise UserError(f"{path} is damaged: its digest is missing or wrong")
+            content = checkpoint.read_content(str(path))
+        except (UserError, OSError) as error:
+            logger.warning(f"{error}; looking for the checkpoint before it")
+        else:
+            logger.info(f"resuming from {path}")
+            return content | {"path": str(path)}
+    if paths:
+        raise UserError(f"{folder} has {len(paths)} checkpoints, and none of them can be read")
+    return None
+
+
+def check_unchanged(saved: dict[str, str], present: dict[str, str], path: str) -> None:
+    """Raises a UserError if a training would go on with another config than it began with, where that matters."""
+    keys = sorted(key for key in saved.keys() | present.keys() if not FREE.fullmatch(key))
+    changed = [f"{key}: {saved.get(key)} -> {present.get(key)}" for key in keys if saved.get(key) != present.get(key)]
+    if changed:
+        raise UserError(
+            f"{path} was written with another config ({listed(changed)}): give the old values to resume, or begin anew from its "
+            f"weights with train.init_checkpoint={path} and another train.output_dir"
+        )
+
+
+def flattened(cfg: DictConfig) -> dict[str, str]:
+    """A config as text, key by key."""
+
+    def walk(node: Any, key: str) -> None:
+        if isinstance(node, ShapeSpec):
+            node = str(node)
+        if isinstance(node, dict) and node:
+            for name, item in node.items():
+                walk(item, f"{key}.{name}" if key else str(name))
+        elif isinstance(node, (list, tuple)) and node:
+            for number, item in enumerate(node):
+                walk(item, f"{key}.{number}")
+        else:
+            flat[key] = getattr(node, "__qualname__", None) or str(node)
+
+    flat: dict[str, str] = {}
+    walk(OmegaConf.to_container(cfg, resolve=True), "")
+    return flat

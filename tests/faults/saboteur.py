@@ -1,0 +1,144 @@
+"""train_net.py with faults patched into its processes.
+
+The environment variable FAULTS names them, "kind:iteration:rank" each, with commas between; "kind:iteration" is for all
+ranks. What a data-loading process suffers happens at the image of that position in the stream instead. With ORDER, each
+process writes the images of its iterations to ORDER.RANK, one JSON a line.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+import train_net
+from detectron2.utils import comm
+from gpvit.engine import Checkpoints, argument_parser, launch
+from gpvit.engine.loader import MappedDataset
+from gpvit.engine.trainer import Trainer
+from gpvit.errors import UserError
+
+
+def faults() -> list[tuple[str, int, int]]:
+    """Kind, iteration and rank; -1 for all ranks."""
+    parts = [fault.split(":") for fault in os.environ.get("FAULTS", "").split(",") if fault]
+    return [(part[0], int(part[1]), int(part[2]) if len(part) > 2 else -1) for part in parts]
+
+
+def strikes(kind: str, now: int) -> bool:
+    return any((k, i) == (kind, now) and rank in (-1, comm.get_rank()) for k, i, rank in faults())
+
+
+class Sabotage:
+    """The faults of the training loop, as a mixin of Trainer."""
+
+    def run_step(self, batches: Any) -> None:
+        if strikes("kill", self.iter):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if strikes("exit", self.iter):
+            os._exit(3)
+        if strikes("kill_all", self.iter):
+            os.killpg(0, signal.SIGKILL)
+        if strikes("kill_parent", self.iter):
+            os.kill(os.getppid(), signal.SIGKILL)
+        for name in ("SIGTERM", "SIGINT"):
+            if strikes(name, self.iter):
+                os.kill(os.getpid(), signal.Signals[name])
+            if strikes(f"{name}_parent", self.iter):
+                os.kill(os.getppid(), signal.Signals[name])
+        if strikes("disk_full", self.iter):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+        if strikes("disk_emptied", self.iter):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        super().run_step(batches)
+
+    def _next_batch(self, batches: Any) -> list[dict[str, Any]]:
+        batch = super()._next_batch(batches)
+        if path := os.environ.get("ORDER"):
+            images = [[image["position"], image["index"], os.path.basename(image["file_name"])] for image in batch]
+            pixels = [int(image["image"].long().sum()) for image in batch]
+            with open(f"{path}.{comm.get_rank()}", "a") as file:
+                file.write(json.dumps([self.iter, images, pixels]) + "\n")
+        return batch
+
+    def _averaged(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if strikes("kill_late", self.iter):  # all gradients are there
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._averaged(values)
+
+    def train(self, *args: Any) -> None:
+        # Behind the whole forward, when batch norm has counted the batch already.
+        self.model.register_forward_hook(lambda module, args, output: self._fail())
+        super().train(*args)
+
+    def _fail(self) -> None:
+        if not self.model.training:
+            return
+        if strikes("out_of_memory", self.iter):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if strikes("diverged", self.iter):  # as Detectron2's proposal generator says it
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+        if strikes("bug", self.iter):
+            raise ValueError("a bug")
+
+
+def fail_in_loading(dataset: MappedDataset, item: tuple[int, int]) -> None:
+    if strikes("worker_killed", item[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if strikes("worker_hangs", item[1]):
+        time.sleep(1000)
+    record = dataset.records[item[0]]
+    if record["file_name"].endswith(os.environ.get("UNREADABLE", "nothing")):
+        raise UserError(f"{record['file_name']}: cannot be read (image id {record['image_id']})")
+
+
+def main(args: Any) -> None:
+    original = MappedDataset.__getitem__
+
+    def getitem(dataset: MappedDataset, item: tuple[int, int]) -> dict[str, Any]:
+        fail_in_loading(dataset, item)
+        return original(dataset, item)
+
+    MappedDataset.__getitem__ = getitem
+    train_net.Trainer = type("Trainer", (Sabotage, Trainer), {})
+    if metrics := os.environ.get("METRICS"):  # iteration -> what the evaluation finds
+
+        def do_test(cfg: Any, model: torch.nn.Module) -> dict:
+            return {"segm": {"AP": json.loads(metrics)[str(Checkpoints.current.trainer.done)]}}
+
+        def remember(checkpoints: Checkpoints, *args: Any, **kwargs: Any) -> None:
+            create(checkpoints, *args, **kwargs)
+            Checkpoints.current = checkpoints
+
+        create = Checkpoints.__init__
+        Checkpoints.__init__ = remember
+        train_net.do_test = do_test
+    elif os.environ.get("EVALUATION") == "off":
+        train_net.do_test = lambda cfg, model: {}
+    train_net.main(args)
+
+
+def run(command: list[str], environment: dict[str, str], output: str) -> None:
+    """What a process that a test forks does: the command, in a session of its own, with forked ranks, since importing
+    everything takes longer than training.
+    """
+    os.setsid()
+    os.environ.update(environment)
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["train_net.py", *command]
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)
+    mp = sys.modules["detectron2.engine.launch"].mp
+    mp.start_processes = functools.partial(mp.start_processes, start_method="fork")
+    args = argument_parser().parse_intermixed_args(command)
+    try:
+        launch(main, args, device="cpu")
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,668 @@
+"""Training survives each of these faults, and goes on as if it had not been; the faults are real, on a CPU."""
+
+import functools
+import io
+import json
+import logging
+import math
+import multiprocessing
+import os
+import pickle
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gpvit.checkpoint
+import gpvit.data
+import pytest
+import replay
+import torch
+from conftest import REPOSITORY, TINY
+from detectron2.config import instantiate
+from gpvit.engine import load_config, newest
+from gpvit.engine.loader import BatchSampler
+from gpvit.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import saboteur  # noqa: E402
+
+ITERATIONS = 8
+OPTIONS = [
+    f"train.max_iter={ITERATIONS}",
+    "train.seed=5",
+    "train.checkpointer.period=3",
+    "train.ema_decay=0.9",
+    "model.backbone.net.drop_path_rate=0.3",
+    "dataloader.train.num_workers=1",
+]
+WITHIN = 60  # seconds in which a job ends when a process of it has died
+
+
+@dataclass
+class Run:
+    """A job that has ended: its exit code, what it printed, its folder, and how long it took in seconds."""
+
+    code: int
+    output: str
+    folder: Path
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.output.splitlines() if line.startswith("error: ")]
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+    def final(self) -> dict[str, Any]:
+        return state(self.folder / "model_final.pth")
+
+
+def state(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, without the config, which names the folder."""
+    return {key: value for key, value in gpvit.checkpoint.read_content(str(path)).items() if key != "config"}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are equal to the last bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.numpy().tobytes() == other.numpy().tobytes()
+    return one == other
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Iteration -> loss. An iteration that was done twice must have given the same both times."""
+    found: dict[int, float] = {}
+    for line in (folder / "metrics.json").read_text().splitlines():
+        row = json.loads(line, parse_constant=pytest.fail)
+        if "total_loss" in row:
+            assert found.setdefault(row["iteration"], row["total_loss"]) == row["total_loss"]
+    return found
+
+
+def order(path: Path) -> dict[int, list]:
+    """Iteration -> [position, index, file name] of the images of all ranks, and the sums of their pixels."""
+    found: dict[int, list] = {}
+    for part in sorted(path.parent.glob(path.name + ".*")):
+        for line in part.read_text().splitlines():
+            iteration, images, pixels = json.loads(line)
+            found.setdefault(iteration, []).extend(zip(images, pixels))
+    return found
+
+
+@pytest.fixture(scope="module")
+def forks() -> multiprocessing.context.BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gpvit", "train_net", "saboteur"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def train(forks: multiprocessing.context.BaseContext, synthetic_data: Path) -> Callable[..., Run]:
+    """Runs a job: train(folder, *arguments, ranks=1, faults="", data=..., wait for what it leaves behind, environment)."""
+
+    def run(
+        folder: Path, *arguments: str, ranks: int = 1, faults: str = "", data: Path = synthetic_data, **environment: str
+    ) -> Run:
+        folder.mkdir(exist_ok=True, parents=True)
+        command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(data), *TINY, *OPTIONS]
+        command += ["train.device=cpu", f"train.output_dir={folder}", *arguments, "--num-gpus", str(ranks)]
+        environment = {"FAULTS": faults, "EVALUATION": "off"} | environment
+        output = folder / "output.txt"
+        process = forks.Process(target=saboteur.run, args=(command, environment, str(output)))
+        start = time.perf_counter()
+        process.start()
+        try:
+            process.join(3 * WITHIN)
+            assert process.exitcode is not None, f"the job hangs: {output.read_text()[-3000:]}"
+            while left := session(process.pid):
+                assert time.perf_counter() - start < 3 * WITHIN, f"processes {left} go on without their parent"
+                time.sleep(0.1)
+        finally:
+            for pid in session(process.pid):
+                os.kill(pid, signal.SIGKILL)
+        return Run(process.exitcode, output.read_text(), folder, time.perf_counter() - start)
+
+    return run
+
+
+def session(leader: int) -> list[int]:
+    """The living processes of a session, which its leader may have left behind."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Run]:
+    """Ranks -> the job that nothing happened to."""
+
+    @functools.cache
+    def run(ranks: int) -> Run:
+        folder = tmp_path_factory.mktemp(f"undisturbed{ranks}")
+        job = train(folder, ranks=ranks, ORDER=str(folder / "order"))
+        assert job.code == 0, job.output
+        assert list(losses(folder)) == list(range(ITERATIONS))
+        return job
+
+    return run
+
+
+def assert_goes_on(train: Callable[..., Run], folder: Path, undisturbed: Run, ranks: int) -> None:
+    """Resumes a job, which then ends as the one that nothing happened to."""
+    resumed = train(folder, "--resume", ranks=ranks)
+    assert resumed.code == 0, resumed.output
+    done = losses(undisturbed.folder)
+    assert {iteration: done[iteration] for iteration in losses(folder)} == losses(folder)
+    assert ITERATIONS - 1 in losses(folder)
+    assert same(resumed.final(), undisturbed.final())
+
+
+# Iterations to be killed in; every run of the tests takes others.
+RANDOM = random.Random()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "fault", "code"),
+    [
+        (1, "kill", -9),
+        (1, "kill_late", -9),
+        (2, "kill_all", -9),
+        (2, "kill_parent", -9),
+        (1, "SIGTERM", 143),
+        (1, "SIGINT", 130),
+        (2, "SIGTERM_parent", 143),
+        (2, "SIGINT", 130),
+    ],
+)
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, fault: str, code: int
+) -> None:
+    iteration = RANDOM.randrange(1, ITERATIONS)
+    rank = f":{RANDOM.randrange(ranks)}"
+    stopped = train(tmp_path, ranks=ranks, faults=f"{fault}:{iteration}{rank}")
+    assert stopped.code == code, (iteration, rank, stopped.output)
+    assert "Traceback" not in stopped.output
+    assert fault == "kill_parent" or not (tmp_path / "model_final.pth").exists()  # the signal may come late
+    if code > 0:
+        assert newest(str(tmp_path))["trainer"]["iteration"] in (iteration, iteration + 1, iteration + 2)
+    assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
+
+
+@pytest.mark.parametrize("fault", ["kill", "exit"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_a_process_dies_the_job_ends_with_its_cause_and_can_be_resumed(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, fault: str, rank: int
+) -> None:
+    iteration = RANDOM.randrange(1, ITERATIONS)
+    job = train(tmp_path, ranks=2, faults=f"{fault}:{iteration}:{rank}")
+    assert job.code not in (0, -9) and job.seconds < WITHIN
+    if fault == "kill":
+        assert f"process {rank} was killed (SIGKILL)" in job.errors[-1]
+    else:
+        assert any(f"process {rank} ended with exit code 3" in line for line in job.errors), job.output
+    assert "Traceback" not in job.output
+    assert_goes_on(train, tmp_path, undisturbed(2), 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("fault", ["worker_killed", "worker_hangs"])
+def test_a_data_loading_process_that_dies_or_hangs_is_a_named_error(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, fault: str
+) -> None:
+    job = train(tmp_path, "dataloader.train.timeout=3", ranks=ranks, faults=f"{fault}:9")
+    assert job.code == 1 and job.seconds < WITHIN
+    assert "Traceback" not in job.output, job.output
+    assert any("data-loading process" in line and "iteration" in line for line in job.errors), job.output
+    assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
+
+
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)])
+def test_out_of_memory_stops_all_with_the_image_sizes_and_resumes(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, rank: int
+) -> None:
+    job = train(tmp_path, ranks=ranks, faults=f"out_of_memory:4:{rank}")
+    assert job.code == 1 and job.seconds < WITHIN
+    (line,) = [line for line in job.errors if "out of memory" in line]
+    assert f"iteration 4 of process {rank}" in line and "x" in line and "lower dataloader.max_size" in line
+    assert "Traceback" not in job.output, job.output
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 4
+    assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
+
+
+def test_an_error_in_the_middle_of_an_iteration_leaves_no_trace_in_the_state(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
+) -> None:
+    job = train(tmp_path, faults="bug:4")
+    assert job.code == 1 and "a bug" in job.output
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 4
+    assert_goes_on(train, tmp_path, undisturbed(1), 1)
+
+
+def tensors(iteration: int) -> dict[str, Any]:
+    return {"model": {"weight": torch.arange(500.0) + iteration}, "trainer": {"iteration": iteration}}
+
+
+def killed_while_saving(path: Path, when: int | str) -> None:
+    """Saves in a process that is killed after so many bytes, or before a function of ``os`` is done."""
+    if (pid := os.fork()) == 0:
+
+        class Killer(io.BufferedRandom):
+            left = when if isinstance(when, int) else sys.maxsize
+
+            def write(self, data: bytes) -> int:
+                part = bytes(data)[: self.left]
+                super().write(part)
+                self.left -= len(part)
+                if not self.left:
+                    self.flush()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return len(part)
+
+        if isinstance(when, str):
+            setattr(os, when, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+        gpvit.checkpoint.open = lambda name, mode: Killer(io.FileIO(name, mode.replace("b", "")))
+        gpvit.checkpoint.save(tensors(2), str(path))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_kill_at_any_byte_of_a_checkpoint_leaves_the_one_before_it(tmp_path: Path) -> None:
+    gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))
+    size = (tmp_path / "model_0000001.pth").stat().st_size
+    places = [*range(1, size, size // 60), size - 1, "fsync", "replace"]
+    for place in places:
+        killed_while_saving(tmp_path / "model_0000002.pth", place)
+        assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+        killed_while_saving(tmp_path / "model_0000001.pth", place)
+        assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+    gpvit.checkpoint.save(tensors(2), str(tmp_path / "model_0000002.pth"))  # over what the killed ones left
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 2
+
+
+def test_a_full_device_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "model_0000001.pth"
+    gpvit.checkpoint.save(tensors(1), str(path))
+    Path(f"{path}.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="cannot write .*No space left on device") as caught:
+        gpvit.checkpoint.save(tensors(2), str(path))
+    assert "\n" not in str(caught.value)
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+
+
+def test_training_goes_on_with_a_full_disk_and_saves_when_there_is_room_again(
+    train: Callable[..., Run], tmp_path: Path
+) -> None:
+    options = ("train.checkpointer.period=2", "dataloader.train.num_workers=0")
+    job = train(tmp_path / "emptied", *options, faults="disk_full:3,disk_emptied:5")
+    assert job.code == 0, job.output
+    names = {path.name for path in job.folder.glob("model_*")}
+    assert names == {"model_0000002.pth", "model_0000006.pth", "model_final.pth"}
+    (line,) = [line for line in job.output.splitlines() if "cannot write" in line]
+    assert "File too large" in line and "model_0000004.pth" in line and "training goes on" in line
+
+    job = train(tmp_path / "full", *options, faults="disk_full:3")
+    assert job.code == 1 and len(job.errors) == 1 and "model_final.pth: " in job.errors[0], job.output
+    assert newest(str(job.folder))["trainer"]["iteration"] == 2
+    assert not list(job.folder.glob("*.partial"))
+
+
+def test_a_flipped_bit_anywhere_is_found_and_the_checkpoint_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for iteration in (1, 2):
+        gpvit.checkpoint.save(tensors(iteration), str(tmp_path / f"model_{iteration:07}.pth"))
+    path = tmp_path / "model_0000002.pth"
+    content = path.read_bytes()
+    comment = range(len(content) - 100, len(content))
+    places = [*comment, *random.Random(0).sample(range(len(content) - 100), 300)]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << (place % 8)
+        path.write_bytes(damaged)
+        caplog.clear()
+        assert newest(str(tmp_path))["trainer"]["iteration"] == 1, place
+        assert "model_0000002.pth is damaged" in caplog.text or "cannot read" in caplog.text
+        with pytest.raises(UserError):
+            gpvit.checkpoint.read(str(path))
+    for length in range(0, len(content), 37):
+        path.write_bytes(content[:length])
+        assert newest(str(tmp_path))["trainer"]["iteration"] == 1, length
+        with pytest.raises(UserError):
+            gpvit.checkpoint.read(str(path))
+    (tmp_path / "model_0000001.pth").write_bytes(content[:-1])
+    with pytest.raises(UserError, match="2 checkpoints, and none of them can be read"):
+        newest(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "model_0000009.pth", None])
+def test_a_last_checkpoint_file_of_detectron2_does_not_matter(tmp_path: Path, text: str | None) -> None:
+    gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))
+    if text is not None:
+        (tmp_path / "last_checkpoint").write_text(text)
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+
+
+class Canary:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    paths = [tmp_path / name for name in ("model_0000001.pth", "bare.pth", "old.pth", "pickle.pkl")]
+    gpvit.checkpoint.save({"model": {"weight": torch.zeros(1)}, "trainer": Canary(canary)}, str(paths[0]))
+    torch.save({"model": Canary(canary)}, paths[1])
+    torch.save({"model": Canary(canary)}, paths[2], _use_new_zipfile_serialization=False)
+    paths[3].write_bytes(pickle.dumps({"model": Canary(canary)}))
+    for path in paths:
+        with pytest.raises(UserError, match="is code and not data|damaged"):
+            gpvit.checkpoint.read(str(path))
+    with pytest.raises(UserError, match="none of them can be read"):
+        newest(str(tmp_path))
+    assert not canary.exists()
+    os.system(f"touch {canary}")
+    assert canary.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: !!python/object/apply:os.system ['touch CANARY']",
+        "model: {_target_: os.system, command: touch CANARY}",
+        "model: {_target_: gpvit.engine.launch.os.system, command: touch CANARY}",
+        "model: {_target_: detectron2.config.LazyConfig.load, filename: CANARY}",
+        "model: [{a: {_target_: builtins.eval}}]",
+        "model: ${oc.decode:'{_target_: os.system, command: touch CANARY}'}",
+        "target: os.system\nmodel: {_target_: '${target}', command: touch CANARY}",
+    ],
+)
+def test_code_in_a_yaml_config_is_refused_and_not_run(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text.replace("CANARY", str(tmp_path / "canary")))
+    with pytest.raises(UserError):
+        instantiate(load_config(str(path)).model)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_thousand_damaged_checkpoints_are_refused_or_read(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    good = []
+    for name in ("good.pth", "bare.pth", "good.safetensors"):
+        if name == "bare.pth":
+            torch.save({"model": {"weight": torch.arange(4.0)}, "classes": ["cat"]}, tmp_path / name)
+        else:
+            gpvit.checkpoint.write(str(tmp_path / name), {"weight": torch.arange(4.0)}, classes=["cat"])
+        good.append(((tmp_path / name).read_bytes(), Path(name).suffix))
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    refused = 0
+    for number in range(1000):
+        content, suffix = good[number % 3]
+        content = bytearray(content)
+        kind = chance.randrange(4)
+        if kind == 0:
+            content = content[: chance.randrange(len(content))]
+        elif kind == 1:
+            for _ in range(chance.randrange(1, 20)):
+                content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        elif kind == 2:
+            content = bytearray(chance.randbytes(chance.randrange(300)))
+        else:
+            place = chance.randrange(len(content))
+            content[place : place + 8] = chance.randbytes(chance.randrange(16))
+        path = folder / f"damaged{suffix}"
+        path.write_bytes(content)
+        try:
+            assert isinstance(gpvit.checkpoint.read(str(path)), gpvit.checkpoint.File)
+        except UserError:
+            refused += 1
+        assert path.read_bytes() == content and len(list(folder.iterdir())) == 1
+        path.unlink()
+    assert refused > 600
+
+
+def batches(monkeypatch: pytest.MonkeyPatch, world_size: int, start: int, number: int) -> list[list[tuple[int, int]]]:
+    parts = []
+    for rank in range(world_size):
+        monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: world_size)
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        parts.append([batch for batch, _ in zip(BatchSampler([0, 1, 1] * 5, 4, 7, start), range(number))])
+    return [sum(together, []) for together in zip(*parts)]
+
+
+def test_the_order_of_images_depends_on_the_seed_alone_and_begins_at_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = batches(monkeypatch, 1, 0, 20)
+    assert [position for batch in expected for _, position in batch] == list(range(80))
+    assert all(len({index % 3 == 0 for index, _ in batch}) == 1 for batch in expected)
+    for world_size in (1, 2, 4):
+        for start in (0, 1, 7):
+            assert batches(monkeypatch, world_size, start, 13) == expected[start : start + 13]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("backbone.net.pos_embed"), "1 missing .backbone.net.pos_embed"),
+        (lambda weights: weights.update(surplus=torch.zeros(1)), "1 surplus .surplus"),
+        (lambda weights: weights.update({"backbone.net.pos_embed": torch.zeros(3)}), r"1 of another shape .*\(3,\) instead"),
+    ],
+)
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_a_checkpoint_that_does_not_fit_stops_with_its_keys(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, part: str, change: Callable, message: str
+) -> None:
+    content = gpvit.checkpoint.read_content(str(undisturbed(1).folder / "model_0000003.pth"))
+    change(content[part])
+    gpvit.checkpoint.save(content, str(tmp_path / "model_0000003.pth"))
+    job = train(tmp_path, "--resume")
+    (line,) = job.errors
+    assert job.code == 1 and "Traceback" not in job.output
+    assert re.search(message, line)
+
+
+def test_another_number_of_processes_goes_on_with_the_same_images(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
+) -> None:
+    expected = order(undisturbed(2).folder / "order")
+    assert order(undisturbed(1).folder / "order") == expected
+    train(tmp_path, ranks=2, faults="SIGTERM:4", ORDER=str(tmp_path / "order"))
+    job = train(tmp_path, "--resume", ranks=1, ORDER=str(tmp_path / "order"))
+    assert job.code == 0 and order(tmp_path / "order") == expected
+
+
+def test_another_config_is_refused_by_name_unless_the_weights_do_not_depend_on_it(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
+) -> None:
+    shutil.copy(undisturbed(1).folder / "model_0000006.pth", tmp_path)
+    for change in ("dataloader.train.total_batch_size=4", "optimizer.lr=0.1", "train.max_iter=9", "train.seed=6"):
+        job = train(tmp_path, "--resume", change)
+        key, _, value = change.partition("=")
+        assert job.code == 1 and f"{key}: " in job.errors[0] and f"-> {value}" in job.errors[0]
+    free = ("train.log_period=3", "train.checkpointer.period=4", "dataloader.train.num_workers=0", "train.eval_period=0")
+    job = train(tmp_path, "--resume", *free)
+    assert job.code == 0 and same(job.final()["model"], undisturbed(1).final()["model"])
+
+
+def test_the_same_seed_gives_the_same_training_with_any_number_of_data_loading_processes(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
+) -> None:
+    for workers in (0, 2):
+        job = train(tmp_path / str(workers), f"dataloader.train.num_workers={workers}")
+        assert losses(job.folder) == losses(undisturbed(1).folder)
+        assert same(job.final(), undisturbed(1).final())
+    job = train(tmp_path / "other", "train.seed=6")
+    assert losses(job.folder) != losses(undisturbed(1).folder)
+
+
+@pytest.fixture(scope="module")
+def one_cross(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
+    """A data set in which one training image alone has an object of the class "cross"."""
+    folder = tmp_path_factory.mktemp("one_cross")
+    shutil.copytree(synthetic_data / "annotations", folder / "annotations")
+    (folder / "images").symlink_to(synthetic_data / "images")
+    path = folder / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    cross = next(c["id"] for c in content["categories"] if c["name"] == "cross")
+    (image, *_) = [a["image_id"] for a in content["annotations"] if a["category_id"] == cross]
+    keep = [a for a in content["annotations"] if a["category_id"] != cross or a["image_id"] == image]
+    path.write_text(json.dumps(content | {"annotations": keep}))
+    return folder
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_loss_that_is_not_finite_stops_all_before_the_weights_change_and_is_replayed(
+    train: Callable[..., Run], one_cross: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch,
+    ranks: int, value: str,
+) -> None:  # fmt: skip
+    cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"), [*TINY, *OPTIONS])
+    gpvit.data.use_folder(cfg, str(one_cross), train=True)
+    classes = gpvit.data.class_names(cfg.dataloader.train)
+    torch.manual_seed(0)
+    weights = instantiate(cfg.model).state_dict()
+    # A number that the loss of crosses alone depends on, and so of one process alone.
+    weights["roi_heads.mask_head.predictor.bias"][classes.index("cross")] = float(value)
+    gpvit.checkpoint.write(str(tmp_path / "init.pth"), weights, classes=classes)
+    # With so many proposals, every object is among those that the heads learn from.
+    init = [f"train.init_checkpoint={tmp_path / 'init.pth'}", "model.roi_heads.batch_size_per_image=64"]
+
+    job = train(tmp_path / "bad", *init, ranks=ranks, data=one_cross)
+    assert job.code == 1 and len(job.errors) == 1 and "Traceback" not in job.output, job.output
+    (path,) = job.folder.glob("not_finite_*.json")
+    report = json.loads(path.read_text(), parse_constant=pytest.fail)
+    iteration = report["iteration"]
+    assert f"iteration {iteration}: loss or gradient is not finite" in job.errors[0] and str(path) in job.errors[0]
+    assert len(report["processes"]) == ranks
+    bad = [process for process in report["processes"] if not math.isfinite(float(process["losses"]["loss_mask"]))]
+    assert len(bad) == 1
+    assert all(image["image_id"] and image["file_name"] for process in report["processes"] for image in process["images"])
+    assert list(losses(job.folder)) == list(range(iteration))
+
+    if iteration:
+        stopped = train(tmp_path / "stopped", *init, ranks=ranks, data=one_cross, faults=f"SIGTERM:{iteration}")
+        expected = state(stopped.folder / f"model_{iteration:07}.pth")
+        assert same(state(job.folder / f"model_{iteration:07}.pth"), expected)
+
+    monkeypatch.setattr(sys, "argv", ["replay.py", str(path), "--data", str(one_cross), "--device", "cpu"])
+    assert replay.main() == 0
+    output = capsys.readouterr().out
+    for process in report["processes"]:
+        loss = float(process["losses"]["loss_mask"])
+        assert f"loss_mask {loss:.4g}" in output
+    assert f"image {bad[0]['images'][0]['image_id']}: " in output
+
+
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)])
+def test_proposals_that_are_not_finite_stop_all_with_a_report(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, rank: int
+) -> None:
+    job = train(tmp_path, ranks=ranks, faults=f"diverged:4:{rank}")
+    assert job.code == 1 and "Traceback" not in job.output, job.output
+    assert any("iteration 4: loss or gradient is not finite" in line for line in job.errors)
+    (process,) = json.loads((tmp_path / "not_finite_0000004.json").read_text())["processes"]
+    assert process["rank"] == rank and process["images"]
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 4
+    assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
+
+
+@pytest.fixture(scope="module")
+def unreadable(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
+    """A data set with one training image cut short; returns the image."""
+    folder = tmp_path_factory.mktemp("unreadable")
+    shutil.copytree(synthetic_data, folder, dirs_exist_ok=True)
+    name = json.loads((folder / "annotations" / "train.json").read_text())["images"][0]["file_name"]
+    path = folder / "images" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_unreadable_image_stops_the_training_when_the_budget_is_used_up(
+    train: Callable[..., Run], unreadable: Path, tmp_path: Path, ranks: int
+) -> None:
+    data = unreadable.parent.parent
+    job = train(tmp_path / "strict", ranks=ranks, data=data)
+    assert job.code == 1 and len(job.errors) == 1 and str(unreadable) in job.errors[0] and "Traceback" not in job.output
+    job = train(tmp_path / "budget", "train.skip_budget=2", "train.max_iter=30", ranks=ranks, data=data)
+    assert job.code == 1 and len(job.errors) == 1 and str(unreadable) in job.errors[0] and "Traceback" not in job.output
+    assert [f"{number} images left out so far, 2 allowed" in job.log for number in (1, 2, 3, 4)] == [True, True, True, False]
+    assert losses(job.folder)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_batches_without_objects_give_finite_losses_and_gradients(
+    train: Callable[..., Run], synthetic_data: Path, tmp_path: Path, ranks: int
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(synthetic_data / "annotations", data / "annotations")
+    (data / "images").symlink_to(synthetic_data / "images")
+    path = data / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    one = content["images"][0]["id"]
+    path.write_text(json.dumps(content | {"annotations": [a for a in content["annotations"] if a["image_id"] == one]}))
+    job = train(tmp_path / "out", "dataloader.train.dataset.filter_empty=False", ranks=ranks, data=data)
+    assert job.code == 0, job.output
+    assert list(losses(job.folder)) == list(range(ITERATIONS)) and all(map(math.isfinite, losses(job.folder).values()))
+
+
+BETTER = {1: 10, 2: 30, 3: 20, 4: 20, 5: 30, 6: 40, 7: 40, 8: 40}
+
+
+@pytest.mark.parametrize("fault", ["", "SIGTERM:3", "SIGTERM:4", "kill:3", "kill:4"])
+def test_the_best_checkpoint_is_kept_and_a_training_that_gets_no_better_ends_also_across_restarts(
+    train: Callable[..., Run], tmp_path: Path, fault: str
+) -> None:
+    options = ["train.eval_period=1", "train.checkpointer.best_metric=segm/AP", "train.checkpointer.patience=3"]
+    options += ["train.checkpointer.period=2", "train.ema_decay=0", "dataloader.train.num_workers=0"]
+    metrics = json.dumps(BETTER)
+    job = train(tmp_path, *options, faults=fault, METRICS=metrics)
+    if fault:
+        assert job.code != 0
+        job = train(tmp_path, *options, "--resume", METRICS=metrics)
+    assert job.code == 0, job.output
+    assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == 2
+    assert job.final()["trainer"]["iteration"] == 5
+    again = train(tmp_path, *options, "--resume", METRICS=metrics)
+    assert again.code == 0 and again.final()["trainer"]["iteration"] == 5
+
+
+def test_old_checkpoints_are_removed_also_across_restarts(train: Callable[..., Run], tmp_path: Path) -> None:
+    options = ["train.checkpointer.period=1", "train.checkpointer.max_to_keep=2", "dataloader.train.num_workers=0"]
+    train(tmp_path, *options, faults="kill:3")
+    assert len(list(tmp_path.glob("model_0*.pth"))) == 2
+    train(tmp_path, *options, "--resume")
+    assert {path.name for path in tmp_path.glob("model_*")} == {"model_0000006.pth", "model_0000007.pth", "model_final.pth"}
+
+
+def test_averaged_weights_are_evaluated_and_saved_beside_the_raw_ones(train: Callable[..., Run], tmp_path: Path) -> None:
+    job = train(tmp_path, "train.max_iter=2", EVALUATION="on")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert {"segm/AP", "ema_segm/AP", "bbox/AP", "ema_bbox/AP"} <= set().union(*rows)
+    final = job.final()
+    assert final["model"].keys() == final["ema"].keys() and not same(dict(final["model"]), dict(final["ema"]))
+    read = gpvit.checkpoint.read(str(tmp_path / "model_final.pth")).weights
+    assert same(dict(read), dict(final["ema"]))

@@ -1,0 +1,93 @@
+"""Checks annotations in COCO format, and the images they are of, before a training does.
+
+    python tools/check_data.py my_data                                  # annotations/{train,val}.json and images/
+    python tools/check_data.py annotations.json --images my_data/images
+
+Prints all problems by kind with the first ids, and what training and evaluation make of each. The exit code is 1 if one
+of them stops training.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpvit.annotations import RULES, WHOLE_FILE, CocoFile, Problem, grouped, read
+from gpvit.errors import UserError, listed
+
+MEANING = {"stop": "stops training", "drop": "dropped", "mend": "mended", "note": "to know"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", type=Path, help="a folder as for --data of train_net.py, or a JSON file")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of a JSON file")
+    parser.add_argument("--boxes", action="store_true", help="masks are not needed (RetinaNet)")
+    parser.add_argument("--annotations-only", action="store_true", help="do not open the images, which takes longest")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all problems with all ids to this file")
+    parser.add_argument("--rules", action="store_true", help="print what is done about each kind of problem, and end")
+    args = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names in the files may be no text
+    if args.rules:
+        print("| problem | | what training and evaluation make of it, or what to do |\n|---|---|---|")
+        for rule in RULES.values():
+            print(f"| {rule.what} | {MEANING[rule.action]} | {rule.then} |")
+        return 0
+    files = check(args.data, args.images, not args.boxes, not args.annotations_only)
+    for data in files:
+        show(data)
+    if args.json:
+        rows = [{"file": data.path} | problem._asdict() for data in files for problem in data.problems]
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        print(f"\n{len(rows)} problems are in {args.json}")
+    return int(any(RULES[problem.kind].action == "stop" for data in files for problem in data.problems))
+
+
+def check(path: Path | None, images: Path | None, masks: bool, open_images: bool) -> list[CocoFile]:
+    """The files that are to be checked, with their problems."""
+    if path is None or not path.exists():
+        raise UserError(f"{path} does not exist" if path else "give a folder or a JSON file; see --help")
+    if path.is_file():
+        if images is None and open_images:
+            raise UserError(f"{path}: give the folder of its images by --images DIR, or --annotations-only")
+        return [read(path, images or "", masks=masks, open_images=open_images)]
+    files = []
+    for split in ("train", "val"):
+        json_file, folder = path / "annotations" / f"{split}.json", images or path / "images"
+        files.append(read(json_file, folder, masks=masks, train=split == "train", open_images=open_images))
+    train, val = files
+    if train.categories and val.categories and list(train.categories.values()) != list(val.categories.values()):
+        train.problems.insert(0, Problem("classes differ"))
+    return files
+
+
+def show(data: CocoFile) -> None:
+    """Prints a file's problems by kind."""
+    print(f"\n{data.summary()}")
+    groups = grouped(data.problems)
+    if not groups:
+        print("  no problems")
+    for kind, problems in groups.items():
+        rule = RULES[kind]
+        count = "" if kind in WHOLE_FILE else f"{len(problems)} "
+        print(f"\n  {MEANING[rule.action]}: {count}{rule.what}")
+        names = [name(problem) for problem in problems]
+        if any(names):
+            print(f"    {listed(names)}")
+        print(f"    -> {rule.then}")
+
+
+def name(problem: Problem) -> str:
+    """Where a problem is, in a few words."""
+    image = "" if problem.image_id is None else f"image {problem.image_id}"
+    annotation = "" if problem.annotation_id is None else f"annotation {problem.annotation_id}"
+    detail = f"({problem.detail})" if problem.detail else ""
+    return " ".join(filter(None, (annotation or image, detail)))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
