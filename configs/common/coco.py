@@ -30,7 +30,6 @@ dataloader.train = L(build_train_loader)(
     num_workers=4,  # for each GPU
     timeout=300,  # seconds without an image after which a data-loading process counts as dead
     pin_memory=False,
-    persistent_workers=False,
     prefetch_factor=2,  # batches that each of them has ready
 )
 

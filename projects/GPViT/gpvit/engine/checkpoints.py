@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # What a resumed training may change: nothing that its weights depend on.
 FREE = re.compile(
     r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|checkpointer\..*|ddp\..*|skip_budget)"
-    r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor|persistent_workers)"
+    r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
 )
 
 

@@ -35,7 +35,6 @@ def build_train_loader(
     timeout: float = 300.0,
     skip: bool = False,
     pin_memory: bool = False,
-    persistent_workers: bool = False,
     prefetch_factor: int = 2,
 ) -> DataLoader:
     """Batches of mapped images without end, each process's part of them.
@@ -49,7 +48,7 @@ def build_train_loader(
         num_workers: data-loading processes, 0 for none.
         timeout: seconds after which a data-loading process that gives nothing is an error.
         skip: whether another image takes the place of one that cannot be used; else that is an error.
-        pin_memory, persistent_workers, prefetch_factor: as of PyTorch's DataLoader.
+        pin_memory, prefetch_factor: as of PyTorch's DataLoader.
     """
     if total_batch_size % comm.get_world_size():
         raise UserError(
@@ -66,7 +65,6 @@ def build_train_loader(
         collate_fn=trivial_batch_collator,
         worker_init_fn=_leave_signals_to_the_trainer,
         pin_memory=pin_memory,
-        persistent_workers=persistent_workers and num_workers > 0,
         prefetch_factor=prefetch_factor if num_workers else None,
     )
 

@@ -178,11 +178,13 @@ class Trainer(TrainerBase):
         reasons = [reason for image in batch for reason in image["skipped"]]
         for reason in reasons:
             logger.warning(f"left out (train.skip_budget is {self.skip_budget}): {reason}")
+        if any("image" not in image for image in batch):
+            error = reasons[-1]  # nothing took its place
         code, skipped = self._agree(STOP_ERROR if error else self.request, len(reasons))
         self.skipped += skipped
         if skipped:
             logger.warning(f"{self.skipped} images left out so far, {self.skip_budget} allowed")
-        if self.skipped > self.skip_budget or any("image" not in image for image in batch):
+        if self.skipped > self.skip_budget:
             error = error or (reasons[-1] if reasons else None)
             code = max(code, STOP_ERROR) if code < 128 else code
         if code >= 128:
