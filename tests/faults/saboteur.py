@@ -1,8 +1,9 @@
 """train_net.py with faults patched into its processes.
 
 The environment variable FAULTS names them, "kind:iteration:rank" each, with commas between; "kind:iteration" is for all
-ranks. What a data-loading process suffers happens at the image of that position in the stream instead. With ORDER, each
-process writes the images of its iterations to ORDER.RANK, one JSON a line.
+ranks. What a data-loading process suffers happens at the image of that position in the stream instead. Where torchrun
+starts the processes anew, nothing happens any more. With ORDER, each process writes the images of its iterations to
+ORDER.RANK, one JSON a line; with GRADIENTS, it fails where a parameter has none.
 """
 
 import functools
@@ -26,6 +27,8 @@ from gpvit.errors import UserError
 
 def faults() -> list[tuple[str, int, int]]:
     """Kind, iteration and rank; -1 for all ranks."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return []
     parts = [fault.split(":") for fault in os.environ.get("FAULTS", "").split(",") if fault]
     return [(part[0], int(part[1]), int(part[2]) if len(part) > 2 else -1) for part in parts]
 
@@ -69,6 +72,9 @@ class Sabotage:
     def _averaged(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if strikes("kill_late", self.iter):  # all gradients are there
             os.kill(os.getpid(), signal.SIGKILL)
+        if "GRADIENTS" in os.environ:
+            without = [name for name, parameter in self.model.named_parameters() if parameter.grad is None]
+            assert not without, without
         return super()._averaged(values)
 
     def train(self, *args: Any) -> None:
@@ -137,8 +143,15 @@ def run(command: list[str], environment: dict[str, str], output: str) -> None:
     multiprocessing.set_start_method("fork", force=True)
     mp = sys.modules["detectron2.engine.launch"].mp
     mp.start_processes = functools.partial(mp.start_processes, start_method="fork")
-    args = argument_parser().parse_intermixed_args(command)
+    start(command)
+
+
+def start(command: list[str]) -> None:
     try:
-        launch(main, args, device="cpu")
+        launch(main, argument_parser().parse_intermixed_args(command), device="cpu")
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])
