@@ -21,6 +21,7 @@ from gpvit.engine import (
     build_ddp,
     check_unchanged,
     choose_device,
+    digest,
     launch,
     load_config,
     newest,
@@ -45,15 +46,19 @@ def do_train(args, cfg) -> nn.Module:
     Args:
         cfg: a config with these attributes:
             model, optimizer, lr_multiplier: instantiated; ``optimizer.params.model`` is set here
-            dataloader.{train, test, evaluator}: instantiated; ``dataloader.train.{seed, start_iter}`` are set here
+            dataloader.{train, test, evaluator}: instantiated; ``dataloader.train.{seed, start_iter, skip}`` are set here
             train: see configs/common/train.py
 
     Returns:
         The trained model.
     """
     state = newest(cfg.train.output_dir) if args.resume else None
+    seed = state["seed"] if state is not None else shared_seed(cfg.train.seed)
+    start_iter = state["trainer"]["iteration"] if state is not None else 0
+    cfg.dataloader.train.update(seed=seed, start_iter=start_iter, skip=cfg.train.skip_budget > 0)
+    loader = instantiate(cfg.dataloader.train)
     classes = gpvit.data.class_names(cfg.dataloader.train)
-    checkpoints = Checkpoints(cfg, classes, **cfg.train.checkpointer)
+    checkpoints = Checkpoints(cfg, classes, digest(loader.dataset.records), **cfg.train.checkpointer)
     if state is not None:
         if state["classes"] != classes:
             raise UserError(
@@ -61,7 +66,6 @@ def do_train(args, cfg) -> nn.Module:
                 f"({listed(classes)}): begin anew in another train.output_dir, from its weights if you like"
             )
         check_unchanged(state["config"], checkpoints.config, state["path"])
-    seed = state["seed"] if state is not None else shared_seed(cfg.train.seed)
     model = instantiate(cfg.model).to(cfg.train.device)
     if state is None and cfg.train.init_checkpoint:
         gpvit.checkpoint.load(model, cfg.train.init_checkpoint, classes)
@@ -93,8 +97,7 @@ def do_train(args, cfg) -> nn.Module:
     if comm.is_main_process():  # behind restore(), which replaces the metrics file
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, cfg.train.log_period)])
-    cfg.dataloader.train.update(seed=seed, start_iter=trainer.done, skip=cfg.train.skip_budget > 0)
-    trainer.train(instantiate(cfg.dataloader.train), cfg.train.max_iter)
+    trainer.train(loader, cfg.train.max_iter)
     return model
 
 

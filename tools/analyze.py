@@ -4,6 +4,7 @@
     python tools/analyze.py memory --size L1 --image 512x512    a training step with and without activation checkpointing
     python tools/analyze.py adapter --size L1 --image 800x1216  time and memory of the published detectors' features
     python tools/analyze.py engine                              what the training engine adds to Detectron2's plain trainer
+    python tools/analyze.py loading --data DIR                  images a second from how many data-loading processes
 """
 
 import argparse
@@ -48,6 +49,7 @@ NAMES = [
 PARTS = ("backbone", "adapter", "pyramid", "dense head", "box head", "mask head")
 RUNS = 5
 ENGINE_STEPS = 30
+LOADED_BATCHES = 20
 
 
 def main() -> None:
@@ -60,9 +62,15 @@ def main() -> None:
         command.add_argument("--size", default="L1", choices=gpvit.SIZES)
         command.add_argument("--image", default=image, type=image_size, help="HEIGHTxWIDTH")
     commands.add_parser("engine")
+    loading = commands.add_parser("loading")
+    loading.add_argument("--config-file", default=str(CONFIGS / "mask_rcnn_gpvit_l1.py"), metavar="FILE")
+    loading.add_argument("--data", required=True, metavar="DIR", help="own data, as for train_net.py")
+    loading.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_args()
     if args.command == "engine":
         print_engine()
+    elif args.command == "loading":
+        print_loading(load_config(args.config_file, args.overrides), args.data)
     elif args.command == "complexity":
         print_complexity(*args.image)
     elif args.command == "memory":
@@ -210,12 +218,33 @@ def print_engine() -> None:
     medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
     ratio = statistics.median(a / b for a, b in zip(seconds["engine"][2:], seconds["plain"][2:]))
     print(f"plain {medians['plain']:.3f} s, engine {medians['engine']:.3f} s an iteration; median of the ratios {ratio:.3f}")
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.pth")
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        gpvit.checkpoint.save(state, path)
-        print(f"checkpoint of {os.path.getsize(path) / 2**20:.0f} MiB: training waits {time.perf_counter() - start:.2f} s")
+    for name in ("quickstart", "cascade_mask_rcnn_gpvit_l4"):
+        weights = instantiate(load_config(str(CONFIGS / f"{name}.py")).model).state_dict()
+        # As large as that of a training: the weights, AdamW's two moments, the averaged weights.
+        state = {part: {key: tensor.clone() for key, tensor in weights.items()} for part in ("model", "m", "v", "ema")}
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            path = os.path.join(folder, "model.pth")
+            gpvit.checkpoint.save(state, path)
+            seconds = time.perf_counter() - start
+            print(f"{name}: training waits {seconds:.2f} s for a checkpoint of {os.path.getsize(path) / 2**20:.0f} MiB")
+
+
+def print_loading(cfg: DictConfig, data: str) -> None:
+    """The training images of a config as they go into the model, batches of four, with no model behind them."""
+    gpvit.data.use_folder(cfg, data, train=True)
+    cfg.dataloader.train.update(seed=0, total_batch_size=4)
+    print("| data-loading processes | images a second | of each process |\n|---:|---:|---:|")
+    for workers in (0, *(2**i for i in range((os.cpu_count() or 1).bit_length()))):
+        cfg.dataloader.train.num_workers = workers
+        batches = iter(instantiate(cfg.dataloader.train))
+        for _ in range(2 * max(workers, 1)):  # until all processes run and their queues are filled
+            next(batches)
+        start = time.perf_counter()
+        for _ in range(LOADED_BATCHES):
+            next(batches)
+        rate = 4 * LOADED_BATCHES / (time.perf_counter() - start)
+        print(f"| {workers} | {rate:.1f} | {rate / max(workers, 1):.1f} |", flush=True)
 
 
 def model_and_optimizer(cfg: DictConfig) -> tuple[nn.Module, torch.optim.Optimizer]:

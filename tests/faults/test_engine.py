@@ -507,6 +507,20 @@ def test_another_config_is_refused_by_name_unless_the_weights_do_not_depend_on_i
     assert job.code == 0 and same(job.final()["model"], undisturbed(1).final()["model"])
 
 
+def test_other_data_under_the_same_path_is_refused(
+    train: Callable[..., Run], synthetic_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(synthetic_data, data)
+    train(tmp_path / "out", "train.max_iter=2", data=data)
+    path = data / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][0]
+    path.write_text(json.dumps(content))
+    job = train(tmp_path / "out", "train.max_iter=2", "--resume", data=data)
+    assert job.code == 1 and len(job.errors) == 1 and "content of the training data: " in job.errors[0], job.output
+
+
 def test_the_same_seed_gives_the_same_training_with_any_number_of_data_loading_processes(
     train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 from .checkpoints import Checkpoints, Evaluation, check_unchanged, newest
 from .config import detectron2_config, load_config
 from .launch import argument_parser, choose_device, launch
-from .loader import build_train_loader
+from .loader import build_train_loader, digest
 from .setup import setup, shared_seed
 from .trainer import Trainer, build_ddp
 
@@ -15,6 +15,7 @@ __all__ = [
     "check_unchanged",
     "choose_device",
     "detectron2_config",
+    "digest",
     "launch",
     "load_config",
     "newest",

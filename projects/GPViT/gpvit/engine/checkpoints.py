@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 FREE = re.compile(
     r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|checkpointer\..*|ddp\..*|skip_budget)"
     r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
+    r"|dataloader\.train\.(seed|start_iter|skip)"  # which train_net.py sets
 )
 
 
@@ -35,6 +36,7 @@ class Checkpoints(StopHook):
     Args:
         cfg: the training's config, saved with the state.
         classes: names of the classes, saved with the state.
+        data: :func:`.loader.digest` of the training data, saved with the state.
         period: iterations between two checkpoints, model_0001000.pth and so on by the iterations that are done.
         max_to_keep: checkpoints to keep, the newest ones; also those of earlier runs in the folder count.
         best_metric: as in metrics.json ("bbox/AP", "segm/AP"): the checkpoint where it was highest is kept as
@@ -43,12 +45,20 @@ class Checkpoints(StopHook):
     """
 
     def __init__(
-        self, cfg: DictConfig, classes: list[str], *, period: int, max_to_keep: int, best_metric: str = "", patience: int = 0
+        self,
+        cfg: DictConfig,
+        classes: list[str],
+        data: str,
+        *,
+        period: int,
+        max_to_keep: int,
+        best_metric: str = "",
+        patience: int = 0,
     ) -> None:
         self.folder, self.classes = Path(cfg.train.output_dir), classes
         self.period, self.max_to_keep = period, max_to_keep
         self.best_metric, self.patience = best_metric, patience
-        self.config = flattened(cfg)
+        self.config = flattened(cfg) | {"content of the training data": data}
         self.saved = -1  # iterations that were done at the last save
         self.best, self.without_better, self.evaluated = float("-inf"), 0, -1  # iterations done then
 
@@ -99,7 +109,8 @@ class Checkpoints(StopHook):
         if not self.best_metric or not comm.is_main_process():
             return
         if self.best_metric not in metrics:
-            raise UserError(f"train.checkpointer.best_metric={self.best_metric} is none of {listed(sorted(metrics))}")
+            known = listed(sorted(metrics)) or "which found none"
+            raise UserError(f"train.checkpointer.best_metric={self.best_metric} is none of the evaluation's metrics, {known}")
         if self.evaluated == self.trainer.done:
             return
         self.evaluated = self.trainer.done
@@ -207,7 +218,7 @@ def check_unchanged(saved: dict[str, str], present: dict[str, str], path: str) -
     changed = [f"{key}: {saved.get(key)} -> {present.get(key)}" for key in keys if saved.get(key) != present.get(key)]
     if changed:
         raise UserError(
-            f"{path} was written with another config ({listed(changed)}): give the old values to resume, or begin anew from its "
+            f"{path} was written with another config or other data ({listed(changed)}): give the old ones to resume, or begin anew from its "
             f"weights with train.init_checkpoint={path} and another train.output_dir"
         )
 

@@ -36,17 +36,24 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         overrides: in Hydra's notation.
 
     Raises:
-        UserError: the file is missing, is YAML that would run code, or an override names no key of the config.
+        UserError: the file is missing, is YAML that would run code, or an override names no key of the config, or gives
+            text for a number.
     """
     if not os.path.isfile(path):
         raise UserError(f"config file {path or '(none given)'} does not exist; see configs/, and give --config-file")
     cfg = _load_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path)
     for override in overrides:
         _check_override(cfg, override)
+    keys = [override.partition("=")[0] for override in overrides]
+    numbers = [key for key in keys if isinstance(OmegaConf.select(cfg, key), (int, float))]
     try:
-        return LazyConfig.apply_overrides(cfg, list(overrides))
+        cfg = LazyConfig.apply_overrides(cfg, list(overrides))
     except HydraException as error:
         raise UserError(f"cannot read the overrides: {str(error).splitlines()[0]}") from None
+    for key in numbers:
+        if isinstance(value := OmegaConf.select(cfg, key), str):
+            raise UserError(f"override {key}: must be a number, true or false, got {value}")
+    return cfg
 
 
 def save_config(cfg: DictConfig, path: str) -> None:

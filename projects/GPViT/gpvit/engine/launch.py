@@ -44,8 +44,10 @@ def choose_device(device: str, num_gpus: int) -> str:
     """The device to run on: what the config says, or what there is if it says "auto".
 
     Raises:
-        UserError: fewer GPUs are there than asked for.
+        UserError: there is no such device, or fewer GPUs are there than asked for.
     """
+    if device not in ("auto", "cuda", "cpu"):
+        raise UserError(f"train.device must be auto, cuda or cpu, got {device}")
     available = torch.cuda.device_count()
     by_torchrun = "LOCAL_WORLD_SIZE" in os.environ
     if device == "auto":
@@ -53,8 +55,8 @@ def choose_device(device: str, num_gpus: int) -> str:
     wanted = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else num_gpus
     if device == "cuda" and wanted > available:
         raise UserError(
-            f"{'--nproc-per-node' if by_torchrun else '--num-gpus'} {wanted}, but this machine has {available} GPUs usable by PyTorch; ask for fewer, "
-            "or add train.device=cpu"
+            f"{'--nproc-per-node' if by_torchrun else '--num-gpus'} {wanted}, but this machine has {available} GPUs usable by "
+            "PyTorch; ask for fewer, or add train.device=cpu"
         )
     return device
 

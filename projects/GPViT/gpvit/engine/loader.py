@@ -5,10 +5,11 @@ and put into batches of one orientation. Iteration i takes batch i, each process
 image is drawn from generators seeded with its position.
 """
 
+import hashlib
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +51,7 @@ def build_train_loader(
         skip: whether another image takes the place of one that cannot be used; else that is an error.
         pin_memory, prefetch_factor: as of PyTorch's DataLoader.
     """
-    if total_batch_size % comm.get_world_size():
+    if total_batch_size < 1 or total_batch_size % comm.get_world_size():
         raise UserError(
             f"dataloader.train.total_batch_size={total_batch_size} cannot be divided among {comm.get_world_size()} processes"
         )
@@ -67,6 +68,16 @@ def build_train_loader(
         pin_memory=pin_memory,
         prefetch_factor=prefetch_factor if num_workers else None,
     )
+
+
+def digest(records: Iterable[dict[str, Any]]) -> str:
+    """A hash of a data set: the names and sizes of its images, the classes and boxes of their objects."""
+    found = hashlib.sha256()
+    for record in records:
+        image = os.path.basename(record["file_name"]), record["image_id"], record.get("width"), record.get("height")
+        objects = [(item["category_id"], *map(float, item["bbox"])) for item in record.get("annotations", ())]
+        found.update(repr((image, objects)).encode())
+    return found.hexdigest()[:16]
 
 
 class BatchSampler(Sampler):
