@@ -17,6 +17,7 @@ from gpvit.engine import (
     Checkpoints,
     Evaluation,
     Trainer,
+    Writers,
     argument_parser,
     build_ddp,
     check_unchanged,
@@ -25,16 +26,21 @@ from gpvit.engine import (
     launch,
     load_config,
     newest,
+    refuse_used,
+    save_config,
     setup,
     shared_seed,
 )
-from gpvit.errors import UserError, listed
+from gpvit.errors import ProcessError, UserError, listed
 from torch import nn
 
 
 def do_test(cfg, model) -> dict:
     """Evaluates a model on ``cfg.dataloader.test`` by ``cfg.dataloader.evaluator``; rank 0 gets the results."""
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+    try:
+        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+    except UserError as error:  # an image of this process's part
+        raise ProcessError(str(error)) from None
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -52,6 +58,8 @@ def do_train(args, cfg) -> nn.Module:
     Returns:
         The trained model.
     """
+    if not args.resume:
+        refuse_used(cfg.train.output_dir)
     state = newest(cfg.train.output_dir) if args.resume else None
     seed = state["seed"] if state is not None else shared_seed(cfg.train.seed)
     start_iter = state["trainer"]["iteration"] if state is not None else 0
@@ -66,6 +74,8 @@ def do_train(args, cfg) -> nn.Module:
                 f"({listed(classes)}): begin anew in another train.output_dir, from its weights if you like"
             )
         check_unchanged(state["config"], checkpoints.config, state["path"])
+    if comm.is_main_process():
+        save_config(cfg, f"{cfg.train.output_dir}/config.yaml")
     model = instantiate(cfg.model).to(cfg.train.device)
     if state is None and cfg.train.init_checkpoint:
         gpvit.checkpoint.load(model, cfg.train.init_checkpoint, classes)
@@ -94,9 +104,9 @@ def do_train(args, cfg) -> nn.Module:
     )
     if state is not None:
         checkpoints.restore(state)
-    if comm.is_main_process():  # behind restore(), which replaces the metrics file
-        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
-        trainer.register_hooks([hooks.PeriodicWriter(writers, cfg.train.log_period)])
+    if comm.is_main_process():
+        checkpoints.forget_metrics()
+        trainer.register_hooks([Writers(default_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period)])
     trainer.train(loader, cfg.train.max_iter)
     return model
 
@@ -105,6 +115,8 @@ def configure(args):
     """The config that the command line asks for."""
     cfg = load_config(args.config_file, args.overrides)
     cfg.train.device = choose_device(cfg.train.device, args.num_gpus)
+    if cfg.train.amp.enabled == "auto":
+        cfg.train.amp.enabled = cfg.train.device == "cuda"
     if args.data:
         gpvit.data.use_folder(cfg, args.data, train=not args.eval_only)
     gpvit.data.require_files(cfg.dataloader.test)

@@ -176,7 +176,7 @@ class Quadratic(nn.Module):
 
 
 def one_step(
-    tmp_path: Path, value: float = 3.0, clip_norm: float = 0.0, amp_enabled: bool | str = False, dtype: str = "bfloat16"
+    tmp_path: Path, value: float = 3.0, clip_norm: float = 0.0, amp_enabled: bool = False, dtype: str = "bfloat16"
 ) -> Quadratic:
     model = Quadratic()
     amp = OmegaConf.create(dict(enabled=amp_enabled, dtype=dtype))
@@ -197,7 +197,6 @@ def test_gradients_are_clipped_to_their_norm(tmp_path: Path) -> None:
 
 def test_mixed_precision_is_used_where_asked_for(tmp_path: Path) -> None:
     assert one_step(tmp_path, amp_enabled=True).seen_dtype == torch.bfloat16
-    assert one_step(tmp_path, amp_enabled="auto").seen_dtype == torch.float32  # on a CPU
 
 
 def test_float16_scales_the_loss_and_clips_what_is_unscaled(tmp_path: Path) -> None:

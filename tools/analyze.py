@@ -200,7 +200,7 @@ def adapter_costs(size: str, height: int, width: int) -> tuple[dict[str, float],
 
 def print_engine() -> None:
     """Iterations of both trainers in turns, on the quick start's model and one batch of four images of 192x256."""
-    cfg = load_config(str(CONFIGS / "quickstart.py"))
+    cfg = load_config(str(CONFIGS / "quickstart.py"), ["train.amp.enabled=False"])
     batch = [random_image(192, 256) for _ in range(4)]
     seconds: dict[str, list[float]] = {"plain": [], "engine": []}
     with tempfile.TemporaryDirectory() as folder, EventStorage():

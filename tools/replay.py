@@ -14,16 +14,15 @@ import gpvit
 import torch
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
-from gpvit.engine import load_config
+from gpvit.engine import Trainer, load_config
 from gpvit.engine.loader import MappedDataset, seed_everything
-from gpvit.errors import UserError
-from torch import nn
+from gpvit.errors import UserError, listed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, help="not_finite_*.json")
-    parser.add_argument("--data", metavar="DIR", help="own data, as given to the training")
+    parser.add_argument("--data", metavar="DIR", help="own data, if it is no longer where the training had it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     try:
@@ -32,20 +31,26 @@ def main() -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{args.report} is no report of a training that stopped ({error})") from None
     cfg = load_config(str(args.report.parent / "config.yaml"))
-    if args.data:
-        gpvit.data.use_folder(cfg, args.data, train=True)
-    model = instantiate(cfg.model).to(args.device).train()
+    if folder := args.data or gpvit.data.folder_of(cfg.dataloader.train.dataset.names):
+        gpvit.data.use_folder(cfg, folder, train=True)
+    gpvit.data.require_files(cfg.dataloader.train)
+    cfg.optimizer.params.model = model = instantiate(cfg.model).to(args.device)
     state = gpvit.checkpoint.read_content(str(args.report.parent / f"model_{iteration:07}.pth"))
     gpvit.checkpoint.load_strictly(model, state["model"], "the checkpoint")
+    options = dict(seed=seed, output_dir="", amp=cfg.train.amp, accumulate=cfg.train.accumulate)
+    trainer = Trainer(model, instantiate(cfg.optimizer), **options)
+    trainer.loss_normalizer = state["trainer"]["loss_normalizer"]
+    trainer.grad_scaler.load_state_dict(state["trainer"]["grad_scaler"])
     dataset = MappedDataset(instantiate(cfg.dataloader.train.dataset), instantiate(cfg.dataloader.train.mapper), seed, False)
-    found = [repeat(model, dataset, process, seed, iteration, process["rank"]) for process in processes]
+    found = [repeat(trainer, dataset, process, iteration) for process in processes]
     if not any(found):
-        print("all losses are finite here: the numbers depend on what differs, such as device or precision")
+        print("all losses and gradients are finite here: the numbers depend on what differs, such as the device")
     return 0 if any(found) else 1
 
 
-def repeat(model: nn.Module, dataset: MappedDataset, process: dict, seed: int, iteration: int, rank: int) -> bool:
+def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: int) -> bool:
     """Runs one process's part of the iteration; whether a number in it was not finite."""
+    model, rank = trainer.model, process["rank"]
     first: list[str] = []
 
     def check(name: str, output: object) -> None:
@@ -59,22 +64,27 @@ def repeat(model: nn.Module, dataset: MappedDataset, process: dict, seed: int, i
         if name
     ]
     batch = [dataset[image["index"], image["position"]] for image in process["images"]]
-    seed_everything(seed, iteration, rank)
+    seed_everything(trainer.seed, iteration, rank)
     with EventStorage(iteration):
         try:
-            losses = {name: loss.item() for name, loss in model(batch).items()}
+            losses = {name: float(loss) for name, loss in trainer.forward_and_backward(batch).items()}
         except FloatingPointError as error:  # Detectron2's, of proposals
             print(f"process {rank}: {error}")
             losses = {"proposals": float("nan")}
     for handle in handles:
         handle.remove()
     bad = not all(torch.tensor(list(losses.values())).isfinite())
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    bad_gradients = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    trainer.optimizer.zero_grad()
     print(f"process {rank}: {', '.join(f'{name} {loss:.4g}' for name, loss in losses.items())}")
     for image in process["images"]:
         print(f"  image {image['image_id']}: {image['file_name']}")
     if first:
         print(f"  the first output that is not finite is of {first[0]}")
-    return bad or bool(first)
+    if bad_gradients:
+        print(f"  gradients that are not finite: {listed(bad_gradients)}")
+    return bad or bool(first or bad_gradients)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ train = dict(
     init_checkpoint="",  # path or address of the weights to start from; "" for random ones
     max_iter=43_975,  # 1x: 12 epochs of the 117,266 images with objects, 32 at a time
     seed=-1,  # negative: another one each time
+    deterministic=False,  # on GPUs: slower operations whose sums are the same each time, where there are such
     device="auto",  # "cuda", "cpu", or "auto": a GPU if there is one
     amp=dict(enabled="auto", dtype="bfloat16"),  # mixed precision; "auto": on GPUs; "float16" before Ampere
     clip_norm=0.0,  # largest L2 norm of the gradients; 0 for no clipping

@@ -14,15 +14,19 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import train_net
 from detectron2.utils import comm
-from gpvit.engine import Checkpoints, argument_parser, launch
+from gpvit.engine import Checkpoints, argument_parser, build_ddp, checkpoints, launch
 from gpvit.engine.loader import MappedDataset
 from gpvit.engine.trainer import Trainer
 from gpvit.errors import UserError
+from omegaconf import OmegaConf
 
 
 def faults() -> list[tuple[str, int, int]]:
@@ -54,11 +58,18 @@ class Sabotage:
                 os.kill(os.getpid(), signal.Signals[name])
             if strikes(f"{name}_parent", self.iter):
                 os.kill(os.getppid(), signal.Signals[name])
+            if strikes(f"{name}_group", self.iter):  # as Ctrl-C in a terminal: to data-loading processes, too
+                os.killpg(0, signal.Signals[name])
         if strikes("disk_full", self.iter):
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
         if strikes("disk_emptied", self.iter):
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         super().run_step(batches)
+
+    def _write_metrics(self, values: dict[str, torch.Tensor]) -> None:
+        super()._write_metrics(values)
+        if strikes("late_error", self.iter):  # PyTorch's, of a dead data-loading process, may come at any time
+            raise RuntimeError("DataLoader worker (pid 1) is killed")
 
     def _next_batch(self, batches: Any) -> list[dict[str, Any]]:
         batch = super()._next_batch(batches)
@@ -104,6 +115,7 @@ def fail_in_loading(dataset: MappedDataset, item: tuple[int, int]) -> None:
 
 
 def main(args: Any) -> None:
+    np.random.seed()  # forked processes would all choose the same "random" seed
     original = MappedDataset.__getitem__
 
     def getitem(dataset: MappedDataset, item: tuple[int, int]) -> dict[str, Any]:
@@ -126,7 +138,34 @@ def main(args: Any) -> None:
         train_net.do_test = do_test
     elif os.environ.get("EVALUATION") == "off":
         train_net.do_test = lambda cfg, model: {}
+    elif os.environ.get("EVALUATION") == "SIGTERM":
+
+        def do_test(cfg: Any, model: torch.nn.Module) -> dict:
+            if comm.is_main_process():
+                os.kill(os.getppid() if comm.get_world_size() > 1 else os.getpid(), signal.SIGTERM)
+            time.sleep(1000)
+
+        train_net.do_test = do_test
+    if strikes("blind", 0):  # to what the other processes see
+        checkpoints._newest = lambda folder: None
     train_net.main(args)
+
+
+def step_of_two_processes(rank: int, folder: str, values: list[list[float]], dtype: str) -> None:
+    """One step in two parts of each process, on images of which each has a value; writes the weight, or the error."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    model.forward = lambda batch: {"loss": sum(image["value"] for image in batch) / len(batch) * model.weight.sum()}
+    amp = OmegaConf.create(dict(enabled=bool(dtype), dtype=dtype or "bfloat16"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = Trainer(build_ddp(model), optimizer, seed=0, output_dir=folder, amp=amp, accumulate=2)
+    try:
+        trainer.train([[{"image": torch.zeros(3, 1, 1), "value": value, "skipped": []} for value in values[rank]]], 1)
+        result = str(model.weight.item())
+    except UserError as error:
+        result = str(error)
+    Path(folder, str(rank)).write_text(result)
 
 
 def run(command: list[str], environment: dict[str, str], output: str) -> None:

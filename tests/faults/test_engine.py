@@ -1,13 +1,10 @@
 """Training survives each of these faults, and goes on as if it had not been; the faults are real, on a CPU."""
 
 import functools
-import io
 import json
-import logging
 import math
 import multiprocessing
 import os
-import pickle
 import random
 import re
 import shutil
@@ -27,8 +24,6 @@ import torch
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit.engine import load_config, newest
-from gpvit.engine.loader import BatchSampler
-from gpvit.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import saboteur  # noqa: E402
@@ -42,6 +37,7 @@ OPTIONS = [
     "model.backbone.net.drop_path_rate=0.3",
     "dataloader.train.num_workers=1",
 ]
+QUICKSTART = REPOSITORY / "configs" / "quickstart.py"
 WITHIN = 60  # seconds in which a job ends when a process of it has died
 
 
@@ -111,13 +107,14 @@ def forks() -> multiprocessing.context.BaseContext:
 
 @pytest.fixture(scope="module")
 def train(forks: multiprocessing.context.BaseContext, synthetic_data: Path) -> Callable[..., Run]:
-    """Runs a job: train(folder, *arguments, ranks=1, faults="", data=..., wait for what it leaves behind, environment)."""
+    """Runs a job and waits for what it leaves behind: train(folder, *arguments, ranks, faults, data, config, **environment)."""
 
     def run(
-        folder: Path, *arguments: str, ranks: int = 1, faults: str = "", data: Path = synthetic_data, **environment: str
-    ) -> Run:
+        folder: Path, *arguments: str, ranks: int = 1, faults: str = "", data: Path = synthetic_data,
+        config: Path = QUICKSTART, **environment: str,
+    ) -> Run:  # fmt: skip
         folder.mkdir(exist_ok=True, parents=True)
-        command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(data), *TINY, *OPTIONS]
+        command = ["--config-file", str(config), "--data", str(data), *(TINY + OPTIONS if config == QUICKSTART else ())]
         command += ["train.device=cpu", f"train.output_dir={folder}", *arguments, "--num-gpus", str(ranks)]
         environment = {"FAULTS": faults, "EVALUATION": "off"} | environment
         output = folder / "output.txt"
@@ -191,6 +188,8 @@ RANDOM = random.Random()
         (1, "SIGINT", 130),
         (2, "SIGTERM_parent", 143),
         (2, "SIGINT", 130),
+        (1, "SIGTERM_group", 143),
+        (1, "SIGINT_group", 130),
     ],
 )
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
@@ -257,57 +256,6 @@ def test_an_error_in_the_middle_of_an_iteration_leaves_no_trace_in_the_state(
     assert_goes_on(train, tmp_path, undisturbed(1), 1)
 
 
-def tensors(iteration: int) -> dict[str, Any]:
-    return {"model": {"weight": torch.arange(500.0) + iteration}, "trainer": {"iteration": iteration}}
-
-
-def killed_while_saving(path: Path, when: int | str) -> None:
-    """Saves in a process that is killed after so many bytes, or before a function of ``os`` is done."""
-    if (pid := os.fork()) == 0:
-
-        class Killer(io.BufferedRandom):
-            left = when if isinstance(when, int) else sys.maxsize
-
-            def write(self, data: bytes) -> int:
-                part = bytes(data)[: self.left]
-                super().write(part)
-                self.left -= len(part)
-                if not self.left:
-                    self.flush()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return len(part)
-
-        if isinstance(when, str):
-            setattr(os, when, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
-        gpvit.checkpoint.open = lambda name, mode: Killer(io.FileIO(name, mode.replace("b", "")))
-        gpvit.checkpoint.save(tensors(2), str(path))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-
-
-def test_a_kill_at_any_byte_of_a_checkpoint_leaves_the_one_before_it(tmp_path: Path) -> None:
-    gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))
-    size = (tmp_path / "model_0000001.pth").stat().st_size
-    places = [*range(1, size, size // 60), size - 1, "fsync", "replace"]
-    for place in places:
-        killed_while_saving(tmp_path / "model_0000002.pth", place)
-        assert newest(str(tmp_path))["trainer"]["iteration"] == 1
-        killed_while_saving(tmp_path / "model_0000001.pth", place)
-        assert newest(str(tmp_path))["trainer"]["iteration"] == 1
-    gpvit.checkpoint.save(tensors(2), str(tmp_path / "model_0000002.pth"))  # over what the killed ones left
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 2
-
-
-def test_a_full_device_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "model_0000001.pth"
-    gpvit.checkpoint.save(tensors(1), str(path))
-    Path(f"{path}.partial").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="cannot write .*No space left on device") as caught:
-        gpvit.checkpoint.save(tensors(2), str(path))
-    assert "\n" not in str(caught.value)
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 1
-
-
 def test_training_goes_on_with_a_full_disk_and_saves_when_there_is_room_again(
     train: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -323,144 +271,6 @@ def test_training_goes_on_with_a_full_disk_and_saves_when_there_is_room_again(
     assert job.code == 1 and len(job.errors) == 1 and "model_final.pth: " in job.errors[0], job.output
     assert newest(str(job.folder))["trainer"]["iteration"] == 2
     assert not list(job.folder.glob("*.partial"))
-
-
-def test_a_flipped_bit_anywhere_is_found_and_the_checkpoint_before_is_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for iteration in (1, 2):
-        gpvit.checkpoint.save(tensors(iteration), str(tmp_path / f"model_{iteration:07}.pth"))
-    path = tmp_path / "model_0000002.pth"
-    content = path.read_bytes()
-    comment = range(len(content) - 100, len(content))
-    places = [*comment, *random.Random(0).sample(range(len(content) - 100), 300)]
-    for place in places:
-        damaged = bytearray(content)
-        damaged[place] ^= 1 << (place % 8)
-        path.write_bytes(damaged)
-        caplog.clear()
-        assert newest(str(tmp_path))["trainer"]["iteration"] == 1, place
-        assert "model_0000002.pth is damaged" in caplog.text or "cannot read" in caplog.text
-        with pytest.raises(UserError):
-            gpvit.checkpoint.read(str(path))
-    for length in range(0, len(content), 37):
-        path.write_bytes(content[:length])
-        assert newest(str(tmp_path))["trainer"]["iteration"] == 1, length
-        with pytest.raises(UserError):
-            gpvit.checkpoint.read(str(path))
-    (tmp_path / "model_0000001.pth").write_bytes(content[:-1])
-    with pytest.raises(UserError, match="2 checkpoints, and none of them can be read"):
-        newest(str(tmp_path))
-
-
-@pytest.mark.parametrize("text", ["", "model_0000009.pth", None])
-def test_a_last_checkpoint_file_of_detectron2_does_not_matter(tmp_path: Path, text: str | None) -> None:
-    gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))
-    if text is not None:
-        (tmp_path / "last_checkpoint").write_text(text)
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 1
-
-
-class Canary:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self.path}",)
-
-
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
-    canary = tmp_path / "canary"
-    paths = [tmp_path / name for name in ("model_0000001.pth", "bare.pth", "old.pth", "pickle.pkl")]
-    gpvit.checkpoint.save({"model": {"weight": torch.zeros(1)}, "trainer": Canary(canary)}, str(paths[0]))
-    torch.save({"model": Canary(canary)}, paths[1])
-    torch.save({"model": Canary(canary)}, paths[2], _use_new_zipfile_serialization=False)
-    paths[3].write_bytes(pickle.dumps({"model": Canary(canary)}))
-    for path in paths:
-        with pytest.raises(UserError, match="is code and not data|damaged"):
-            gpvit.checkpoint.read(str(path))
-    with pytest.raises(UserError, match="none of them can be read"):
-        newest(str(tmp_path))
-    assert not canary.exists()
-    os.system(f"touch {canary}")
-    assert canary.exists()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "train: !!python/object/apply:os.system ['touch CANARY']",
-        "model: {_target_: os.system, command: touch CANARY}",
-        "model: {_target_: gpvit.engine.launch.os.system, command: touch CANARY}",
-        "model: {_target_: detectron2.config.LazyConfig.load, filename: CANARY}",
-        "model: [{a: {_target_: builtins.eval}}]",
-        "model: ${oc.decode:'{_target_: os.system, command: touch CANARY}'}",
-        "target: os.system\nmodel: {_target_: '${target}', command: touch CANARY}",
-    ],
-)
-def test_code_in_a_yaml_config_is_refused_and_not_run(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(text.replace("CANARY", str(tmp_path / "canary")))
-    with pytest.raises(UserError):
-        instantiate(load_config(str(path)).model)
-    assert not (tmp_path / "canary").exists()
-
-
-def test_a_thousand_damaged_checkpoints_are_refused_or_read(tmp_path: Path) -> None:
-    chance = random.Random(0)
-    good = []
-    for name in ("good.pth", "bare.pth", "good.safetensors"):
-        if name == "bare.pth":
-            torch.save({"model": {"weight": torch.arange(4.0)}, "classes": ["cat"]}, tmp_path / name)
-        else:
-            gpvit.checkpoint.write(str(tmp_path / name), {"weight": torch.arange(4.0)}, classes=["cat"])
-        good.append(((tmp_path / name).read_bytes(), Path(name).suffix))
-    folder = tmp_path / "damaged"
-    folder.mkdir()
-    refused = 0
-    for number in range(1000):
-        content, suffix = good[number % 3]
-        content = bytearray(content)
-        kind = chance.randrange(4)
-        if kind == 0:
-            content = content[: chance.randrange(len(content))]
-        elif kind == 1:
-            for _ in range(chance.randrange(1, 20)):
-                content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        elif kind == 2:
-            content = bytearray(chance.randbytes(chance.randrange(300)))
-        else:
-            place = chance.randrange(len(content))
-            content[place : place + 8] = chance.randbytes(chance.randrange(16))
-        path = folder / f"damaged{suffix}"
-        path.write_bytes(content)
-        try:
-            assert isinstance(gpvit.checkpoint.read(str(path)), gpvit.checkpoint.File)
-        except UserError:
-            refused += 1
-        assert path.read_bytes() == content and len(list(folder.iterdir())) == 1
-        path.unlink()
-    assert refused > 600
-
-
-def batches(monkeypatch: pytest.MonkeyPatch, world_size: int, start: int, number: int) -> list[list[tuple[int, int]]]:
-    parts = []
-    for rank in range(world_size):
-        monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: world_size)
-        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
-        parts.append([batch for batch, _ in zip(BatchSampler([0, 1, 1] * 5, 4, 7, start), range(number))])
-    return [sum(together, []) for together in zip(*parts)]
-
-
-def test_the_order_of_images_depends_on_the_seed_alone_and_begins_at_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = batches(monkeypatch, 1, 0, 20)
-    assert [position for batch in expected for _, position in batch] == list(range(80))
-    assert all(len({index % 3 == 0 for index, _ in batch}) == 1 for batch in expected)
-    for world_size in (1, 2, 4):
-        for start in (0, 1, 7):
-            assert batches(monkeypatch, world_size, start, 13) == expected[start : start + 13]
 
 
 @pytest.mark.parametrize(
@@ -581,7 +391,7 @@ def test_a_loss_that_is_not_finite_stops_all_before_the_weights_change_and_is_re
         expected = state(stopped.folder / f"model_{iteration:07}.pth")
         assert same(state(job.folder / f"model_{iteration:07}.pth"), expected)
 
-    monkeypatch.setattr(sys, "argv", ["replay.py", str(path), "--data", str(one_cross), "--device", "cpu"])
+    monkeypatch.setattr(sys, "argv", ["replay.py", str(path), "--device", "cpu"])
     assert replay.main() == 0
     output = capsys.readouterr().out
     for process in report["processes"]:
@@ -596,8 +406,8 @@ def test_proposals_that_are_not_finite_stop_all_with_a_report(
 ) -> None:
     job = train(tmp_path, ranks=ranks, faults=f"diverged:4:{rank}")
     assert job.code == 1 and "Traceback" not in job.output, job.output
-    assert any("iteration 4: loss or gradient is not finite" in line for line in job.errors)
-    (process,) = json.loads((tmp_path / "not_finite_0000004.json").read_text())["processes"]
+    assert any("iteration 4: Predicted boxes or scores contain Inf/NaN" in line for line in job.errors)
+    (process,) = json.loads((tmp_path / f"not_finite_0000004_rank{rank}.json").read_text())["processes"]
     assert process["rank"] == rank and process["images"]
     assert newest(str(tmp_path))["trainer"]["iteration"] == 4
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
@@ -625,6 +435,40 @@ def test_an_unreadable_image_stops_the_training_when_the_budget_is_used_up(
     assert job.code == 1 and len(job.errors) == 1 and str(unreadable) in job.errors[0] and "Traceback" not in job.output
     assert [f"{number} images left out so far, 2 allowed" in job.log for number in (1, 2, 3, 4)] == [True, True, True, False]
     assert losses(job.folder)
+
+
+def test_a_training_goes_on_when_the_image_that_stopped_it_is_repaired(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], unreadable: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(unreadable.parent.parent, data)
+    assert train(tmp_path / "out", data=data).code == 1
+    shutil.copy(synthetic_data / "images" / unreadable.name, data / "images")
+    job = train(tmp_path / "out", "--resume", data=data)
+    assert job.code == 0 and same(job.final(), undisturbed(1).final())
+
+
+def test_a_smaller_skip_budget_than_was_used_is_one_line(
+    train: Callable[..., Run], unreadable: Path, tmp_path: Path
+) -> None:
+    data = unreadable.parent.parent
+    assert train(tmp_path, "train.skip_budget=9", data=data).code == 0
+    (tmp_path / "model_final.pth").unlink()
+    job = train(tmp_path, "--resume", "train.skip_budget=0", data=data)
+    assert job.code == 1 and re.search(r"error: \d images were left out, and train.skip_budget allows 0", job.output)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_unreadable_image_of_the_evaluation_is_named(
+    train: Callable[..., Run], synthetic_data: Path, tmp_path: Path, ranks: int
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(synthetic_data, data)
+    path = data / "images" / json.loads((data / "annotations" / "val.json").read_text())["images"][-1]["file_name"]
+    path.write_bytes(path.read_bytes()[:1000])
+    options = ["dataloader.test.num_workers=1", "train.eval_period=2"]
+    job = train(tmp_path / "out", *options, ranks=ranks, data=data, EVALUATION="on")
+    assert job.code == 1 and any(str(path) in line for line in job.errors) and "Traceback" not in job.output, job.output
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -680,3 +524,157 @@ def test_averaged_weights_are_evaluated_and_saved_beside_the_raw_ones(train: Cal
     assert final["model"].keys() == final["ema"].keys() and not same(dict(final["model"]), dict(final["ema"]))
     read = gpvit.checkpoint.read(str(tmp_path / "model_final.pth")).weights
     assert same(dict(read), dict(final["ema"]))
+
+
+def step_of_two_processes(forks: Any, folder: Path, values: list[list[float]], dtype: str = "") -> list[str]:
+    step = saboteur.step_of_two_processes
+    ranks = [forks.Process(target=step, args=(rank, str(folder), values, dtype)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(WITHIN)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [0, 0]
+    return [(folder / str(rank)).read_text() for rank in (0, 1)]
+
+
+def test_processes_that_compute_their_batches_in_parts_make_one_step(forks: Any, tmp_path: Path) -> None:
+    assert step_of_two_processes(forks, tmp_path, [[1.0, 2.0], [4.0, 8.0]]) == ["-3.75", "-3.75"]
+
+
+@pytest.mark.parametrize("dtype", ["", "float16"])
+def test_all_processes_stop_when_the_loss_of_one_is_not_finite(forks: Any, tmp_path: Path, dtype: str) -> None:
+    results = step_of_two_processes(forks, tmp_path, [[1.0, 2.0], [4.0, math.nan]], dtype)
+    assert all("loss or gradient is not finite" in result for result in results)
+
+
+def test_a_best_checkpoint_is_not_the_one_to_resume_from(train: Callable[..., Run], tmp_path: Path) -> None:
+    options = ["train.eval_period=1", "train.checkpointer.best_metric=segm/AP", "train.checkpointer.period=3"]
+    metrics = {1: 10, 2: 10, 3: 10, 4: 20, 5: 30}
+    train(tmp_path, *options, "dataloader.train.num_workers=0", faults="SIGTERM:4", METRICS=json.dumps(metrics))
+    assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == newest(str(tmp_path))["trainer"]["iteration"]
+
+
+def test_a_seed_that_was_not_given_is_the_same_for_all_processes_and_when_resumed(
+    train: Callable[..., Run], tmp_path: Path
+) -> None:
+    options = ["train.seed=-1", "dataloader.train.num_workers=0"]
+    train(tmp_path, *options, ranks=2, faults="SIGTERM:3", ORDER=str(tmp_path / "order"))
+    seed = newest(str(tmp_path))["seed"]
+    job = train(tmp_path, *options, "--resume", ranks=2, ORDER=str(tmp_path / "order"))
+    assert job.code == 0 and job.final()["seed"] == seed
+    train(tmp_path / "one", *options[1:], f"train.seed={seed}", ORDER=str(tmp_path / "one" / "order"))
+    assert order(tmp_path / "order") == order(tmp_path / "one" / "order")
+
+
+def test_a_training_of_other_classes_is_not_resumed(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
+) -> None:
+    content = gpvit.checkpoint.read_content(str(undisturbed(1).folder / "model_0000003.pth"))
+    content["classes"] = content["classes"][::-1]
+    gpvit.checkpoint.save(content, str(tmp_path / "model_0000003.pth"))
+    job = train(tmp_path, "--resume")
+    assert job.code == 1 and "is of a training for other classes" in job.errors[0]
+
+
+@pytest.mark.parametrize("iteration", [2, 5])  # there is no checkpoint yet, or one of 3 iterations
+def test_a_resumed_training_has_the_metrics_of_each_iteration_once(
+    train: Callable[..., Run], tmp_path: Path, iteration: int
+) -> None:
+    path = tmp_path / "metrics.json"
+    train(tmp_path, faults=f"kill:{iteration}")
+    with path.open("a") as file:
+        file.write('{"iteration": 5, "total_')
+    train(tmp_path, "--resume")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == list(range(ITERATIONS))
+
+
+def test_a_used_folder_is_refused_without_resume(train: Callable[..., Run], undisturbed: Callable[[int], Run]) -> None:
+    folder = undisturbed(1).folder
+    before = {path: path.read_bytes() for path in folder.glob("model_*")}
+    job = train(folder)
+    assert job.code == 1 and "has checkpoints of a training" in job.errors[0] and "add --resume" in job.errors[0]
+    assert {path: path.read_bytes() for path in folder.glob("model_*")} == before
+
+
+def test_processes_that_see_other_checkpoints_stop(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
+) -> None:
+    shutil.copy(undisturbed(2).folder / "model_0000006.pth", tmp_path)
+    job = train(tmp_path, "--resume", ranks=2, faults="blind:0:1")
+    assert job.code == 1 and len(job.errors) == 1 and "do not see the same checkpoints" in job.errors[0]
+
+
+def test_an_error_behind_the_step_loses_the_iteration_and_nothing_else(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
+) -> None:
+    job = train(tmp_path, faults="late_error:4")
+    assert job.code == 1 and "iteration 4 was cut short" in job.output
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 3
+    assert_goes_on(train, tmp_path, undisturbed(1), 1)
+
+
+def test_after_running_out_of_memory_a_training_goes_on_in_smaller_parts(train: Callable[..., Run], tmp_path: Path) -> None:
+    train(tmp_path, faults="out_of_memory:4")
+    assert train(tmp_path, "--resume", "train.accumulate=2").code == 0
+
+
+def test_a_training_goes_on_with_its_own_config_file(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
+) -> None:
+    train(tmp_path, faults="SIGTERM:4")
+    config = (tmp_path / "config.yaml").read_bytes()
+    job = train(tmp_path, "--resume", "optimizer.lr=1")
+    assert job.code == 1 and (tmp_path / "config.yaml").read_bytes() == config
+    job = train(tmp_path, "--resume", config=tmp_path / "config.yaml")
+    assert job.code == 0 and same(job.final(), undisturbed(1).final()), job.output
+
+
+def test_a_full_disk_at_the_best_checkpoint_does_not_end_the_training(train: Callable[..., Run], tmp_path: Path) -> None:
+    options = ["train.eval_period=1", "train.checkpointer.best_metric=segm/AP", "dataloader.train.num_workers=0"]
+    metrics = json.dumps({iteration: iteration for iteration in range(1, 9)})
+    job = train(tmp_path, *options, "train.ema_decay=0", faults="disk_full:3,disk_emptied:4", METRICS=metrics)
+    assert job.code == 0 and "model_best.pth: " in job.output
+    assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == ITERATIONS
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_in_an_evaluation_stops_at_once(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int
+) -> None:
+    job = train(tmp_path, "train.eval_period=4", ranks=ranks, EVALUATION="SIGTERM")
+    assert job.code == 143 and job.seconds < WITHIN
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 4
+    assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
+
+
+RETINANET = [
+    *(option for option in TINY if not option.startswith(("model.roi_heads", "model.proposal", "model.backbone"))),
+    *("model.backbone.bottom_up.net.embed_dim=24", "model.backbone.bottom_up.net.group_tokens=[0,4]"),
+    *("model.backbone.bottom_up.num_interactions=2", "model.backbone.bottom_up.stem_width=8"),
+    *("model.head.conv_dims=[16]", "train.init_checkpoint=''", "train.seed=5", f"train.max_iter={ITERATIONS}"),
+    *("train.checkpointer.period=3", "dataloader.train.num_workers=1"),
+]
+FLOAT16 = ["train.amp.enabled=True", "train.amp.dtype=float16", "train.clip_norm=1", "train.accumulate=2"]
+FLOAT16 += ["dataloader.train.total_batch_size=4"]
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [("published/retinanet_gpvit_l1_1x", RETINANET), ("quickstart", FLOAT16)],
+    ids=["retinanet", "float16"],
+)
+@pytest.mark.parametrize(("ranks", "fault"), [(1, "bug:4"), (2, "SIGTERM_parent:4:0")])
+def test_other_models_and_precisions_go_on_as_if_nothing_had_been(
+    train: Callable[..., Run], tmp_path: Path, config: str, options: list[str], ranks: int, fault: str
+) -> None:
+    path = REPOSITORY / "configs" / f"{config}.py"
+    whole = train(tmp_path / "whole", *options, ranks=ranks, config=path)
+    assert whole.code == 0, whole.output
+    train(tmp_path / "stopped", *options, ranks=ranks, config=path, faults=fault)
+    resumed = train(tmp_path / "stopped", *options, "--resume", ranks=ranks, config=path)
+    assert "training from iteration 4" in resumed.log or "training from iteration 5" in resumed.log
+    assert losses(resumed.folder) == losses(whole.folder) and same(resumed.final(), whole.final())

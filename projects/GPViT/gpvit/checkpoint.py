@@ -96,11 +96,12 @@ def read(path: str) -> File:
     key = next((key for key in ("model", "state_dict") if key in content), None)
     if key is None:
         raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {listed(list(content))}")
+    if content.get("ema"):
+        key = "ema"  # what a training averaged is what it is for
     tensors, meta = content[key], content.get("meta")
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"cannot use {path}: its '{key}' is not a dict of tensors")
-    if key == "model":
-        tensors = content.get("ema") or tensors  # what a training averaged is what it is for
+    if key in ("model", "ema"):
         return File(path, "checkpoint", tensors, content.get("classes"), [])
     try:
         kind = published.kind_of(tensors)

@@ -80,6 +80,12 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     set_num_classes(cfg.model, len(names))
 
 
+def folder_of(names: str | Sequence[str]) -> str | None:
+    """The folder of one's own data behind a name that :func:`register_folder` gave; None for other data."""
+    kind, _, rest = names.partition(":") if isinstance(names, str) else ("", "", "")
+    return rest.rpartition(":")[0] if kind == "coco" else None
+
+
 def require_files(loader: DictConfig) -> None:
     """Raises a UserError if a loader's data sets are unknown or their annotations are not there."""
     names = loader.dataset.names

@@ -3,10 +3,13 @@
 import math
 
 import torch
+import torch.distributed as dist
 from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import meta_arch
+from detectron2.modeling.meta_arch import retinanet
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
+from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
 
@@ -37,8 +40,22 @@ class LastLevelNormP6P7(nn.Module):
         return [p6, self.p7(p6)]
 
 
+# The compiled form's first results differ from later ones in the last bits, so that no training could be resumed exactly.
+retinanet.sigmoid_focal_loss_jit = sigmoid_focal_loss
+
+
 class RetinaNet(meta_arch.RetinaNet):
-    """Clips boxes to the image before non-maximum suppression, as Detectron2's R-CNNs do, not after it."""
+    """Clips boxes to the image before non-maximum suppression, as Detectron2's R-CNNs do, not after it.
+
+    Its losses are divided by the same number in all processes.
+    """
+
+    def _ema_update(self, name: str, value: float, *args: float) -> float:
+        if dist.is_initialized():
+            mean = torch.tensor(float(value), device=self.device)
+            dist.all_reduce(mean)
+            value = mean.item() / dist.get_world_size()
+        return super()._ema_update(name, value, *args)
 
     def _decode_per_level_predictions(
         self, anchors: Boxes, pred_scores: Tensor, pred_deltas: Tensor, *limits: float | tuple[int, int]

@@ -1,5 +1,5 @@
-from .checkpoints import Checkpoints, Evaluation, check_unchanged, newest
-from .config import detectron2_config, load_config
+from .checkpoints import Checkpoints, Evaluation, Writers, check_unchanged, newest, refuse_used
+from .config import detectron2_config, load_config, save_config
 from .launch import argument_parser, choose_device, launch
 from .loader import build_train_loader, digest
 from .setup import setup, shared_seed
@@ -9,6 +9,7 @@ __all__ = [
     "Checkpoints",
     "Evaluation",
     "Trainer",
+    "Writers",
     "argument_parser",
     "build_ddp",
     "build_train_loader",
@@ -19,6 +20,8 @@ __all__ = [
     "launch",
     "load_config",
     "newest",
+    "refuse_used",
+    "save_config",
     "setup",
     "shared_seed",
 ]

@@ -9,22 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detectron2.engine import HookBase
-from detectron2.layers import ShapeSpec
+import torch.distributed as dist
+from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from .. import checkpoint
-from ..errors import UserError, listed
+from ..errors import ProcessError, UserError, listed
+from .config import flattened
 from .trainer import STOP_EARLY, StopHook, unwrapped
 
 logger = logging.getLogger(__name__)
 
 # What a resumed training may change: nothing that its weights depend on.
 FREE = re.compile(
-    r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|checkpointer\..*|ddp\..*|skip_budget)"
+    r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|checkpointer\..*|ddp\..*|skip_budget|accumulate)"
     r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
     r"|dataloader\.train\.(seed|start_iter|skip)"  # which train_net.py sets
 )
@@ -55,6 +56,10 @@ class Checkpoints(StopHook):
         best_metric: str = "",
         patience: int = 0,
     ) -> None:
+        if period < 1 or max_to_keep < 1:
+            raise UserError(f"train.checkpointer.period={period} and max_to_keep={max_to_keep} must be at least 1")
+        if patience and not best_metric:
+            raise UserError(f"train.checkpointer.patience={patience} needs train.checkpointer.best_metric")
         self.folder, self.classes = Path(cfg.train.output_dir), classes
         self.period, self.max_to_keep = period, max_to_keep
         self.best_metric, self.patience = best_metric, patience
@@ -67,27 +72,34 @@ class Checkpoints(StopHook):
             self.trainer.request = STOP_EARLY
 
     def after_step(self) -> None:
+        self.trainer.is_whole = True
         if self.trainer.done % self.period == 0 and self.trainer.done < self.trainer.max_iter:
-            try:
-                self.save(f"model_{self.trainer.done:07}")
-            except UserError as error:  # a full disk may be emptied before the next one is due
-                logger.error(f"{error}; training goes on, and the next checkpoint is due in {self.period} iterations")
+            self.try_to_save(f"model_{self.trainer.done:07}", f"training goes on, next checkpoint in {self.period} iterations")
 
     def on_stop(self) -> None:
-        if self.saved != self.trainer.done:
-            self.save(f"model_{self.trainer.done:07}")
+        if not self.trainer.is_whole:
+            logger.error(f"iteration {self.trainer.iter} was cut short; resume from the checkpoint before it")
+        elif self.saved != self.trainer.done:
+            self.try_to_save(f"model_{self.trainer.done:07}", "what happened behind the last one is lost")
 
     def save(self, name: str) -> None:
         """Writes the state between two iterations; process 0 does. Raises a UserError if that fails."""
-        if not comm.is_main_process() or not self.trainer.is_whole:
+        if not comm.is_main_process():
             return
         start = time.perf_counter()
         checkpoint.save(self.content(), str(self.folder / f"{name}.pth"))
         if name != "model_best":
             self.saved = self.trainer.done
         for path in sorted(self.folder.glob("model_[0-9]*.pth"))[: -self.max_to_keep]:
-            path.unlink()
+            path.unlink(missing_ok=True)
         logger.info(f"saved {self.folder / name}.pth in {time.perf_counter() - start:.1f} seconds")
+
+    def try_to_save(self, name: str, consequence: str) -> None:
+        """As :meth:`save`, but a full disk, which may be emptied before the next one is due, only says so."""
+        try:
+            self.save(name)
+        except UserError as error:
+            logger.error(f"{error}; {consequence}")
 
     def content(self) -> dict[str, Any]:
         ema = {"ema": self.trainer.ema.module.state_dict()} if self.trainer.ema is not None else {}
@@ -118,7 +130,7 @@ class Checkpoints(StopHook):
         self.best = max(self.best, metrics[self.best_metric])
         self.without_better = 0 if better else self.without_better + 1
         if better:
-            self.save("model_best")
+            self.try_to_save("model_best", "training goes on")
         if self.patience and self.without_better >= self.patience:
             logger.info(f"{self.best_metric} got no better in {self.without_better} evaluations: the training ends")
             self.trainer.request = max(self.trainer.request, STOP_EARLY)
@@ -131,16 +143,14 @@ class Checkpoints(StopHook):
             checkpoint.load_strictly(trainer.ema.module, state["ema"], state["path"])
         trainer.load_state_dict(state["trainer"])
         self.saved = trainer.done
-        if comm.is_main_process():
-            self._forget_metrics_from(trainer.done)
 
-    def _forget_metrics_from(self, iteration: int) -> None:
+    def forget_metrics(self) -> None:
         """Removes from metrics.json what will be written again, and a line that was cut short."""
         path = self.folder / "metrics.json"
         kept = []
         for line in path.read_text().splitlines() if path.exists() else []:
             with contextlib.suppress(ValueError):
-                if json.loads(line)["iteration"] < iteration:
+                if json.loads(line)["iteration"] < self.trainer.done:
                     kept.append(line + "\n")
         partial = path.with_suffix(".partial")
         partial.write_text("".join(kept))
@@ -164,52 +174,105 @@ class Evaluation(HookBase):
 
     def __init__(self, period: int, evaluate: Callable[[nn.Module], dict], checkpoints: Checkpoints) -> None:
         self.period, self.evaluate, self.checkpoints = period, evaluate, checkpoints
+        self.evaluated = -1  # iterations that were done at the last evaluation
 
     def before_train(self) -> None:
         """What was due when the checkpoint was written, which comes first, is made up for."""
         done = self.trainer.done
         if self.period and 0 < done < self.trainer.max_iter and done % self.period == 0:
+            self.trainer.storage.iter = done - 1
             self.run()
+            self.trainer.storage.iter = done
 
     def after_step(self) -> None:
         if self.period and self.trainer.done % self.period == 0 and self.trainer.done < self.trainer.max_iter:
             self.run()
 
     def after_train(self) -> None:
-        self.run()
+        if self.evaluated != self.trainer.done:
+            self.run()
 
     def run(self) -> None:
         trainer = self.trainer
+        self.evaluated = trainer.done
+        trainer.evaluating = True
+        if comm.get_world_size() > 1:
+            for statistics in unwrapped(trainer.model).buffers():  # those that a checkpoint has
+                dist.broadcast(statistics, 0)
         metrics = flatten_results_dict(self.evaluate(trainer.model) or {})
         if trainer.ema is not None:
             averaged = flatten_results_dict(self.evaluate(trainer.ema.module) or {})
             metrics |= {f"ema_{name}": value for name, value in averaged.items()}
         trainer.storage.put_scalars(**{name: float(value) for name, value in metrics.items()}, smoothing_hint=False)
-        self.checkpoints.after_evaluation(metrics)
+        try:
+            self.checkpoints.after_evaluation(metrics)
+        except UserError as error:
+            raise ProcessError(str(error)) from None
         comm.synchronize()
+        trainer.evaluating = False
+
+
+class Writers(hooks.PeriodicWriter, StopHook):
+    """Detectron2's, which also write down what there is when the training stops."""
+
+    def on_stop(self) -> None:
+        self.after_train()
 
 
 def newest(folder: str) -> dict[str, Any] | None:
-    """The state in the newest good checkpoint of a folder; None if there is no checkpoint at all.
+    """The state in the good checkpoint of a folder with most iterations; None if there is no checkpoint at all.
 
     Raises:
-        UserError: there are checkpoints, and none is good.
+        UserError: there are checkpoints, and none is good; or other processes see others.
     """
-    paths = sorted(Path(folder).glob("model_[0-9]*.pth"), reverse=True)
-    paths = [path for path in [Path(folder) / "model_final.pth"] if path.exists()] + paths
+    state, error = None, ""
+    try:
+        state = _newest(Path(folder))
+    except UserError as failure:
+        error = str(failure)
+    seen = comm.all_gather((state and state["path"], state and state["trainer"]["iteration"], error))
+    if len(set(seen)) > 1:
+        raise UserError(f"the processes do not see the same checkpoints in {folder}, which must be on a disk that they share")
+    if error:
+        raise UserError(error)
+    if state is not None:
+        logger.info(f"resuming from {state['path']}")
+    return state
+
+
+def _newest(folder: Path) -> dict[str, Any] | None:
+    paths = sorted(folder.glob("model_[0-9]*.pth"), reverse=True)
+    final = [path for path in [folder / "model_final.pth"] if path.exists()]
+    if not paths and not final:
+        return None
+    # An earlier end may have been gone beyond, so the numbered ones count, too.
+    states = [state for candidates in (final, paths) if (state := _first_good(candidates)) is not None]
+    if not states:
+        raise UserError(f"{folder} has {len(paths + final)} checkpoints, and none of them can be read")
+    return max(states, key=lambda state: state["trainer"]["iteration"])
+
+
+def _first_good(paths: list[Path]) -> dict[str, Any] | None:
     for path in paths:
         try:
             if not checkpoint.digest_is_right(str(path)):
                 raise UserError(f"{path} is damaged: its digest is missing or wrong")
             content = checkpoint.read_content(str(path))
+            if missing := {"model", "classes", "trainer", "config", "seed"} - content.keys():
+                raise UserError(f"{path} is no state of a training: it has no {listed(sorted(missing))}")
         except (UserError, OSError) as error:
-            logger.warning(f"{error}; looking for the checkpoint before it")
+            logger.warning(f"{error}; looking for another checkpoint")
         else:
-            logger.info(f"resuming from {path}")
             return content | {"path": str(path)}
-    if paths:
-        raise UserError(f"{folder} has {len(paths)} checkpoints, and none of them can be read")
     return None
+
+
+def refuse_used(folder: str) -> None:
+    """Raises a UserError if a folder has checkpoints, among which those of another training would be lost."""
+    if found := sorted(Path(folder).glob("model_*.pth")):
+        raise UserError(
+            f"{folder} has checkpoints of a training ({found[-1].name}): add --resume, or give another train.output_dir"
+        )
 
 
 def check_unchanged(saved: dict[str, str], present: dict[str, str], path: str) -> None:
@@ -218,26 +281,6 @@ def check_unchanged(saved: dict[str, str], present: dict[str, str], path: str) -
     changed = [f"{key}: {saved.get(key)} -> {present.get(key)}" for key in keys if saved.get(key) != present.get(key)]
     if changed:
         raise UserError(
-            f"{path} was written with another config or other data ({listed(changed)}): give the old ones to resume, or begin anew from its "
-            f"weights with train.init_checkpoint={path} and another train.output_dir"
+            f"{path} was written with another config or other data ({listed(changed)}): give the old ones to resume, or "
+            f"begin anew from its weights with train.init_checkpoint={path} and another train.output_dir"
         )
-
-
-def flattened(cfg: DictConfig) -> dict[str, str]:
-    """A config as text, key by key."""
-
-    def walk(node: Any, key: str) -> None:
-        if isinstance(node, ShapeSpec):
-            node = str(node)
-        if isinstance(node, dict) and node:
-            for name, item in node.items():
-                walk(item, f"{key}.{name}" if key else str(name))
-        elif isinstance(node, (list, tuple)) and node:
-            for number, item in enumerate(node):
-                walk(item, f"{key}.{number}")
-        else:
-            flat[key] = getattr(node, "__qualname__", None) or str(node)
-
-    flat: dict[str, str] = {}
-    walk(OmegaConf.to_container(cfg, resolve=True), "")
-    return flat

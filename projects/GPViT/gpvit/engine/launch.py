@@ -55,8 +55,8 @@ def choose_device(device: str, num_gpus: int) -> str:
     wanted = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else num_gpus
     if device == "cuda" and wanted > available:
         raise UserError(
-            f"{'--nproc-per-node' if by_torchrun else '--num-gpus'} {wanted}, but this machine has {available} GPUs usable by "
-            "PyTorch; ask for fewer, or add train.device=cpu"
+            f"{'--nproc-per-node' if by_torchrun else '--num-gpus'} {wanted}, but this machine has {available} GPUs usable "
+            "by PyTorch; ask for fewer, or add train.device=cpu"
         )
     return device
 

@@ -4,20 +4,20 @@ import logging
 import os
 import sys
 
+import torch
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from .config import save_config
 from .launch import share_cores
 from .loader import seed_everything
 
 
 def setup(cfg: DictConfig) -> None:
-    """Sets up log, threads and seed, and saves the config in ``cfg.train.output_dir``.
+    """Sets up log and threads.
 
-    As Detectron2's ``default_setup``, but the details of machine and config go to files and not over the screen.
+    As Detectron2's ``default_setup``, but the details of the machine go to the log file and not over the screen.
     """
     output_dir, rank = cfg.train.output_dir, comm.get_rank()
     os.makedirs(output_dir, exist_ok=True)
@@ -29,11 +29,9 @@ def setup(cfg: DictConfig) -> None:
     if comm.is_main_process():
         logger.debug("Command line: %s", " ".join(sys.argv))
         logger.debug("Environment:\n%s", collect_env_info())
-        save_config(cfg, os.path.join(output_dir, "config.yaml"))
-    logger.info(
-        f"{comm.get_world_size()} x {cfg.train.device}; log, config.yaml, metrics and checkpoints go to {output_dir}"
-    )
+    logger.info(f"{comm.get_world_size()} x {cfg.train.device}; what is found and made goes to {output_dir}")
     share_cores(cfg.train.device)
+    torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
 
 
 def shared_seed(seed: int) -> int:

@@ -37,6 +37,10 @@ class StopHook(HookBase):
         raise NotImplementedError
 
 
+class _StopNow(SystemExit):
+    """A signal in an evaluation, which other processes may not have had yet."""
+
+
 class _EarlyStop(Exception):
     """The training is done before its last iteration."""
 
@@ -52,7 +56,7 @@ class Trainer(TrainerBase):
         optimizer: of the model's parameters.
         seed: of all randomness.
         output_dir: a step that fails is written down here.
-        amp: ``enabled`` (True, False, or "auto": on GPUs) and ``dtype`` ("bfloat16" or "float16") of autocast.
+        amp: ``enabled`` and ``dtype`` ("bfloat16" or "float16") of autocast.
         clip_norm: largest L2 norm of all gradients together; 0 for no clipping.
         accumulate: parts that a batch is computed in, one after the other.
         ema_decay: decay of the moving average of the weights; 0 for none.
@@ -73,12 +77,13 @@ class Trainer(TrainerBase):
         skip_budget: int = 0,
     ) -> None:
         super().__init__()
+        if accumulate < 1:
+            raise UserError(f"train.accumulate must be at least 1, got {accumulate}")
         self.model, self.optimizer = model.train(), optimizer
         self.seed, self.output_dir, self.clip_norm = seed, output_dir, clip_norm
         self.accumulate, self.skip_budget = accumulate, skip_budget
         self.device_type = next(model.parameters()).device.type
-        self.amp_enabled = self.device_type == "cuda" if amp.enabled == "auto" else amp.enabled
-        self.amp_dtype = getattr(torch, amp.dtype)
+        self.amp_enabled, self.amp_dtype = amp.enabled, getattr(torch, amp.dtype)
         # float16 underflows without a scaled loss; bfloat16 has the range of float32.
         scale_loss = self.amp_enabled and self.amp_dtype == torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=scale_loss)
@@ -90,8 +95,11 @@ class Trainer(TrainerBase):
         self.done = 0  # iterations
         self.skipped = 0  # images
         self.request = GO_ON
+        self.evaluating = False  # nothing of the training changes then, so that a signal may stop it at once
         self._waited = self._worked = 0.0  # seconds: for data, and in all
-        self.is_whole = True  # whether weights and optimizer are those between two iterations
+        # Whether weights, optimizer, schedule and count are those between two iterations. A step makes it False, and
+        # Checkpoints, behind the hooks that belong to the step, True.
+        self.is_whole = True
         self._group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
         self._statistics = list(model.buffers())
         self._statistics_before = [torch.empty_like(buffer) for buffer in self._statistics]
@@ -126,8 +134,10 @@ class Trainer(TrainerBase):
                 for hook in self._hooks:
                     if isinstance(hook, StopHook):
                         hook.on_stop()
-                if isinstance(error, SystemExit):
+                if type(error) in (SystemExit, UserError):  # all processes have it
                     comm.synchronize()  # none ends before the state is saved
+                if isinstance(error, UserError):
+                    raise
                 if "DataLoader" in str(error):  # PyTorch interrupts whatever the process is at, when one of them dies
                     raise ProcessError(_loading_failed(self.iter, error)) from error
                 if "gloo" in str(error) or isinstance(error, dist.DistError):
@@ -142,31 +152,35 @@ class Trainer(TrainerBase):
     def run_step(self, batches: Iterator[list[dict[str, Any]]]) -> None:
         self._step_start = time.perf_counter()
         batch = self._next_batch(batches)
-        data_time = time.perf_counter() - self._step_start
         seed_everything(self.seed, self.iter, comm.get_rank())
-        copy_all(self._statistics, self._statistics_before)
+        self._remember()
         try:
-            losses = self._forward_and_backward(batch)
-            norm = self._gradient_norm()
-            values = self._averaged(losses | {"data_time": losses["total_loss"].new_tensor(data_time)})
+            values = self._step(batch)
         except BaseException as error:
-            self._undo()
+            if self.is_whole:
+                self._undo()
             if isinstance(error, torch.OutOfMemoryError):
                 raise ProcessError(self._out_of_memory(batch)) from error
-            if isinstance(error, FloatingPointError):  # Detectron2 raises it for proposals; the other processes wait
-                self._report_not_finite([self._seen(batch, {})], math.nan, ProcessError)
+            if isinstance(error, FloatingPointError):  # Detectron2's, of the proposals of this process
+                path = self._report_not_finite([self._seen(batch, {})], math.nan, f"_rank{comm.get_rank()}")
+                raise ProcessError(f"iteration {self.iter}: {error} {_where_to_look(path)}") from error
             raise
+        self._write_metrics(values)
+
+    def _step(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        losses = self.forward_and_backward(batch)
+        norm = self._gradient_norm()
+        values = self._averaged(losses | {"data_time": losses["total_loss"].new_tensor(self._data_time)})
         if not (values["total_loss"].isfinite() and norm.isfinite()):
-            self._undo()
-            self._report_not_finite(comm.gather(self._seen(batch, losses)), float(norm), UserError)
+            path = self._report_not_finite(comm.gather(self._seen(batch, losses)), float(norm))
+            raise UserError(f"iteration {self.iter}: loss or gradient is not finite. {_where_to_look(path)}")
         self.is_whole = False
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(unwrapped(self.model))
-        self.is_whole = True
-        self._write_metrics(values)
+        return values
 
     def _next_batch(self, batches: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """The next batch, if no process has a reason to stop; else none goes on."""
@@ -175,25 +189,27 @@ class Trainer(TrainerBase):
             batch = next(batches)
         except RuntimeError as failure:  # what PyTorch raises for its data-loading processes
             error = _loading_failed(self.iter, failure)
+        self._data_time = time.perf_counter() - self._step_start
         reasons = [reason for image in batch for reason in image["skipped"]]
         for reason in reasons:
             logger.warning(f"left out (train.skip_budget is {self.skip_budget}): {reason}")
         if any("image" not in image for image in batch):
             error = reasons[-1]  # nothing took its place
         code, skipped = self._agree(STOP_ERROR if error else self.request, len(reasons))
-        self.skipped += skipped
-        if skipped:
-            logger.warning(f"{self.skipped} images left out so far, {self.skip_budget} allowed")
-        if self.skipped > self.skip_budget:
-            error = error or (reasons[-1] if reasons else None)
-            code = max(code, STOP_ERROR) if code < 128 else code
+        skipped += self.skipped
+        if skipped > self.skipped:
+            logger.warning(f"{skipped} images left out so far, {self.skip_budget} allowed")
+        if skipped > self.skip_budget and code < 128:
+            code, error = STOP_ERROR, error or (reasons[-1] if reasons else None)
         if code >= 128:
             logger.info(f"{signal.Signals(code - 128).name}: stopping behind {self.done} iterations")
             raise SystemExit(code)
         if code == STOP_EARLY:
             raise _EarlyStop
         if code == STOP_ERROR:
-            raise UserError(next(filter(None, comm.all_gather(error))))
+            told = f"{skipped} images were left out, and train.skip_budget allows {self.skip_budget}"
+            raise UserError(next(filter(None, comm.all_gather(error)), told))
+        self.skipped = skipped
         return batch
 
     def _agree(self, request: int, skipped: int) -> tuple[int, int]:
@@ -205,8 +221,8 @@ class Trainer(TrainerBase):
         dist.all_reduce(table, group=self._group)
         return int(table[:, 0].max()), int(table[:, 1].sum())
 
-    def _forward_and_backward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The gradients of a batch, computed in parts, and its losses."""
+    def forward_and_backward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Computes the gradients of a batch, in parts. Returns: its losses, scalars, and their sum "total_loss"."""
         size = -(-len(batch) // self.accumulate)
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
         means: dict[str, Tensor] = {}
@@ -224,16 +240,14 @@ class Trainer(TrainerBase):
         return means
 
     def _gradient_norm(self) -> Tensor:
-        """The L2 norm of all gradients, which are clipped to it; one where the scaler looks after them."""
+        """The L2 norm of all gradients, before they are clipped; one where a smaller scale may make it finite."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         if self.grad_scaler.is_enabled():
-            if not self.clip_norm:
-                return torch.ones(())
             self.grad_scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if self.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        return torch.ones(()) if self.grad_scaler.is_enabled() else norm
+        return torch.ones(()) if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= 1 else norm
 
     def _averaged(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over the processes; not a number in all of them if it is in one."""
@@ -243,16 +257,35 @@ class Trainer(TrainerBase):
             means /= comm.get_world_size()
         return dict(zip(values, means.cpu()))
 
+    def _remember(self) -> None:
+        """Keeps what a forward pass changes."""
+        copy_all(self._statistics, self._statistics_before)
+        self._normalizer_before = self.loss_normalizer
+
     def _undo(self) -> None:
         """Leaves the model as it was before the iteration."""
         self.optimizer.zero_grad()
         copy_all(self._statistics_before, self._statistics)
+        self.loss_normalizer = self._normalizer_before
+
+    @property
+    def loss_normalizer(self) -> float | None:
+        """RetinaNet's running number of positive anchors, which Detectron2 keeps outside of its state."""
+        return getattr(unwrapped(self.model), "loss_normalizer", None)
+
+    @loss_normalizer.setter
+    def loss_normalizer(self, value: float | None) -> None:
+        if value is not None:
+            unwrapped(self.model).loss_normalizer = value
+        elif self.loss_normalizer is not None:
+            del unwrapped(self.model).loss_normalizer
 
     def _out_of_memory(self, batch: list[dict[str, Any]]) -> str:
         sizes = ", ".join("{2}x{1}".format(*image["image"].shape) for image in batch)
         return (
             f"out of memory in iteration {self.iter} of process {comm.get_rank()}, with images of {sizes} pixels (width x "
-            "height): lower dataloader.max_size or dataloader.train.total_batch_size, or raise train.accumulate"
+            "height): raise train.accumulate and resume, or begin anew with a lower dataloader.max_size or "
+            "dataloader.train.total_batch_size"
         )
 
     def _seen(self, batch: list[dict[str, Any]], losses: dict[str, Tensor]) -> dict[str, Any]:
@@ -260,17 +293,14 @@ class Trainer(TrainerBase):
         images = [{key: image.get(key) for key in ("file_name", "image_id", "index", "position")} for image in batch]
         return {"rank": comm.get_rank(), "losses": {name: float(loss) for name, loss in losses.items()}, "images": images}
 
-    def _report_not_finite(self, processes: list[dict[str, Any]], norm: float, kind: type[UserError]) -> None:
-        """Writes down what the iteration saw, and stops."""
-        path = os.path.join(self.output_dir, f"not_finite_{self.iter:07}.json")
+    def _report_not_finite(self, processes: list[dict[str, Any]], norm: float, suffix: str = "") -> str:
+        """Writes down what the iteration saw. Returns: the path of the file."""
+        path = os.path.join(self.output_dir, f"not_finite_{self.iter:07}{suffix}.json")
         if processes:  # gathered in process 0
             content = {"iteration": self.iter, "seed": self.seed, "gradient_norm": norm, "processes": processes}
             with open(path, "w") as file:
                 json.dump(finite_or_text(content), file, indent=1)
-        raise kind(
-            f"iteration {self.iter}: loss or gradient is not finite; {path} has the images and losses of all processes, and "
-            f"`python tools/replay.py {path}` repeats the iteration"
-        )
+        return path
 
     def _write_metrics(self, values: dict[str, Tensor]) -> None:
         metrics = {name: float(value) for name, value in values.items()}
@@ -284,6 +314,9 @@ class Trainer(TrainerBase):
 
         def request_stop(number: int, frame: object) -> None:
             self.request = 128 + number  # no log from here: the signal may have come in the middle of a line of it
+            if self.evaluating:
+                self.evaluating = False
+                raise _StopNow(self.request)
 
         before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -298,7 +331,7 @@ class Trainer(TrainerBase):
             "skipped": self.skipped,
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
-            "loss_normalizer": getattr(unwrapped(self.model), "loss_normalizer", None),
+            "loss_normalizer": self.loss_normalizer,
         }
         if self.ema is not None:
             state["ema_steps"] = int(self.ema.n_averaged)
@@ -309,14 +342,17 @@ class Trainer(TrainerBase):
         self.done, self.skipped = state["iteration"], state["skipped"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.grad_scaler.load_state_dict(state["grad_scaler"])
-        if state["loss_normalizer"] is not None:  # RetinaNet's, which Detectron2 keeps outside of its state
-            unwrapped(self.model).loss_normalizer = state["loss_normalizer"]
+        self.loss_normalizer = state["loss_normalizer"]
         if self.ema is not None:
             self.ema.n_averaged.fill_(state["ema_steps"])
 
 
 def _loading_failed(iteration: int, error: Exception) -> str:
     return f"a data-loading process failed in iteration {iteration}: {str(error).splitlines()[0]}"
+
+
+def _where_to_look(report: str) -> str:
+    return f"{report} has images and losses, and `python tools/replay.py {report}` repeats the iteration"
 
 
 @torch.no_grad()
