@@ -113,7 +113,8 @@ class Checkpoints(StopHook):
         }
 
     def after_train(self) -> None:
-        if self.trainer.done >= self.trainer.max_iter:
+        had_ended = self.trainer.start_iter == self.trainer.done and (self.folder / "model_final.pth").exists()
+        if self.trainer.done >= self.trainer.max_iter and not had_ended:
             self.save("model_final")
 
     def after_evaluation(self, metrics: dict[str, float]) -> None:
