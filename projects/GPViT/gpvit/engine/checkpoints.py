@@ -65,6 +65,7 @@ class Checkpoints(StopHook):
         self.best_metric, self.patience = best_metric, patience
         self.config = flattened(cfg) | {"content of the training data": data}
         self.saved = -1  # iterations that were done at the last save
+        self.ended = -1  # at the end that the training is resumed from
         self.best, self.without_better, self.evaluated = float("-inf"), 0, -1  # iterations done then
 
     def before_train(self) -> None:
@@ -113,8 +114,7 @@ class Checkpoints(StopHook):
         }
 
     def after_train(self) -> None:
-        had_ended = self.trainer.start_iter == self.trainer.done and (self.folder / "model_final.pth").exists()
-        if self.trainer.done >= self.trainer.max_iter and not had_ended:
+        if self.trainer.done >= self.trainer.max_iter and self.trainer.done != self.ended:
             self.save("model_final")
 
     def after_evaluation(self, metrics: dict[str, float]) -> None:
@@ -144,6 +144,8 @@ class Checkpoints(StopHook):
             checkpoint.load_strictly(trainer.ema.module, state["ema"], state["path"])
         trainer.load_state_dict(state["trainer"])
         self.saved = trainer.done
+        if Path(state["path"]).name == "model_final.pth":
+            self.ended = trainer.done
 
     def forget_metrics(self) -> None:
         """Removes from metrics.json what will be written again, and a line that was cut short."""
