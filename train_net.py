@@ -151,3 +151,5 @@ if __name__ == "__main__":
         launch(main, args, cfg.train.device)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

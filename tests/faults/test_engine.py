@@ -317,13 +317,15 @@ def test_another_config_is_refused_by_name_unless_the_weights_do_not_depend_on_i
     assert job.code == 0 and same(job.final()["model"], undisturbed(1).final()["model"])
 
 
-def test_other_data_under_the_same_path_is_refused(
+def test_data_may_move_and_not_change(
     train: Callable[..., Run], synthetic_data: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(synthetic_data, data)
     train(tmp_path / "out", "train.max_iter=2", data=data)
-    path = data / "annotations" / "train.json"
+    moved = data.rename(tmp_path / "moved")
+    assert train(tmp_path / "out", "train.max_iter=2", "--resume", data=moved).code == 0
+    path = moved.rename(data) / "annotations" / "train.json"
     content = json.loads(path.read_text())
     del content["annotations"][0]
     path.write_text(json.dumps(content))

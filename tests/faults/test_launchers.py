@@ -90,9 +90,9 @@ def test_a_signal_to_torchrun_saves_and_ends_the_job(
     job.terminate()
     output = job.communicate(timeout=WITHIN)[0]
     assert job.returncode != 0
-    assert "SIGTERM: stopping behind" in output
+    assert "SIGTERM: stopping after" in output
     stopped_at = newest(str(tmp_path))["trainer"]["iteration"]
-    assert f"stopping behind {stopped_at} iterations" in output
+    assert f"stopping after {stopped_at} iterations" in output
 
 
 def test_a_signal_to_spawned_processes_saves_and_ends_with_its_code(
@@ -103,7 +103,7 @@ def test_a_signal_to_spawned_processes_saves_and_ends_with_its_code(
     job.terminate()
     output = job.communicate(timeout=WITHIN)[0]
     assert job.returncode == 128 + signal.SIGTERM, output
-    assert f"stopping behind {newest(str(tmp_path))['trainer']['iteration']} iterations" in output
+    assert f"stopping after {newest(str(tmp_path))['trainer']['iteration']} iterations" in output
     assert "Traceback" not in output
 
 

@@ -151,3 +151,9 @@ def test_the_image_that_takes_the_place_of_another_is_the_one_that_is_named() ->
 
     dataset = MappedDataset([{"number": number} for number in range(4)], read, 0, True)
     assert dataset[1, 7] == {"number": 3, "index": 3, "position": 7, "skipped": ["1 cannot be read", "2 cannot be read"]}
+
+
+@pytest.mark.parametrize("option", [{"accumulate": 0}, {"clip_norm": -1.0}, {"ema_decay": 2.0}])
+def test_a_value_without_meaning_is_refused_by_name(tmp_path: Path, option: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"train.{next(iter(option))}"):
+        trainer_of(Draws(), tmp_path, **option)

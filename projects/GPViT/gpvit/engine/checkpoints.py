@@ -23,9 +23,10 @@ from .trainer import STOP_EARLY, StopHook, unwrapped
 
 logger = logging.getLogger(__name__)
 
-# What a resumed training may change: nothing that its weights depend on.
+# What a resumed training may change: nothing that its weights depend on. The data must be the same, wherever they are.
 FREE = re.compile(
     r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|checkpointer\..*|ddp\..*|skip_budget|accumulate)"
+    r"|.*\.(use_act_checkpoint|test_score_thresh|test_nms_thresh|test_topk_per_image)|dataloader\.train\.dataset\.names"
     r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
     r"|dataloader\.train\.(seed|start_iter|skip)"  # which train_net.py sets
 )
@@ -70,7 +71,7 @@ class Checkpoints(StopHook):
 
     def before_train(self) -> None:
         if self.patience and self.without_better >= self.patience:  # a training that had ended is resumed
-            self.trainer.request = STOP_EARLY
+            self._end_early()
 
     def after_step(self) -> None:
         self.trainer.is_whole = True
@@ -133,8 +134,11 @@ class Checkpoints(StopHook):
         if better:
             self.try_to_save("model_best", "training goes on")
         if self.patience and self.without_better >= self.patience:
-            logger.info(f"{self.best_metric} got no better in {self.without_better} evaluations: the training ends")
-            self.trainer.request = max(self.trainer.request, STOP_EARLY)
+            self._end_early()
+
+    def _end_early(self) -> None:
+        logger.info(f"{self.best_metric} got no better in {self.without_better} evaluations: the training ends")
+        self.trainer.request = max(self.trainer.request, STOP_EARLY)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Brings trainer, weights and hooks to the state that :func:`newest` found."""
@@ -198,21 +202,20 @@ class Evaluation(HookBase):
     def run(self) -> None:
         trainer = self.trainer
         self.evaluated = trainer.done
-        trainer.evaluating = True
         if comm.get_world_size() > 1:
             for statistics in unwrapped(trainer.model).buffers():  # those that a checkpoint has
                 dist.broadcast(statistics, 0)
-        metrics = flatten_results_dict(self.evaluate(trainer.model) or {})
-        if trainer.ema is not None:
-            averaged = flatten_results_dict(self.evaluate(trainer.ema.module) or {})
-            metrics |= {f"ema_{name}": value for name, value in averaged.items()}
+        with trainer.interruptible():
+            metrics = flatten_results_dict(self.evaluate(trainer.model) or {})
+            if trainer.ema is not None:
+                averaged = flatten_results_dict(self.evaluate(trainer.ema.module) or {})
+                metrics |= {f"ema_{name}": value for name, value in averaged.items()}
         trainer.storage.put_scalars(**{name: float(value) for name, value in metrics.items()}, smoothing_hint=False)
         try:
             self.checkpoints.after_evaluation(metrics)
         except UserError as error:
             raise ProcessError(str(error)) from None
         comm.synchronize()
-        trainer.evaluating = False
 
 
 class Writers(hooks.PeriodicWriter, StopHook):
@@ -251,7 +254,9 @@ def _newest(folder: Path) -> dict[str, Any] | None:
     # An earlier end may have been gone beyond, so the numbered ones count, too.
     states = [state for candidates in (final, paths) if (state := _first_good(candidates)) is not None]
     if not states:
-        raise UserError(f"{folder} has {len(paths + final)} checkpoints, and none of them can be read")
+        raise UserError(
+            f"{folder} has {len(paths + final)} checkpoints, and none of them can be read; give another train.output_dir"
+        )
     return max(states, key=lambda state: state["trainer"]["iteration"])
 
 

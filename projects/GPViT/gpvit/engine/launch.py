@@ -117,6 +117,8 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
         threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
     try:
         main(args)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except UserError as error:
         if comm.get_local_rank() == 0 or isinstance(error, ProcessError):
             print(f"error: {error}", file=sys.stderr)

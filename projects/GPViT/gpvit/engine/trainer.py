@@ -79,6 +79,10 @@ class Trainer(TrainerBase):
         super().__init__()
         if accumulate < 1:
             raise UserError(f"train.accumulate must be at least 1, got {accumulate}")
+        if clip_norm < 0 or not 0 <= ema_decay < 1:
+            raise UserError(
+                f"train.clip_norm={clip_norm} must be 0, for none, or more, train.ema_decay={ema_decay} from 0 to below 1"
+            )
         self.model, self.optimizer = model.train(), optimizer
         self.seed, self.output_dir, self.clip_norm = seed, output_dir, clip_norm
         self.accumulate, self.skip_budget = accumulate, skip_budget
@@ -95,7 +99,7 @@ class Trainer(TrainerBase):
         self.done = 0  # iterations
         self.skipped = 0  # images
         self.request = GO_ON
-        self.evaluating = False  # nothing of the training changes then, so that a signal may stop it at once
+        self.evaluating = False
         self._waited = self._worked = 0.0  # seconds: for data, and in all
         # Whether weights, optimizer, schedule and count are those between two iterations. A step makes it False, and
         # Checkpoints, behind the hooks that belong to the step, True.
@@ -115,7 +119,8 @@ class Trainer(TrainerBase):
             SystemExit: a signal stopped the training; with the exit code that schedulers know for it.
             UserError: something else did.
         """
-        logger.info(f"training from iteration {self.done} to {max_iter}")
+        if self.done < max_iter:
+            logger.info(f"training from iteration {self.done} to {max_iter}")
         self.iter = self.start_iter = self.done
         self.max_iter = max_iter
         batches = iter(data_loader) if self.done < max_iter else iter(())
@@ -131,6 +136,8 @@ class Trainer(TrainerBase):
             except _EarlyStop:
                 self.max_iter = self.done
             except (Exception, SystemExit) as error:
+                if isinstance(error, SystemExit):
+                    logger.info(f"{signal.Signals(error.code - 128).name}: stopping after {self.done} iterations")
                 for hook in self._hooks:
                     if isinstance(hook, StopHook):
                         hook.on_stop()
@@ -141,9 +148,7 @@ class Trainer(TrainerBase):
                 if "DataLoader" in str(error):  # PyTorch interrupts whatever the process is at, when one of them dies
                     raise ProcessError(_loading_failed(self.iter, error)) from error
                 if "gloo" in str(error) or isinstance(error, dist.DistError):
-                    raise ProcessError(
-                        f"another process ended in iteration {self.iter}, its message says why ({str(error).splitlines()[0]})"
-                    ) from error
+                    raise ProcessError(f"another process ended in iteration {self.iter}") from error
                 raise
             self.iter = self.done
             logger.info(f"{self._waited / max(self._worked, 1e-9):.0%} of the time went into waiting for data")
@@ -162,7 +167,7 @@ class Trainer(TrainerBase):
             if isinstance(error, torch.OutOfMemoryError):
                 raise ProcessError(self._out_of_memory(batch)) from error
             if isinstance(error, FloatingPointError):  # Detectron2's, of the proposals of this process
-                path = self._report_not_finite([self._seen(batch, {})], math.nan, f"_rank{comm.get_rank()}")
+                path = self._report_not_finite([self._seen(batch, {})], None, f"_rank{comm.get_rank()}")
                 raise ProcessError(f"iteration {self.iter}: {error} {_where_to_look(path)}") from error
             raise
         self._write_metrics(values)
@@ -191,18 +196,19 @@ class Trainer(TrainerBase):
             error = _loading_failed(self.iter, failure)
         self._data_time = time.perf_counter() - self._step_start
         reasons = [reason for image in batch for reason in image["skipped"]]
-        for reason in reasons:
-            logger.warning(f"left out (train.skip_budget is {self.skip_budget}): {reason}")
+        for reason in reasons if self.skip_budget else ():
+            logger.warning(f"left out: {reason}")
         if any("image" not in image for image in batch):
             error = reasons[-1]  # nothing took its place
         code, skipped = self._agree(STOP_ERROR if error else self.request, len(reasons))
         skipped += self.skipped
-        if skipped > self.skipped:
+        if self.skip_budget and skipped > self.skipped:
             logger.warning(f"{skipped} images left out so far, {self.skip_budget} allowed")
         if skipped > self.skip_budget and code < 128:
             code, error = STOP_ERROR, error or (reasons[-1] if reasons else None)
+            if error:
+                error += f"; repair it and go on with --resume, or leave out more than train.skip_budget={self.skip_budget}"
         if code >= 128:
-            logger.info(f"{signal.Signals(code - 128).name}: stopping behind {self.done} iterations")
             raise SystemExit(code)
         if code == STOP_EARLY:
             raise _EarlyStop
@@ -293,7 +299,7 @@ class Trainer(TrainerBase):
         images = [{key: image.get(key) for key in ("file_name", "image_id", "index", "position")} for image in batch]
         return {"rank": comm.get_rank(), "losses": {name: float(loss) for name, loss in losses.items()}, "images": images}
 
-    def _report_not_finite(self, processes: list[dict[str, Any]], norm: float, suffix: str = "") -> str:
+    def _report_not_finite(self, processes: list[dict[str, Any]], norm: float | None, suffix: str = "") -> str:
         """Writes down what the iteration saw. Returns: the path of the file."""
         path = os.path.join(self.output_dir, f"not_finite_{self.iter:07}{suffix}.json")
         if processes:  # gathered in process 0
@@ -325,6 +331,15 @@ class Trainer(TrainerBase):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """While nothing of the training changes, in an evaluation, a signal stops it at once."""
+        if self.request >= 128:
+            raise _StopNow(self.request)
+        self.evaluating = True
+        yield
+        self.evaluating = False
+
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict() | {
             "iteration": self.done,
@@ -352,7 +367,7 @@ def _loading_failed(iteration: int, error: Exception) -> str:
 
 
 def _where_to_look(report: str) -> str:
-    return f"{report} has images and losses, and `python tools/replay.py {report}` repeats the iteration"
+    return f"`python tools/replay.py {report}` repeats it; to go on, change its cause, or begin from an earlier checkpoint"
 
 
 @torch.no_grad()
