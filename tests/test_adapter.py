@@ -250,7 +250,7 @@ def test_under_autocast_the_deformable_attention_stays_in_float32() -> None:
     for attention in attentions:
         for linear in attention.children():
             linear.register_forward_hook(lambda module, args, out: inside.extend([args[0].dtype, out.dtype]))
-    adapter.net.blocks[0].attn.qkv.register_forward_hook(lambda module, args, out: around.append(out.dtype))
+    adapter.net.blocks[0].attn.proj.register_forward_hook(lambda module, args, out: around.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         outputs = adapter(image())
     assert inside == [torch.float32] * 2 * 4 * len(attentions)

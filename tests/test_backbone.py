@@ -101,7 +101,7 @@ def test_stripes_agree_with_their_literal_form(grid: tuple[int, int]) -> None:
     module = StripeAttention(24, num_heads=6)
     nn.init.normal_(module.qkv.bias)
     x = torch.randn(2, *grid, 24, requires_grad=True)
-    fast, literal = module(x), literal_stripes(module, x)
+    fast, literal = module(x, nn.Identity()), literal_stripes(module, x)
     torch.testing.assert_close(fast, literal, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(*(torch.autograd.grad(out.square().sum(), (x, module.qkv.weight)) for out in (fast, literal))):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
@@ -248,3 +248,18 @@ def test_gpu_and_cpu_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = tiny().eval(), torch.randn(2, 3, 64, 96)
     on_cpu = net(x)["last_feat"]
     torch.testing.assert_close(net.cuda()(x.cuda())["last_feat"].cpu(), on_cpu, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_backbone_compiles_into_one_graph(train: bool) -> None:
+    net = tiny().train(train)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)  # traced as for any compiler, without needing one
+    x = torch.randn(2, 3, 32, 48)
+    gradients = []
+    for run in (net, compiled):
+        output = run(x)["last_feat"]
+        gradients.append(torch.autograd.grad(output.square().sum(), list(net.parameters()), allow_unused=True))
+        torch.testing.assert_close(output, net(x)["last_feat"], rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(*gradients):
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

@@ -57,7 +57,7 @@ def test_steps_inside_a_block_are_the_published_ones(index: int, scale: str) -> 
         """Keeps the module's output and, under a second name, its input."""
 
         def hook(module, args, out):
-            steps.update(zip(names, (out, args[0])))
+            steps.update(zip(names, (out.clone(), args[0].clone())))  # the MLP adds to it in place
 
         module.register_forward_hook(hook)
 
@@ -66,16 +66,18 @@ def test_steps_inside_a_block_are_the_published_ones(index: int, scale: str) -> 
         record(block.mixer, "mixer")
         record(block.ungroup, "un_group_layer")
         record(block.ungroup.out, "un_group_layer_attn")
-        record(block.ungroup.join, "un_group_layer_proj")
+        record(block.ungroup.norm2, "norm2", "un_group_layer_proj")
     else:
         record(block.norm1, "norm1")
-        record(block.attn.qkv, "qkv")
         record(block.attn.proj, "proj", "attns")
         record(block.norm2, "norm2")
         record(block.conv, "dw", "ffn")
     tokens = published.feature(100 + index, (2, 140, 216)) * {"unit": 1, "tiny": 1e-3}[scale]
     steps["out"] = block(tokens.unflatten(1, (10, 14)))
-    if index != 1:
+    if index == 1:
+        del steps["norm2"]
+    else:
+        steps["qkv"] = block.attn.qkv(steps["norm1"])  # the block takes it half by half
         steps["attns_0"], steps["attns_1"] = steps.pop("attns").chunk(2, dim=-1)  # vertical, horizontal
         steps["ffn"] = steps["ffn"].permute(0, 2, 3, 1)
         del steps["dw"]  # the output
@@ -83,13 +85,15 @@ def test_steps_inside_a_block_are_the_published_ones(index: int, scale: str) -> 
     prefix = f"layer{index}_{scale}_"
     assert {prefix + name for name in steps} == {name for name in reference.manifest["arrays"] if name.startswith(prefix)}
     for name, tensor in steps.items():
-        reference.check(prefix + name, tensor if tensor.ndim == 3 else tensor.flatten(1, 2))
+        reference.check(prefix + name, tensor.reshape(2, -1, tensor.shape[-1]))
 
 
-def test_a_training_step_gives_the_published_gradients_and_statistics() -> None:
-    net = published_backbone("L1").train()
+# In float32, rounding may give the input of a ReLU another sign, which changes gradients by up to 1e-3.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.float32, 3e-3)])
+def test_a_training_step_gives_the_published_gradients_and_statistics(dtype: torch.dtype, tolerance: float) -> None:
+    net = published_backbone("L1").to(dtype).train()
     reference = published.Reference("backbone_l1_train")
-    output = net(published.image(6, (2, 3, 96, 128)))["last_feat"]
+    output = net(published.image(6, (2, 3, 96, 128)).to(dtype))["last_feat"]
     loss = (output * published.feature(7, (2, 216, 12, 16))).mean()
     loss.backward()
     reference.check("out", output)
@@ -100,12 +104,12 @@ def test_a_training_step_gives_the_published_gradients_and_statistics() -> None:
     assert len(norms) == len(gradients)
     for expected, (name, gradient) in zip(norms, sorted(gradients.items())):
         if not without_effect(name):
-            torch.testing.assert_close(gradient.norm(), expected, rtol=1e-4, atol=0, msg=name)
+            torch.testing.assert_close(gradient.norm(), expected.to(dtype), rtol=tolerance, atol=0, msg=name)
     for name, entry in reference.manifest["arrays"].items():
         what, _, key = name.partition("|")
         if what == "grad":
             step = 7 if "every 7th" in entry["note"] else 1
-            reference.check(name, gradients[key].flatten()[::step], tolerance=1e-4)
+            reference.check(name, gradients[key].flatten()[::step], tolerance)
         elif what == "after_one_step":
             reference.check(name, net.get_buffer(our_name(key)))
 

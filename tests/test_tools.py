@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import analyze
+import benchmark
 import convert_checkpoint
 import cv2
 import demo
+import evaluating
+import limit
 import numpy as np
 import published
 import pytest
@@ -24,6 +27,16 @@ from gpvit.engine import argument_parser, load_config
 from gpvit.errors import UserError
 from gpvit.published import COCO_CLASSES
 
+TOOLS = (
+    "analyze.py",
+    "benchmark.py",
+    "check_data.py",
+    "convert_checkpoint.py",
+    "demo.py",
+    "export.py",
+    "install.py",
+    "make_synthetic_data.py",
+)
 TINY_MODEL = [override for override in TINY if override.startswith(("model", "dataloader.short_side"))]
 
 
@@ -144,6 +157,68 @@ def test_costs_of_the_adapter_are_measured_part_by_part(monkeypatch: pytest.Monk
     assert costs["all"][2] >= costs["adapter with backbone"][2] > 0
 
 
+def benchmark_record(monkeypatch: pytest.MonkeyPatch, file: Path, *arguments: str) -> dict:
+    command = ["benchmark.py", "--image", "64x64", "--runs", "2", "--json", str(file), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    benchmark.main()
+    return json.loads(file.read_text())
+
+
+def test_the_backbone_is_timed_against_its_literal_form(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(limit, "MIN_SECONDS", 0.001)
+    record = benchmark_record(monkeypatch, tmp_path / "record.json", "--mode", "training")
+    assert record["ratio"] > 0 and record["memory_ratio"] > 0 and record["fraction_of_limit"] > 0
+    assert record["machine"]["torch"] == torch.__version__ and record["task"]["mode"] == "training"
+    assert [len(times) for times in record["all_seconds"].values()] == [2, 2]
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["gpvit", "literal", "ratio", "limit"]
+
+
+def test_a_whole_detector_is_timed_part_by_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record = benchmark_record(monkeypatch, tmp_path / "record.json", "--part", "detector", "--against", "swin")
+    for parts in record["parts"].values():
+        assert set(parts) == {"data", "backbone", "pyramid or adapter", "proposals", "heads", "post-processing"}
+        assert min(parts.values()) > 0
+    assert record["detections"] == {"gpvit": 100, "swin": 100}
+    assert sum(record["parts"]["gpvit"].values()) == pytest.approx(record["seconds"]["gpvit"], rel=0.5)
+
+
+def test_models_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(benchmark.published, "fill", lambda key, shape: np.random.randn(*shape))
+    with pytest.raises(UserError, match="do not compute the same: relative L2 distance .* in last_feat"):
+        benchmark_record(monkeypatch, tmp_path / "record.json")
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_growth_is_measured_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(benchmark, "GROWTH_SIDES", (64, 128))
+    monkeypatch.setattr(benchmark, "GROWTH_IMAGES", (2,))
+    plot = tmp_path / "growth.png"
+    record = benchmark_record(monkeypatch, tmp_path / "record.json", "--against", "none", "--growth", str(plot))
+    assert [(point["side"], point["images"]) for point in record["growth"]] == [(64, 1), (128, 1), (64, 2)]
+    assert record["growth_ratios"]["gpvit"].keys() == {"gmacs", "seconds", "peak_mib"}
+    assert cv2.imread(str(plot)).std() > 10
+
+
+@pytest.mark.parametrize("size", ["L1", "L4"])
+def test_the_limit_counts_what_is_published(size: str) -> None:
+    task = benchmark.Task(size, (800, 1280), 1, "inference", "backbone", "float32", False)
+    gmacs = sum(operation.flops for operation in benchmark.operations(task)) / 2e9
+    expected = json.loads((published.FOLDER / "complexity.json").read_text())["backbone_gmacs"]
+    assert gmacs == pytest.approx(expected[size.lower()]["800x1280"], rel=1e-3)
+
+
+def test_an_operation_takes_the_longer_of_computing_and_moving() -> None:
+    product = (10, 20, 30)
+    rates = limit.Rates({product}, "cpu", torch.float32)
+    rates.copy, rates.products[product] = 100.0, {"linear": 50.0, "mm": 200.0}
+    linear = limit.Operation("linear", bytes=500, flops=2000, product=product)
+    others = [limit.Operation("conv2d", bytes=3000, flops=10), limit.Operation("gelu", bytes=70)]
+    assert rates.seconds([linear, linear, *others]) == {"linear": 20, "conv2d": 30, "gelu": 0.7}
+
+
 def convert(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
     monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
     convert_checkpoint.main()
@@ -220,7 +295,7 @@ def test_the_quick_start_fails_where_training_or_evaluation_is_broken(aps: tuple
 
 
 def test_help_is_there_for_every_tool() -> None:
-    for tool in ("demo.py", "check_data.py", "analyze.py", "convert_checkpoint.py", "make_synthetic_data.py", "install.py"):
+    for tool in TOOLS:
         result = subprocess.run([sys.executable, REPOSITORY / "tools" / tool, "-h"], capture_output=True, text=True)
         assert result.returncode == 0 and "usage" in result.stdout
 
@@ -237,3 +312,9 @@ def test_swapping_classes_changes_every_one_and_flipping_twice_none(tmp_path: Pa
     flipped = quickstart.flip_masks(results)
     assert np.array_equal(quickstart.mask_api.decode(flipped[0]["segmentation"]), mask[:, ::-1])
     assert quickstart.flip_masks(flipped)[0]["segmentation"]["counts"] == results[0]["segmentation"]["counts"]
+
+
+def test_the_evaluation_is_faster_than_pycocotools_with_the_same_figures(capsys: pytest.CaptureFixture) -> None:
+    record = evaluating.evaluation(20)
+    assert record["seconds"].keys() == {"bbox", "segm"} and record["ratio"] > 0
+    assert "| both |" in capsys.readouterr().out

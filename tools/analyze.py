@@ -9,19 +9,14 @@
 
 import argparse
 import itertools
-import math
-import multiprocessing
 import os
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import gpvit
 import torch
@@ -30,6 +25,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from gpvit.engine import Trainer, load_config
+from measure import RETURN_MEMORY, Meter, image_size, in_a_process
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -77,11 +73,6 @@ def main() -> None:
         print_memory(args.size, *args.image)
     else:
         print_adapter(args.size, *args.image)
-
-
-def image_size(text: str) -> tuple[int, int]:
-    height, width = text.split("x")
-    return int(height), int(width)
 
 
 def print_complexity(height: int, width: int) -> None:
@@ -155,17 +146,10 @@ def training_peak(size: str, height: int, width: int, checkpointing: bool) -> fl
 def print_adapter(size: str, height: int, width: int) -> None:
     """Inference of one image in float32: the median of a few runs, and the memory needed above what was held before."""
     seconds, _ = in_a_process(adapter_costs, size, height, width)
-    # Memory that is freed goes back at once and is seen to, which is slow.
-    _, peaks = in_a_process(adapter_costs, size, height, width, environment={"MALLOC_MMAP_THRESHOLD_": "65536"})
+    _, peaks = in_a_process(adapter_costs, size, height, width, environment=RETURN_MEMORY)
     print(f"| {size}, {height}x{width} | seconds | share | peak MiB |\n|---|---:|---:|---:|")
     for part in seconds:
         print(f"| {part} | {seconds[part]:.2f} | {seconds[part] / seconds['all']:.0%} | {peaks[part]:.0f} |")
-
-
-def in_a_process(function: Callable, *args: Any, environment: dict[str, str] | None = None) -> Any:
-    """The function's result in a process of its own: the peak of a process never falls."""
-    with patch.dict(os.environ, environment or {}), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(function, *args).result()
 
 
 @torch.no_grad()
@@ -261,51 +245,6 @@ def random_image(height: int, width: int) -> dict[str, Any]:
     instances.gt_classes, instances.gt_masks = torch.tensor([0]), BitMasks(mask)
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     return {"image": image, "instances": instances, "file_name": "", "skipped": []}
-
-
-class Meter:
-    """Seconds, and peak memory in MiB above what was held at the start, of each call of a module; meters may nest."""
-
-    running: list[list[float]] = []  # of each module that runs: memory at its start, and its peak so far
-
-    def __init__(self, module: nn.Module, device: str) -> None:
-        self.device = device
-        self.seconds: list[float] = []
-        self.peaks: list[float] = []
-        module.register_forward_pre_hook(lambda *_: self.start())
-        module.register_forward_hook(lambda *_: self.stop())
-
-    def start(self) -> None:
-        now, peak = memory_since_reset(self.device)
-        if self.running:
-            self.running[-1][1] = max(self.running[-1][1], peak)
-        self.running.append([now, now])
-        self.started = time.perf_counter()
-
-    def stop(self) -> None:
-        now, peak = memory_since_reset(self.device)
-        self.seconds.append(time.perf_counter() - self.started)
-        start, earlier_peak = self.running.pop()
-        peak = max(peak, earlier_peak)
-        self.peaks.append(peak - start)
-        if self.running:
-            self.running[-1][1] = max(self.running[-1][1], peak)
-
-
-def memory_since_reset(device: str) -> tuple[float, float]:
-    """MiB held now, and the most since the last call; not a number where the system does not tell."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        now, peak = torch.cuda.memory_allocated() / 2**20, torch.cuda.max_memory_allocated() / 2**20
-        torch.cuda.reset_peak_memory_stats()
-        return now, peak
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not os.access(reset, os.W_OK):
-        return math.nan, math.nan
-    values = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    now, peak = (int(values[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
-    reset.write_text("5")  # makes the peak start anew
-    return now, peak
 
 
 def peak_memory(device: str) -> float:

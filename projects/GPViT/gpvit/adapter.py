@@ -223,9 +223,10 @@ class DeformableAttention(nn.Module):
             dtype = self.value.weight.dtype
             query, feature = query.to(dtype), feature.to(dtype)
             offsets = self.offsets(query).unflatten(-1, (*self.sampling, 2))  # in cells of the level: x, y
-            sizes = offsets.new_tensor([(width, height) for height, width in feature_shapes])
+            # Side by side, as torch.export would take the sides of a list for constants.
+            sizes = torch.stack([offsets.new_full((), side) for shape in feature_shapes for side in reversed(shape)])
             centres = cell_centres(query_shapes, device)
-            locations = centres[:, None, None, None] + offsets / sizes[:, None]
+            locations = centres[:, None, None, None] + offsets / sizes.view(-1, 1, 2)
             weights = self.weights(query).unflatten(-1, (self.sampling[0], -1)).softmax(-1)
             value = self.value(feature).unflatten(-1, (self.sampling[0], -1))
             return self.out(sample(value, feature_shapes, locations, weights.view(locations.shape[:-1])))

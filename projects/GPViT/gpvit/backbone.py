@@ -11,7 +11,7 @@ Most blocks attend inside stripes two tokens wide (``WindowBlock``); every third
 learned group tokens, lets these talk to each other and gives the result back (``GroupPropagationBlock``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,10 @@ SIZES: dict[str, dict[str, int]] = {
     "L3": dict(embed_dim=432, stem_convs=1),
     "L4": dict(embed_dim=624, stem_convs=2),
 }
+
+
+# Tokens that go through an MLP together in inference on a CPU: few enough for their hidden channels to stay in its cache.
+PART = 2048
 
 
 class GPViT(Backbone):
@@ -126,8 +130,10 @@ class GPViT(Backbone):
         """The position embedding on another grid: (1, H, W, C)."""
         side = int(self.pos_embed.shape[1] ** 0.5)
         pos = self.pos_embed.unflatten(1, (side, side))  # (1, H0, W0, C)
-        if (height, width) == (side, side):
-            return pos
+        if is_eager_on_cpu(pos):
+            # Two products of matrices, (H, H0) and (W, W0), are many times faster on a CPU.
+            rows, columns = (bicubic_weights(side, size, pos) for size in (height, width))
+            return torch.matmul(columns, (rows @ pos[0].flatten(1)).view(1, height, side, -1))
         pos = F.interpolate(pos.permute(0, 3, 1, 2), (height, width), mode="bicubic", align_corners=False)
         return pos.permute(0, 2, 3, 1)
 
@@ -156,7 +162,10 @@ class PatchEmbed(nn.Module):
 
 
 class ConvNormReLU(nn.Conv2d):
-    """Convolution without bias, batch norm, ReLU; keeps the size where the stride is 1."""
+    """Convolution without bias, batch norm, ReLU; keeps the size where the stride is 1.
+
+    In evaluation, the norm's factors go into the convolution's weights.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, norm: str
@@ -167,8 +176,14 @@ class ConvNormReLU(nn.Conv2d):
         self.norm = get_norm(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = batch_norm(self.norm, super().forward(x))
-        return F.relu(x).contiguous(memory_format=torch.channels_last)
+        norm = self.norm
+        if norm.training or not hasattr(norm, "running_var"):
+            x = batch_norm(norm, super().forward(x))
+        else:
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            weight, bias = scale[:, None, None, None] * self.weight, norm.bias - scale * norm.running_mean
+            x = F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups)
+        return x.relu_().contiguous(memory_format=torch.channels_last)
 
 
 def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -212,8 +227,8 @@ class WindowBlock(Block):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
 
     def mix(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(x, self.norm1))
+        return add_mlp(x, self.norm2, self.mlp, self.drop_path)
 
 
 class StripeAttention(nn.Module):
@@ -226,25 +241,35 @@ class StripeAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         self.lepe_vertical = nn.Conv2d(dim // 2, dim // 2, 3, padding=1, groups=dim // 2)
         self.lepe_horizontal = nn.Conv2d(dim // 2, dim // 2, 3, padding=1, groups=dim // 2)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """The attention of norm(x): (B, H, W, C) -> (B, H, W, C)."""
         B, H, W, C = x.shape
-        vertical, horizontal = self.qkv(x).view(B, H, W, 3, 2, C // 2).unbind(4)  # each (B, H, W, 3, C/2)
-        vertical = vertical.unflatten(2, (W // 2, 2)).transpose(1, 2)  # (B, W/2, H, 2, 3, C/2)
-        vertical = self.attend(vertical.flatten(0, 1), self.lepe_vertical)  # (B * W/2, H, 2, C/2)
-        vertical = vertical.unflatten(0, (B, W // 2)).transpose(1, 2).flatten(2, 3)  # (B, H, W, C/2)
-        horizontal = self.attend(horizontal.reshape(B * H // 2, 2, W, 3, C // 2), self.lepe_horizontal)
-        return self.proj(torch.cat([vertical, horizontal.view(B, H, W, C // 2)], dim=-1))
 
-    def attend(self, qkv: Tensor, lepe: nn.Conv2d) -> Tensor:
-        """Attention and position term inside each of N stripes: (N, h, w, 3, C/2) -> (N, h, w, C/2)."""
-        q, k, v = qkv.flatten(1, 2).unbind(2)  # each (N, h * w, C/2)
-        x = attention(q, k, v, self.num_heads).view(qkv[..., 0, :].shape)
-        return x + lepe(qkv[..., 2, :].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        def columns(x: Tensor) -> Tensor:
+            return norm(x).view(B, H, W // 2, 2, C).transpose(1, 2).contiguous().view(B * W // 2, H, 2, C)
+
+        def rows(x: Tensor) -> Tensor:
+            return norm(x).view(B * H // 2, 2, W, C)
+
+        vertical = self.attend(x, columns, 0, self.lepe_vertical).view(B, W // 2, H, 2, C // 2).transpose(1, 2)
+        horizontal = self.attend(x, rows, 1, self.lepe_horizontal).view_as(vertical)
+        return self.proj(torch.cat([vertical, horizontal], dim=-1).view(B, H, W, C))
+
+    def attend(self, x: Tensor, stripes: Callable[[Tensor], Tensor], half: int, lepe: nn.Conv2d) -> Tensor:
+        """Attention and position term of a half of the channels inside each of N stripes of h x w tokens.
+
+        (B, H, W, C) -> (N, h, w, C/2); ``stripes`` makes (N, h, w, C) of the map.
+        """
+        weight, bias = (p.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1) for p in (self.qkv.weight, self.qkv.bias))
+        qkv = recomputed(lambda x: linear(stripes(x), weight, bias), x).unflatten(3, (3, -1))  # (N, h, w, 3, C/2)
+        q, k, v = qkv.flatten(1, 2).unbind(2)
+        attended = attention(q, k, v, self.num_heads).view(qkv[..., 0, :].shape)
+        return attended + lepe(qkv[..., 2, :].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class GroupPropagationBlock(Block):
@@ -260,14 +285,13 @@ class GroupPropagationBlock(Block):
         nn.init.trunc_normal_(self.group_token, std=0.02)
 
     def mix(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(1, 2)  # (B, N, C)
-        groups = self.group(self.group_token, tokens)  # (B, n, C)
+        groups = self.group(self.group_token, x)  # (B, n, C)
         groups = self.mixer(groups)
-        return self.ungroup(tokens, groups).view_as(x)
+        return self.ungroup(x, groups)
 
 
 class Group(nn.Module):
-    """Gathers the map into the group tokens: (1, n, C), (B, N, C) -> (B, n, C).
+    """Gathers the map into the group tokens: (1, n, C), (B, H, W, C) -> (B, n, C).
 
     Only the keys are projected; the normalised group tokens are the queries, the normalised map the values.
     """
@@ -277,12 +301,12 @@ class Group(nn.Module):
         self.num_heads = num_heads
         self.norm_query = nn.LayerNorm(dim)
         self.norm_key = nn.LayerNorm(dim)
-        self.key = nn.Linear(dim, dim)
+        self.key = Linear(dim, dim)
 
-    def forward(self, groups: Tensor, tokens: Tensor) -> Tensor:
-        tokens = self.norm_key(tokens)
-        query = self.norm_query(groups).expand(len(tokens), -1, -1)
-        return attention(query, self.key(tokens), tokens, self.num_heads)
+    def forward(self, groups: Tensor, x: Tensor) -> Tensor:
+        x = self.norm_key(x)
+        query = self.norm_query(groups).expand(len(x), -1, -1)
+        return attention(query, self.key(x).flatten(1, 2), x.flatten(1, 2), self.num_heads)
 
 
 class TokenMixer(nn.Module):
@@ -297,45 +321,103 @@ class TokenMixer(nn.Module):
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.token_mlp(self.norm1(x).transpose(1, 2)).transpose(1, 2))  # over the n tokens
-        return x + self.drop_path(self.channel_mlp(self.norm2(x)))
+        x = x.unsqueeze(1)  # a map of one row
+        x = x + self.drop_path(self.token_mlp(self.norm1(x).mT).mT)  # over the n tokens
+        return (x + self.drop_path(self.channel_mlp(self.norm2(x)))).squeeze(1)
 
 
 class Ungroup(nn.Module):
-    """Gives the group tokens back to the map: (B, N, C), (B, n, C) -> (B, N, C)."""
+    """Gives the group tokens back to the map: (B, H, W, C), (B, n, C) -> (B, H, W, C)."""
 
     def __init__(self, dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.norm_query = nn.LayerNorm(dim)
         self.norm_key = nn.LayerNorm(dim)
-        self.query = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
-        self.join = nn.Linear(2 * dim, dim)
+        self.out = Linear(dim, dim)
+        self.join = Linear(2 * dim, dim)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
-    def forward(self, tokens: Tensor, groups: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: Tensor) -> Tensor:
         groups = self.norm_key(groups)
-        query = self.query(self.norm_query(tokens))
-        x = self.out(attention(query, self.key(groups), self.value(groups), self.num_heads))
-        x = self.join(torch.cat([tokens, self.drop_path(x)], dim=-1))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        query = recomputed(lambda x: self.query(self.norm_query(x)), x).flatten(1, 2)
+        returned = attention(query, self.key(groups), self.value(groups), self.num_heads).view_as(x)
+        returned = self.drop_path(self.out(returned))
+        kept, added = self.join.weight.chunk(2, dim=1)  # join(cat([x, returned])), without joining them
+        x = linear(x, kept, self.join.bias) + linear(returned, added, None)
+        return add_mlp(x, self.norm2, self.mlp, self.drop_path)
+
+
+class Linear(nn.Linear):
+    """A linear layer over the channels of a map: (B, H, W, C) -> (B, H, W, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weightᵀ + bias over the channels of a map: (B, H, W, C), (D, C), (D,) -> (B, H, W, D).
+
+    On a CPU it is a 1x1 convolution: PyTorch takes these from oneDNN, and products of float32 matrices from MKL, which is
+    half as fast on some processors.
+    """
+    if x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, over the last dimension."""
+    """Two linear layers with a GELU between them, over the channels of a map."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.second(self.fc1(x))
+
+    def second(self, hidden: Tensor) -> Tensor:
+        return recomputed(lambda hidden: self.fc2(F.gelu(hidden)), hidden)
+
+
+def add_mlp(x: Tensor, norm: nn.Module, mlp: Mlp, drop_path: nn.Module) -> Tensor:
+    """x + drop_path(mlp(norm(x))), (B, H, W, C); may change x.
+
+    In inference on a CPU this goes through the map by parts.
+    """
+    if mlp.training or torch.is_grad_enabled() or not is_eager_on_cpu(x):
+        return x + drop_path(mlp.second(recomputed(lambda x: mlp.fc1(norm(x)), x)))
+    x = x.contiguous()
+    for part in x.view(1, -1, *x.shape[2:]).split(max(1, PART // x.shape[2]), dim=1):
+        part += mlp(norm(part))
+    return x
+
+
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x), which ends in a linear layer; of what comes before that, only x is kept for the backward pass.
+
+    The layer itself is not repeated: PyTorch stops where it has what it needs.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(x)
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
+
+def is_eager_on_cpu(x: Tensor) -> bool:
+    """Whether operations that are faster on a CPU may be used: not where a graph is made for a compiler or for export."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def bicubic_weights(old_size: int, new_size: int, like: Tensor) -> Tensor:
+    """What each of the old points adds to each of the new ones when a line is resized: (new_size, old_size)."""
+    unit = torch.eye(old_size, dtype=like.dtype, device=like.device)
+    return F.interpolate(unit[None, None], (new_size, old_size), mode="bicubic", align_corners=False)[0, 0]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:

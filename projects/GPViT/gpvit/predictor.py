@@ -31,9 +31,12 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
         """Detections on the CPU, in the coordinates of the picture: (H, W, 3), RGB, uint8."""
+        height, width = image.shape[:2]
+        (output,) = self.model([{"image": self.resize(image), "height": height, "width": width}])
+        return output["instances"].to("cpu")
+
+    def resize(self, image: np.ndarray) -> torch.Tensor:
+        """A picture as the model takes it: (H, W, 3), RGB, uint8 -> (3, h, w), RGB, uint8."""
         resized = T.AugInput(image)
         self.augmentations(resized)
-        tensor = torch.from_numpy(resized.image.transpose(2, 0, 1).copy())  # (3, h, w)
-        height, width = image.shape[:2]
-        (output,) = self.model([{"image": tensor, "height": height, "width": width}])
-        return output["instances"].to("cpu")
+        return torch.from_numpy(resized.image.transpose(2, 0, 1).copy())
