@@ -2,6 +2,7 @@
 
 import copy
 
+import gpvit.backbone
 import pytest
 import torch
 import torch.nn.functional as F
@@ -255,11 +256,25 @@ def test_the_backbone_compiles_into_one_graph(train: bool) -> None:
     net = tiny().train(train)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)  # traced as for any compiler, without needing one
     x = torch.randn(2, 3, 32, 48)
-    gradients = []
+    outputs, gradients = [], []
     for run in (net, compiled):
-        output = run(x)["last_feat"]
-        gradients.append(torch.autograd.grad(output.square().sum(), list(net.parameters()), allow_unused=True))
-        torch.testing.assert_close(output, net(x)["last_feat"], rtol=1e-4, atol=1e-5)
+        outputs.append(run(x)["last_feat"])
+        gradients.append(torch.autograd.grad(outputs[-1].square().sum(), list(net.parameters()), allow_unused=True))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(*gradients):
+        assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval()(x)["last_feat"], compiled(x)["last_feat"], rtol=1e-4, atol=1e-5)
+
+
+def test_inference_by_parts_agrees_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = tiny(out_features=("block0", "last_feat")).eval(), torch.randn(2, 3, 48, 64)
+    before, whole = x.clone(), net(x)
+    monkeypatch.setattr(gpvit.backbone, "TOKENS_PER_PART", 20)
+    with torch.no_grad():
+        parts = net(x)
+    assert torch.equal(x, before)
+    for name, output in parts.items():
+        torch.testing.assert_close(output, whole[name].detach(), rtol=1e-4, atol=1e-5)

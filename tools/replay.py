@@ -55,7 +55,7 @@ def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: i
 
     def check(name: str, output: object) -> None:
         tensors = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else [output]
-        if not first and any(isinstance(t, torch.Tensor) and not t.isfinite().all() for t in tensors):
+        if not first and any(isinstance(t, torch.Tensor) and not t.detach().isfinite().all() for t in tensors):
             first.append(name)
 
     handles = [
