@@ -47,8 +47,12 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
     yield run
     for job in jobs:
-        if job.poll() is None:
-            os.killpg(job.pid, signal.SIGKILL)
+        if job.poll() is None:  # torchrun's processes are in sessions of their own, and only torchrun stops them
+            job.terminate()
+            try:
+                job.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(job.pid, signal.SIGKILL)
 
 
 def torchrun(machine: int, port: int) -> list[str]:
