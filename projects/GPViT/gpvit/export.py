@@ -26,7 +26,6 @@ from torch import SymInt, Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from . import adapter
-from .backbone import GPViT
 from .errors import UserError
 
 OUTPUTS = ["boxes", "scores", "classes", "masks"]

@@ -79,7 +79,7 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
         if device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Detectron2 gives each process a GPU and takes NCCL
         try:
-            with _signals_for_children() if args.num_gpus > 1 else nullcontext():
+            with stop_signals_to(_pass_on) if args.num_gpus > 1 else nullcontext():
                 detectron2.engine.launch(
                     _run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args)
                 )
@@ -96,15 +96,16 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
             ) from None
 
 
+def _pass_on(number: int, frame: object) -> None:
+    """Gives a signal to the processes of the job, which stop together."""
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, number)
+
+
 @contextmanager
-def _signals_for_children() -> Iterator[None]:
-    """Passes SIGTERM and SIGINT on to the processes of the job, which stop together, and waits for them."""
-
-    def pass_on(number: int, frame: object) -> None:
-        for process in multiprocessing.active_children():
-            os.kill(process.pid, number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+def stop_signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Lets ``handler`` have SIGTERM and SIGINT."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

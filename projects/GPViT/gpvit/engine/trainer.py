@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import ProcessError, UserError
+from .launch import stop_signals_to
 from .loader import seed_everything
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class Trainer(TrainerBase):
         self.iter = self.start_iter = self.done
         self.max_iter = max_iter
         batches = iter(data_loader) if self.done < max_iter else iter(())
-        with EventStorage(self.done) as self.storage, self._stop_on_signals():
+        with EventStorage(self.done) as self.storage, stop_signals_to(self._request_stop):
             try:
                 self.before_train()
                 while self.done < self.max_iter:
@@ -314,22 +315,12 @@ class Trainer(TrainerBase):
         self._waited, self._worked = self._waited + metrics["data_time"], self._worked + seconds
         self.storage.put_scalars(**metrics, data_share=metrics["data_time"] / seconds, smoothing_hint=False)
 
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """Turns SIGTERM and SIGINT into a request to stop behind the iteration; further ones change nothing."""
-
-        def request_stop(number: int, frame: object) -> None:
-            self.request = 128 + number  # no log from here: the signal may have come in the middle of a line of it
-            if self.evaluating:
-                self.evaluating = False
-                raise _StopNow(self.request)
-
-        before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _request_stop(self, number: int, frame: object) -> None:
+        """Turns a signal into a request to stop after the iteration; further ones change nothing."""
+        self.request = 128 + number  # no log from here: the signal may have come in the middle of a line of it
+        if self.evaluating:
+            self.evaluating = False
+            raise _StopNow(self.request)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
