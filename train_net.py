@@ -1,7 +1,7 @@
 """Trains and evaluates the detectors of configs/.
 
-    python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --num-gpus 8
-    python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only train.init_checkpoint=model.pth
+python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --num-gpus 8
+python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only train.init_checkpoint=model.pth
 """
 
 import sys
@@ -134,7 +134,9 @@ def main(args) -> nn.Module:
         classes = file.require_classes()
         wanted = gpvit.data.class_names(cfg.dataloader.test)
         if classes != wanted:
-            raise UserError(f"{file.path} was trained for other classes ({listed(classes)}) than the data has ({listed(wanted)})")
+            raise UserError(
+                f"{file.path} was trained for other classes ({listed(classes)}) than the data has ({listed(wanted)})"
+            )
         model = instantiate(cfg.model).to(cfg.train.device)
         gpvit.checkpoint.load(model, file, classes)
         do_test(cfg, model)

@@ -106,7 +106,9 @@ class Reference:
             return self._compare(array, actual, entry["absmax"], tolerance)
         channels = 1 if actual.ndim == 4 else 2
         positions = tuple(dim for dim in range(1, actual.ndim) if dim != channels)
-        self._compare(f"{array}__sub", actual[tuple(slice(None, None, s) for s in entry["stride"])], entry["absmax"], tolerance)
+        self._compare(
+            f"{array}__sub", actual[tuple(slice(None, None, s) for s in entry["stride"])], entry["absmax"], tolerance
+        )
         self._compare(f"{array}__cmean", actual.mean(positions), entry["absmax"], tolerance)
         self._compare(f"{array}__pmean", actual.mean(channels), entry["absmax"], tolerance)
 

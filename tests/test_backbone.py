@@ -214,9 +214,7 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = gpvit.SimpleFeaturePyramid(
-            tiny(), "last_feat", out_channels=16, scale_factors=(2.0, 1.0), norm="LN"
-        )
+        self.backbone = gpvit.SimpleFeaturePyramid(tiny(), "last_feat", out_channels=16, scale_factors=(2.0, 1.0), norm="LN")
 
 
 def test_layer_decay_gives_each_depth_its_own_rate() -> None:

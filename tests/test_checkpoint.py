@@ -67,9 +67,19 @@ def test_a_published_classifier_starts_a_detector(classifier_file: Path, caplog:
 @pytest.mark.parametrize(
     ("options", "summary"),
     [
-        (dict(norm="FrozenBN"), "322 of 333 tensors loaded; dropped: 6 that are not of the backbone, 5 step counters of batch norm"),
-        (dict(frozen_blocks=5), "327 of 333 tensors loaded; dropped: 6 that are not of the backbone; starting afresh: 74 outside of the backbone"),
-        (dict(final_norm=False), "325 of 333 tensors loaded; dropped: 6 that are not of the backbone, 2 norms that the model lacks"),
+        (
+            dict(norm="FrozenBN"),
+            "322 of 333 tensors loaded; dropped: 6 that are not of the backbone, 5 step counters of batch norm",
+        ),
+        (
+            dict(frozen_blocks=5),
+            "327 of 333 tensors loaded; dropped: 6 that are not of the backbone; "
+            "starting afresh: 74 outside of the backbone",
+        ),
+        (
+            dict(final_norm=False),
+            "325 of 333 tensors loaded; dropped: 6 that are not of the backbone, 2 norms that the model lacks",
+        ),
     ],
 )
 def test_a_published_classifier_goes_into_every_kind_of_backbone(
@@ -95,7 +105,9 @@ def test_frozen_batch_norm_goes_into_batch_norm_that_counts(classifier_file: Pat
 def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(classifier_file: Path) -> None:
     model = detector("L2")
     before = model.backbone.net.pos_embed.clone()
-    with pytest.raises(UserError, match="published ImageNet classifier L1. has 216 channels, the model is L2 and has 348") as error:
+    with pytest.raises(
+        UserError, match="published ImageNet classifier L1. has 216 channels, the model is L2 and has 348"
+    ) as error:
         checkpoint.load(model, str(classifier_file))
     assert "\n" not in str(error.value)
     assert torch.equal(model.backbone.net.pos_embed, before)
@@ -105,11 +117,17 @@ def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(classi
     ("change", "message"),
     [
         (lambda w: w.pop("backbone.layers.3.proj.bias"), r"1 missing \(blocks.3.attn.proj.bias\)"),
-        (lambda w: w.update({"backbone.layers.3.gamma": torch.ones(1)}), "a published ImageNet classifier has no backbone.layers.3.gamma"),
+        (
+            lambda w: w.update({"backbone.layers.3.gamma": torch.ones(1)}),
+            "a published ImageNet classifier has no backbone.layers.3.gamma",
+        ),
         (lambda w: w.update({"extra.x": torch.ones(1)}), "a published ImageNet classifier has no extra.x"),
         (lambda w: w.update({"backbone.pos_embed": torch.tensor(1.0)}), r"pos_embed \(\) instead of \(1, 784, 216\)"),
         (lambda w: w.update({"backbone.pos_embed": "text"}), "its 'state_dict' is not a dict of tensors"),
-        (lambda w: w.pop("head.fc.weight") + w.pop("head.fc.bias")[:, None], "it is no published GPViT model; it holds backbone"),
+        (
+            lambda w: w.pop("head.fc.weight") + w.pop("head.fc.bias")[:, None],
+            "it is no published GPViT model; it holds backbone",
+        ),
         (lambda w: w.update({"backbone.pos_embed": torch.ones(1, 196, 216)}), r"\(1, 196, 216\) instead of"),
     ],
 )
@@ -151,7 +169,10 @@ def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(tmp_path: P
     elif isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        torch.save({"canary": {"model": Canary(canary)}, "list": [1], "neither": {"weights": 1}, "none": {"model": None}}[content], path)
+        torch.save(
+            {"canary": {"model": Canary(canary)}, "list": [1], "neither": {"weights": 1}, "none": {"model": None}}[content],
+            path,
+        )
     with pytest.raises(UserError, match=message) as error:
         checkpoint.load(nn.Linear(1, 1), str(path))
     assert "\n" not in str(error.value) and str(path) in str(error.value)
@@ -234,11 +255,26 @@ def test_a_published_segmentation_model_gives_its_backbone(published_file, caplo
 @pytest.mark.parametrize(
     ("kind", "size", "make", "message"),
     [
-        ("retinanet", "L1", lambda: published_detector("mask_rcnn_gpvit_l1_1x"), "is RetinaNet with the adapter .published RetinaNet L1., the model is Mask R-CNN with"),
-        ("maskrcnn", "L1", lambda: published_detector("retinanet_gpvit_l1_1x"), "is Mask R-CNN with the adapter .published Mask R-CNN L1., the model is RetinaNet with"),
+        (
+            "retinanet",
+            "L1",
+            lambda: published_detector("mask_rcnn_gpvit_l1_1x"),
+            "is RetinaNet with the adapter .published RetinaNet L1., the model is Mask R-CNN with",
+        ),
+        (
+            "maskrcnn",
+            "L1",
+            lambda: published_detector("retinanet_gpvit_l1_1x"),
+            "is Mask R-CNN with the adapter .published Mask R-CNN L1., the model is RetinaNet with",
+        ),
         ("maskrcnn", "L1", detector, "the model is Mask R-CNN with a simple feature pyramid: take the config"),
         ("maskrcnn", "L1", lambda: published_detector("mask_rcnn_gpvit_l2_1x"), "has 216 channels, the model is L2"),
-        ("maskrcnn", "L1", lambda: gpvit.GPViT(embed_dim=216), "is Mask R-CNN with the adapter .*, the model is a backbone alone"),
+        (
+            "maskrcnn",
+            "L1",
+            lambda: gpvit.GPViT(embed_dim=216),
+            "is Mask R-CNN with the adapter .*, the model is a backbone alone",
+        ),
         ("upernet", "L3", lambda: gpvit.GPViT(embed_dim=216), "has 432 channels, the model is L1"),
         ("segformer", "L1", lambda: nn.Linear(1, 1), "goes into a GPViT, and the model has 0 of them"),
     ],

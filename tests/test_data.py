@@ -123,9 +123,7 @@ def record(synthetic_data: Path, annotations: list[dict]) -> dict:
 
 
 def annotation(segmentation, iscrowd: int = 0) -> dict:
-    return dict(
-        bbox=[10, 10, 20, 20], bbox_mode=BoxMode.XYWH_ABS, category_id=1, segmentation=segmentation, iscrowd=iscrowd
-    )
+    return dict(bbox=[10, 10, 20, 20], bbox_mode=BoxMode.XYWH_ABS, category_id=1, segmentation=segmentation, iscrowd=iscrowd)
 
 
 @pytest.mark.parametrize("crowd", [False, True])
@@ -168,9 +166,7 @@ def test_polygons_and_run_lengths_go_together(synthetic_data: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["resize", "lsj"])
 @pytest.mark.parametrize("masks", [True, False])
-def test_the_mapper_gives_what_detectron2s_gives_wherever_that_works(
-    synthetic_data: Path, recipe: str, masks: bool
-) -> None:
+def test_the_mapper_gives_what_detectron2s_gives_wherever_that_works(synthetic_data: Path, recipe: str, masks: bool) -> None:
     augmentations = gpvit.data.train_augmentations(recipe, short_side=[100, 200], max_size=300, lsj_size=128)
     options = MAPPER | dict(augmentations=augmentations, use_instance_mask=masks, recompute_boxes=masks)
     mappers = gpvit.data.InstanceMapper(**options), DatasetMapper(**options)

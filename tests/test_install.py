@@ -1,4 +1,5 @@
 """tools/install.py: what it refuses, what it writes, and what it says. Nothing is installed and no network is used."""
+
 import ast
 import base64
 import csv
@@ -47,10 +48,10 @@ def wheel(tmp_path):
         "tools/train_net.py": "pass\n",
         info + "LICENSE": "Apache License\n",
         info + "METADATA": "Metadata-Version: 2.1\nName: sal-detectron2\nVersion: 0.7.2\nSummary: Detectron2\n"
-                           "License-File: LICENSE\nRequires-Dist: Pillow>=7.1\nRequires-Dist: numpy<2\n"
-                           'Requires-Dist: dataclasses; python_version < "3.7"\nRequires-Dist: black\n'
-                           "Requires-Dist: omegaconf<2.4,>=2.1\nProvides-Extra: all\n"
-                           'Requires-Dist: timm; extra == "all"\n',
+        "License-File: LICENSE\nRequires-Dist: Pillow>=7.1\nRequires-Dist: numpy<2\n"
+        'Requires-Dist: dataclasses; python_version < "3.7"\nRequires-Dist: black\n'
+        "Requires-Dist: omegaconf<2.4,>=2.1\nProvides-Extra: all\n"
+        'Requires-Dist: timm; extra == "all"\n',
         info + "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp310-cp310-linux_x86_64\n",
         info + "top_level.txt": "detectron2\ntools\n",
         info + "RECORD": "",
@@ -67,6 +68,7 @@ def read(wheel):
 
 
 # --- the Detectron2 wheel ---
+
 
 def test_a_wheel_with_another_hash_is_refused(install, wheel):
     install.check_hash(wheel, hashlib.sha256(wheel.read_bytes()).hexdigest())
@@ -88,7 +90,8 @@ def test_the_repacked_wheel_has_neither_the_extension_nor_the_tools_package(inst
     files = read(install.repack(wheel))
     info = "sal_detectron2-0.7.2+pure.dist-info/"
     assert set(files) == {"detectron2/__init__.py", "detectron2/model_zoo/configs/Base.yaml"} | {
-        info + name for name in ("LICENSE", "METADATA", "WHEEL", "top_level.txt", "RECORD")}
+        info + name for name in ("LICENSE", "METADATA", "WHEEL", "top_level.txt", "RECORD")
+    }
     assert files[info + "top_level.txt"] == b"detectron2\n"
 
 
@@ -112,6 +115,7 @@ def test_the_record_of_the_repacked_wheel_is_right(install, wheel):
 
 # --- Python versions ---
 
+
 def test_an_old_python_gets_one_clear_line(install):
     with pytest.raises(SystemExit) as ended:
         install.check_python((3, 9, 18))
@@ -131,6 +135,7 @@ def test_an_old_python_can_read_the_script_up_to_the_version_check():
 
 
 # --- the stamp, and a .venv that is there ---
+
 
 @pytest.fixture
 def installed(install):
@@ -209,13 +214,17 @@ def test_a_package_with_a_torn_file_is_forgotten_and_a_whole_one_kept(install, t
 
 # --- an environment of the user's own ---
 
+
 def test_here_holds_the_torch_and_the_opencv_that_are_there(install, monkeypatch):
     install.REQUIREMENTS.write_text("torch>=2.6\ntorchvision\nopencv-python-headless\n# end\n")
     monkeypatch.setattr(install.Target, "has", lambda self, module: module == "cv2")
     monkeypatch.setattr(install.Target, "version", lambda self, package: "2.11.0+cu130" if package == "torch" else "")
     seen = []
-    monkeypatch.setattr(install, "install_requirements", lambda target, step, requirements, c, held, *options: seen.extend(
-        [requirements.read_text(), c, held.read_text()]))
+    monkeypatch.setattr(
+        install,
+        "install_requirements",
+        lambda target, step, requirements, c, held, *options: seen.extend([requirements.read_text(), c, held.read_text()]),
+    )
     monkeypatch.setattr(install, "install_detectron2", lambda *_: None)
     monkeypatch.setattr(install, "install_gpvit", lambda *_: None)
     install.install_here()
@@ -223,6 +232,7 @@ def test_here_holds_the_torch_and_the_opencv_that_are_there(install, monkeypatch
 
 
 # --- failures ---
+
 
 def target(install):
     return install.Target(Path(sys.executable), install.ROOT / "install.log", isolated=False)
@@ -243,8 +253,9 @@ def test_another_failure_of_pip_shows_its_last_lines_and_names_the_log(install):
 
 
 def test_a_disk_that_fills_up_is_named(install):
-    assert install.reason("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", False
-                          ).startswith("no room")
+    assert install.reason(
+        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", False
+    ).startswith("no room")
     assert install.reason("killed", True).startswith("no room")
 
 

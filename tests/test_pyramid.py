@@ -54,9 +54,7 @@ def test_the_default_factors_give_p2_to_p6() -> None:
     ("norm", "factors"), [("LN", (4.0, 2.0, 1.0, 0.5)), ("BN", (4.0, 2.0, 1.0, 0.5)), ("", (2.0, 1.0, 0.5))]
 )
 @torch.no_grad()
-def test_where_detectron2s_pyramid_works_the_numbers_and_names_are_the_same(
-    norm: str, factors: tuple[float, ...]
-) -> None:
+def test_where_detectron2s_pyramid_works_the_numbers_and_names_are_the_same(norm: str, factors: tuple[float, ...]) -> None:
     ours = pyramid(OneMap(stride=16), factors, norm=norm, top_block=LastLevelMaxPool())
     theirs = Detectron2Pyramid(OneMap(stride=16), "map", 16, factors, norm=norm, top_block=LastLevelMaxPool())
     weights = ours.state_dict()

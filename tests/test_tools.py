@@ -91,9 +91,7 @@ def test_the_demo_does_not_write_over_its_input(
         run_demo(monkeypatch, weights, "--input", str(images / "*.png"), "--output", str(images))
 
 
-def test_the_demo_refuses_two_pictures_of_one_name(
-    monkeypatch: pytest.MonkeyPatch, weights: Path, tmp_path: Path
-) -> None:
+def test_the_demo_refuses_two_pictures_of_one_name(monkeypatch: pytest.MonkeyPatch, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="same name"):
         run_demo(monkeypatch, weights, "--input", "a/1.jpg", "b/1.png", "--output", str(tmp_path))
 
@@ -252,9 +250,7 @@ def test_the_backbone_of_a_converted_classifier_goes_into_a_detector(
     assert torch.equal(model.backbone.bottom_up.net.pos_embed, weights["backbone.pos_embed"])
 
 
-def test_conversion_refuses_what_it_cannot_do(
-    monkeypatch: pytest.MonkeyPatch, weights: Path, tmp_path: Path
-) -> None:
+def test_conversion_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.pth"
     with pytest.raises(UserError, match="only Mask R-CNN and RetinaNet with the adapter have a counterpart"):
         convert(monkeypatch, "--to-published", weights, out)
@@ -305,9 +301,7 @@ def test_swapping_classes_changes_every_one_and_flipping_twice_none(tmp_path: Pa
     json_file.write_text(json.dumps({"categories": [{"id": id} for id in (2, 7, 12)]}))
     mask = np.zeros((4, 6), np.uint8, order="F")
     mask[1:3, 0:2] = 1
-    results = [
-        {"category_id": id, "segmentation": quickstart.mask_api.encode(mask), "score": 1.0} for id in (2, 7, 12)
-    ]
+    results = [{"category_id": id, "segmentation": quickstart.mask_api.encode(mask), "score": 1.0} for id in (2, 7, 12)]
     assert [result["category_id"] for result in quickstart.swap_classes(results, json_file)] == [7, 12, 2]
     flipped = quickstart.flip_masks(results)
     assert np.array_equal(quickstart.mask_api.decode(flipped[0]["segmentation"]), mask[:, ::-1])

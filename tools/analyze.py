@@ -1,10 +1,10 @@
 """What the detectors cost.
 
-    python tools/analyze.py complexity                     parameters and multiply-accumulates, as a Markdown table
-    python tools/analyze.py memory --size L1 --image 512x512    a training step with and without activation checkpointing
-    python tools/analyze.py adapter --size L1 --image 800x1216  time and memory of the published detectors' features
-    python tools/analyze.py engine                              what the training engine adds to Detectron2's plain trainer
-    python tools/analyze.py loading --data DIR                  images a second from how many data-loading processes
+python tools/analyze.py complexity                     parameters and multiply-accumulates, as a Markdown table
+python tools/analyze.py memory --size L1 --image 512x512    a training step with and without activation checkpointing
+python tools/analyze.py adapter --size L1 --image 800x1216  time and memory of the published detectors' features
+python tools/analyze.py engine                              what the training engine adds to Detectron2's plain trainer
+python tools/analyze.py loading --data DIR                  images a second from how many data-loading processes
 """
 
 import argparse
@@ -126,7 +126,8 @@ def print_memory(size: str, height: int, width: int) -> None:
     peaks = {}
     for checkpointing in (False, True):
         peaks[checkpointing] = in_a_process(training_peak, size, height, width, checkpointing)
-        print(f"{size}, {height}x{width}, {'with' if checkpointing else 'without'} checkpointing: {peaks[checkpointing]:.0f} MiB")
+        how = "with" if checkpointing else "without"
+        print(f"{size}, {height}x{width}, {how} checkpointing: {peaks[checkpointing]:.0f} MiB")
     print(f"ratio: {peaks[True] / peaks[False]:.2f}")
 
 

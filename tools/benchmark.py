@@ -280,9 +280,7 @@ class Step:
         timed = {part: statistics.median(times) for part, times in self.seconds.items()}
         if not self.meters:
             return timed
-        metered = {
-            part: sum(statistics.median(meter.seconds) for meter in group) for part, group in self.meters.items()
-        }
+        metered = {part: sum(statistics.median(meter.seconds) for meter in group) for part, group in self.meters.items()}
         return {
             "data": timed.pop("data"),
             "backbone": metered["backbone"],

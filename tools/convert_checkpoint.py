@@ -1,7 +1,7 @@
 """Converts published files to this project's names, and detectors trained here to the published layout.
 
     python tools/convert_checkpoint.py gpvit_l1_maskrcnn_1x.pth mask_rcnn_l1.safetensors
-    python tools/convert_checkpoint.py --to-published output/published/mask_rcnn_gpvit_l1_1x/model_final.pth for_mmdetection.pth
+    python tools/convert_checkpoint.py --to-published output/published/retinanet_gpvit_l1_1x/model_final.pth official.pth
 
 The input is a path or an address. The output is a .safetensors file or, by any other name, PyTorch's format, with the
 names of the classes and the source noted in it; the published layout has the names of the classes only. Every tool here

@@ -56,8 +56,10 @@ def main() -> None:
     smallest = export.smallest_side(predictor.model)
     for path, image in zip(paths, images):
         if min(image.shape[1:]) < smallest:
-            raise UserError(f"{path} is resized to {image.shape[2]} x {image.shape[1]}, and {smallest} x {smallest} is the "
-                            "smallest that is exported; raise dataloader.short_side")
+            raise UserError(
+                f"{path} is resized to {image.shape[2]} x {image.shape[1]}, and {smallest} x {smallest} is the "
+                "smallest that is exported; raise dataloader.short_side"
+            )
 
     partial = args.output.with_name(f"{args.output.stem}.partial{args.output.suffix}")
     try:

@@ -16,6 +16,7 @@ compared with a known hash, and installed without its compiled extension (built 
 R-CNN, Cascade R-CNN and RetinaNet do without: what goes is deformable convolution, rotated boxes and the fast COCO
 evaluation) and without its stray top-level package `tools`. A Detectron2 that is already there is kept.
 """
+
 # This file must parse, and reach check_python(), on every Python from 3.6 on.
 import argparse
 import base64
@@ -72,13 +73,16 @@ def check_python(version: tuple) -> None:
     """End with one line on a Python that is too old; warn on one that is newer than any tested."""
     found = f"this is {dotted(version)} ({sys.executable})"
     if version[:2] < OLDEST:
-        sys.exit(f"install.py: Python 3.10 or newer is needed; {found}. Name a newer one: python3.11 tools/install.py, "
-                 "or make PYTHON=python3.11 env")
+        sys.exit(
+            f"install.py: Python 3.10 or newer is needed; {found}. Name a newer one: python3.11 tools/install.py, "
+            "or make PYTHON=python3.11 env"
+        )
     if version[:2] > NEWEST:
         print(f"install.py: warning: tested up to Python {dotted(NEWEST)}; {found}", file=sys.stderr)
 
 
 # --- The two modes ---
+
 
 def install_venv() -> None:
     began = time.monotonic()
@@ -130,6 +134,7 @@ def fingerprint() -> str:
 
 # --- The steps ---
 
+
 def make_venv(target: "Target") -> None:
     """Leave a .venv of this Python version in which every package is whole; replace one that cannot be used."""
     wanted = dotted(sys.version_info[:2])
@@ -141,8 +146,9 @@ def make_venv(target: "Target") -> None:
         return
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if missing:
-        raise Failure(f"this Python lacks the module {missing[0]}; "
-                      f"on Debian and Ubuntu: sudo apt install python{wanted}-venv")
+        raise Failure(
+            f"this Python lacks the module {missing[0]}; on Debian and Ubuntu: sudo apt install python{wanted}-venv"
+        )
     if ours:
         print(f"      the .venv found here {f'has Python {found}' if found else 'does not work'}: it is made anew")
         shutil.rmtree(str(VENV))
@@ -158,10 +164,10 @@ def make_venv(target: "Target") -> None:
 def forget_torn_packages(site: Path) -> None:
     """Remove the record of every package whose files are not all whole, as a killed pip leaves it: pip then sees the gap."""
     from importlib.metadata import Distribution  # not at the top: Python 3.6 and 3.7 have none
+
     for info in site.glob("*.dist-info"):
         files = [(file.locate(), file.size) for file in Distribution.at(info).files or ()]
-        if not files or any(not os.path.exists(path) or size not in (None, os.path.getsize(path))
-                            for path, size in files):
+        if not files or any(not os.path.exists(path) or size not in (None, os.path.getsize(path)) for path, size in files):
             print(f"      {info.stem} is incomplete: it is installed again")
             shutil.rmtree(str(info))
 
@@ -189,8 +195,10 @@ def check_room(*folders: Path) -> list:
     for gigabytes, folder in need.values():
         free = shutil.disk_usage(folder).free / 1e9
         if free < gigabytes:
-            raise Failure(f"no room: {gigabytes} GB are needed in {folder}, {free:.1f} GB are free. "
-                          "Make room, or name another folder for the downloads with TMPDIR")
+            raise Failure(
+                f"no room: {gigabytes} GB are needed in {folder}, {free:.1f} GB are free. "
+                "Make room, or name another folder for the downloads with TMPDIR"
+            )
         spare.append(free - gigabytes)
     return ["--no-cache-dir"] if min(spare) < DOWNLOAD_GB else []
 
@@ -205,9 +213,19 @@ def install_detectron2(target: "Target", step: str) -> None:
     print(f"{step} installing Detectron2: 7 MB to download")
     with tempfile.TemporaryDirectory() as folder:
         # The wheel is tagged for Python 3.10, whichever Python asks.
-        target.pip("download", DETECTRON2, "--no-deps", "--only-binary=:all:", "--python-version=3.10",
-                   "--implementation=cp", "--abi=none", "--platform=any", "--dest", folder)
-        wheel, = Path(folder).glob("*.whl")
+        target.pip(
+            "download",
+            DETECTRON2,
+            "--no-deps",
+            "--only-binary=:all:",
+            "--python-version=3.10",
+            "--implementation=cp",
+            "--abi=none",
+            "--platform=any",
+            "--dest",
+            folder,
+        )
+        (wheel,) = Path(folder).glob("*.whl")
         check_hash(wheel, DETECTRON2_SHA256)
         target.pip("install", "--no-deps", "--force-reinstall", repack(wheel))
 
@@ -221,11 +239,14 @@ def install_gpvit(target: "Target", step: str) -> None:
 
 # --- The Detectron2 wheel ---
 
+
 def check_hash(wheel: Path, expected: str) -> None:
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != expected:
-        raise Failure(f"{wheel.name} is not the file this project was tested with, and is not installed: its sha256 is "
-                      f"{found}, expected {expected}. Does the package index in use serve another file under this name?")
+        raise Failure(
+            f"{wheel.name} is not the file this project was tested with, and is not installed: its sha256 is "
+            f"{found}, expected {expected}. Does the package index in use serve another file under this name?"
+        )
 
 
 def repack(wheel: Path) -> Path:
@@ -260,8 +281,9 @@ def mend_metadata(text: str) -> str:
     lines = []
     for line in head.splitlines():
         key, _, value = line.partition(": ")
-        if key == "Provides-Extra" or key == "Requires-Dist" and (
-                "extra ==" in value or re.match(r"[\w-]+", value).group() in DETECTRON2_DROPS):
+        if key == "Provides-Extra" or (
+            key == "Requires-Dist" and ("extra ==" in value or re.match(r"[\w-]+", value).group() in DETECTRON2_DROPS)
+        ):
             continue
         lines.append(line + changes.get(key, ""))
     return "\n".join(lines + [f"Requires-Dist: {need}" for need in DETECTRON2_NEEDS]) + (blank + body or "\n")
@@ -270,8 +292,11 @@ def mend_metadata(text: str) -> str:
 # --- The Python that is installed into, and its pip ---
 
 # The lines of pip's output that are worth showing.
-STEP = re.compile(r"^ *((?:Collecting|Downloading|Using cached|Processing|Building wheel for|Installing collected)\b"
-                  r"(?!.*(?:\.metadata|: finished)).*?)(?: \(from .*)?$", re.MULTILINE)
+STEP = re.compile(
+    r"^ *((?:Collecting|Downloading|Using cached|Processing|Building wheel for|Installing collected)\b"
+    r"(?!.*(?:\.metadata|: finished)).*?)(?: \(from .*)?$",
+    re.MULTILINE,
+)
 
 
 class Target:
@@ -279,8 +304,9 @@ class Target:
 
     def __init__(self, python: Path, log: Path, isolated: bool) -> None:
         self.python, self.log = python, log
-        self.environment = dict(os.environ, PYTHONUNBUFFERED="1", PIP_PROGRESS_BAR="off", PIP_NO_INPUT="1",
-                                PIP_DISABLE_PIP_VERSION_CHECK="1")
+        self.environment = dict(
+            os.environ, PYTHONUNBUFFERED="1", PIP_PROGRESS_BAR="off", PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1"
+        )
         if isolated:  # from a user's settings that send packages elsewhere, or find them there
             self.environment.update(PIP_USER="0", PYTHONNOUSERSITE="1")
             for name in ("PIP_TARGET", "PIP_PREFIX", "PYTHONPATH", "PYTHONHOME"):
@@ -289,15 +315,24 @@ class Target:
     def ask(self, code: str) -> str:
         """What `code` prints there; empty if it fails."""
         try:
-            return subprocess.run([str(self.python), "-c", code], env=self.environment, cwd=str(ROOT), text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.strip()
+            return subprocess.run(
+                [str(self.python), "-c", code],
+                env=self.environment,
+                cwd=str(ROOT),
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            ).stdout.strip()
         except OSError:
             return ""
 
     def has(self, module: str) -> bool:
         """Whether `module` can be found; it is not imported, and a mere folder of that name does not count."""
-        return bool(self.ask(f"import importlib.util as u; s = u.find_spec('{module}'); print(s.origin if s else '')"
-                             ).replace("None", ""))
+        return bool(
+            self.ask(f"import importlib.util as u; s = u.find_spec('{module}'); print(s.origin if s else '')").replace(
+                "None", ""
+            )
+        )
 
     def version(self, package: str) -> str:
         return self.ask(f"import importlib.metadata as m; print(m.version('{package}'))")
@@ -311,8 +346,9 @@ class Target:
         began, shown = time.monotonic(), ""
         with open(self.log, "ab") as log, open(self.log, errors="replace") as output:
             output.seek(0, os.SEEK_END)
-            process = subprocess.Popen(command, env=self.environment, cwd=str(ROOT), stdin=subprocess.DEVNULL,
-                                       stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, env=self.environment, cwd=str(ROOT), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
             try:
                 said, ended = "", False
                 while not ended:
@@ -339,7 +375,7 @@ def show(output: str, shown: str, seconds: float) -> str:
         print("".join(f"      {step[:110]}\n" for step in steps), end="", flush=True)
         return ""
     shown = steps[-1] if steps else shown
-    line = f"      {seconds // 60:.0f}:{seconds % 60:02.0f}  {shown}"[:shutil.get_terminal_size().columns - 1]
+    line = f"      {seconds // 60:.0f}:{seconds % 60:02.0f}  {shown}"[: shutil.get_terminal_size().columns - 1]
     print(f"\r{line}\033[K", end="", flush=True)
     return shown
 
@@ -352,10 +388,15 @@ def reason(said: str, full: bool) -> str:
         return "no room: the disk ran full (downloads go to TMPDIR, then into pip's cache). Make room and run this again"
     if "externally-managed-environment" in end:
         return "this Python belongs to the operating system, which lets nobody add to it: run this without --here"
-    if re.search(r"connection broken by|Read timed out|Max retries exceeded|Connection (refused|reset)|IncompleteRead|"
-                 r"name resolution|Network is unreachable", end):
-        return ("no network: the package index cannot be reached. "
-                "Check the connection (also HTTPS_PROXY and PIP_INDEX_URL), then run this again")
+    if re.search(
+        r"connection broken by|Read timed out|Max retries exceeded|Connection (refused|reset)|IncompleteRead|"
+        r"name resolution|Network is unreachable",
+        end,
+    ):
+        return (
+            "no network: the package index cannot be reached. "
+            "Check the connection (also HTTPS_PROXY and PIP_INDEX_URL), then run this again"
+        )
     return "\n    ".join(["pip failed. Its last lines:", *lines[-8:]])
 
 

@@ -460,7 +460,7 @@ def make_data_set(out: str | Path, train: int = 200, val: int = 50, seed: int = 
         raise ValueError(f"need at least one image per split and a seed >= 0, not {train=}, {val=}, {seed=}")
     out = Path(out).absolute()
     infos = {split: make_info(split, train, val, seed) for split in SPLITS}
-    if out.is_dir() and any(out.iterdir()) or out.is_file():
+    if (out.is_dir() and any(out.iterdir())) or out.is_file():
         if any(read_info(out, split) != info for split, info in infos.items()):
             raise FileExistsError(f"{out} exists and is not a synthetic data set made with these arguments")
         print(f"{out} is already made")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
@@ -32,7 +32,7 @@ def in_a_process(function: Callable, *args: Any, environment: dict[str, str] | N
 class Meter:
     """Seconds, and peak memory in MiB above what was held at the start, of each call of a module; meters may nest."""
 
-    running: list[list[float]] = []  # of each module that runs: memory at its start, and its peak so far
+    running: ClassVar[list[list[float]]] = []  # of each module that runs: memory at its start, and its peak so far
 
     def __init__(self, module: nn.Module, device: str) -> None:
         self.device = device
@@ -49,7 +49,7 @@ class Meter:
         self.started = time.perf_counter()
 
     def stop(self) -> None:
-        now, peak = memory_since_reset(self.device)
+        _, peak = memory_since_reset(self.device)
         self.seconds.append(time.perf_counter() - self.started)
         start, earlier_peak = self.running.pop()
         peak = max(peak, earlier_peak)

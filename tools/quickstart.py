@@ -109,9 +109,7 @@ def untrained_results(folder: Path, overrides: list[str]) -> list[dict]:
     gpvit.data.use_folder(cfg, str(folder), train=False)
     cfg.train.output_dir = str(OUTPUT / "untrained")
     torch.manual_seed(0)
-    inference_on_dataset(
-        instantiate(cfg.model), instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    inference_on_dataset(instantiate(cfg.model), instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
     return json.loads((OUTPUT / "untrained" / "coco_instances_results.json").read_text())
 
 

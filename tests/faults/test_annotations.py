@@ -104,9 +104,7 @@ def reader(tmp_path: Path, images: Path) -> Callable[..., annotations.CocoFile]:
 
 def usual(data: annotations.CocoFile) -> dict[str, list]:
     """Kinds of problems and their ids, without what :func:`valid` has itself: a crowd and an image without objects."""
-    kinds = {
-        kind: [p.annotation_id or p.image_id for p in problems] for kind, problems in grouped(data.problems).items()
-    }
+    kinds = {kind: [p.annotation_id or p.image_id for p in problems] for kind, problems in grouped(data.problems).items()}
     return {kind: ids for kind, ids in kinds.items() if kind not in ("crowd", "empty image")}
 
 
@@ -359,9 +357,7 @@ def test_without_masks_nobody_looks_at_them(reader) -> None:
     assert not any("segmentation" in item for record in data.records() for item in record["annotations"])
 
 
-@pytest.mark.parametrize(
-    "values", [{"ignore": 1}, {"iscrowd": "yes"}, {"iscrowd": 2}, {"iscrowd": [0]}, {"iscrowd": NAN}]
-)
+@pytest.mark.parametrize("values", [{"ignore": 1}, {"iscrowd": "yes"}, {"iscrowd": 2}, {"iscrowd": [0]}, {"iscrowd": NAN}])
 def test_what_is_to_be_ignored_is_a_crowd(reader, values: dict) -> None:
     content = valid()
     change(**values)(content)
@@ -474,10 +470,7 @@ def test_the_checker_tells_all_at_once_with_ids_and_fails_only_where_training_st
     code, text = run_check([str(folder), "--json", str(tmp_path / "all.json")], capsys)
     assert code == 0
     for kind, ids in MENDED.items():
-        assert (
-            f": {len(ids)} {RULES[kind].what}\n    {'image' if kind == 'empty image' else 'annotation'} {ids[0]}"
-            in text
-        )
+        assert f": {len(ids)} {RULES[kind].what}\n    {'image' if kind == 'empty image' else 'annotation'} {ids[0]}" in text
     rows = [row for row in json.loads((tmp_path / "all.json").read_text()) if row["file"].endswith("train.json")]
     for kind, ids in MENDED.items():
         assert [row["annotation_id"] or row["image_id"] for row in rows if row["kind"] == kind] == ids
@@ -493,10 +486,7 @@ def test_the_checker_tells_all_at_once_with_ids_and_fails_only_where_training_st
     (folder / "images" / "cut.png").write_bytes((images / "1.png").read_bytes()[:200])
     code, text = run_check([str(folder)], capsys)
     assert code == 1
-    assert (
-        "stops training: 1 annotations are of a category that is not declared\n    annotation 10 (category_id 99)"
-        in text
-    )
+    assert "stops training: 1 annotations are of a category that is not declared\n    annotation 10 (category_id 99)" in text
     assert "stops training: 2 images cannot be read" in text
     assert "missing.png: cannot be read: it does not exist" in text and "cut.png: cannot be read: it is damaged" in text
     assert f"image 52 (1.png is {WIDTH} x {HEIGHT}, not {HEIGHT} x {WIDTH}; is it turned by EXIF?)" in text
@@ -578,15 +568,11 @@ def test_the_mapper_names_path_image_and_annotation_of_what_it_cannot_use(images
     message = str(error.value)
     assert message.startswith(f"{images / '1.png'}: annotation id 7 cannot be used (") and "(image id 5)" in message
     assert "\n" not in message
-    assert (
-        len(mapped(images, an_object(id=3), an_object(**values, iscrowd=1))["instances"]) == 1
-    )  # nobody looks at crowds
+    assert len(mapped(images, an_object(id=3), an_object(**values, iscrowd=1))["instances"]) == 1  # nobody looks at crowds
 
 
 def test_the_mapper_names_both_sizes_of_an_image_that_has_another(images: Path) -> None:
-    with pytest.raises(
-        UserError, match=f"is {WIDTH} x {HEIGHT} pixels, and {WIDTH} x 99 by its annotations.*image id 5"
-    ):
+    with pytest.raises(UserError, match=f"is {WIDTH} x {HEIGHT} pixels, and {WIDTH} x 99 by its annotations.*image id 5"):
         mapped(images, an_object(), height=99)
 
 
@@ -657,9 +643,7 @@ def folder_with(content: dict, folder: Path, images: Path) -> str:
 
 @pytest.mark.parametrize("ids", ["as they are", "from 0", "all the same", "large"])
 @pytest.mark.parametrize("areas", [True, False])
-def test_a_perfect_detector_has_ap_100_whatever_the_ids_are(
-    tmp_path: Path, images: Path, ids: str, areas: bool
-) -> None:
+def test_a_perfect_detector_has_ap_100_whatever_the_ids_are(tmp_path: Path, images: Path, ids: str, areas: bool) -> None:
     content, factor = valid(), 2**49 if ids == "large" else 1
     for image in content["images"]:
         image["id"] *= factor
@@ -758,9 +742,7 @@ def damage_values(content: dict, chance: random.Random) -> dict:
         node, key = chance.choice(places)
         other, other_key = chance.choice(places)
         action = chance.choice(["replace", "replace", "replace", "letter", "letter", "remove", "double", "swap"])
-        with contextlib.suppress(
-            KeyError, IndexError, TypeError, ValueError, OverflowError
-        ):  # the place may be gone by now
+        with contextlib.suppress(KeyError, IndexError, TypeError, ValueError, OverflowError):  # the place may be gone by now
             if action == "replace":
                 node[key] = copy.deepcopy(chance.choice(VALUES))
             elif action == "letter" and isinstance(node[key], str):
@@ -790,9 +772,7 @@ def damage_bytes(content: bytes, chance: random.Random) -> bytes:
         for _ in range(length):
             data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
     elif action == "insert":
-        data[place:place] = bytes(
-            chance.choice([chance.randrange(256), *b'0123456789-.eE"[]{},:\\']) for _ in range(length)
-        )
+        data[place:place] = bytes(chance.choice([chance.randrange(256), *b'0123456789-.eE"[]{},:\\']) for _ in range(length))
     elif action == "remove":
         del data[place : place + length]
     else:

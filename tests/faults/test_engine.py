@@ -26,7 +26,7 @@ from detectron2.config import instantiate
 from gpvit.engine import load_config, newest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import saboteur  # noqa: E402
+import saboteur
 
 ITERATIONS = 8
 OPTIONS = [
@@ -107,7 +107,7 @@ def forks() -> multiprocessing.context.BaseContext:
 
 @pytest.fixture(scope="module")
 def train(forks: multiprocessing.context.BaseContext, synthetic_data: Path) -> Callable[..., Run]:
-    """Runs a job and waits for what it leaves behind: train(folder, *arguments, ranks, faults, data, config, **environment)."""
+    """Runs a job and waits for its end: train(folder, *arguments, ranks, faults, data, config, **environment)."""
 
     def run(
         folder: Path, *arguments: str, ranks: int = 1, faults: str = "", data: Path = synthetic_data,
@@ -317,9 +317,7 @@ def test_another_config_is_refused_by_name_unless_the_weights_do_not_depend_on_i
     assert job.code == 0 and same(job.final()["model"], undisturbed(1).final()["model"])
 
 
-def test_data_may_move_and_not_change(
-    train: Callable[..., Run], synthetic_data: Path, tmp_path: Path
-) -> None:
+def test_data_may_move_and_not_change(train: Callable[..., Run], synthetic_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(synthetic_data, data)
     train(tmp_path / "out", "train.max_iter=2", data=data)
@@ -362,8 +360,8 @@ def one_cross(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) ->
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_stops_all_before_the_weights_change_and_is_replayed(
-    train: Callable[..., Run], one_cross: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch,
-    ranks: int, value: str,
+    train: Callable[..., Run], one_cross: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, ranks: int, value: str,
 ) -> None:  # fmt: skip
     cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"), [*TINY, *OPTIONS])
     gpvit.data.use_folder(cfg, str(one_cross), train=True)

@@ -144,9 +144,7 @@ def test_floats_from_0_to_1_become_0_to_255(tmp_path: Path) -> None:
         (GRAY.astype(np.float32) / 1e6, "would all become 0 of 255"),
     ],
 )
-def test_floats_that_say_nothing_of_black_and_white_are_refused(
-    tmp_path: Path, values: np.ndarray, reason: str
-) -> None:
+def test_floats_that_say_nothing_of_black_and_white_are_refused(tmp_path: Path, values: np.ndarray, reason: str) -> None:
     assert reason in refusal(save(values, tmp_path / "float.tiff"))
 
 
@@ -317,9 +315,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         assert str(error.value).isprintable()
 
 
-def test_the_limit_of_pixels_is_kept_before_anything_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_limit_of_pixels_is_kept_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("1", (10_001, 10_000)).save(tmp_path / "large.png")  # Pillow only warns of it
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0))
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"0")))

@@ -58,7 +58,14 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 def torchrun(machine: int, port: int) -> list[str]:
     """One of two machines with one process each, which are started anew once."""
     command = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", f"is_host={int(not machine)}"]
+    command += [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        f"localhost:{port}",
+        "--rdzv-conf",
+        f"is_host={int(not machine)}",
+    ]
     return [*command, "--local-addr", "localhost"]
 
 

@@ -18,5 +18,14 @@ from .predictor import Predictor
 from .pyramid import SimpleFeaturePyramid
 from .yacs import add_gpvit_config
 
-__all__ = ["SIZES", "GPViT", "GPViTAdapter", "Predictor", "SimpleFeaturePyramid", "add_gpvit_config", "checkpoint", "published"]
+__all__ = [
+    "SIZES",
+    "GPViT",
+    "GPViTAdapter",
+    "Predictor",
+    "SimpleFeaturePyramid",
+    "add_gpvit_config",
+    "checkpoint",
+    "published",
+]
 __version__ = "0.1.0"

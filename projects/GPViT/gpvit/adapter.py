@@ -73,8 +73,7 @@ class GPViTAdapter(Backbone):
         self.spatial_prior = SpatialPrior(dim, stem_width, norm, with_stride_4)
         self.injectors = nn.ModuleList(Injector(dim, num_heads, num_points) for _ in range(num_interactions))
         self.extractors = nn.ModuleList(  # the last two follow the last group's own
-            Extractor(dim, num_heads, num_points, int(dim * ffn_ratio), drop_path_rate)
-            for _ in range(num_interactions + 2)
+            Extractor(dim, num_heads, num_points, int(dim * ffn_ratio), drop_path_rate) for _ in range(num_interactions + 2)
         )
         self.up = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2) if with_stride_4 else None
         self.norms = nn.ModuleDict({name: get_norm(norm, dim) for name in out_features})

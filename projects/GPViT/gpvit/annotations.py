@@ -54,9 +54,7 @@ RULES = {
     "category twice": Rule("stop", "categories have the id of another one", "give each its own"),
     "image": Rule("stop", "images have no whole number as id or no file_name", "give them both"),
     "image twice": Rule("stop", "images have the id of another one", "give each its own, also in the annotations"),
-    "image size": Rule(
-        "stop", "images have no usable width and height", f"give both, with at most {MAX_PIXELS} pixels"
-    ),
+    "image size": Rule("stop", "images have no usable width and height", f"give both, with at most {MAX_PIXELS} pixels"),
     "unreadable": Rule("stop", "images cannot be read", LATER),
     "size differs": Rule("stop", "images have another size than their annotations say", LATER),
     "annotation": Rule("stop", "annotations have no whole number as id or image_id", "give them both"),
@@ -64,17 +62,13 @@ RULES = {
     "no mask": Rule("stop", "annotations have no segmentation", "add it, or use a detector of boxes (RetinaNet)"),
     "no such image": Rule("drop", "annotations are of an image that is not listed", "left out"),
     "mask": Rule("drop", "annotations have a segmentation that is no mask of the image's size", "left out"),
-    "polygon": Rule(
-        "mend", "annotations have unusable polygons", "these are left out, and objects that have no others"
-    ),
+    "polygon": Rule("mend", "annotations have unusable polygons", "these are left out, and objects that have no others"),
     "box": Rule("mend", "boxes are not four finite numbers", ANEW),
     "empty box": Rule("mend", "boxes have no positive width and height", ANEW),
     "box outside": Rule("mend", "boxes lie outside of the image", ANEW),
     "box clipped": Rule("mend", f"boxes leave the image by more than {SLACK:g} pixel", "clipped to the image"),
     "ignored": Rule("mend", 'annotations have "ignore", or an iscrowd other than 0 and 1', "taken for crowds"),
-    "crowd": Rule(
-        "note", "annotations are crowds", "not trained on; in evaluation, what is found in them is not wrong"
-    ),
+    "crowd": Rule("note", "annotations are crowds", "not trained on; in evaluation, what is found in them is not wrong"),
     "area": Rule("note", "annotations have no area between 0 and the image's", "made anew from the mask or box"),
     "annotation twice": Rule("note", "annotations have the id of another one", "all are used"),
     "same name": Rule("note", "categories have the name of another one", "separate classes; AP by name shows only one"),
@@ -298,7 +292,7 @@ def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Itera
             found.append(("no such image", f"image_id {image_id}"))
         image = data.images.get(image_id)
         if not found and image["height"]:
-            item = _object(entry, image["height"], image["width"], masks, lambda *problem: found.append(problem))
+            item = _object(entry, image["height"], image["width"], masks, lambda *why, found=found: found.append(why))
             if item:
                 data.objects[image_id].append({"id": id, "image_id": image_id, "category_id": category_id} | item)
         if id in ids:

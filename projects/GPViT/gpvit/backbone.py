@@ -89,9 +89,7 @@ class GPViT(Backbone):
                 else WindowBlock(embed_dim, num_heads, drop_path)
             )
             self.blocks[-1].use_checkpoint = use_act_checkpoint
-        self.out_norms = nn.ModuleDict(
-            {name: nn.LayerNorm(embed_dim, eps=1e-6) for name in out_features if final_norm}
-        )
+        self.out_norms = nn.ModuleDict({name: nn.LayerNorm(embed_dim, eps=1e-6) for name in out_features if final_norm})
         self._out_features = list(out_features)
         self._out_feature_channels = dict.fromkeys(out_features, embed_dim)
         self._out_feature_strides = dict.fromkeys(out_features, 8)
@@ -173,9 +171,7 @@ class ConvNormReLU(nn.Conv2d):
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, norm: str
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
-        )
+        super().__init__(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
         self.norm = get_norm(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ def fetch(path: str) -> str:
     except (OSError, HTTPException) as error:  # an unreachable address, a broken transfer
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"cannot download {path} ({reason}): put the file somewhere by hand and give its path instead; training may also "
-            'start from random weights (train.init_checkpoint="")'
+            f"cannot download {path} ({reason}): put the file somewhere by hand and give its path instead; training may "
+            'also start from random weights (train.init_checkpoint="")'
         ) from None
     if os.path.isdir(local_path):
         raise UserError(f"checkpoint {path} is a folder; give a file in it, such as {path}/model_final.pth")
@@ -184,7 +184,9 @@ def save(content: dict[str, Any], path: str) -> None:
             os.remove(partial)
         # PyTorch answers a failed write by errors of its own.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise UserError(f"cannot write {path}: {str(reason).splitlines()[0]}; the checkpoints before it are intact") from error
+        raise UserError(
+            f"cannot write {path}: {str(reason).splitlines()[0]}; the checkpoints before it are intact"
+        ) from error
 
 
 def digest_is_right(path: str) -> bool | None:
@@ -297,7 +299,9 @@ def _check_kind(file: File, wanted: Mapping[str, Tensor]) -> None:
     if not file.is_backbone and width(wanted) and width(file.weights):
         theirs, ours = _architecture(file.weights), _architecture(wanted)
         if theirs != ours:
-            raise UserError(f"{file.path} is {theirs} ({file.title}), the model is {ours}: take the config that the file is for")
+            raise UserError(
+                f"{file.path} is {theirs} ({file.title}), the model is {ours}: take the config that the file is for"
+            )
     channels, wanted_channels = width(file.weights), width(wanted)
     if channels and wanted_channels and channels != wanted_channels:
         size = f"is {size_name(wanted)} and " if size_name(wanted) else ""
@@ -317,9 +321,7 @@ def _architecture(weights: Mapping[str, Tensor]) -> str:
     return f"{detector} with {'the adapter' if 'backbone.bottom_up.level_embed' in weights else 'a simple feature pyramid'}"
 
 
-def _layers_of_other_classes(
-    file: File, wanted: Mapping[str, Tensor], classes: Sequence[str] | None
-) -> list[str]:
+def _layers_of_other_classes(file: File, wanted: Mapping[str, Tensor], classes: Sequence[str] | None) -> list[str]:
     """The layers that the file cannot give to the model, since they belong to other classes."""
     layers = [key for key in wanted if _CLASS_LAYERS.fullmatch(key) and key in file.weights]
     other_shape = [key for key in layers if file.weights[key].shape != wanted[key].shape]

@@ -31,8 +31,7 @@ class LastLevelNormP6P7(nn.Module):
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
         self.p6, self.p7 = (
-            Conv2d(channels, channels, 3, stride=2, padding=1, bias=False, norm=get_norm(norm, channels))
-            for _ in range(2)
+            Conv2d(channels, channels, 3, stride=2, padding=1, bias=False, norm=get_norm(norm, channels)) for _ in range(2)
         )
 
     def forward(self, p5: Tensor) -> list[Tensor]:

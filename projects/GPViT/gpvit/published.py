@@ -71,6 +71,7 @@ BACKBONE: Names = {
     "norm#.*": "out_norms.block#.*",
 }
 
+
 def _attention(theirs: str, ours: str) -> Names:
     return {
         f"{theirs}.query_norm.*": f"{ours}.norm_query.*",
@@ -247,9 +248,7 @@ def size_name(weights: Mapping[str, Tensor]) -> str:
     return next((size for size, options in SIZES.items() if options["embed_dim"] == width(weights)), "")
 
 
-def rename(
-    tensors: Mapping[str, Tensor], names: Names, *, inverse: bool = False, what: str = "GPViT"
-) -> dict[str, Tensor]:
+def rename(tensors: Mapping[str, Tensor], names: Names, *, inverse: bool = False, what: str = "GPViT") -> dict[str, Tensor]:
     """Tensors under our names, or under theirs if ``inverse``. Raises a ValueError, about ``what``, on an unknown name."""
     rules = [(ours, theirs) if inverse else (theirs, ours) for theirs, ours in names.items()]
     compiled = [(_pattern(source), _offsets(source), target) for source, target in rules]

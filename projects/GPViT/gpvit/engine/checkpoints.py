@@ -76,7 +76,9 @@ class Checkpoints(StopHook):
     def after_step(self) -> None:
         self.trainer.is_whole = True
         if self.trainer.done % self.period == 0 and self.trainer.done < self.trainer.max_iter:
-            self.try_to_save(f"model_{self.trainer.done:07}", f"training goes on, next checkpoint in {self.period} iterations")
+            self.try_to_save(
+                f"model_{self.trainer.done:07}", f"training goes on, next checkpoint in {self.period} iterations"
+            )
 
     def on_stop(self) -> None:
         if not self.trainer.is_whole:
@@ -124,7 +126,9 @@ class Checkpoints(StopHook):
             return
         if self.best_metric not in metrics:
             known = listed(sorted(metrics)) or "which found none"
-            raise UserError(f"train.checkpointer.best_metric={self.best_metric} is none of the evaluation's metrics, {known}")
+            raise UserError(
+                f"train.checkpointer.best_metric={self.best_metric} is none of the evaluation's metrics, {known}"
+            )
         if self.evaluated == self.trainer.done:
             return
         self.evaluated = self.trainer.done
@@ -238,7 +242,9 @@ def newest(folder: str) -> dict[str, Any] | None:
         error = str(failure)
     seen = comm.all_gather((state and state["path"], state and state["trainer"]["iteration"], error))
     if len(set(seen)) > 1:
-        raise UserError(f"the processes do not see the same checkpoints in {folder}, which must be on a disk that they share")
+        raise UserError(
+            f"the processes do not see the same checkpoints in {folder}, which must be on a disk that they share"
+        )
     if error:
         raise UserError(error)
     if state is not None:
