@@ -6,12 +6,14 @@ Files are read without executing anything in them.
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
+import platform
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,10 +48,24 @@ def fetch(path: str) -> str:
             'also start from random weights (train.init_checkpoint="")'
         ) from None
     if os.path.isdir(local_path):
-        raise UserError(f"checkpoint {path} is a folder; give a file in it, such as {path}/model_final.pth")
+        return in_folder(local_path)
     if not os.path.isfile(local_path):
         raise UserError(f"checkpoint {path or '(none given)'} does not exist")
     return local_path
+
+
+def in_folder(folder: str) -> str:
+    """The checkpoint of a training's folder that is for use: the best one, else the final one, else the newest; or the
+    one of a folder that :mod:`gpvit.hub` made.
+
+    Raises:
+        UserError: the folder has none.
+    """
+    names = ("model_best.pth", "model_final.pth", "model_[0-9]*.pth", "model.safetensors")
+    found = next((paths[-1] for name in names if (paths := sorted(Path(folder).glob(name)))), None)
+    if found is None:
+        raise UserError(f"folder {folder} has no checkpoint of a detector (looked for {', '.join(names)})")
+    return str(found)
 
 
 @dataclass(frozen=True)
@@ -57,11 +73,13 @@ class File:
     """A checkpoint file, read.
 
     Attributes:
-        path: where it came from.
+        path: where it came from; of a folder, the file in it.
         title: what it holds, for messages.
         weights: tensors under this project's names; of a whole detector, or of a backbone alone.
         classes: names of a detector's classes, where they are known.
         dropped: names in the file of tensors that have no place in a detector.
+        config: what :func:`gpvit.engine.inference_config` gave, where the file has it.
+        about: other facts that came with it, such as "versions" and "licence".
     """
 
     path: str
@@ -69,6 +87,8 @@ class File:
     weights: dict[str, Tensor]
     classes: list[str] | None
     dropped: list[str]
+    config: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_backbone(self) -> bool:
@@ -87,11 +107,13 @@ class File:
 def read(path: str) -> File:
     """Reads a checkpoint of this project or a published file, given as a path or an address, to the CPU.
 
-    Nothing in it is executed.
+    Of a folder, that of :func:`in_folder`. Nothing in it is executed.
 
     Raises:
         UserError: the file is missing, cannot be downloaded, is damaged, holds more than data or is of neither kind.
     """
+    if os.path.isdir(path):
+        path = in_folder(path)
     content = read_content(path)
     key = next((key for key in ("model", "state_dict") if key in content), None)
     if key is None:
@@ -102,7 +124,8 @@ def read(path: str) -> File:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"cannot use {path}: its '{key}' is not a dict of tensors")
     if key in ("model", "ema"):
-        return File(path, "checkpoint", tensors, content.get("classes"), [])
+        about = {key: content[key] for key in ("versions", "licence", "source") if key in content}
+        return File(path, "checkpoint", tensors, content.get("classes"), [], content.get("inference_config"), about)
     try:
         kind = published.kind_of(tensors)
         weights = published.from_published(tensors, kind)
@@ -154,6 +177,12 @@ def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
         Path(path).write_bytes(safetensors.torch.save(tensors, texts))
     else:
         save({"model": dict(weights)} | metadata, path)
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was made with."""
+    packages = {name: importlib.metadata.version(name) for name in ("gpvit", "torch", "detectron2")}
+    return packages | {"python": platform.python_version()}
 
 
 DIGEST_MARK = b"sha256:"

@@ -4,7 +4,6 @@ import copy
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,7 +15,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.structures import BitMasks, Boxes, Instances, polygons_to_bitmask
 from omegaconf import DictConfig
 
-from . import annotations
+from . import annotations, layouts
 from .errors import UserError
 from .images import read_image
 
@@ -29,7 +28,7 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
     """Registers one's own data with Detectron2, with the rules of :mod:`gpvit.annotations` applied to it.
 
     Args:
-        root: a folder with ``annotations/train.json``, ``annotations/val.json`` (COCO format) and ``images/``.
+        root: a folder that :func:`gpvit.layouts.find` understands.
         split: "train" or "val".
         masks: whether every annotation must have a mask.
 
@@ -39,16 +38,7 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
     Raises:
         UserError: files are missing, or the annotations have a problem that stops.
     """
-    json_file = Path(root) / "annotations" / f"{split}.json"
-    images = Path(root) / "images"
-    for path in (json_file, images):
-        if not path.exists():
-            raise UserError(
-                f"--data {root}: {path} is missing; needed are annotations/train.json, annotations/val.json and images/"
-            )
-    data = annotations.read(json_file, images, masks=masks, train=split == "train")
-    data.stop_if_fatal()
-
+    data = layouts.read(root, split, masks=masks)
     name = f"coco:{os.path.abspath(root)}:{split}"
     if name in DatasetCatalog:  # Detectron2 would keep the old one or raise
         DatasetCatalog.remove(name)

@@ -95,8 +95,23 @@ def _read(path: Path) -> np.ndarray:
         deep = ";16" in str(image.tile) or image.format in ("PPM", "JPEG2000")  # their tiles do not say
         image.load()
         colour = _deep_colour(path) if deep and image.mode in ("RGB", "RGBA") else None
-        pixels = _convert(image) if colour is None else colour
-        turn = TURNS.get(_orientation(image))
+        return _upright(image, _convert(image) if colour is None else colour)
+
+
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """A picture that Pillow has opened, as :func:`read_image` gives it; of 16-bit colour Pillow keeps the upper 8 bits.
+
+    Raises:
+        UserError: it cannot be converted.
+    """
+    try:
+        return _upright(image, _convert(image))
+    except _Refused as reason:
+        raise UserError(f"the image cannot be used: {reason}") from None
+
+
+def _upright(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
+    turn = TURNS.get(_orientation(image))
     return np.ascontiguousarray(turn(pixels) if turn else pixels)
 
 

@@ -1,42 +1,140 @@
 """A trained detector, ready for pictures."""
 
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
 import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.structures import Instances
 from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
 
 from . import checkpoint
-from .data import set_num_classes
+from .data import CHANNELS, set_num_classes
+from .engine.config import config_from_yaml, load_config, with_overrides
+from .errors import UserError
+from .images import from_pillow, read_image
+
+Picture = str | os.PathLike | np.ndarray | Image.Image
+PUBLISHED_CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "published"
 
 
 class Predictor:
-    """Runs the detector of a config on one picture at a time.
+    """Runs a detector on pictures.
 
     Args:
         cfg: a config of this project; its test-time resizing is used.
-        weights: a checkpoint of a training or a published detector; the class names come with it.
-        device: "cpu", "cuda" or another that PyTorch knows.
+        weights: a checkpoint of a training or a published detector, or the folder of a training; the class names come
+            with it.
+        device: "cpu", "cuda" or another that PyTorch knows; None for a GPU if there is one.
+
+    Raises:
+        UserError: the checkpoint cannot be read or is not the config's.
     """
 
-    def __init__(self, cfg: DictConfig, weights: str, device: str) -> None:
-        file = checkpoint.read(weights)
+    def __init__(self, cfg: DictConfig, weights: str | os.PathLike | checkpoint.File, device: str | None = None) -> None:
+        file = weights if isinstance(weights, checkpoint.File) else checkpoint.read(str(weights))
+        self.path = file.path
         self.classes: list[str] = file.require_classes()
         set_num_classes(cfg.model, len(self.classes))
-        self.model = instantiate(cfg.model).to(device).eval()
+        self.model = instantiate(cfg.model).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         checkpoint.load(self.model, file, self.classes)
         self.augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
+        self.channels = CHANNELS[cfg.dataloader.test.mapper.image_format]
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike,
+        device: str | None = None,
+        *,
+        config_file: str | None = None,
+        overrides: Sequence[str] = (),
+    ) -> "Predictor":
+        """A detector with the config that its checkpoint carries; that of a published detector is known here.
+
+        Args:
+            path: file, folder or address of a checkpoint.
+            device: as above.
+            config_file: a config to take instead.
+            overrides: ``key=value`` changes to the config.
+
+        Raises:
+            UserError: as above, or the checkpoint carries no config.
+        """
+        file = checkpoint.read(str(path))
+        cfg = load_config(config_file) if config_file else config_of(file)
+        return cls(with_overrides(cfg, overrides), file, device)
+
+    @overload
+    def __call__(self, pictures: Picture, batch_size: int = ...) -> Instances: ...
+    @overload
+    def __call__(self, pictures: Sequence[Picture], batch_size: int = ...) -> list[Instances]: ...
+    def __call__(self, pictures: Picture | Sequence[Picture], batch_size: int = 4) -> Instances | list[Instances]:
+        """Detections on the CPU, in the coordinates of each picture: of one picture, or a list for a list.
+
+        Args:
+            pictures: a path, an array (H, W, 3), RGB, uint8, or a PIL image; or a list of these.
+            batch_size: how many go through the model together, at most.
+
+        Raises:
+            UserError: a picture cannot be read or is no such array.
+        """
+        if isinstance(pictures, Picture):
+            return next(self.stream([pictures]))
+        return list(self.stream(pictures, batch_size))
 
     @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> Instances:
-        """Detections on the CPU, in the coordinates of the picture: (H, W, 3), RGB, uint8."""
-        height, width = image.shape[:2]
-        (output,) = self.model([{"image": self.resize(image), "height": height, "width": width}])
-        return output["instances"].to("cpu")
+    def stream(self, pictures: Iterable[Picture], batch_size: int = 1) -> Iterator[Instances]:
+        """Detections as above, one picture after the other; only a batch of them is held.
 
-    def resize(self, image: np.ndarray) -> torch.Tensor:
-        """A picture as the model takes it: (H, W, 3), RGB, uint8 -> (3, h, w), RGB, uint8."""
-        resized = T.AugInput(image)
+        What goes through the model together are neighbours that have the same size there, so that none is padded for
+        another's sake: that would change what is found in it.
+        """
+        batch: list[dict[str, Any]] = []
+        for picture in pictures:
+            image = as_rgb(picture)
+            entry = {"image": self.resize(image), "height": image.shape[0], "width": image.shape[1]}
+            if batch and (len(batch) >= batch_size or entry["image"].shape != batch[0]["image"].shape):
+                yield from self._run(batch)
+                batch = []
+            batch.append(entry)
+        if batch:
+            yield from self._run(batch)
+
+    def _run(self, batch: list[dict[str, Any]]) -> list[Instances]:
+        return [output["instances"].to("cpu") for output in self.model(batch)]
+
+    def resize(self, image: np.ndarray) -> Tensor:
+        """A picture as the model takes it: (H, W, 3), RGB, uint8 -> (3, h, w), uint8, in the model's order of channels."""
+        resized = T.AugInput(image[:, :, self.channels])
         self.augmentations(resized)
         return torch.from_numpy(resized.image.transpose(2, 0, 1).copy())
+
+
+def as_rgb(picture: Picture) -> np.ndarray:
+    """A picture as (H, W, 3), RGB, uint8. Raises a UserError if it cannot be."""
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise UserError(
+                f"an array must be (height, width, 3), RGB, uint8, got {picture.shape} of {picture.dtype}; "
+                "a path or a PIL image is converted"
+            )
+        return picture
+    return from_pillow(picture) if isinstance(picture, Image.Image) else read_image(picture)
+
+
+def config_of(file: checkpoint.File) -> DictConfig:
+    """The config of a detector from its checkpoint. Raises a UserError if it carries none."""
+    if file.config is not None:
+        return config_from_yaml(file.config, f"the config in {file.path}")
+    detector, _, size = file.title.removeprefix("published ").lower().rpartition(" ")
+    path = PUBLISHED_CONFIGS / f"{detector.replace('-', '').replace(' ', '_')}_gpvit_{size}_1x.py"
+    if file.title.startswith("published ") and path.is_file():
+        return load_config(str(path))
+    raise UserError(f"{file.path} carries no config: give that of its training (--config-file, or Predictor(cfg, ...))")

@@ -18,7 +18,7 @@ from torch import nn
 
 from .. import checkpoint
 from ..errors import ProcessError, UserError, listed
-from .config import flattened
+from .config import flattened, inference_config
 from .trainer import STOP_EARLY, StopHook, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Checkpoints(StopHook):
         self.folder, self.classes = Path(cfg.train.output_dir), classes
         self.period, self.max_to_keep = period, max_to_keep
         self.best_metric, self.patience = best_metric, patience
+        self.inference_config = inference_config(cfg)
         self.config = flattened(cfg) | {"content of the training data": data}
         self.saved = -1  # iterations that were done at the last save
         self.ended = -1  # at the end that the training is resumed from
@@ -111,6 +112,8 @@ class Checkpoints(StopHook):
             "model": unwrapped(self.trainer.model).state_dict(),
             **ema,
             "classes": self.classes,
+            "inference_config": self.inference_config,
+            "versions": checkpoint.versions(),
             "trainer": self.trainer.state_dict(),
             "config": self.config,
             "seed": self.trainer.seed,

@@ -41,7 +41,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     if not os.path.isfile(path):
         raise UserError(f"config file {path or '(none given)'} does not exist; see configs/, and give --config-file")
-    cfg = _load_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path)
+    return with_overrides(_load_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path), overrides)
+
+
+def with_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A config with ``key=value`` overrides applied. Raises as :func:`load_config` does."""
     for override in overrides:
         _check_override(cfg, override)
     keys = [override.partition("=")[0] for override in overrides]
@@ -58,7 +62,19 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 def save_config(cfg: DictConfig, path: str) -> None:
     """Saves a config as plain YAML."""
-    OmegaConf.save(OmegaConf.create(_plain(OmegaConf.to_container(cfg, resolve=False))), path)
+    Path(path).write_text(_yaml(_plain(OmegaConf.to_container(cfg, resolve=False))))
+
+
+def inference_config(cfg: DictConfig) -> str:
+    """What :class:`gpvit.Predictor` needs of a config, as YAML: the model, and how its images are made."""
+    everything = _plain(OmegaConf.to_container(cfg, resolve=False))
+    data = everything["dataloader"]
+    sizes = {key: data[key] for key in ("short_side", "max_size") if key in data}
+    return _yaml({"model": everything["model"], "dataloader": sizes | {"test": {"mapper": data["test"]["mapper"]}}})
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(content))
 
 
 def _plain(node: Any) -> Any:
@@ -101,8 +117,25 @@ TRUSTED = (
 
 def _load_yaml(path: str) -> DictConfig:
     try:
-        cfg = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    return config_from_yaml(text, path)
+
+
+def config_from_yaml(text: str, path: str) -> DictConfig:
+    """A config that :func:`save_config` or :func:`inference_config` wrote; only what is trusted can be called by it.
+
+    Args:
+        text: YAML.
+        path: where it comes from, for messages.
+
+    Raises:
+        UserError: it is no config, or would run code.
+    """
+    try:
+        cfg = OmegaConf.create(text)
+    except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path} is no config")
