@@ -96,6 +96,7 @@ def test_masks_are_matched_by_their_pixels() -> None:
     common = {"image_id": 1, "category_id": CAT, "score": 0.9, "bbox": BOX}
     for mask, true in ((upper, 1), (lower, 0)):
         results = [common | {"segmentation": mask}]
+        assert index(results, truth, "segm").anns[1]["area"] < 0.6 * index(results, truth, "bbox").anns[1]["area"]
         assert len(outcomes(match(truth, index(results, truth, "segm"), "segm"), truth, 0.5)[1].true) == true
         assert len(outcomes(match(truth, index(results, truth, "bbox"), "bbox"), truth, 0.5)[1].true) == 1
 

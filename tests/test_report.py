@@ -1,5 +1,6 @@
 """Predictions are drawn beside the truth, and a report says what COCO's evaluation says."""
 
+import argparse
 import html
 import json
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import report
 import view_predictions
+from detectron2.data.datasets import register_coco_instances
 from gpvit.annotations import read
 from gpvit.errors import UserError
 from gpvit.evaluation import coco_ap
@@ -24,12 +26,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def imperfect_results(json_file: Path) -> list[dict[str, Any]]:
-    """The truth with some objects left out, moved or called by another class, and some found twice."""
+    """The truth with some objects left out, others made narrower, moved, called by another class or found twice."""
     results = []
     ids = sorted(category["id"] for category in json.loads(json_file.read_text())["categories"])
     for number, item in enumerate(truth_as_results(json_file)):
         item["segmentation"]["counts"] = item["segmentation"]["counts"].decode()
         item["score"] = round(0.95 - 0.013 * (number * 7 % 50), 3)
+        if number % 5 == 0:
+            item["bbox"][2] *= 0.72
         if number % 5 == 1:
             item["category_id"] = ids[(ids.index(item["category_id"]) + 1) % len(ids)]
         if number % 5 == 2:
@@ -89,8 +93,9 @@ def test_a_report_has_the_figures_of_the_evaluation(page: Path, synthetic_data: 
         items = [{key: item[key] for key in ("image_id", "category_id", "score", kept)} for item in results]
         ap = coco_ap(json_file, items, task)
         assert 0.1 < ap < 0.9 and figures["overall"][task]["AP"] == ap
-        of_classes = [row[task]["AP"] for row in figures["classes"] if row["objects"]]
-        assert np.mean(of_classes) == pytest.approx(ap, abs=1e-12)
+        for metric in report.OF_A_CLASS:
+            of_classes = [row[task][metric] for row in figures["classes"] if row[task][metric] is not None]
+            assert np.mean(of_classes) == pytest.approx(figures["overall"][task][metric], abs=1e-12)
     assert figures["overall"]["bbox"]["AP"] < figures["overall"]["segm"]["AP"]  # some boxes were moved
     shown = {row[0]: row[1:] for row in table(page, "ap")[1:]}
     assert shown["AP75"] == [f"{100 * figures['overall'][task]['AP75']:.1f}" for task in ("bbox", "segm")]
@@ -301,13 +306,29 @@ def test_nothing_is_written_over_without_being_told(monkeypatch: pytest.MonkeyPa
     assert Image.open(run / "predictions" / "01.png").width > 0
 
 
-def test_own_data_can_be_named_instead_of_a_config(
-    monkeypatch: pytest.MonkeyPatch, run: Path, synthetic_data: Path, tmp_path: Path
-) -> None:
-    (run / "config.yaml").unlink()
-    results, page = run / "coco_instances_results.json", tmp_path / "new" / "page.html"
-    assert call(monkeypatch, report, "--results", results, "--data", synthetic_data, "--output", page) == 0
-    assert figures_of(page)["overall"].keys() == {"bbox", "segm"}
+def inputs_of(*arguments: str | Path) -> view_predictions.Inputs:
+    parser = argparse.ArgumentParser()
+    view_predictions.add_inputs(parser)
+    return view_predictions.read_inputs(parser.parse_args(list(map(str, arguments))))
+
+
+def test_the_data_may_be_named_in_three_ways(run: Path, synthetic_data: Path) -> None:
+    annotations, images = synthetic_data / "annotations" / "val.json", synthetic_data / "images"
+    register_coco_instances("for_the_report", {}, str(annotations), str(images))
+    named = inputs_of(run)
+    results = run / "coco_instances_results.json"
+    config = run / "config.yaml"
+    config.write_text("dataloader:\n  test:\n    dataset: {names: for_the_report}\n")
+    for inputs in (
+        inputs_of(run),
+        inputs_of("--results", results, "--data", synthetic_data),
+        inputs_of("--results", results, "--annotations", annotations, "--images", images),
+    ):
+        assert inputs.truth.imgs.keys() == named.truth.imgs.keys() and inputs.truth.anns.keys() == named.truth.anns.keys()
+        assert inputs.images.resolve() == named.images.resolve() and inputs.found.keys() == {"bbox", "segm"}
+        assert inputs.found["segm"].anns.keys() == named.found["segm"].anns.keys()
+    with pytest.raises(UserError, match="has size .*, the image has .*; give the data it was predicted on"):
+        inputs_of(run, "--data", synthetic_data, "--split", "train")
 
 
 @pytest.mark.parametrize(
@@ -336,6 +357,9 @@ def test_a_config_of_data_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPat
     config = run / "config.yaml"
     config.write_text("dataloader:\n  test:\n    dataset: {names: my_data_set}\n")
     with pytest.raises(UserError, match="data set my_data_set is not registered; give your own data by --data DIR"):
+        call(monkeypatch, view_predictions, run)
+    config.write_text("dataloader: {}\n")
+    with pytest.raises(UserError, match="config.yaml names no data set to evaluate on: give the data by --data DIR"):
         call(monkeypatch, view_predictions, run)
     config.write_text("dataloader: !!python/object:os.system {}\n")
     with pytest.raises(UserError, match="cannot read .*config.yaml.*give the data by --data DIR"):

@@ -220,9 +220,11 @@ def chart(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = 
         size: in inches, which the page scales.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         figure.patch.set_visible(False)
-        draw(figure.subplots())
+        left, right, bottom, top = (points / 72 for points in (40, 8, 32, 8))  # inches, enough for numbers and labels
+        width, height = size
+        draw(figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)))
         text = io.StringIO()
         figure.savefig(text, format="svg")
     return _for_page(text.getvalue(), title)
@@ -382,7 +384,7 @@ def _draw_courses(axes: Axes, courses: dict[str, list[tuple[int, float]]], title
     for name, course in courses.items():
         shown = [course[i] for i in np.unique(np.linspace(0, len(course) - 1, POINTS).astype(int))]
         axes.plot(*zip(*shown), label=name, marker="o" if len(shown) < 20 else None, markersize=4)
-    axes.set(xlabel="iteration", ylabel=title, ylim=(0, None))
+    axes.set(xlabel="iteration", ylabel=title, xlim=(0, None), ylim=(0, None))
     if len(courses) > 1:
         axes.legend()
 

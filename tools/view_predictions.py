@@ -10,6 +10,8 @@ false detections, each of these counted by its score. Masks are matched if there
 """
 
 import argparse
+import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -128,15 +131,20 @@ def _data_of(config: Path, masks: bool) -> tuple[COCO, Path, str]:
     if not config.is_file():
         raise UserError(f"{config} does not exist: {hint}")
     try:
-        loader = load_config(str(config)).dataloader.test
+        cfg = load_config(str(config))
     except UserError as error:
         raise UserError(f"{error}; {hint}") from None
-    name = loader.dataset.names
+    name = OmegaConf.select(cfg, "dataloader.test.dataset.names")
+    if not isinstance(name, str):
+        raise UserError(f"{config} names no data set to evaluate on: {hint}")
     if folder := gpvit.data.folder_of(name):
         return _own_data(folder, name.rpartition(":")[2], masks)
-    gpvit.data.require_files(loader)
+    gpvit.data.require_files(cfg.dataloader.test)
     metadata = MetadataCatalog.get(name)
-    return COCO(metadata.json_file), Path(metadata.image_root), name
+    if "json_file" not in metadata.as_dict():
+        raise UserError(f"data set {name} has no file of annotations in COCO format: {hint}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(metadata.json_file), Path(metadata.image_root), name
 
 
 class Case(NamedTuple):
