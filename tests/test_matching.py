@@ -242,7 +242,7 @@ def test_calibration_compares_scores_with_the_share_of_true_ones() -> None:
         truth, (1, CAT, BOX, 0.95), (1, CAT, FAR, 0.93), (2, CAT, BOX, 1.0), (2, CAT, FAR, 0.2), (1, DOG, FAR, 0.5)
     )
     result = calibration(match(truth, found, "bbox"))
-    assert result.count.tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0, 3]
+    assert result.counts.tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0, 3]
     assert result.score[9] == pytest.approx(0.96) and result.precision[9] == pytest.approx(2 / 3)
     assert result.error == pytest.approx((3 * (0.96 - 2 / 3) + 1 * 0.2) / 4)
 

@@ -307,8 +307,8 @@ def threshold_chart(over_scores: Curve, best: dict[str, float]) -> Markup:
 
 def calibration_chart(calibrated: Calibration) -> Markup:
     """The share of true detections over the score, beside what it should be."""
-    edges = np.linspace(0, 1, len(calibrated.count) + 1)
-    there = calibrated.count > 0
+    edges = np.linspace(0, 1, len(calibrated.counts) + 1)
+    there = calibrated.counts > 0
 
     def draw(axes: Axes) -> None:
         width = edges[1] - edges[0]

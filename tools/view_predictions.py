@@ -293,7 +293,7 @@ def as_picture(figure: Figure) -> Image.Image:
 
 def sheet(pictures: list[Image.Image], columns: int = 2) -> Image.Image:
     """Pictures in columns, each below the shortest so far, all made smaller by the same factor."""
-    scale = SHEET_WIDTH / max(picture.width for picture in pictures)
+    scale = (SHEET_WIDTH - GAP) / max(picture.width for picture in pictures)
     scaled = [picture.resize((round(picture.width * scale), round(picture.height * scale))) for picture in pictures]
     heights, corners = [0] * columns, []
     for picture in scaled:

@@ -235,12 +235,12 @@ def curve(matching: Matching) -> Curve:
 class Calibration(NamedTuple):
     """Whether scores say how often detections are true.
 
-    count, score, precision: of each bin, all (bins,): how many detections, their mean score, the share of true ones; NaN
+    counts, score, precision: of each bin, all (bins,): how many detections, their mean score, the share of true ones; NaN
         where there is none.
     error: the expected calibration error: how far score and precision are apart, averaged over all detections.
     """
 
-    count: np.ndarray
+    counts: np.ndarray
     score: np.ndarray
     precision: np.ndarray
     error: float
