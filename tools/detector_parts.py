@@ -7,7 +7,8 @@ config lets through at most.
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,15 +61,19 @@ def parameters(model: nn.Module) -> dict[str, int]:
 @torch.no_grad()
 def flops(model: nn.Module, height: int, width: int) -> dict[str, float]:
     """1e9 FLOPs of each part for one image; the model must be on the device "meta", where nothing is computed."""
-    parts, counts = parts_of(model), dict.fromkeys(PARTS, 0.0)
     step = model.backbone.size_divisibility
     image = torch.empty(1, 3, -(-height // step) * step, -(-width // step) * step, device="meta")
-    inner = 0.0
-    for part in ("backbone", "adapter", "pyramid"):
-        if parts[part]:
-            counts[part] = count(parts[part][0], image) - inner
-            inner += counts[part]
-    return counts | head_flops(model, list(model.backbone(image).values()))
+    with flop_counter() as counter:
+        levels = model.backbone(image)
+    of_module = {name: sum(of_kind.values()) / 1e9 for name, of_kind in counter.get_flop_counts().items()}
+    root = type(model.backbone).__name__
+    names = {module: f"{root}.{name}".rstrip(".") for name, module in model.backbone.named_modules()}
+    parts, counts = parts_of(model), dict.fromkeys(PARTS, 0.0)
+    counts["backbone"] = sum(of_module[names[module]] for module in parts["backbone"][1:])
+    for part in ("adapter", "pyramid"):
+        for module in parts[part]:
+            counts[part] = of_module[names[module]] - sum(counts.values())
+    return counts | head_flops(model, list(levels.values()))
 
 
 def head_flops(model: nn.Module, levels: list[Tensor]) -> dict[str, float]:
@@ -93,11 +98,17 @@ def head_flops(model: nn.Module, levels: list[Tensor]) -> dict[str, float]:
 
 def count(function: Callable[[Any], Any], inputs: Tensor | list[Tensor]) -> float:
     """1e9 FLOPs of a call."""
+    with flop_counter() as counter:
+        function(inputs)
+    return counter.get_total_flops() / 1e9
+
+
+@contextmanager
+def flop_counter() -> Iterator[FlopCounterMode]:
     sampling = dict.fromkeys((torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only), bag_flops)
     # The spelled-out attention, since the counter does not know every fused one.
     with FlopCounterMode(display=False, custom_mapping=sampling) as counter, sdpa_kernel(SDPBackend.MATH):
-        function(inputs)
-    return counter.get_total_flops() / 1e9
+        yield counter
 
 
 def bag_flops(weight_shape: torch.Size, indices_shape: torch.Size, *args: Any, **kwargs: Any) -> int:

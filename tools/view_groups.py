@@ -178,8 +178,8 @@ class Sheet:
 
 def limits(low: float, high: float) -> list[str]:
     """The ends of a scale, as exact as needed to tell them apart."""
-    digits = 2 + max(0, math.ceil(-math.log10(max(high / low - 1, 1e-6))))
-    return [f"{limit:.{digits}g}x" for limit in (low, high)]
+    decimals = max(0, 1 + math.ceil(-math.log10(max(high - low, 1e-6))))
+    return [f"{limit:.{decimals}f}x" for limit in (low, high)]
 
 
 def shortened(name: str) -> str:
