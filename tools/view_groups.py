@@ -1,13 +1,12 @@
 r"""Draws where a GPViT's group tokens look in a picture, and the feature maps of its pyramid.
 
-    python tools/view_groups.py --weights output/my_detector --input 'pictures/*.jpg' --output output/groups
+    python tools/view_groups.py --weights output/quickstart --input 'output/quickstart/data/images/val_0000*.png'
 
-For each picture two sheets: NAME_groups.png has two rows for each group propagation block. The upper one shows how much a
-group token takes of each place of the picture (gathers from), the lower one how much each place takes of the token (gives
-back to), both as the mean over the attention's heads, in times of what it would be if attention were spread evenly. Shown
-are the tokens that give more than all others to the most cells of 8 x 8 pixels, first those with the most; --tokens
-chooses others. On the left, each cell has the colour of the token that gives it most. NAME_features.png has the maps of
-the pyramid, their three main components as red, green and blue.
+Two sheets for each picture. NAME_groups.png: for each group propagation block, how much its group tokens take of each place
+(they gather from it) and how much each place takes of the tokens (they give back to it), the mean over the attention's
+heads, in times of an even share; each row has its scale. On the left, each cell of 8 x 8 pixels has the colour of the token
+that it takes most of. Shown are the tokens that most cells take most of; --tokens chooses others. NAME_features.png: the
+maps of the pyramid, the three main components of each as red, green and blue.
 """
 
 import argparse
@@ -160,7 +159,7 @@ class Sheet:
 
     def draw_row(self, top: float, label: str, maps: np.ndarray) -> None:
         """A row of heat maps (N, H, W) and their common scale, which leaves out the outermost cells."""
-        self.text(self.right - 0.1, top + self.height / 2, label, rotation=90, ha="right", va="center")
+        self.text(self.right - 0.1, top + self.height / 2, label, rotation=90, ha="right", va="center", fontsize=11)
         if not len(maps):
             return
         norm = Normalize(*np.quantile(maps, [0.01, 0.995]))
