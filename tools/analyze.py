@@ -1,10 +1,15 @@
 """What the detectors cost.
 
-python tools/analyze.py complexity                     parameters and multiply-accumulates, as a Markdown table
+python tools/analyze.py model --config-file configs/mask_rcnn_gpvit_l1.py   a detector, part by part: parameters, FLOPs,
+                                                            memory and time of inference on this machine
+python tools/analyze.py zoo                                 parameters and FLOPs of all models, as a Markdown table
+python tools/analyze.py published                           the published detectors' AP and files, likewise
 python tools/analyze.py memory --size L1 --image 512x512    a training step with and without activation checkpointing
 python tools/analyze.py adapter --size L1 --image 800x1216  time and memory of the published detectors' features
 python tools/analyze.py engine                              what the training engine adds to Detectron2's plain trainer
 python tools/analyze.py loading --data DIR                  images a second from how many data-loading processes
+
+What a FLOP is, and what is counted, is said in tools/detector_parts.py.
 """
 
 import argparse
@@ -24,15 +29,19 @@ from detectron2.config import instantiate
 from detectron2.engine import SimpleTrainer
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from gpvit.data import set_num_classes
 from gpvit.engine import Trainer, load_config
-from measure import RETURN_MEMORY, Meter, image_size, in_a_process
+from gpvit.engine.config import with_overrides
+from gpvit.errors import UserError
+from gpvit.predictor import config_of
+from gpvit.published import COCO_AP, detector_address
+from measure import RETURN_MEMORY, Meter, image_size, in_a_process, machine
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from detector_parts import PARTS, RUNS, built_on_meta, costs, flops, parameters
+from torch import nn
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-NAMES = [
+ZOO = [
     template.format(i)
     for template in (
         "mask_rcnn_gpvit_l{}",
@@ -42,8 +51,6 @@ NAMES = [
     )
     for i in (1, 2, 3, 4)
 ]
-PARTS = ("backbone", "adapter", "pyramid", "dense head", "box head", "mask head")
-RUNS = 5
 ENGINE_STEPS = 30
 LOADED_BATCHES = 20
 
@@ -51,75 +58,125 @@ LOADED_BATCHES = 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    complexity = commands.add_parser("complexity")
-    complexity.add_argument("--image", default="800x1280", type=image_size, help="HEIGHTxWIDTH")
+    model = commands.add_parser("model")
+    source = model.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config-file", metavar="FILE", help="LazyConfig file of the detector")
+    source.add_argument("--weights", metavar="PATH", help="a checkpoint or a training's folder, for the config it carries")
+    model.add_argument("--image", type=image_size, metavar="HEIGHTxWIDTH", help="default: the config's size, 3:2")
+    model.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    model.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    zoo = commands.add_parser("zoo")
+    zoo.add_argument("--image", default="800x1280", type=image_size, metavar="HEIGHTxWIDTH")
+    commands.add_parser("published")
     for name, image in (("memory", "512x512"), ("adapter", "800x1216")):
         command = commands.add_parser(name)
         command.add_argument("--size", default="L1", choices=gpvit.SIZES)
-        command.add_argument("--image", default=image, type=image_size, help="HEIGHTxWIDTH")
+        command.add_argument("--image", default=image, type=image_size, metavar="HEIGHTxWIDTH")
     commands.add_parser("engine")
     loading = commands.add_parser("loading")
     loading.add_argument("--config-file", default=str(CONFIGS / "mask_rcnn_gpvit_l1.py"), metavar="FILE")
     loading.add_argument("--data", required=True, metavar="DIR", help="own data, as for train_net.py")
     loading.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_args()
-    if args.command == "engine":
-        print_engine()
-    elif args.command == "loading":
-        print_loading(load_config(args.config_file, args.overrides), args.data)
-    elif args.command == "complexity":
-        print_complexity(*args.image)
+    if args.command == "model":
+        print_model(args.config_file, args.weights, args.overrides, args.image, args.device)
+    elif args.command == "zoo":
+        print_zoo(*args.image)
+    elif args.command == "published":
+        print_published()
     elif args.command == "memory":
         print_memory(args.size, *args.image)
-    else:
+    elif args.command == "adapter":
         print_adapter(args.size, *args.image)
+    elif args.command == "engine":
+        print_engine()
+    else:
+        print_loading(load_config(args.config_file, args.overrides), args.data)
 
 
-def print_complexity(height: int, width: int) -> None:
-    """One image of this size; 1000 boxes through each box head (without its last linear layers), 100 masks."""
-    print(f"| config ({height}x{width}) | parameters (M) | GMACs | {' | '.join(PARTS)} |")
-    print("|---" + "|---:" * (2 + len(PARTS)) + "|")
-    for name in NAMES:
-        parameters, macs = complexity(load_config(str(CONFIGS / f"{name}.py")).model, height, width)
-        parts = " | ".join(f"{macs[part]:.1f}" if part in macs else "" for part in PARTS)
-        print(f"| `{name}` | {parameters / 1e6:.1f} | {sum(macs.values()):.1f} | {parts} |")
+def print_model(
+    config_file: str | None, weights: str | None, overrides: list[str], image: tuple[int, int] | None, device: str
+) -> None:
+    """Inference of one image in float32, with random weights."""
+    source = (config_file, weights, overrides)
+    cfg = detector_config(*source)
+    height, width = image or usual_size(cfg)
+    model = built_on_meta(cfg.model)
+    counts, computed = parameters(model), flops(model, height, width)
+    seconds, _, found = in_a_process(detector_costs, *source, height, width, device)
+    _, peaks, _ = in_a_process(detector_costs, *source, height, width, device, environment=RETURN_MEMORY)
+    total = sum(seconds.values())
+    print(f"{config_file or weights}, one image of {height}x{width}, random weights, {found} objects found, {on(device)}\n")
+    print("| part | parameters (M) | GFLOPs | peak MiB | ms | share of time |\n|---|---:|---:|---:|---:|---:|")
+    for part in PARTS:
+        if counts[part] or seconds[part]:
+            numbers = (counts[part] / 1e6, computed[part], peaks[part], 1e3 * seconds[part])
+            print_row(part, *numbers, seconds[part] / total)
+    print_row("total", sum(counts.values()) / 1e6, sum(computed.values()), max(peaks.values()), 1e3 * total, 1)
+    print("\npeak: the most that was held while the part ran, above what was held before the image came; total: the largest")
 
 
-@torch.no_grad()
-def complexity(model_config: DictConfig, height: int, width: int) -> tuple[int, dict[str, float]]:
-    """Number of parameters, and 1e9 multiply-accumulates of each part: matrix products, convolutions, looked-up cells."""
-    with torch.device("meta"):  # shapes without numbers: nothing is computed
-        model = instantiate(model_config).eval()
-        image = torch.empty(1, 3, height, width)
-        adapter = getattr(model.backbone, "bottom_up", None)
-        net = adapter.net if adapter else model.backbone.net
-        macs = {"backbone": count_macs(net, image)}
-        if adapter:
-            macs["adapter"] = count_macs(adapter, image) - macs["backbone"]
-        macs["pyramid"] = count_macs(model.backbone, image) - sum(macs.values())
-        levels = model.backbone(image)
-        dense_head = model.proposal_generator.rpn_head if hasattr(model, "roi_heads") else model.head
-        macs["dense head"] = count_macs(dense_head, list(levels.values()))
-        if hasattr(model, "roi_heads"):
-            channels = levels["p2"].shape[1]
-            box_head = model.roi_heads.box_head
-            box_heads = box_head if isinstance(box_head, nn.ModuleList) else [box_head]
-            macs["box head"] = sum(count_macs(head, torch.empty(1000, channels, 7, 7)) for head in box_heads)
-            macs["mask head"] = count_macs(model.roi_heads.mask_head.layers, torch.empty(100, channels, 14, 14))
-    return sum(parameter.numel() for parameter in model.parameters()), macs
+def print_row(part: str, millions: float, gflops: float, peak: float, milliseconds: float, share: float) -> None:
+    print(f"| {part} | {millions:.2f} | {gflops:.2f} | {peak:.0f} | {milliseconds:.1f} | {share:.0%} |")
 
 
-def count_macs(module: nn.Module, inputs: Tensor | list[Tensor]) -> float:
-    sampling = dict.fromkeys((torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only), bag_flops)
-    # The spelled-out attention, since the counter does not know every fused one.
-    with FlopCounterMode(display=False, custom_mapping=sampling) as counter, sdpa_kernel(SDPBackend.MATH):
-        module(inputs)
-    return counter.get_total_flops() / 2e9
+def detector_config(config_file: str | None, weights: str | None, overrides: list[str]) -> DictConfig:
+    """A config from its file, or from the checkpoint that carries it, for the checkpoint's classes."""
+    if config_file:
+        return load_config(config_file, overrides)
+    file = gpvit.checkpoint.read(str(weights))
+    cfg = with_overrides(config_of(file), overrides)
+    set_num_classes(cfg.model, len(file.require_classes()))
+    return cfg
 
 
-def bag_flops(weight_shape: torch.Size, indices_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
-    """Deformable attention: one multiply-accumulate for each channel of each cell that is looked up."""
-    return 2 * indices_shape.numel() * weight_shape[1]
+def usual_size(cfg: DictConfig) -> tuple[int, int]:
+    """Height and width of a 3:2 image as the config has it in inference, padded to multiples of 32."""
+    height, width = cfg.dataloader.short_side, min(round(1.5 * cfg.dataloader.short_side), cfg.dataloader.max_size)
+    return -(-height // 32) * 32, -(-width // 32) * 32
+
+
+def detector_costs(
+    config_file: str | None, weights: str | None, overrides: list[str], height: int, width: int, device: str
+) -> tuple[dict[str, float], dict[str, float], int]:
+    torch.manual_seed(0)
+    model = instantiate(detector_config(config_file, weights, overrides).model).eval().to(device)
+    return costs(model, height, width)
+
+
+def on(device: str) -> str:
+    """What it ran on, for a caption."""
+    facts = machine()
+    if torch.device(device).type == "cuda":
+        return str(facts["gpu"])
+    return f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''} of {facts['cpu']}"
+
+
+def print_zoo(height: int, width: int) -> None:
+    """Parameters and 1e9 FLOPs for one image, and what was published; 3x models cost what the 1x models do."""
+    parts = [part for part in PARTS if part != "rest"]
+    print(f"| config ({height}x{width}) | parameters (M) | GFLOPs | {' | '.join(parts)} | published AP, 1x | 3x |")
+    print("|---" + "|---:" * (4 + len(parts)) + "|")
+    for name in ZOO:
+        model = built_on_meta(load_config(str(CONFIGS / f"{name}.py")).model)
+        computed = flops(model, height, width)
+        cells = [f"{sum(parameters(model).values()) / 1e6:.1f}", f"{sum(computed.values()):.0f}"]
+        cells += [f"{computed[part]:.0f}" if computed[part] else "" for part in parts]
+        cells += [published_ap(name.removeprefix("published/").replace("1x", schedule)) for schedule in ("1x", "3x")]
+        print(f"| `{name}` | {' | '.join(cells)} |")
+
+
+def published_ap(name: str) -> str:
+    """Box and mask AP of a config of configs/published, or box AP."""
+    return " / ".join(map(str, COCO_AP[name])) if name in COCO_AP else "not measured"
+
+
+def print_published() -> None:
+    """AP of the published detectors, each with a link to its file."""
+    print("| size | Mask R-CNN 1x: box / mask AP | 3x | RetinaNet 1x: box AP | 3x |\n|---|---:|---:|---:|---:|")
+    for size in gpvit.SIZES:
+        names = [f"{kind}_gpvit_{size.lower()}_{when}" for kind in ("mask_rcnn", "retinanet") for when in ("1x", "3x")]
+        print(f"| {size} | " + " | ".join(f"[{published_ap(name)}]({detector_address(name)})" for name in names) + " |")
 
 
 def print_memory(size: str, height: int, width: int) -> None:
@@ -256,4 +313,7 @@ def peak_memory(device: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

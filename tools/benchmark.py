@@ -15,7 +15,6 @@ limit counts is said in tools/limit.py; a training step's is three times the for
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -45,7 +44,7 @@ from gpvit.engine import detectron2_config, load_config
 from gpvit.errors import UserError
 from evaluating import evaluation
 from limit import Operation, Operations, Rates
-from measure import RETURN_MEMORY, Meter, image_size, in_a_process, memory_since_reset
+from measure import RETURN_MEMORY, Meter, image_size, in_a_process, machine, memory_since_reset
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -113,19 +112,6 @@ def main() -> None:
     record = growth(task, names, args.runs, args.growth) if args.growth else comparison(task, names, args.runs)
     if args.json:
         args.json.write_text(json.dumps({"machine": machine(), "task": asdict(task), **record}, indent=1))
-
-
-def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
-    return {
-        "cpu": names[0].partition(": ")[2] if names else platform.machine(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "gpvit": gpvit.__version__,
-    }
 
 
 def comparison(task: Task, names: list[str], runs: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+import gpvit
 import torch
 from torch import nn
 
@@ -22,6 +24,19 @@ def image_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def machine() -> dict[str, Any]:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    return {
+        "cpu": names[0].partition(": ")[2] if names else platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpvit": gpvit.__version__,
+    }
+
+
 def in_a_process(function: Callable, *args: Any, environment: dict[str, str] | None = None) -> Any:
     """The function's result in a process of its own: the peak of a process never falls."""
     context = multiprocessing.get_context("spawn")
@@ -30,32 +45,45 @@ def in_a_process(function: Callable, *args: Any, environment: dict[str, str] | N
 
 
 class Meter:
-    """Seconds, and peak memory in MiB above what was held at the start, of each call of a module; meters may nest."""
+    """Seconds, and peak memory in MiB above what was held at the start, of each call of a module.
 
-    running: ClassVar[list[list[float]]] = []  # of each module that runs: memory at its start, and its peak so far
+    Meters may nest: ``own_seconds`` and ``own_peaks`` are those of the times when no inner one ran; these peaks are above
+    what was held when the outermost one started.
+    """
+
+    running: ClassVar[list["Meter"]] = []  # the innermost last
 
     def __init__(self, module: nn.Module, device: str) -> None:
         self.device = device
         self.seconds: list[float] = []
         self.peaks: list[float] = []
+        self.own_seconds: list[float] = []
+        self.own_peaks: list[float] = []
         module.register_forward_pre_hook(lambda *_: self.start())
         module.register_forward_hook(lambda *_: self.stop())
 
     def start(self) -> None:
-        now, peak = memory_since_reset(self.device)
-        if self.running:
-            self.running[-1][1] = max(self.running[-1][1], peak)
-        self.running.append([now, now])
+        self.held, peak = memory_since_reset(self.device)
+        self.peak = self.own_peak = self.held
+        self.inner_seconds = 0.0
+        for outer in self.running[-1:]:
+            outer.own_peak = max(outer.own_peak, peak)
+        self.running.append(self)
         self.started = time.perf_counter()
 
     def stop(self) -> None:
         _, peak = memory_since_reset(self.device)
-        self.seconds.append(time.perf_counter() - self.started)
-        start, earlier_peak = self.running.pop()
-        peak = max(peak, earlier_peak)
-        self.peaks.append(peak - start)
-        if self.running:
-            self.running[-1][1] = max(self.running[-1][1], peak)
+        seconds = time.perf_counter() - self.started
+        self.own_peak = max(self.own_peak, peak)
+        self.peak = max(self.peak, self.own_peak)
+        self.seconds.append(seconds)
+        self.peaks.append(self.peak - self.held)
+        self.own_seconds.append(seconds - self.inner_seconds)
+        self.own_peaks.append(self.own_peak - self.running[0].held)
+        self.running.pop()
+        for outer in self.running[-1:]:
+            outer.peak = max(outer.peak, self.peak)
+            outer.inner_seconds += seconds
 
 
 def memory_since_reset(device: str) -> tuple[float, float]:

@@ -307,6 +307,12 @@ class Group(nn.Module):
         query = self.norm_query(groups).expand(len(x), -1, -1)
         return attention(query, self.key(x).flatten(1, 2), x.flatten(1, 2), self.num_heads)
 
+    def weights(self, groups: Tensor, x: Tensor) -> Tensor:
+        """How much each group token takes of each cell, for looking at: (B, heads, n, H, W), sums to 1 over the map."""
+        x = self.norm_key(x)
+        query = self.norm_query(groups).expand(len(x), -1, -1)
+        return attention_weights(query, self.key(x).flatten(1, 2), self.num_heads).unflatten(-1, x.shape[1:3])
+
 
 class TokenMixer(nn.Module):
     """Exchange between the n group tokens, as in MLP-Mixer: (B, n, C) -> (B, n, C)."""
@@ -350,6 +356,11 @@ class Ungroup(nn.Module):
         kept, added = self.join.weight.chunk(2, dim=1)  # join(cat([x, returned])), without joining them
         x = linear(x, kept, self.join.bias) + linear(returned, added, None)
         return add_mlp(x, self.norm2, self.mlp, self.drop_path)
+
+    def weights(self, x: Tensor, groups: Tensor) -> Tensor:
+        """How much each cell takes of each group token, for looking at: (B, heads, n, H, W), sums to 1 over the tokens."""
+        query, key = self.query(self.norm_query(x)).flatten(1, 2), self.key(self.norm_key(groups))
+        return attention_weights(query, key, self.num_heads).mT.unflatten(-1, x.shape[1:3])
 
 
 class Linear(nn.Linear):
@@ -420,6 +431,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tens
     """softmax(q kᵀ / sqrt(d)) v per head of width d = C / num_heads: (N, L, C), (N, M, C), (N, M, C) -> (N, L, C)."""
     query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (N, heads, L, d) -> (N, L, C)
+
+
+def attention_weights(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
+    """The softmax in :func:`attention`, spelled out for looking at: (N, L, C), (N, M, C) -> (N, heads, L, M)."""
+    query, key = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key))
+    return (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -1,0 +1,237 @@
+r"""Draws where a GPViT's group tokens look in a picture, and the feature maps of its pyramid.
+
+    python tools/view_groups.py --weights output/quickstart --input 'output/quickstart/data/images/val_0000*.png'
+
+Two sheets for each picture. NAME_groups.png: for each group propagation block, how much its group tokens take of each place
+(they gather from it) and how much each place takes of the tokens (they give back to it), the mean over the attention's
+heads, in times of an even share; each row has its scale. On the left, each cell of 8 x 8 pixels has the colour of the token
+that it takes most of. Shown are the tokens that most cells take most of; --tokens chooses others. NAME_features.png: the
+maps of the pyramid, the three main components of each as red, green and blue.
+"""
+
+import argparse
+import glob
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gpvit
+import matplotlib
+import numpy as np
+import torch
+from gpvit.errors import UserError
+from gpvit.images import read_image
+from gpvit.inspection import TOKEN_STRIDE, GroupMaps, Inspection, inspect, principal_colours, strongest
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, hsv_to_rgb
+from matplotlib.figure import Figure
+
+COLUMNS = 8  # tokens that are shown unless others are asked for
+PANEL_AREA = 2.8  # square inches
+MARGIN, GAP, TITLE, LABEL, SCALE, TEXT = 0.3, 0.08, 0.7, 0.45, 0.8, 8.0  # inches
+TOKEN_TITLE = 1.5  # inches, the least width of a panel
+DPI = 100
+HOW_TO_READ = """\
+Large: each place in the colour of the token of which it gets most;
+the percentages are these shares of the picture.
+Gathers from: how much a token takes of each place.
+Gives back to: how much each place gets of the token.
+Brightness: in times of an even share of attention, mean of all heads;
+each row has its scale, and 1x is even."""
+RAMP = np.linspace(0, 1, 256)
+# Where a row has its least attention, the picture shows through.
+HEAT = ListedColormap(np.column_stack([matplotlib.colormaps["inferno"](RAMP)[:, :3], RAMP]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, metavar="PATH", help="checkpoint of a detector, or a training's folder")
+    parser.add_argument("--config-file", metavar="FILE", help="its config, if the checkpoint carries none")
+    parser.add_argument("--input", required=True, nargs="+", metavar="PICTURE", help="pictures or globs")
+    parser.add_argument("--output", default="output/groups", type=Path, metavar="DIR", help="where the sheets go")
+    parser.add_argument("--tokens", nargs="+", type=int, metavar="N", help="numbers of the group tokens to show, from 0")
+    parser.add_argument("--overwrite", action="store_true", help="replace sheets that are there")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    args = parser.parse_intermixed_args()
+
+    paths = [Path(path) for pattern in args.input for path in sorted(glob.glob(pattern)) or [pattern]]
+    targets = [[args.output / f"{path.stem}_{sheet}.png" for sheet in ("groups", "features")] for path in paths]
+    check_targets(targets, args.overwrite)
+    predictor = gpvit.Predictor.from_checkpoint(
+        args.weights, args.device, config_file=args.config_file, overrides=args.overrides
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for number, (path, (groups, features)) in enumerate(zip(paths, targets), start=1):
+        try:
+            picture = read_image(path)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        inspection = inspect(predictor, picture)
+        draw_groups(picture, inspection, path.name, args.tokens).savefig(groups, dpi=DPI)
+        draw_features(picture, inspection, path.name).savefig(features, dpi=DPI)
+        print(f"[{number}/{len(paths)}] {path} -> {groups}, {features}", flush=True)
+    return 1 if failed else 0
+
+
+def check_targets(targets: Sequence[Sequence[Path]], overwrite: bool) -> None:
+    """Raises a UserError if a sheet would be written over another one."""
+    files = [path for pair in targets for path in pair]
+    if len(set(files)) < len(files):
+        raise UserError("two inputs have the same name and would be drawn to the same file; give them in two calls")
+    if not overwrite and (existing := [path for path in files if path.exists()]):
+        raise UserError(f"{existing[0]} exists; give another --output, or --overwrite")
+
+
+def draw_groups(picture: np.ndarray, inspection: Inspection, name: str, tokens: Sequence[int] | None) -> Figure:
+    """The sheet of the group tokens. Raises a UserError if no block has any of ``tokens``."""
+    shown = {block: chosen_tokens(maps, tokens) for block, maps in inspection.groups.items()}
+    if not any(shown.values()):
+        numbers = ", ".join(f"{len(maps.given)} in block {block}" for block, maps in inspection.groups.items())
+        raise UserError(f"--tokens: no block has any of these; they count from 0, and there are {numbers}")
+    sheet = Sheet(picture, inspection.size, len(shown), max(map(len, shown.values())))
+    sheet.draw_head(name)
+    for row, (block, maps) in enumerate(inspection.groups.items()):
+        sheet.draw_block(row, block, maps, shown[block])
+    return sheet.figure
+
+
+def chosen_tokens(maps: GroupMaps, tokens: Sequence[int] | None) -> list[int]:
+    if tokens is None:
+        return strongest(maps)[:COLUMNS]
+    return [token for token in tokens if 0 <= token < len(maps.given)]
+
+
+def evened(maps: GroupMaps) -> GroupMaps:
+    """The maps in times of what they would be if attention were spread evenly."""
+    return GroupMaps(maps.gathered / maps.gathered.mean((1, 2), keepdim=True), maps.given * len(maps.given))
+
+
+class Sheet:
+    """A figure of panels that are placed by inches from the upper left corner; all show one picture, or maps over it."""
+
+    def __init__(self, picture: np.ndarray, size: tuple[int, int], blocks: int, columns: int) -> None:
+        self.picture, self.size = picture, size
+        self.width, self.height = panel_size(size, PANEL_AREA)
+        self.large = (2 * self.width + GAP, 2 * self.height + GAP)
+        self.strip = TITLE + self.large[1]
+        self.right = MARGIN + self.large[0] + LABEL  # where the tokens' columns begin
+        width = self.right + max(columns * (self.width + GAP) + SCALE, TEXT) + MARGIN
+        self.figure = Figure(figsize=(width, MARGIN + self.large[1] + blocks * self.strip + MARGIN))
+
+    def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        width, height = self.figure.get_size_inches()
+        self.figure.text(left / width, 1 - top / height, text, **{"va": "bottom", "fontsize": 13, **style})
+
+    def panel(self, left: float, top: float, width: float, height: float) -> Axes:
+        whole_width, whole_height = self.figure.get_size_inches()
+        place = (left / whole_width, 1 - (top + height) / whole_height, width / whole_width, height / whole_height)
+        return self.figure.add_axes(place)
+
+    def draw_head(self, name: str) -> None:
+        """The picture, and how to read what is below."""
+        show(self.panel(MARGIN, MARGIN, *self.large), self.picture, self.size, interpolation="antialiased")
+        self.text(self.right, MARGIN + 0.35, f"Group tokens in {shortened(name)}", fontsize=22, weight="bold")
+        self.text(self.right, MARGIN + 0.55, HOW_TO_READ, va="top", fontsize=15, linespacing=1.35)
+
+    def draw_block(self, row: int, block: int, maps: GroupMaps, tokens: Sequence[int]) -> None:
+        """One block: on the left the picture divided among all its tokens, then two rows for those shown."""
+        top = MARGIN + self.large[1] + row * self.strip + TITLE
+        winners = maps.given.argmax(0)  # (H, W)
+        colours = np.empty((len(maps.given), 3))
+        colours[strongest(maps)] = token_colours(len(maps.given))
+        self.text(MARGIN, top - 0.08, f"Block {block}: {len(maps.given)} group tokens", fontsize=16, weight="bold")
+        axis = self.panel(MARGIN, top, *self.large)
+        show(axis, in_gray(self.picture, 1.0), self.size)
+        show(axis, colours[winners.numpy()], self.size, TOKEN_STRIDE, alpha=0.6)
+        for column, token in enumerate(tokens):
+            title = f"token {token}: {(winners == token).float().mean():.0%}"
+            left = self.right + column * (self.width + GAP)
+            self.text(left, top - 0.08, title, color=tuple(0.8 * colours[token]), weight="bold")
+        for line, (label, kind) in enumerate(zip(("gathers from", "gives back to"), evened(maps))):
+            self.draw_row(top + line * (self.height + GAP), label, kind[tokens].numpy())
+
+    def draw_row(self, top: float, label: str, maps: np.ndarray) -> None:
+        """A row of heat maps (N, H, W) and their common scale, which leaves out the outermost cells."""
+        self.text(self.right - 0.1, top + self.height / 2, label, rotation=90, ha="right", va="center", fontsize=11)
+        if not len(maps):
+            return
+        norm = Normalize(*np.quantile(maps, [0.01, 0.995]))
+        for column, values in enumerate(maps):
+            axis = self.panel(self.right + column * (self.width + GAP), top, self.width, self.height)
+            show(axis, in_gray(self.picture, 0.6), self.size)
+            show(axis, values, self.size, TOKEN_STRIDE, cmap=HEAT, norm=norm)
+        axis = self.panel(self.right + len(maps) * (self.width + GAP), top, 0.14, self.height)
+        axis.set_facecolor("black")
+        bar = self.figure.colorbar(ScalarMappable(norm, HEAT), cax=axis)
+        bar.set_ticks([norm.vmin, norm.vmax], labels=limits(norm.vmin, norm.vmax))
+        for label, side in zip(axis.get_yticklabels(), ("bottom", "top")):
+            label.set_verticalalignment(side)
+
+
+def limits(low: float, high: float) -> list[str]:
+    """The ends of a scale, as exact as needed to tell them apart."""
+    decimals = max(0, 1 + math.ceil(-math.log10(max(high - low, 1e-6))))
+    return [f"{limit:.{decimals}f}x" for limit in (low, high)]
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= 32 else f"{name[:15]}...{name[-14:]}"
+
+
+def panel_size(size: tuple[int, int], area: float) -> tuple[float, float]:
+    """Width and height in inches of a panel for pictures of this size (height, width); long ones get bars."""
+    aspect = min(max(size[1] / size[0], 0.5), 2)
+    width = max(math.sqrt(area * aspect), TOKEN_TITLE)
+    return width, width / aspect
+
+
+def in_gray(picture: np.ndarray, brightness: float) -> np.ndarray:
+    """(H, W, 3), RGB, uint8 -> (H, W, 3), 0 to 1."""
+    gray = picture @ np.array([0.299, 0.587, 0.114]) / 255 * brightness
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def token_colours(count: int) -> np.ndarray:
+    """Colours (count, 3) of which any that follow each other are far apart."""
+    ranks = np.arange(count)
+    return hsv_to_rgb(np.stack([ranks * 0.618034 % 1, 1 - 0.35 * (ranks % 2), 1 - 0.3 * (ranks % 3 == 1)], axis=1))
+
+
+def show(axis: Axes, image: np.ndarray, size: tuple[int, int], stride: int = 0, **how: Any) -> None:
+    """A picture of this size (height, width), or a map over it whose cells of ``stride`` pixels may reach over its edge."""
+    height, width = (stride * cells for cells in image.shape[:2]) if stride else size
+    axis.imshow(image, extent=(0, width, height, 0), **{"interpolation": "nearest", **how})
+    axis.set(xlim=(0, size[1]), ylim=(size[0], 0), xticks=[], yticks=[])
+
+
+def draw_features(picture: np.ndarray, inspection: Inspection, name: str) -> Figure:
+    """The sheet of the pyramid: the picture, then each level."""
+    rows, columns = -(-(1 + len(inspection.levels)) // 3), 3
+    width, height = panel_size(inspection.size, 5 * PANEL_AREA)
+    figure = Figure(figsize=(columns * width, rows * (height + 0.6) + 0.8), layout="constrained")
+    figure.suptitle(f"Pyramid in {shortened(name)}\nred, green, blue: the three main components of each level", fontsize=15)
+    axes = figure.subplots(rows, columns).flat
+    for axis in axes[1 + len(inspection.levels) :]:
+        axis.axis("off")
+    show(axes[0], picture, inspection.size, interpolation="antialiased")
+    axes[0].set_title(f"picture\n{inspection.size[1]} x {inspection.size[0]} pixels", fontsize=13)
+    for axis, (level, values) in zip(axes[1:], inspection.levels.items()):
+        colours, share = principal_colours(values)
+        show(axis, colours.numpy(), inspection.size, inspection.strides[level])
+        size = f"{values.shape[2]} x {values.shape[1]} cells"
+        axis.set_title(f"{level}, stride {inspection.strides[level]}\n{size}, {share:.0%} of variance", fontsize=13)
+    return figure
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
