@@ -100,10 +100,13 @@ class Predictor:
         for picture in pictures:
             image = as_rgb(picture)
             entry = {"image": self.resize(image), "height": image.shape[0], "width": image.shape[1]}
-            if batch and (len(batch) >= batch_size or entry["image"].shape != batch[0]["image"].shape):
+            if batch and entry["image"].shape != batch[0]["image"].shape:
                 yield from self._run(batch)
                 batch = []
             batch.append(entry)
+            if len(batch) >= batch_size:  # at once: a camera's next picture may be long in coming
+                yield from self._run(batch)
+                batch = []
         if batch:
             yield from self._run(batch)
 

@@ -1,10 +1,11 @@
 """Pictures: predictions, ground truth beside predictions, and the course of a training."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import matplotlib
 import matplotlib.figure
 import numpy as np
@@ -14,12 +15,34 @@ from detectron2.utils.visualizer import Visualizer
 SMALLEST_SIDE = 640  # pixels; smaller pictures are enlarged so that the labels on them can be read
 
 
-def draw_predictions(image: np.ndarray, instances: Instances, classes: Sequence[str]) -> np.ndarray:
-    """The picture (H, W, 3), RGB, with masks, boxes, class names and scores on it; each class has its colour."""
+def draw_predictions(image: np.ndarray, instances: Instances, classes: Sequence[str], *, enlarge: bool = True) -> np.ndarray:
+    """The picture (H, W, 3), RGB, with masks, boxes, class names and scores on it; each class has its colour.
+
+    Args:
+        enlarge: whether a picture smaller than SMALLEST_SIDE may become larger.
+    """
     numbers = instances.pred_classes.tolist()
     labels = [f"{classes[number]} {score:.0%}" for number, score in zip(numbers, instances.scores.tolist())]
     masks = list(instances.pred_masks.numpy()) if instances.has("pred_masks") else None
-    return _draw(image, numbers, labels, instances.pred_boxes, masks)
+    return _draw(image, numbers, labels, instances.pred_boxes, masks, enlarge)
+
+
+def cut_outs(image: np.ndarray, instances: Instances) -> Iterator[np.ndarray]:
+    """Each object alone, cut out by its mask, or by its box if the detector gives no masks.
+
+    Yields:
+        (h, w, 4), RGBA, uint8, just large enough, transparent and black outside of the mask; (0, 0, 4) if that is empty.
+    """
+    for i in range(len(instances)):
+        if instances.has("pred_masks"):
+            mask = instances.pred_masks[i].numpy()
+        else:
+            x0, y0, x1, y1 = instances.pred_boxes.tensor[i].round().int().clamp(min=0).tolist()
+            mask = np.zeros(image.shape[:2], bool)
+            mask[y0:y1, x0:x1] = True
+        x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+        part = np.s_[y : y + height, x : x + width]
+        yield np.dstack([image[part], np.full((height, width), 255, np.uint8)]) * mask[part][..., None]
 
 
 def draw_annotations(image: np.ndarray, record: dict[str, Any], classes: Sequence[str]) -> np.ndarray:
@@ -31,9 +54,11 @@ def draw_annotations(image: np.ndarray, record: dict[str, Any], classes: Sequenc
     return _draw(image, numbers, labels, boxes, [item["segmentation"] for item in objects])
 
 
-def _draw(image: np.ndarray, numbers: list[int], labels: list[str], boxes: Any, masks: list | None) -> np.ndarray:
+def _draw(
+    image: np.ndarray, numbers: list[int], labels: list[str], boxes: Any, masks: list | None, enlarge: bool = True
+) -> np.ndarray:
     palette = matplotlib.colormaps["tab10"]
-    visualizer = Visualizer(image, scale=max(1, SMALLEST_SIDE / min(image.shape[:2])))
+    visualizer = Visualizer(image, scale=max(1, SMALLEST_SIDE / min(image.shape[:2])) if enlarge else 1)
     visualizer.overlay_instances(
         boxes=boxes,
         masks=masks,
