@@ -136,6 +136,12 @@ def test_what_is_no_rgb_picture_is_refused(predictor: Predictor, images: list[np
         predictor([images[0], tmp_path / "missing.png"])
 
 
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(predictor: Predictor, device: str) -> None:
+    with pytest.raises(UserError, match=f"cannot run on device {device}: "):
+        Predictor.from_checkpoint(predictor.path, device)
+
+
 def test_a_checkpoint_without_a_config_is_refused_or_given_one(tmp_path: Path) -> None:
     write_detector(tmp_path / "model_final.pth", with_config=False)
     with pytest.raises(UserError, match="carries no config: give that of its training"):

@@ -8,7 +8,8 @@ fixed part of the glob. All goes to --output, and nothing there is replaced with
 
     NAME
         A picture, or a video, with its objects drawn. Pictures that are neither JPEG nor PNG get .png behind their name,
-        videos other than MP4 get .mp4. A video keeps its size and frames per second, and loses its sound.
+        videos other than MP4 get .mp4. Pictures become 640 to 2560 pixels large for it; a video keeps its size and frames
+        per second, and loses its sound.
     webcam.mp4
         What the camera saw until Ctrl-C.
     predictions.json (--json)
@@ -39,9 +40,9 @@ from typing import TextIO
 
 import cv2
 import numpy as np
+from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
-from gpvit import Predictor
 from gpvit.engine.launch import stop_signals_to
 from gpvit.errors import UserError, listed
 from gpvit.images import FORMATS, read_image
@@ -224,6 +225,9 @@ class Run:
 
     def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
         self.predictor, self.args = predictor, args
+        for module in predictor.model.modules():  # so that masks, of the picture's size, are made of the others only
+            if hasattr(module, "test_score_thresh"):
+                module.test_score_thresh = max(module.test_score_thresh, args.score_threshold)
         self.counts = Counter(dict.fromkeys(("picture", "frame", "object"), 0))
         self.problems: list[str] = []
         self.stopped, self.exit_code = False, 0
@@ -276,7 +280,7 @@ class Run:
         target = target_of(source, self.args.output)
         with VideoWriter(target, reader.fps) as writer:
             for picture, instances in self.detect(self.frames(source, reader)):
-                drawn = draw_predictions(picture.image, instances, self.predictor.classes, enlarge=False)
+                drawn = draw_predictions(picture.image, instances, self.predictor.classes, resize=False)
                 writer.write(drawn)
                 self.counts["frame"] += 1
                 self.show(drawn, hold=False)

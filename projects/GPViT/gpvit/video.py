@@ -1,5 +1,6 @@
 """Videos and cameras, frame by frame, by OpenCV."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,11 @@ import numpy as np
 from .errors import UserError
 
 DEFAULT_FPS = 25.0  # where a video or a camera does not say
+MISSING = 0.05  # of the frames that a file says it has: some only estimate it
+
+# What OpenCV and its decoders would write to the terminal; what matters is an error here.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 class VideoReader:
@@ -29,6 +35,8 @@ class VideoReader:
     def __init__(self, source: str) -> None:
         self.source = source
         self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+        if not self._capture.isOpened() and source.isdecimal():
+            raise UserError(f"camera {source}: cannot be opened; is it there, unused, and may it be read?")
         if not self._capture.isOpened():
             raise UserError(f"{source}: cannot be opened as a video; check it, or convert it to MP4")
         fps, frames = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -39,7 +47,7 @@ class VideoReader:
         """The frames, (H, W, 3), RGB, uint8, upright.
 
         Raises:
-            UserError: not one can be read, the size changes, or the video ends more than a second before it says it does.
+            UserError: not one can be read, the size changes, or the video ends well before it says it does.
         """
         read, size = 0, None
         while True:
@@ -53,7 +61,7 @@ class VideoReader:
             read += 1
         if not read:
             raise UserError(f"{self.source}: gives no picture; check it, or convert it to MP4")
-        if self.frames is not None and self.frames - read > self.fps:  # what files say is off by a few frames
+        if self.frames is not None and self.frames - read > max(2, MISSING * self.frames):
             raise UserError(f"{self.source}: breaks off after {read} of {self.frames} frames; what was read is kept")
 
 
