@@ -31,6 +31,8 @@ read_frames = VideoReader.__iter__  # which tests replace
 class FindSquares(nn.Module):
     """Stands in for a detector: finds the red square, as an apple with 0.9 and as a pear with 0.3."""
 
+    test_score_thresh = 0.05  # as the heads of detectors have it
+
     def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         return [{"instances": self.found(**entry)} for entry in batch]
 
@@ -114,9 +116,11 @@ def test_a_trained_detector_is_run_and_drawn_on_every_picture(
         before, after = read(str(source)), read(f"out/{source.name}")
         assert min(after.shape[:2]) >= 640  # enlarged, so that labels can be read
         assert not np.array_equal(cv2.resize(after, before.shape[1::-1]), before)
+    found = Predictor.from_checkpoint(".", "cpu")(sources)
+    number = sum(int((instances.scores >= 0.28).sum()) for instances in found)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3].startswith(f"[4/4] {sources[-1]}: ") and lines[4].startswith("4 pictures, ")
-    assert len(json.loads(Path("out/predictions.json").read_text())) == int(lines[4].split()[2]) > 0
+    assert lines[3].startswith(f"[4/4] {sources[-1]}: ") and lines[4] == f"4 pictures, {number} objects -> out"
+    assert len(json.loads(Path("out/predictions.json").read_text())) == number > 0
 
 
 def test_broken_pictures_are_listed_at_the_end_and_the_rest_is_done(
@@ -211,6 +215,13 @@ def test_predictions_are_what_coco_tools_read(run, squares: Predictor) -> None:
         assert np.array_equal(results.annToMask(annotation), (picture() == RED).all(2))
 
 
+@pytest.mark.parametrize("threshold, expected", [("0.2", 0.2), ("0.01", 0.05)])
+def test_masks_are_made_only_of_what_is_wanted(run, squares: Predictor, threshold: str, expected: float) -> None:
+    save("a.png")
+    assert run("--input", "a.png", "--score-threshold", threshold) == 0
+    assert squares.model.test_score_thresh == expected
+
+
 def test_predictions_without_an_object_are_an_empty_list(run, squares: Predictor) -> None:
     demo.save_picture(Path("a.png"), np.full((40, 30, 3), 128, np.uint8))
     assert run("--input", "a.png", "--json") == 0
@@ -235,6 +246,42 @@ def test_a_cut_out_is_transparent_outside_of_its_mask() -> None:
     assert np.array_equal(cut[..., 3] == 255, mask[0, 5:11, 3:9]) and set(cut[..., 0].flat) == {0, 77}
     _, boxed = visualize.cut_outs(image, Instances((20, 30), pred_boxes=boxes))  # RetinaNet gives no masks
     assert boxed.shape == (15, 10, 4) and (boxed == (77, 77, 77, 255)).all()
+
+
+def boxes_only(height: int, width: int, boxes: list[list[float]]) -> Instances:
+    return Instances(
+        (height, width),
+        pred_boxes=Boxes(torch.tensor(boxes)),
+        scores=torch.full((len(boxes),), 0.5),
+        pred_classes=torch.zeros(len(boxes), dtype=torch.int64),
+    )
+
+
+def test_labels_stay_in_the_picture_and_off_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings, spread = [], visualize._spread_labels
+    monkeypatch.setattr(visualize, "_spread_labels", lambda drawing: (spread(drawing), drawings.append(drawing)))
+    boxes = [[10.0, 10, 300, 300], [12, 12, 302, 302], [12, 12, 298, 298], [690, 690, 699, 699], [600, 500, 699, 699]]
+    visualize.draw_predictions(np.zeros((700, 700, 3), np.uint8), boxes_only(700, 700, boxes), ["something"])
+    labels = [text.get_window_extent(drawings[0].canvas.get_renderer()) for text in drawings[0].ax.texts]
+    assert len(labels) == len(boxes)
+    for number, label in enumerate(labels):
+        assert min(label.min) >= 0 and max(label.max) <= 700
+        assert not label.count_overlaps(labels[:number])
+
+
+@pytest.mark.parametrize(
+    "size, drawn",
+    [((100, 200), (640, 1280)), ((700, 900), (700, 900)), ((1500, 3000), (1280, 2560)), ((50, 2), (2560, 102))],
+)
+def test_drawings_are_neither_tiny_nor_huge(size: tuple[int, int], drawn: tuple[int, int]) -> None:
+    height, width = size
+    image, mask = np.full((height, width, 3), 128, np.uint8), torch.zeros(1, height, width, dtype=torch.bool)
+    mask[:, height // 2 :] = True
+    instances = boxes_only(height, width, [[0, height / 2, width, height]])
+    instances.pred_masks = mask
+    picture = visualize.draw_predictions(image, instances, ["a"])
+    assert picture.shape[:2] == drawn
+    assert (picture[: int(0.4 * drawn[0])] == 128).all() and (picture[int(0.6 * drawn[0]) :] != 128).any(2).mean() > 0.9
 
 
 @pytest.mark.parametrize("batch_size", ["1", "3"])
