@@ -192,6 +192,13 @@ def test_nothing_is_replaced_without_being_told(run, squares: Predictor, there: 
     assert Path(f"out/{there}").read_bytes() != b"mine"
 
 
+def test_cut_outs_of_an_earlier_run_do_not_stay_among_the_new_ones(run, squares: Predictor) -> None:
+    save("a.png")
+    assert run("--input", "a.png", "--cutouts", "--score-threshold", "0.2") == 0
+    assert run("--input", "a.png", "--cutouts", "--overwrite") == 0
+    assert written() == ["a.png", "cutouts/a.png/001_apple_90.png"]
+
+
 def test_inputs_are_never_replaced(run, squares: Predictor) -> None:
     save("pictures/a.png")
     with pytest.raises(UserError, match="is an input"):
