@@ -10,7 +10,6 @@ import analyze
 import benchmark
 import convert_checkpoint
 import cv2
-import demo
 import evaluating
 import limit
 import measure
@@ -41,7 +40,6 @@ TOOLS = (
     "make_synthetic_data.py",
     "view_groups.py",
 )
-TINY_MODEL = [override for override in TINY if override.startswith(("model", "dataloader.short_side"))]
 
 
 @pytest.fixture(scope="module")
@@ -52,52 +50,6 @@ def weights(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     command += ["train.device=cpu", f"train.output_dir={folder}", "train.max_iter=1"]
     train_net.main(argument_parser().parse_intermixed_args(command))
     return folder / "model_final.pth"
-
-
-def run_demo(monkeypatch: pytest.MonkeyPatch, weights: Path, *arguments: str) -> int:
-    command = ["demo.py", "--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--weights", str(weights)]
-    monkeypatch.setattr(sys, "argv", [*command, "--device", "cpu", *arguments, *TINY_MODEL])
-    return demo.main()
-
-
-def test_the_demo_draws_every_picture_of_a_glob(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, weights: Path, synthetic_data: Path, tmp_path: Path
-) -> None:
-    pattern = str(synthetic_data / "images" / "val_*.png")
-    assert run_demo(monkeypatch, weights, "--input", pattern, "--output", str(tmp_path), "--score-threshold", "0") == 0
-    sources = sorted((synthetic_data / "images").glob("val_*.png"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in sources]
-    for source in sources:
-        before, after = cv2.imread(str(source)), cv2.imread(str(tmp_path / source.name))
-        assert min(after.shape[:2]) >= 640  # enlarged, so that labels can be read
-        assert not np.array_equal(cv2.resize(after, before.shape[1::-1]), before)
-    assert f"[4/4] {sources[-1]}: " in capsys.readouterr().out
-
-
-def test_the_demo_goes_on_past_a_broken_picture_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, weights: Path, synthetic_data: Path, tmp_path: Path
-) -> None:
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"not a picture")
-    good = next((synthetic_data / "images").glob("val_*.png"))
-    out = tmp_path / "out"
-    assert run_demo(monkeypatch, weights, "--input", str(broken), "missing.jpg", str(good), "--output", str(out)) == 1
-    assert [path.name for path in out.iterdir()] == [good.name]
-    errors = capsys.readouterr().err
-    assert f"{broken}: cannot be read" in errors and "missing.jpg: cannot be read" in errors
-
-
-def test_the_demo_does_not_write_over_its_input(
-    monkeypatch: pytest.MonkeyPatch, weights: Path, synthetic_data: Path
-) -> None:
-    images = synthetic_data / "images"
-    with pytest.raises(UserError, match="would be overwritten"):
-        run_demo(monkeypatch, weights, "--input", str(images / "*.png"), "--output", str(images))
-
-
-def test_the_demo_refuses_two_pictures_of_one_name(monkeypatch: pytest.MonkeyPatch, weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="same name"):
-        run_demo(monkeypatch, weights, "--input", "a/1.jpg", "b/1.png", "--output", str(tmp_path))
 
 
 def test_predictions_are_drawn_where_they_are() -> None:

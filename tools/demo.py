@@ -1,56 +1,361 @@
-r"""Draws a detector's predictions on pictures.
+r"""Finds objects in pictures and videos, and draws them.
 
-    python tools/demo.py --config-file configs/quickstart.py --weights output/quickstart/model_final.pth \
-        --input 'pictures/*.jpg' --output output/demo
+    python tools/demo.py --weights output/my_training --input pictures clip.mp4 'more/*.jpg' --json --cutouts
+    python tools/demo.py --weights output/my_training --webcam
+
+A folder stands for all pictures below it. The NAME of an input is its path below the folder that was given, or below the
+fixed part of the glob. All goes to --output, and nothing there is replaced without --overwrite:
+
+    NAME
+        A picture, or a video, with its objects drawn. Pictures that are neither JPEG nor PNG get .png behind their name,
+        videos other than MP4 get .mp4. Pictures become 640 to 2560 pixels large for it; a video keeps its size and frames
+        per second, and loses its sound.
+    webcam.mp4
+        What the camera saw until Ctrl-C.
+    predictions.json (--json)
+        The objects, in COCO's format of results: a list of image_id, category_id, bbox ([x, y, width, height] in pixels),
+        score and, if the detector gives masks, segmentation (RLE).
+    images.json (--json)
+        What the numbers mean, as a COCO file without annotations: images (id, file_name, which is NAME, height, width, and
+        the number of the frame in a video, from 0) and categories (id, name).
+    cutouts/NAME/001_apple_93.png, of a video cutouts/NAME/frame_000012_001_apple_93.png (--cutouts)
+        Each object alone with its score in percent, transparent outside of its mask (all its box if there are no masks).
+
+What cannot be read is listed at the end, with exit code 1; the rest is done all the same.
 """
 
 import argparse
 import glob
+import itertools
+import json
+import re
+import shutil
+import subprocess
 import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import cv2
-import gpvit
-import torch
-from gpvit.engine import load_config
-from gpvit.errors import UserError
-from gpvit.images import read_image
-from gpvit.visualize import draw_predictions
+import numpy as np
+from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from gpvit.engine.launch import stop_signals_to
+from gpvit.errors import UserError, listed
+from gpvit.images import FORMATS, read_image
+from gpvit.video import VideoReader, VideoWriter
+from gpvit.visualize import cut_outs, draw_predictions
+from PIL import Image
+from tqdm import tqdm
+
+PICTURES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input: where it is, and its name below the output folder."""
+
+    path: str
+    name: str
+
+    @property
+    def is_video(self) -> bool:
+        return Path(self.name).suffix.lower() in VIDEOS
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture (H, W, 3), RGB, of a file, or a frame of a video."""
+
+    source: Source
+    image: np.ndarray
+    frame: int | None = None
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file of the detector")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="its checkpoint")
-    parser.add_argument("--input", required=True, nargs="+", metavar="IMAGE", help="pictures or globs")
-    parser.add_argument("--output", default="output/demo", type=Path, metavar="DIR", help="where the pictures go")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--score-threshold", default=0.5, type=float, help="draw what scores at least this (0.05 or more)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_intermixed_args()
+    args = parse()
+    if args.show:
+        require_window()
+    sources = [Source(args.webcam, "webcam.mp4")] if args.webcam else sources_of(args.input, args.output)
+    check_targets(sources, args)
+    predictor = Predictor.from_checkpoint(args.weights, args.device, config_file=args.config_file, overrides=args.overrides)
+    try:
+        run = Run(predictor, args)
+        with stop_signals_to(run.stop), run:
+            if pictures := [source for source in sources if not source.is_video]:
+                run.pictures(pictures)
+            for source in sources:
+                if source.is_video and not run.stopped:
+                    run.video(source)
+    except OSError as error:  # inputs that cannot be read are among the run's problems
+        raise UserError(f"cannot write to {args.output}: {error}") from None
+    return run.report()
 
-    paths = [Path(path) for pattern in args.input for path in sorted(glob.glob(pattern)) or [pattern]]
-    if any(path.resolve().parent == args.output.resolve() for path in paths):
-        raise UserError(f"--output {args.output} is the folder of an input, which would be overwritten")
-    targets = [args.output / f"{path.stem}.png" for path in paths]
-    if len(set(targets)) < len(targets):
-        raise UserError("two inputs have the same name and would be drawn to the same file; give them in two calls")
-    predictor = gpvit.Predictor(load_config(args.config_file, args.overrides), args.weights, args.device)
-    args.output.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for number, (path, target) in enumerate(zip(paths, targets), start=1):
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, metavar="PATH", help="checkpoint, published file or training's folder")
+    parser.add_argument("--config-file", metavar="FILE", help="config of the detector, if its checkpoint carries none")
+    inputs = parser.add_mutually_exclusive_group(required=True)
+    inputs.add_argument("--input", nargs="+", metavar="PATH", help="pictures, globs, folders, videos")
+    inputs.add_argument("--webcam", nargs="?", const="0", metavar="N", help="number of a camera (0), or a stream's address")
+    parser.add_argument("--output", default="output/demo", type=Path, metavar="DIR", help="where all goes (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--json", action="store_true", help="write predictions.json and images.json")
+    parser.add_argument("--cutouts", action="store_true", help="write each object alone, as PNG")
+    parser.add_argument("--show", action="store_true", help="show the pictures in a window; Q ends")
+    parser.add_argument(
+        "--score-threshold", default=0.5, type=float, metavar="S", help="take what scores at least this (%(default)s)"
+    )
+    parser.add_argument("--batch-size", default=1, type=int, metavar="N", help="run so many of one size together")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (a GPU if there is one)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    return parser.parse_intermixed_args()
+
+
+def require_window() -> None:
+    """Raises a UserError if no window can be opened."""
+    if re.search(r"GUI: +NONE", cv2.getBuildInformation()):
+        raise UserError(
+            "--show: this OpenCV opens no windows; install opencv-python in place of opencv-python-headless, or leave "
+            "--show out"
+        )
+    # In a process of its own: without a display, OpenCV may end the process.
+    if subprocess.run([sys.executable, "-c", "import cv2; cv2.namedWindow('')"], capture_output=True).returncode:
+        raise UserError("--show: there is no display to open a window on; leave --show out")
+
+
+def sources_of(patterns: list[str], output: Path) -> list[Source]:
+    """The files that are given by paths, globs and folders, but for what is below the output folder.
+
+    Raises:
+        UserError: a folder has no pictures.
+    """
+    found: dict[Path, Source] = {}
+    for pattern in patterns:
+        root, matches = expand(pattern)
+        for match in matches:
+            for path in pictures_below(match, output) if match.is_dir() else [match]:
+                found.setdefault(path.absolute(), Source(str(path), path.relative_to(root).as_posix()))
+    return list(found.values())
+
+
+def expand(pattern: str) -> tuple[Path, list[Path]]:
+    """The files and folders that match, and the folder that all names count from."""
+    path = Path(pattern)
+    if path.is_dir():
+        return path, [path]
+    if path.exists() or not glob.has_magic(pattern):
+        return path.parent, [path]  # also a missing one, to be reported
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parent.parts)
+    return Path(*fixed), sorted(map(Path, glob.glob(pattern, recursive=True))) or [path]
+
+
+def pictures_below(folder: Path, output: Path) -> list[Path]:
+    """Without hidden ones, and without those of an output folder in between."""
+    below = output.resolve() if folder.resolve() in output.resolve().parents else None
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in PICTURES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not (below and path.resolve().is_relative_to(below))
+    ]
+    if not paths:
+        raise UserError(f"{folder}: there are no pictures below it; give another folder, or the files themselves")
+    return paths
+
+
+def target_of(source: Source, output: Path) -> Path:
+    kinds = {".mp4"} if source.is_video else {".jpg", ".jpeg", ".png"}
+    kept = Path(source.name).suffix.lower() in kinds
+    return output / (source.name if kept else source.name + (".mp4" if source.is_video else ".png"))
+
+
+def check_targets(sources: list[Source], args: argparse.Namespace) -> None:
+    """Raises a UserError if a file would be overwritten, before anything is written."""
+    targets = [target_of(source, args.output) for source in sources]
+    if args.json:
+        targets += [args.output / "predictions.json", args.output / "images.json"]
+    if args.cutouts:
+        targets += [args.output / "cutouts" / source.name for source in sources]
+    seen: set[Path] = {Path(source.path).resolve() for source in sources}
+    for target in targets:
+        if target.resolve() in seen:
+            raise UserError(f"{target} is an input, or would be written twice; give another --output, or run in parts")
+        seen.add(target.resolve())
+    there = [str(target) for target in targets if target.exists()]
+    if there and not args.overwrite:
+        raise UserError(f"there is {listed(there)} already; give another --output, or --overwrite")
+
+
+class CocoResults:
+    """Writes predictions.json as it comes, and images.json at the end."""
+
+    def __init__(self, folder: Path, classes: list[str]) -> None:
+        self.folder, self.classes = folder, classes
+        self.images: list[dict[str, int | str]] = []
+        self.file: TextIO = (folder / "predictions.json").open("w")
+        self.separator = "[\n"
+
+    def add(self, picture: Picture, instances: Instances) -> None:
+        height, width = picture.image.shape[:2]
+        number = len(self.images) + 1
+        frame = {} if picture.frame is None else {"frame": picture.frame}
+        self.images.append({"id": number, "file_name": picture.source.name, "height": height, "width": width} | frame)
+        for result in instances_to_coco_json(instances, number):
+            self.file.write(self.separator + json.dumps(result | {"category_id": result["category_id"] + 1}))
+            self.separator = ",\n"
+
+    def close(self) -> None:
+        self.file.write("\n]\n" if self.separator == ",\n" else "[]\n")
+        self.file.close()
+        categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, start=1)]
+        content = {"images": self.images, "categories": categories, "annotations": []}
+        (self.folder / "images.json").write_text(json.dumps(content))
+
+
+class Run:
+    """Takes pictures and videos through the detector, writes all that is wanted, and keeps count. A context."""
+
+    def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
+        self.predictor, self.args = predictor, args
+        for module in predictor.model.modules():  # so that masks, of the picture's size, are made of the others only
+            if hasattr(module, "test_score_thresh"):
+                module.test_score_thresh = max(module.test_score_thresh, args.score_threshold)
+        self.counts = Counter(dict.fromkeys(("picture", "frame", "object"), 0))
+        self.problems: list[str] = []
+        self.stopped, self.exit_code = False, 0
+        args.output.mkdir(parents=True, exist_ok=True)
+        self.results = CocoResults(args.output, predictor.classes) if args.json else None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.results:
+            self.results.close()
+
+    def stop(self, number: int, _: object) -> None:
+        """On a signal, what has been read is finished; for a camera, that is how it ends."""
+        self.stopped = True
+        self.exit_code = 0 if self.args.webcam else 128 + number
+
+    def pictures(self, sources: list[Source]) -> None:
+        bar = tqdm(sources, unit="picture", disable=None)
+        numbers = {source: number for number, source in enumerate(sources, start=1)}
+        for picture, instances in self.detect(self.read(bar)):
+            drawn = draw_predictions(picture.image, instances, self.predictor.classes)
+            target = target_of(picture.source, self.args.output)
+            save_picture(target, drawn)
+            self.counts["picture"] += 1
+            if bar.disable:
+                number = f"{numbers[picture.source]}/{len(sources)}"
+                print(f"[{number}] {picture.source.path}: {counted(len(instances), 'object')} -> {target}", flush=True)
+            self.show(drawn, hold=True)
+
+    def read(self, sources: Iterable[Source]) -> Iterator[Picture]:
+        for source in sources:
+            if self.stopped:
+                return
+            try:
+                image = read_image(source.path)
+            except UserError as error:
+                self.problems.append(str(error))
+            else:
+                yield Picture(source, image)
+
+    def video(self, source: Source) -> None:
         try:
-            image = read_image(path)
+            reader = VideoReader(source.path)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        instances = predictor(image)
-        instances = instances[instances.scores >= args.score_threshold]
-        picture = draw_predictions(image, instances, predictor.classes)
-        cv2.imwrite(str(target), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        print(f"[{number}/{len(paths)}] {path}: {len(instances)} objects -> {target}")
-    return 1 if failed else 0
+            self.problems.append(str(error))
+            return
+        before = self.counts.copy()
+        target = target_of(source, self.args.output)
+        with VideoWriter(target, reader.fps) as writer:
+            for picture, instances in self.detect(self.frames(source, reader)):
+                drawn = draw_predictions(picture.image, instances, self.predictor.classes, resize=False)
+                writer.write(drawn)
+                self.counts["frame"] += 1
+                self.show(drawn, hold=False)
+        if writer.written and not sys.stderr.isatty():
+            new = self.counts - before
+            print(f"{source.path}: {counted(new['object'], 'object')} in {counted(new['frame'], 'frame')} -> {target}")
+
+    def frames(self, source: Source, reader: VideoReader) -> Iterator[Picture]:
+        bar = tqdm(reader, desc=source.name, total=reader.frames, unit="frame", disable=None)
+        try:
+            for number, image in enumerate(bar):
+                yield Picture(source, image, number)
+                if self.stopped:
+                    return
+        except UserError as error:  # not one that the detector could see, which has earlier frames to finish
+            self.problems.append(str(error))
+
+    def detect(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Instances]]:
+        """What is found in each picture, after it went to all outputs but the drawn one."""
+        waiting: deque[Picture] = deque()
+
+        def images() -> Iterator[np.ndarray]:
+            for picture in pictures:
+                waiting.append(picture)
+                yield picture.image
+
+        for instances in self.predictor.stream(images(), self.args.batch_size):
+            picture = waiting.popleft()
+            instances = instances[instances.scores >= self.args.score_threshold]
+            self.counts["object"] += len(instances)
+            if self.results:
+                self.results.add(picture, instances)
+            if self.args.cutouts:
+                self.cut_out(picture, instances)
+            yield picture, instances
+
+    def cut_out(self, picture: Picture, instances: Instances) -> None:
+        folder = self.args.output / "cutouts" / picture.source.name
+        if not picture.frame and folder.exists():  # what --overwrite replaces
+            shutil.rmtree(folder)
+        frame = "" if picture.frame is None else f"frame_{picture.frame:06}_"
+        for i, rgba in enumerate(cut_outs(picture.image, instances)):
+            name = re.sub(r"[^\w-]+", "-", self.predictor.classes[instances.pred_classes[i]])
+            if rgba.size:  # a mask may be empty
+                save_picture(folder / f"{frame}{i + 1:03}_{name}_{100 * instances.scores[i]:.0f}.png", rgba)
+
+    def show(self, drawn: np.ndarray, *, hold: bool) -> None:
+        """In a window; args: hold: until a key is pressed."""
+        if not self.args.show or self.stopped:
+            return
+        cv2.imshow("GPViT", drawn[..., ::-1])
+        key = cv2.waitKey(1)
+        while hold and key < 0 and not self.stopped and cv2.getWindowProperty("GPViT", cv2.WND_PROP_VISIBLE) > 0:
+            key = cv2.waitKey(50)
+        self.stopped |= key in map(ord, "qQ")
+
+    def report(self) -> int:
+        """Says what was done; the exit code."""
+        done = ", ".join(counted(number, what) for what, number in self.counts.items() if number or what == "object")
+        print(f"{done} -> {self.args.output}")
+        if self.problems:
+            print(f"error: {counted(len(self.problems), 'input')} cannot be used, or not whole:", file=sys.stderr)
+            print(*(f"  {problem}" for problem in self.problems), sep="\n", file=sys.stderr)
+        return self.exit_code or (1 if self.problems else 0)
+
+
+def save_picture(path: Path, pixels: np.ndarray) -> None:
+    """Args: path: the kind of file follows from its name; pixels: RGB or RGBA, uint8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    path.write_bytes(cv2.imencode(path.suffix, cv2.cvtColor(pixels, code))[1].tobytes())
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 if __name__ == "__main__":
@@ -58,3 +363,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # before anything was read
+        sys.exit(130)

@@ -12,7 +12,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Instances
 from omegaconf import DictConfig
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import checkpoint
 from .data import CHANNELS, set_num_classes
@@ -34,7 +34,7 @@ class Predictor:
         device: "cpu", "cuda" or another that PyTorch knows; None for a GPU if there is one.
 
     Raises:
-        UserError: the checkpoint cannot be read or is not the config's.
+        UserError: the checkpoint cannot be read or is not the config's, or the device cannot be used.
     """
 
     def __init__(self, cfg: DictConfig, weights: str | os.PathLike | checkpoint.File, device: str | None = None) -> None:
@@ -42,7 +42,7 @@ class Predictor:
         self.path, self.cfg = file.path, cfg
         self.classes: list[str] = file.require_classes()
         set_num_classes(cfg.model, len(self.classes))
-        self.model = instantiate(cfg.model).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        self.model = _to_device(instantiate(cfg.model), device).eval()
         checkpoint.load(self.model, file, self.classes)
         self.augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
         self.channels = CHANNELS[cfg.dataloader.test.mapper.image_format]
@@ -100,10 +100,13 @@ class Predictor:
         for picture in pictures:
             image = as_rgb(picture)
             entry = {"image": self.resize(image), "height": image.shape[0], "width": image.shape[1]}
-            if batch and (len(batch) >= batch_size or entry["image"].shape != batch[0]["image"].shape):
+            if batch and entry["image"].shape != batch[0]["image"].shape:
                 yield from self._run(batch)
                 batch = []
             batch.append(entry)
+            if len(batch) >= batch_size:  # at once: a camera's next picture may be long in coming
+                yield from self._run(batch)
+                batch = []
         if batch:
             yield from self._run(batch)
 
@@ -115,6 +118,14 @@ class Predictor:
         resized = T.AugInput(image[:, :, self.channels])
         self.augmentations(resized)
         return torch.from_numpy(resized.image.transpose(2, 0, 1).copy())
+
+
+def _to_device(model: nn.Module, device: str | None) -> nn.Module:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, no driver, or a PyTorch without GPU support
+        raise UserError(f"cannot run on device {device}: {str(error).splitlines()[0]}") from None
 
 
 def as_rgb(picture: Picture) -> np.ndarray:

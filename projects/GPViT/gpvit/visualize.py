@@ -1,25 +1,56 @@
 """Pictures: predictions, ground truth beside predictions, and the course of a training."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import matplotlib
 import matplotlib.figure
 import numpy as np
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import VisImage, Visualizer
+from matplotlib.transforms import Bbox
+from pycocotools.mask import encode
 
-SMALLEST_SIDE = 640  # pixels; smaller pictures are enlarged so that the labels on them can be read
+# The sides of drawings in pixels: smaller pictures are enlarged so that labels on them can be read, and larger ones made
+# smaller, as drawing them would take gigabytes.
+SMALLEST_SIDE = 640
+LARGEST_SIDE = 2560
 
 
-def draw_predictions(image: np.ndarray, instances: Instances, classes: Sequence[str]) -> np.ndarray:
-    """The picture (H, W, 3), RGB, with masks, boxes, class names and scores on it; each class has its colour."""
+def draw_predictions(image: np.ndarray, instances: Instances, classes: Sequence[str], *, resize: bool = True) -> np.ndarray:
+    """The picture (H, W, 3), RGB, with masks, boxes, class names and scores on it; each class has its colour.
+
+    Args:
+        resize: whether the drawing may be larger or smaller than the picture, as labels and memory want it.
+    """
     numbers = instances.pred_classes.tolist()
     labels = [f"{classes[number]} {score:.0%}" for number, score in zip(numbers, instances.scores.tolist())]
-    masks = list(instances.pred_masks.numpy()) if instances.has("pred_masks") else None
-    return _draw(image, numbers, labels, instances.pred_boxes, masks)
+    # Encoded: of arrays, the Visualizer refuses those that are two pixels wide.
+    masks = (
+        [encode(np.asfortranarray(mask)) for mask in instances.pred_masks.byte()] if instances.has("pred_masks") else None
+    )
+    return _draw(image, numbers, labels, instances.pred_boxes, masks, resize)
+
+
+def cut_outs(image: np.ndarray, instances: Instances) -> Iterator[np.ndarray]:
+    """Each object alone, cut out by its mask, or by its box if the detector gives no masks.
+
+    Yields:
+        (h, w, 4), RGBA, uint8, just large enough, transparent and black outside of the mask; (0, 0, 4) if that is empty.
+    """
+    for i in range(len(instances)):
+        if instances.has("pred_masks"):
+            mask = instances.pred_masks[i].numpy()
+        else:
+            x0, y0, x1, y1 = instances.pred_boxes.tensor[i].round().int().clamp(min=0).tolist()
+            mask = np.zeros(image.shape[:2], bool)
+            mask[y0:y1, x0:x1] = True
+        x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+        part = np.s_[y : y + height, x : x + width]
+        yield np.dstack([image[part], np.full((height, width), 255, np.uint8)]) * mask[part][..., None]
 
 
 def draw_annotations(image: np.ndarray, record: dict[str, Any], classes: Sequence[str]) -> np.ndarray:
@@ -31,16 +62,42 @@ def draw_annotations(image: np.ndarray, record: dict[str, Any], classes: Sequenc
     return _draw(image, numbers, labels, boxes, [item["segmentation"] for item in objects])
 
 
-def _draw(image: np.ndarray, numbers: list[int], labels: list[str], boxes: Any, masks: list | None) -> np.ndarray:
+def _draw(
+    image: np.ndarray, numbers: list[int], labels: list[str], boxes: Any, masks: list | None, resize: bool = True
+) -> np.ndarray:
     palette = matplotlib.colormaps["tab10"]
-    visualizer = Visualizer(image, scale=max(1, SMALLEST_SIDE / min(image.shape[:2])))
+    height, width = image.shape[:2]
+    scale = min(max(1, SMALLEST_SIDE / min(height, width)), LARGEST_SIDE / max(height, width)) if resize else 1
+    visualizer = Visualizer(image, scale=scale)
+    if scale < 1:
+        smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        visualizer.output.ax.images[0].set_data(smaller)
     visualizer.overlay_instances(
         boxes=boxes,
         masks=masks,
         labels=labels,
         assigned_colors=[np.array(palette(number % palette.N)[:3]) for number in numbers],
     )
-    return visualizer.get_output().get_image()
+    picture = visualizer.get_output()
+    _spread_labels(picture)
+    return picture.get_image()
+
+
+def _spread_labels(picture: VisImage) -> None:
+    """Moves labels into the picture, and up or down to where no other one is."""
+    width, height = picture.canvas.get_width_height()
+    to_pixels = picture.ax.transData
+    placed: list[Bbox] = []
+    for text in picture.ax.texts:
+        start = text.get_window_extent(picture.canvas.get_renderer()).padded(2)
+        inside = start.translated(
+            max(0, -start.x0) + min(0, width - start.x1), max(0, -start.y0) + min(0, height - start.y1)
+        )
+        lines = (inside.translated(0, step * inside.height) for step in sorted(range(-20, 21), key=abs))
+        free = (line for line in lines if line.y0 >= 0 and line.y1 <= height and not line.count_overlaps(placed))
+        placed.append(next(free, inside))
+        position = to_pixels.transform(text.get_position()) + placed[-1].min - start.min
+        text.set_position(to_pixels.inverted().transform(position))
 
 
 def save_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]], path: Path, columns: int = 2) -> None:

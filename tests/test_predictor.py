@@ -1,0 +1,149 @@
+"""A detector is made of its checkpoint alone, and finds the same in whatever way it is given pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import published
+import pytest
+import torch
+from conftest import REPOSITORY, TINY
+from detectron2.config import instantiate
+from detectron2.structures import Instances
+from gpvit import Predictor, checkpoint
+from gpvit.engine import inference_config, load_config
+from gpvit.errors import UserError
+from PIL import Image
+
+CONFIG = str(REPOSITORY / "configs" / "quickstart.py")
+TINY_MODEL = [override for override in TINY if override.startswith(("model", "dataloader.short_side"))]
+
+
+def write_detector(path: Path, *, classes: int = 3, with_config: bool = True) -> None:
+    """A tiny untrained detector; the seed is the number of its classes, so that two can be told apart."""
+    cfg = load_config(CONFIG, [*TINY_MODEL, f"model.roi_heads.num_classes={classes}"])
+    torch.manual_seed(classes)
+    content = {"model": instantiate(cfg.model).state_dict(), "classes": [f"class {i}" for i in range(classes)]}
+    checkpoint.save(content | ({"inference_config": inference_config(cfg)} if with_config else {}), str(path))
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    path = tmp_path_factory.mktemp("detector") / "model_final.pth"
+    write_detector(path)
+    return Predictor.from_checkpoint(path, "cpu")
+
+
+@pytest.fixture(scope="module")
+def images() -> list[np.ndarray]:
+    """Of three sizes; the first two have the same one, and so have the last two in the model."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (*size, 3), np.uint8) for size in ((48, 64), (48, 64), (80, 40), (160, 80))]
+
+
+def assert_same(found: Instances, expected: Instances) -> None:
+    assert len(found) == len(expected) > 0 and found.image_size == expected.image_size
+    assert torch.allclose(found.pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-3)
+    assert torch.allclose(found.scores, expected.scores, atol=1e-5)
+    assert torch.equal(found.pred_classes, expected.pred_classes)
+    assert (found.pred_masks == expected.pred_masks).float().mean() > 0.999
+
+
+def test_a_checkpoint_brings_its_config_classes_and_weights(predictor: Predictor, images: list[np.ndarray]) -> None:
+    assert predictor.classes == ["class 0", "class 1", "class 2"]
+    by_hand = Predictor(load_config(CONFIG, TINY_MODEL), predictor.path, "cpu")
+    assert_same(predictor(images[0]), by_hand(images[0]))
+    assert predictor.resize(images[0]).shape == (3, 64, 85)  # the checkpoint's own short side
+
+
+def test_overrides_change_the_checkpoints_config(predictor: Predictor, images: list[np.ndarray]) -> None:
+    changed = Predictor.from_checkpoint(predictor.path, "cpu", overrides=["dataloader.short_side=96"])
+    assert changed.resize(images[0]).shape == (3, 96, 128)
+
+
+def test_of_a_folder_the_best_then_the_final_then_the_newest_checkpoint_is_taken(tmp_path: Path) -> None:
+    names = ("model_0000100.pth", "model_0000200.pth", "model_final.pth", "model_best.pth")
+    for classes, name in enumerate(names, start=2):
+        write_detector(tmp_path / name, classes=classes)
+    for classes, name in reversed([*enumerate(names, start=2)]):
+        predictor = Predictor.from_checkpoint(tmp_path, "cpu")
+        assert Path(predictor.path).name == name and len(predictor.classes) == classes
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="has no checkpoint"):
+        Predictor.from_checkpoint(tmp_path)
+
+
+def test_a_published_file_needs_no_config(tmp_path: Path, images: list[np.ndarray]) -> None:
+    file = published.save(tmp_path / "published.pth", "retinanet", "L1")
+    predictor = Predictor.from_checkpoint(file, "cpu", overrides=["dataloader.short_side=64"])
+    assert predictor.classes[:2] == ["class 0", "class 1"] and len(predictor.classes) == 80
+    assert predictor.model.backbone.bottom_up.net.pos_embed.shape[-1] == 216
+    assert predictor(images[0]).image_size == (48, 64)
+
+
+def test_path_array_pillow_image_and_list_give_the_same(
+    predictor: Predictor, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    expected = predictor(images[0])
+    pillow = Image.fromarray(images[0])
+    pillow.save(tmp_path / "picture.png")
+    for picture in (tmp_path / "picture.png", str(tmp_path / "picture.png"), pillow):
+        assert_same(predictor(picture), expected)
+    found = predictor([images[0], pillow, tmp_path / "picture.png"])
+    assert isinstance(found, list) and len(found) == 3
+    for instances in found:
+        assert_same(instances, expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_batches_change_nothing(predictor: Predictor, images: list[np.ndarray], batch_size: int) -> None:
+    for found, image in zip(predictor(images, batch_size), images, strict=True):
+        assert_same(found, predictor(image))
+
+
+def test_pictures_of_one_size_go_through_the_model_together(
+    monkeypatch: pytest.MonkeyPatch, predictor: Predictor, images: list[np.ndarray]
+) -> None:
+    batches = []
+    run = predictor._run
+    monkeypatch.setattr(predictor, "_run", lambda batch: batches.append(len(batch)) or run(batch))
+    assert len(list(predictor.stream([*images, images[3]], batch_size=2))) == 5
+    assert batches == [2, 2, 1]
+
+
+def test_a_stream_gives_what_it_can_before_it_reads_on(predictor: Predictor, images: list[np.ndarray]) -> None:
+    read = []
+
+    def pictures():
+        for image in images * 2:
+            read.append(image)
+            yield image
+
+    for number, _ in enumerate(predictor.stream(pictures()), start=1):
+        assert len(read) == number
+
+
+def test_results_have_the_size_of_the_picture(predictor: Predictor, images: list[np.ndarray]) -> None:
+    for image in images:
+        found = predictor(image)
+        assert found.pred_masks.shape[1:] == image.shape[:2] and found.pred_boxes.inside_box(image.shape[:2]).all()
+
+
+def test_what_is_no_rgb_picture_is_refused(predictor: Predictor, images: list[np.ndarray], tmp_path: Path) -> None:
+    for array in (images[0][..., 0], images[0][..., :1], images[0].astype(np.float32), np.dstack([images[0]] * 2)):
+        with pytest.raises(UserError, match=r"must be \(height, width, 3\), RGB, uint8, got"):
+            predictor(array)
+    with pytest.raises(UserError, match="missing.png: cannot be read: it does not exist"):
+        predictor([images[0], tmp_path / "missing.png"])
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(predictor: Predictor, device: str) -> None:
+    with pytest.raises(UserError, match=f"cannot run on device {device}: "):
+        Predictor.from_checkpoint(predictor.path, device)
+
+
+def test_a_checkpoint_without_a_config_is_refused_or_given_one(tmp_path: Path) -> None:
+    write_detector(tmp_path / "model_final.pth", with_config=False)
+    with pytest.raises(UserError, match="carries no config: give that of its training"):
+        Predictor.from_checkpoint(tmp_path, "cpu")
+    Predictor.from_checkpoint(tmp_path, "cpu", config_file=CONFIG, overrides=TINY_MODEL)
