@@ -278,10 +278,10 @@ def test_conversion_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, w
 
 
 @pytest.mark.parametrize("command", ["zoo", "published"])
-def test_a_table_in_the_readme_is_what_the_tool_prints(
+def test_a_table_in_the_documentation_is_what_the_tool_prints(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, command: str
 ) -> None:
-    assert analysis(monkeypatch, capsys, command) in (REPOSITORY / "README.md").read_text()
+    assert analysis(monkeypatch, capsys, command) in DOCUMENTATION
 
 
 def test_configs_say_which_ap_was_published() -> None:
@@ -292,8 +292,8 @@ def test_configs_say_which_ap_was_published() -> None:
         assert detector_address(name) in (REPOSITORY / "configs" / "published" / f"{name}.py").read_text()
 
 
-def test_commands_in_the_readme_name_files_and_keys_that_exist() -> None:
-    text = (REPOSITORY / "README.md").read_text()
+def test_the_documentation_names_files_and_keys_that_exist() -> None:
+    text = DOCUMENTATION
     for path in re.findall(r"(?:tools|configs)/[\w/]+\.py", text):
         assert (REPOSITORY / path).is_file(), path
     overrides = [o.strip("'\"") for o in re.findall(r"[\w.']+=[^\s`]+", text) if "." in o.split("=")[0] and '"' not in o]
