@@ -370,9 +370,14 @@ def test_a_missing_file_and_an_unreachable_address_say_what_to_do(monkeypatch: p
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder; give a file in it"):
+def test_of_a_folder_the_best_checkpoint_is_taken_then_the_final_and_the_newest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no checkpoint of a detector"):
         checkpoint.read(str(tmp_path))
+    for name in ("model_0000200", "model_0001000", "model_final", "model_best"):
+        expected = str(tmp_path / f"{name}.pth")
+        checkpoint.write(expected, {"x": torch.zeros(1)})
+        assert checkpoint.read(str(tmp_path)).path == expected
+        assert checkpoint.fetch(str(tmp_path)) == expected
 
 
 def test_classes_that_nobody_asked_to_change_are_a_warning(published_file, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,6 +25,7 @@ from detectron2.structures import Boxes, Instances
 from gpvit import checkpoint, visualize
 from gpvit.engine import argument_parser, load_config
 from gpvit.errors import UserError
+from gpvit.predictor import config_of
 from gpvit.published import COCO_CLASSES
 
 TOOLS = (
@@ -232,7 +233,8 @@ def test_a_published_file_is_converted_and_back(
     convert(monkeypatch, official, ours)
     assert f"{ours}: published RetinaNet L1, 623 tensors, 80 class names" in capsys.readouterr().out
     file = checkpoint.read(str(ours))
-    assert checkpoint.read_content(str(ours))["source"] == str(official) and file.classes == COCO_CLASSES
+    assert file.about["source"] == str(official) and file.classes == COCO_CLASSES
+    assert config_of(file).model == config_of(checkpoint.read(str(official))).model
     convert(monkeypatch, "--to-published", ours, back)
     content = checkpoint.read_content(str(back))
     assert content["meta"]["CLASSES"] == tuple(COCO_CLASSES) and content["state_dict"].keys() == weights.keys()

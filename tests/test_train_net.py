@@ -8,13 +8,14 @@ from pathlib import Path
 
 import cv2
 import gpvit.checkpoint
+import numpy as np
 import published
 import pytest
 import torch
 import train_net
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
-from gpvit.engine import Trainer, argument_parser, choose_device, load_config
+from gpvit.engine import Trainer, argument_parser, choose_device, config_from_yaml, load_config
 from gpvit.engine.loader import seed_everything
 from gpvit.errors import UserError
 from omegaconf import OmegaConf
@@ -61,6 +62,19 @@ def test_a_training_leaves_checkpoints_config_metrics_and_results(trained: Path)
 def test_the_saved_config_builds_the_same_model(trained: Path) -> None:
     cfg = load_config(str(trained / "config.yaml"), ["train.seed=2"])
     gpvit.checkpoint.load(instantiate(cfg.model), str(trained / "model_final.pth"))
+
+
+def test_a_checkpoint_carries_config_and_versions_for_its_use(trained: Path) -> None:
+    file = gpvit.checkpoint.read(str(trained))
+    assert file.about["versions"] == gpvit.checkpoint.versions()
+    cfg = config_from_yaml(file.config, file.path)
+    assert cfg.keys() == {"model", "dataloader"} and "train" not in cfg.dataloader
+    model = instantiate(cfg.model)
+    gpvit.checkpoint.load(model, file)
+    image = np.zeros((50, 100, 3), np.uint8)
+    assert gpvit.Predictor.from_checkpoint(trained, "cpu").resize(image).shape == (3, 64, 128)  # TINY's short side
+    smaller = gpvit.Predictor.from_checkpoint(trained, "cpu", overrides=["dataloader.short_side=32"])
+    assert smaller.resize(image).shape == (3, 32, 64)
 
 
 def test_a_checkpoint_carries_its_classes(trained: Path) -> None:

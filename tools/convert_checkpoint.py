@@ -4,17 +4,21 @@
     python tools/convert_checkpoint.py --to-published output/published/retinanet_gpvit_l1_1x/model_final.pth official.pth
 
 The input is a path or an address. The output is a .safetensors file or, by any other name, PyTorch's format, with the
-names of the classes and the source noted in it; the published layout has the names of the classes only. Every tool here
-takes either as a checkpoint.
+names of the classes, the config and the source noted in it; the published layout has the names of the classes only. Every
+tool here takes either as a checkpoint.
 """
 
 import argparse
+import contextlib
 import os
 import sys
+from typing import Any
 
 import gpvit
 import torch
+from gpvit.engine import inference_config
 from gpvit.errors import UserError
+from gpvit.predictor import config_of
 
 
 def main() -> None:
@@ -44,7 +48,12 @@ def convert(file: gpvit.checkpoint.File, output: str, to_published: bool) -> str
         content = gpvit.published.to_published(file.weights, file.classes)
         torch.save(content, output)
         return f"{len(content['state_dict'])} tensors in the published layout{classes}"
-    gpvit.checkpoint.write(output, file.weights, source=file.path, **({"classes": file.classes} if file.classes else {}))
+    metadata: dict[str, Any] = {"source": file.path}
+    if file.classes:
+        metadata["classes"] = file.classes
+        with contextlib.suppress(UserError):  # there may be none
+            metadata["inference_config"] = inference_config(config_of(file))
+    gpvit.checkpoint.write(output, file.weights, **metadata)
     left_out = f", {len(file.dropped)} left out ({gpvit.errors.listed(file.dropped)})" if file.dropped else ""
     return f"{file.title}, {len(file.weights)} tensors{left_out}{classes}"
 

@@ -1,7 +1,6 @@
-r"""Writes a trained detector as a file that runs without this project: ONNX (.onnx) or torch.export's format (.pt2).
+"""Writes a trained detector as a file that runs without this project: ONNX (.onnx) or torch.export's format (.pt2).
 
-    python tools/export.py --config-file configs/quickstart.py --weights output/quickstart/model_final.pth \
-        --input 'output/quickstart/data/images/val_*.png' --output model.onnx
+    python tools/export.py --weights output/quickstart --input 'output/quickstart/data/images/val_*.png' --output model.onnx
 
 The file takes one image of any size, and gives what gpvit/export.py says. It is kept only if it finds the same as PyTorch
 on the pictures given.
@@ -24,10 +23,8 @@ import torch
 import torchvision  # noqa: F401 (what is in a .pt2 file calls its operations)
 from detectron2.modeling import GeneralizedRCNN
 from gpvit import export
-from gpvit.engine import load_config
 from gpvit.errors import UserError
 from gpvit.images import read_image
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 Detections = dict[str, Tensor]
@@ -38,8 +35,8 @@ TIMED, REPEATS = 3, 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file of the detector")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="its checkpoint")
+    parser.add_argument("--weights", required=True, metavar="PATH", help="checkpoint, or folder of a training")
+    parser.add_argument("--config-file", metavar="FILE", help="config of the detector, if not that of the checkpoint")
     parser.add_argument("--input", required=True, nargs="+", metavar="IMAGE", help="pictures or globs to check it with")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="to write, .onnx or .pt2; must not exist")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
@@ -49,8 +46,7 @@ def main() -> None:
         raise UserError(f"--output {args.output}: the name must end in .onnx or .pt2")
     if args.output.exists():
         raise UserError(f"{args.output} exists; remove it or give another name")
-    cfg = load_config(args.config_file, args.overrides)
-    predictor = gpvit.Predictor(cfg, args.weights, "cpu")
+    predictor = gpvit.Predictor.from_checkpoint(args.weights, "cpu", config_file=args.config_file, overrides=args.overrides)
     paths = [path for pattern in args.input for path in sorted(glob.glob(pattern)) or [pattern]]
     images = [predictor.resize(read_image(path)) for path in paths]
     smallest = export.smallest_side(predictor.model)
@@ -63,7 +59,7 @@ def main() -> None:
 
     partial = args.output.with_name(f"{args.output.stem}.partial{args.output.suffix}")
     try:
-        write(predictor, partial, metadata(predictor, cfg))
+        write(predictor, partial, metadata(predictor))
         report = check(predictor.model, load(partial), images)
         os.replace(partial, args.output)
     except OSError as error:
@@ -73,13 +69,13 @@ def main() -> None:
     print(f"{args.output}: {report}")
 
 
-def metadata(predictor: gpvit.Predictor, cfg: DictConfig) -> dict[str, int | list[str]]:
+def metadata(predictor: gpvit.Predictor) -> dict[str, int | list[str]]:
     """What a user of the file must know: names of the classes, and which sizes the detector is for."""
     return {
         "classes": predictor.classes,
         "smallest_side": export.smallest_side(predictor.model),
-        "short_side": cfg.dataloader.short_side,
-        "max_size": cfg.dataloader.max_size,
+        "short_side": predictor.cfg.dataloader.short_side,
+        "max_size": predictor.cfg.dataloader.max_size,
     }
 
 

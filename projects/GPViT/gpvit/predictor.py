@@ -39,7 +39,7 @@ class Predictor:
 
     def __init__(self, cfg: DictConfig, weights: str | os.PathLike | checkpoint.File, device: str | None = None) -> None:
         file = weights if isinstance(weights, checkpoint.File) else checkpoint.read(str(weights))
-        self.path = file.path
+        self.path, self.cfg = file.path, cfg
         self.classes: list[str] = file.require_classes()
         set_num_classes(cfg.model, len(self.classes))
         self.model = instantiate(cfg.model).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()

@@ -1,0 +1,122 @@
+"""The commands and the Python of the documentation run: here, in a small copy of the world that it describes.
+
+Models are made narrow and trainings short by further overrides; what else is changed or not run is said below.
+"""
+
+import os
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import cv2
+import gpvit
+import numpy as np
+import published
+import pytest
+import train_net
+from conftest import REPOSITORY, TINY
+from gpvit.engine import argument_parser
+
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "projects" / "GPViT" / "README.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
+
+# Commands that are not run here, by what they begin with, and what runs them.
+ELSEWHERE = {
+    "make ": ".ci/run",
+    "source ": ".ci/run, by what make installs",
+    "python -m pytest": ".ci/run",
+    "python tools/quickstart.py": ".ci/run",
+    "python tools/install.py": "tests/test_install.py",
+    "torchrun ": "tests/faults/test_launchers.py",
+    "tensorboard ": "nothing of ours",
+    "pip install ": "nothing of ours",
+}
+HERE = ["train.device=cpu", "train.max_iter=2", "train.eval_period=2", "train.checkpointer.period=2"]
+SMALL = ["dataloader.short_side=64", "dataloader.max_size=96", "dataloader.train.total_batch_size=2"]
+SMALL += ["dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Page and command, of all pages."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [(page.name, " ".join(line.split())) for line in lines if line.strip() and not line.startswith("#")]
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
+    """A clone in which the quick start has run, with pictures and own data at hand."""
+    folder = tmp_path_factory.mktemp("world") / "clone"
+    folder.mkdir()
+    for name in ("configs", "tools", "train_net.py", "projects", "docs"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    quickstart = folder / "output" / "quickstart"
+    command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(synthetic_data), *TINY]
+    command += ["train.device=cpu", f"train.output_dir={quickstart}", "train.checkpointer.best_metric=segm/AP"]
+    train_net.main(argument_parser().parse_intermixed_args(command))
+    for link in (quickstart / "data", folder / "my_data"):
+        link.symlink_to(synthetic_data)
+    (folder / "pictures").mkdir()
+    for number, path in enumerate(sorted((synthetic_data / "images").glob("val_*.png"))[:2]):
+        cv2.imwrite(str(folder / "pictures" / f"{number}.jpg"), cv2.imread(str(path)))
+    return folder
+
+
+@pytest.mark.parametrize(("page", "command"), [pytest.param(*each, id=f"{each[0]}: {each[1][:60]}") for each in commands()])
+def test_a_command_of_the_documentation_runs(
+    page: str, command: str, world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if command.startswith(tuple(ELSEWHERE)):
+        return
+    name, equals, value = command.partition("=")
+    if equals and name.isidentifier():  # a variable, such as the address of a published file
+        return
+    monkeypatch.chdir(world)
+    words = shlex.split(command.replace("$W", published_file(tmp_path)) if "$W" in command else command)
+    assert words.pop(0) == "python"
+    if words[0] == "train_net.py":
+        words = shortened(words, tmp_path)
+    monkeypatch.setattr(sys, "argv", words)
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, end.code
+
+
+def shortened(words: list[str], folder: Path) -> list[str]:
+    """A training of train_net.py that takes seconds."""
+    if "--num-gpus" in words:
+        del words[(i := words.index("--num-gpus")) : i + 2]
+    if "--data" not in words:
+        words += ["--data", "my_data"]
+    weights = next((word for word in words if word.startswith("train.init_checkpoint=")), "")
+    words = [word for word in words if not word.startswith(("train.max_iter", "train.eval_period", "train.checkpointer"))]
+    if not weights.endswith("gpvit_l1_maskrcnn_1x.pth"):
+        words += [override for override in TINY if override.startswith("model")]
+    if not weights:
+        words.append("train.init_checkpoint=''")
+    return [*words, *HERE, *SMALL, f"train.output_dir={folder / 'output'}"]
+
+
+def published_file(folder: Path) -> str:
+    return published.save(folder / "gpvit_l1_maskrcnn_1x.pth", "maskrcnn", "L1")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_the_python_of_the_documentation_runs(page: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    names: dict[str, object] = {}
+    for block in blocks(page, "python"):
+        exec(block, names)

@@ -1,0 +1,55 @@
+"""Draws a metric of several trainings over their iterations.
+
+    python tools/compare_runs.py output/quickstart output/other --metric segm/AP --output comparison.png
+
+Any metric of metrics.json will do, total_loss, for one. The picture's kind follows from the name: .png, .svg, .pdf.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpvit.errors import UserError, listed
+from matplotlib.figure import Figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders of trainings")
+    parser.add_argument("--metric", default="segm/AP")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="picture to write; must not exist")
+    args = parser.parse_args(arguments)
+    if args.output.exists():
+        raise UserError(f"{args.output} exists; remove it or give another name")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for run in args.runs:
+        iterations, values = zip(*course(run, args.metric))
+        axis.plot(iterations, values, marker="o" if len(values) < 50 else "", label=run.name)
+        print(f"{run.name}: last {values[-1]:.4g}, best {max(values):.4g}")
+    axis.set(xlabel="iteration", ylabel=args.metric)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(args.output, dpi=150)
+
+
+def course(run: Path, metric: str) -> list[tuple[int, float]]:
+    """Iterations and values. Raises a UserError if the folder has no such metric."""
+    file = run / "metrics.json"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; give the folder of a training (train.output_dir)")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    points = [(row["iteration"], row[metric]) for row in rows if metric in row]
+    if not points:
+        known = sorted({key for row in rows for key in row})
+        raise UserError(f"{file} has no {metric}; it has {listed(known)}")
+    return points
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
