@@ -244,7 +244,7 @@ def test_a_card_that_was_edited_is_pushed_as_it_is(run: Share, stub: Hub, model:
 def test_a_model_that_is_there_is_replaced_only_when_told(run: Share, stub: Hub, model: Path) -> None:
     push = ("push", "--weights", model, "--to", "me/toys", "--licence", "apache-2.0")
     run(*push)
-    with pytest.raises(UserError, match="me/toys has README.md, config.yaml, model.safetensors already: add --overwrite"):
+    with pytest.raises(UserError, match="me/toys has model.safetensors, config.yaml, README.md already: add --overwrite"):
         run(*push)
     assert len(stub.repositories["me/toys"].commits) == 2
 

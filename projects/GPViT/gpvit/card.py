@@ -45,7 +45,8 @@ def training_of(file: checkpoint.File) -> Training:
         data = load_config(str(folder / "config.yaml")).dataloader
     except UserError:  # moved away from its folder
         return Training(metrics=metrics)
-    return Training(*(_data_name(OmegaConf.select(data, f"{split}.dataset.names")) for split in ("train", "test")), metrics)
+    names = [_data_name(OmegaConf.select(data, f"{split}.dataset.names")) for split in ("train", "test")]
+    return Training(names[0], names[1], metrics)
 
 
 def _data_name(names: Any) -> str:

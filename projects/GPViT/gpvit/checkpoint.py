@@ -122,7 +122,7 @@ def read(path: str) -> File:
     if os.path.isdir(path):
         path = in_folder(path)
     content = read_content(path)
-    key = next((key for key in ("model", "state_dict") if key in content), None)
+    key: str | None = next((key for key in ("model", "state_dict") if key in content), None)
     if key is None:
         raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {listed(list(content))}")
     if content.get("ema"):
@@ -131,7 +131,9 @@ def read(path: str) -> File:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"cannot use {path}: its '{key}' is not a dict of tensors")
     if key in ("model", "ema"):
-        about = {key: content[key] for key in ("versions", "licence", "source", "iterations") if key in content}
+        about: dict[str, Any] = {
+            key: content[key] for key in ("versions", "licence", "source", "iterations") if key in content
+        }
         if isinstance(trainer := content.get("trainer"), dict) and "iteration" in trainer:
             about["iterations"] = trainer["iteration"]
         classes, config = content.get("classes"), content.get("inference_config")
@@ -263,7 +265,7 @@ _numpy_scalar = np.float64(0).__reduce__()[0]
 _numpy_array = np.zeros(0).__reduce__()[0]
 
 # Harmless types that the metadata of published files and of optimizers contain beside tensors.
-_METADATA_TYPES = [
+_METADATA_TYPES: list[Any] = [
     argparse.Namespace,
     # As NumPy 1 and 2 call them.
     *((_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -380,7 +382,7 @@ def _layers_of_other_classes(file: File, wanted: Mapping[str, Tensor], classes: 
 
 def _is_for_any_class(key: str, wanted: Mapping[str, Tensor]) -> bool:
     """Whether a layer gives one box for all classes: four outputs beside scores of several classes and the background."""
-    scores = wanted.get(key.replace("bbox_pred", "cls_score"))
+    scores = wanted[key.replace("bbox_pred", "cls_score")]
     return "bbox_pred" in key and len(wanted[key]) == 4 and len(scores) > 2
 
 

@@ -99,8 +99,8 @@ def _prepare_repository(api: HfApi, name: str, private: bool, overwrite: bool) -
         return
     if private and not present.private:
         raise UserError(f"{name} exists and is public, which --private does not change: see its page, or push to another")
-    found = [file.rfilename for file in present.siblings or [] if file.rfilename in FILES]
-    if found and not overwrite:
+    there = {file.rfilename for file in present.siblings or []}
+    if (found := [name for name in FILES if name in there]) and not overwrite:
         raise UserError(f"{name} has {listed(found)} already: add --overwrite (its history keeps them), or push to another")
 
 
@@ -136,7 +136,7 @@ def _copy(source: Path, folder: Path, licence: str, address: str) -> None:
     for name in FILES:
         shutil.copyfile(source / name, folder / name)
     card = ModelCard((source / CARD).read_text(encoding="utf-8"))
-    _check_licence(str(source / CARD), card.data.license, licence)
+    _check_licence(str(source / CARD), card.data.get("license"), licence)
     card.text = card.text.replace(local_address(source), address)
     card.save(folder / CARD)
 
