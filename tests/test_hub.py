@@ -1,6 +1,7 @@
 """Detectors are handed on whole, through a folder or a Hub, and nothing else is. The Hub is :mod:`stub_hub`."""
 
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -112,27 +113,27 @@ def test_the_weights_are_the_averaged_ones_with_facts_and_without_a_path(trainin
         assert str(training.parent.parent) not in text and str(Path.home()) + "/" not in text
 
 
-def test_the_card_says_what_the_training_measured_and_where(training: Path, model: Path) -> None:
-    measured = [json.loads(line) for line in (training / "metrics.json").read_text().splitlines()]
-    metrics = next(entry for entry in measured if "ema_bbox/AP" in entry)
-    card = ModelCard.load(model / "README.md")
-    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
-        "apache-2.0",
-        "gpvit",
-        "image-segmentation",
-    )
+def test_the_card_says_what_the_training_measured_and_where(training: Path, tmp_path: Path) -> None:
+    for name in ("model_final.pth", "config.yaml"):
+        shutil.copy(training / name, tmp_path)
+    metrics = {"bbox/AP": 1.0, "ema_bbox/AP": 12.34, "ema_segm/AP": 23.44, "ema_segm/APl": 34.5, "ema_bbox/AP-disc": 45.6}
+    (tmp_path / "metrics.json").write_text(json.dumps({"iteration": 2, "total_loss": 1.0} | metrics))
+    (tmp_path / "evaluation.json").write_text('{"images": 7, "weights": null}')
+    hub.write(str(tmp_path), tmp_path, licence="apache-2.0", address="hf://me/toys")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "gpvit")
+    assert card.data.pipeline_tag == "image-segmentation" and "instance-segmentation" in card.data.tags
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert values == {
-        "AP of boxes (COCO)": round(metrics["ema_bbox/AP"], 1),
-        "AP of masks (COCO)": round(metrics["ema_segm/AP"], 1),
-    }
+    assert values == {"AP of boxes (COCO)": 12.3, "AP of masks (COCO)": 23.4}
     assert {result.dataset_name for result in card.data.eval_results} == {"data (val)"}
     assert "Trained for 2 iterations on data (train)." in card.text
-    assert "| boxes |" in card.text and "| cross |" in card.text and "measured it on data (val)" in card.text
-    assert 'from_checkpoint("path/to/toys")' in card.text
+    assert "measured it on 7 images of data (val)" in card.text
+    assert "| boxes | 12.3 |  |  |  |  |  |\n| masks | 23.4 |  |  |  |  | 34.5 |" in card.text
+    assert "| disc | 45.6 |" in card.text
+    assert 'from_checkpoint("hf://me/toys")' in card.text and "scaled to 64 pixels, the longer to 320" in card.text
 
 
-def test_a_card_has_the_metrics_of_its_own_checkpoint_only(training: Path, tmp_path: Path) -> None:
+def test_a_card_has_the_metrics_of_its_own_checkpoint_only(tmp_path: Path) -> None:
     lines = [
         {"iteration": 3, "bbox/AP": 10.0, "bbox/AP-cat": 1.0},
         {"iteration": 7, "bbox/AP": 20.0, "total_loss": 1.0},
@@ -152,7 +153,7 @@ def test_nothing_is_made_up_where_nothing_is_known(training: Path, tmp_path: Pat
     assert "Trained for 2 iterations." in card.text
 
 
-def test_class_names_are_no_markdown(training: Path) -> None:
+def test_class_names_are_no_markdown() -> None:
     assert gpvit.card._plain("a|b\n# [c](http://d)") == r"a\|b \# \[c\](http://d)"
 
 

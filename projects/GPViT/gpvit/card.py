@@ -27,11 +27,13 @@ class Training:
 
     Attributes:
         train_data, val_data: names of the data sets, without the folders that they are in.
+        images: how many were evaluated.
         metrics: COCO's metrics of the validation data, 0 to 100, by names such as "bbox/AP" and "segm/AP-cat".
     """
 
     train_data: str = ""
     val_data: str = ""
+    images: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -40,13 +42,13 @@ def training_of(file: checkpoint.File) -> Training:
     folder, done = Path(file.path).parent, file.about.get("iterations")
     if done is None:
         return Training()
-    metrics = _metrics(folder / "metrics.json", done)
+    metrics, images = _metrics(folder / "metrics.json", done), _images(folder / "evaluation.json")
     try:
         data = load_config(str(folder / "config.yaml")).dataloader
     except UserError:  # moved away from its folder
-        return Training(metrics=metrics)
+        return Training(images=images, metrics=metrics)
     names = [_data_name(OmegaConf.select(data, f"{split}.dataset.names")) for split in ("train", "test")]
-    return Training(names[0], names[1], metrics)
+    return Training(names[0], names[1], images, metrics)
 
 
 def _data_name(names: Any) -> str:
@@ -66,6 +68,15 @@ def _metrics(path: Path, done: int) -> dict[str, float]:
     prefix = "ema_" if any(key.startswith("ema_") for key in entries) else ""
     found = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
     return {key: float(value) for key, value in found.items() if re.match(r"(bbox|segm)/AP", key)}
+
+
+def _images(path: Path) -> int | None:
+    """The number of images in an evaluation that a training made."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content["images"] if content.get("weights", "") is None else None
 
 
 def model_card(file: checkpoint.File, cfg: DictConfig, licence: str, address: str, training: Training) -> ModelCard:
@@ -178,6 +189,7 @@ def _results(file: checkpoint.File, training: Training) -> str:
     if not rows:
         return f"## Training\n\n{trained}" if trained else ""
     where = _plain(training.val_data) if training.val_data else VALIDATION
+    where = f"{training.images} images of {where}" if training.images else where
     said = f"COCO's AP, 0 to 100, as the training measured it on {where}; other pictures may give other figures."
     return f"## Training and results\n\n{trained} {said}\n\n" + _table(["", *COLUMNS.values()], rows)
 

@@ -124,11 +124,12 @@ def write(weights: str, folder: Path, *, licence: str, address: str, config_file
     if Path(file.path).name == WEIGHTS and all((source / name).is_file() for name in FILES):
         _copy(source, folder, licence, address)
         return
+    card = model_card(file, cfg, licence, address, training_of(file))
     metadata = {key: value for key, value in file.about.items() if key == "iterations"}
     metadata |= {"classes": file.classes, "inference_config": inference_config(cfg), "versions": versions(file)}
     checkpoint.write(str(folder / WEIGHTS), file.weights, **metadata, licence=licence, source=_origin(file))
     (folder / CONFIG).write_text(inference_config(cfg), encoding="utf-8")
-    model_card(file, cfg, licence, address, training_of(file)).save(folder / CARD)
+    card.save(folder / CARD)
 
 
 def _copy(source: Path, folder: Path, licence: str, address: str) -> None:
