@@ -38,6 +38,7 @@ class Hub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}  # by their SHA-256
+        self.is_full = False
         self.requests: list[str] = []
 
 
@@ -150,6 +151,9 @@ class Handler(BaseHTTPRequestHandler):
     def upload(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
             self.answer(400, {"error": "another digest"})
+            return
+        if self.server.is_full:
+            self.answer(403, {"error": "no space left for you"})
             return
         self.server.large[oid] = self.body
         self.answer(200)

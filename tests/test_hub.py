@@ -237,8 +237,12 @@ def test_a_card_that_was_edited_is_pushed_as_it_is(run: Share, stub: Hub, model:
     pushed = stub.repositories["me/toys"].commits[-1]
     assert pushed["README.md"].decode() == card.read_text().replace("path/to/toys", "hf://me/toys")
     assert pushed["model.safetensors"] == (model / "model.safetensors").read_bytes()
-    card.write_text(card.read_text().replace("license: apache-2.0", "license: mit"))
+    edited = card.read_text()
+    card.write_text(edited.replace("license: apache-2.0", "license: mit"))
     with pytest.raises(UserError, match="README.md says that its licence is mit"):
+        run("push", "--weights", tmp_path / "toys", "--to", "me/other", "--licence", "apache-2.0")
+    card.write_text(edited.replace("license: apache-2.0", "license: {"))
+    with pytest.raises(UserError, match="cannot read the header of .*README.md"):
         run("push", "--weights", tmp_path / "toys", "--to", "me/other", "--licence", "apache-2.0")
 
 
@@ -293,12 +297,27 @@ def test_a_licence_that_the_hub_does_not_know_is_said_before_anything_is_uploade
     assert not stub.large
 
 
+@pytest.mark.parametrize("xet", [False, True])
+def test_a_transfer_that_fails_leaves_no_half_of_a_model(
+    run: Share, stub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch, xet: bool
+) -> None:
+    stub.is_full = True
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)  # which the stub does not speak
+    push = ("push", "--weights", model, "--licence", "apache-2.0", "--to", "me/toys")
+    assert_one_line("cannot use hf://me/toys: the transfer to or from http.* failed", lambda: run(*push))
+    assert len(stub.repositories["me/toys"].commits) == 1
+    stub.is_full = False
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    run(*push)  # into the repository that is there now
+    assert len(stub.repositories["me/toys"].commits) == 2
+
+
 def test_without_a_network_it_is_said(run: Share, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_hub(monkeypatch, tmp_path, "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda _: None)  # between two attempts
     assert_one_line("127.0.0.1:9 cannot be reached, and it was not", lambda: checkpoint.read("hf://me/toys"))
     push = ("push", "--weights", model, "--licence", "apache-2.0", "--to", "me/toys")
-    assert_one_line("127.0.0.1:9 cannot be reached", lambda: run(*push))
+    assert_one_line("the transfer to or from http://127.0.0.1:9 failed", lambda: run(*push))
 
 
 def assert_one_line(problem: str, action: Callable[[], object]) -> None:

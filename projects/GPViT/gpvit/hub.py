@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from omegaconf import DictConfig
+from yaml import YAMLError
 
 from . import checkpoint
 from .card import model_card, training_of, versions
@@ -136,7 +137,10 @@ def _copy(source: Path, folder: Path, licence: str, address: str) -> None:
     """A model that is handed on as it is, but for the address in its card."""
     for name in FILES:
         shutil.copyfile(source / name, folder / name)
-    card = ModelCard((source / CARD).read_text(encoding="utf-8"))
+    try:
+        card = ModelCard((source / CARD).read_text(encoding="utf-8"))
+    except (ValueError, YAMLError) as error:
+        raise UserError(f"cannot read the header of {source / CARD}: {' '.join(str(error).split())}") from None
     _check_licence(str(source / CARD), card.data.get("license"), licence)
     card.text = card.text.replace(local_address(source), address)
     card.save(folder / CARD)
@@ -224,10 +228,10 @@ def _in_one_line(address: str, api: HfApi) -> Iterator[None]:
     except HfHubHTTPError as error:
         hint = f": {LOG_IN} with a token that may do this" if error.response.status_code in (401, 403) else ""
         reason = f"{api.endpoint} answered: {error.server_message or _first_line(error)}{hint}"
-    except HTTPError as error:
-        reason = f"{api.endpoint} cannot be reached ({_first_line(error)})"
-    except (ValueError, RuntimeError) as error:  # a card that the Hub refuses, a transfer that broke
-        reason = " ".join(str(error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error).split())
+    except (HTTPError, OSError, RuntimeError) as error:
+        reason = f"the transfer to or from {api.endpoint} failed ({_first_line(error.__cause__ or error)})"
+    except ValueError as error:  # a card that the Hub refuses
+        reason = " ".join(str(error).split())
     else:
         return
     raise UserError(f"cannot use {address}: {reason}")
