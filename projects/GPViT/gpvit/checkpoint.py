@@ -6,19 +6,18 @@ Files are read without executing anything in them.
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
 import platform
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import detectron2
 import numpy as np
 import safetensors.torch
 import torch
@@ -199,8 +198,8 @@ def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
 
 def versions() -> dict[str, str]:
     """What a checkpoint was made with."""
-    packages = {"gpvit": sys.modules[__package__], "torch": torch, "detectron2": detectron2}  # installed or by their path
-    return {name: str(package.__version__) for name, package in packages.items()} | {"python": platform.python_version()}
+    packages = {name: importlib.metadata.version(name) for name in ("gpvit", "torch", "detectron2")}
+    return packages | {"python": platform.python_version()}
 
 
 DIGEST_MARK = b"sha256:"
