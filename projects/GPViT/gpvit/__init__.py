@@ -3,6 +3,8 @@
 import logging
 import warnings
 
+__version__ = "0.1.0"
+
 # What PyTorch says about functions that Detectron2 and older PyTorch need; nothing a user can change.
 warnings.filterwarnings("ignore", message="`torch.jit")
 warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -28,4 +30,3 @@ __all__ = [
     "checkpoint",
     "published",
 ]
-__version__ = "0.1.0"

@@ -6,7 +6,6 @@ Files are read without executing anything in them.
 import argparse
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import detectron2
 import numpy as np
 import safetensors.torch
 import torch
@@ -25,7 +25,7 @@ from detectron2.utils.file_io import PathManager
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from . import published
+from . import __version__, published
 from .backbone import GPViT
 from .errors import UserError, listed
 from .published import size_name, width
@@ -198,8 +198,12 @@ def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
 
 def versions() -> dict[str, str]:
     """What a checkpoint was made with."""
-    packages = {name: importlib.metadata.version(name) for name in ("gpvit", "torch", "detectron2")}
-    return packages | {"python": platform.python_version()}
+    return {
+        "gpvit": __version__,
+        "torch": str(torch.__version__),  # a class of PyTorch's otherwise
+        "detectron2": detectron2.__version__,
+        "python": platform.python_version(),
+    }
 
 
 DIGEST_MARK = b"sha256:"
