@@ -130,6 +130,7 @@ def test_the_card_says_what_the_training_measured_and_where(training: Path, tmp_
     assert "measured it on 7 images of data (val)" in card.text
     assert "| boxes | 12.3 |  |  |  |  |  |\n| masks | 23.4 |  |  |  |  | 34.5 |" in card.text
     assert "| disc | 45.6 |" in card.text
+    assert f"Trained with gpvit {gpvit.__version__}, torch {torch.__version__}, detectron2 " in card.text
     assert 'from_checkpoint("hf://me/toys")' in card.text and "scaled to 64 pixels, the longer to 320" in card.text
 
 
@@ -197,8 +198,10 @@ def test_a_licence_is_neither_guessed_nor_changed(
     with pytest.raises(SystemExit):
         run("push", "--weights", model, "--to", tmp_path / "toys")
     assert "--licence" in capsys.readouterr().err
-    with pytest.raises(UserError, match="says that its licence is apache-2.0, and --licence says mit"):
-        run("push", "--weights", model, "--to", tmp_path / "toys", "--licence", "mit")
+    shutil.copy(model / "model.safetensors", tmp_path)
+    for weights in (model, tmp_path / "model.safetensors"):  # with its card, and without
+        with pytest.raises(UserError, match="says that its licence is apache-2.0, and --licence says mit"):
+            run("push", "--weights", weights, "--to", tmp_path / "toys", "--licence", "mit")
 
 
 # --- The Hub ---

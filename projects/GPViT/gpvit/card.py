@@ -95,7 +95,7 @@ def model_card(file: checkpoint.File, cfg: DictConfig, licence: str, address: st
         _use(cfg, address),
         _classes(file, training),
         _results(file, training),
-        "## Made with\n\n" + ", ".join(f"{package} {version}" for package, version in versions(file).items()),
+        _versions(file),
         f"## Licence\n\n{licence}",
     )
     header = _header(file, licence, name, training).to_yaml()
@@ -192,6 +192,11 @@ def _results(file: checkpoint.File, training: Training) -> str:
     where = f"{training.images} images of {where}" if training.images else where
     said = f"COCO's AP, 0 to 100, as the training measured it on {where}; other pictures may give other figures."
     return f"## Training and results\n\n{trained} {said}\n\n" + _table(["", *COLUMNS.values()], rows)
+
+
+def _versions(file: checkpoint.File) -> str:
+    what = "Trained" if "versions" in file.about else "Written to this file"
+    return f"## Versions\n\n{what} with " + ", ".join(" ".join(version) for version in versions(file).items()) + "."
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -1,0 +1,414 @@
+"""Writes one HTML file about an evaluation: AP, curves, confusions, calibration, the best score threshold, worst pictures.
+
+    python tools/report.py output/quickstart
+    python tools/report.py --results coco_instances_results.json --data my_data --output report.html
+    python tools/report.py --results results.json --annotations val.json --images pictures
+
+The file needs no network and nothing beside it. It is report.html beside the results unless --output says otherwise.
+"""
+
+import argparse
+import base64
+import contextlib
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import faster_coco_eval
+import gpvit
+import jinja2
+import matplotlib
+import numpy as np
+import torch
+from faster_coco_eval import COCOeval_faster
+from gpvit.errors import UserError
+from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pycocotools.coco import COCO
+from view_predictions import Inputs, add_inputs, as_picture, drawings, read_inputs, worst_first
+
+METRICS = (
+    *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+    *("AR, 1 detection", "AR, 10 detections", "AR, 100 detections", "AR small", "AR medium", "AR large"),
+)
+OF_A_CLASS = METRICS[:6]
+NAMES = {"bbox": "boxes", "segm": "masks"}
+MANY_CLASSES = 12  # beyond this many, only the worst and the best have curves, and classes seldom confused share a row
+PICTURES, PICTURE_PANE = 8, 480  # how many of the worst, and pixels of the longer side of each
+POINTS = 200  # of a curve
+# Colours in the charts, which become variables of the page's style for light and dark.
+INK, COLOURS = "#010203", ("#010a01", "#010a02", "#010a03")
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gpvit",
+    "font.size": 9,
+    "axes.facecolor": "none",
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS, linestyle=["-", "--", ":"]),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+    **{key: INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_inputs(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the report")
+    parser.add_argument("--score-threshold", type=float, help="of confusions and pictures; default: that of the best F1")
+    parser.add_argument("--overwrite", action="store_true", help="write over a report that is there")
+    args = parser.parse_args()
+    inputs = read_inputs(args)
+    output = args.output or inputs.results.parent / "report.html"
+    if output.exists() and not args.overwrite:
+        raise UserError(f"{output} exists: give another --output, or --overwrite")
+    content = collect(inputs, args.score_threshold)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page(content), encoding="utf-8")
+    figures = ", ".join(f"{NAMES[task]} AP {percent(table['AP'])}" for task, table in content["overall"].items())
+    print(f"{output}: {figures}, {content['worst_note']}")
+    return 0
+
+
+def page(content: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    return environment.get_template("report.html.jinja").render(content)
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with one decimal, a dash where there is none."""
+    return f"{100 * value:.1f}" if math.isfinite(value) else "\N{EN DASH}"
+
+
+def collect(inputs: Inputs, threshold: float | None) -> dict[str, Any]:
+    """Everything that the page shows; ``threshold`` is None for that of the best F1."""
+    found = inputs.found[inputs.task]
+    matching = match(inputs.truth, found, inputs.task)
+    over_scores = curve(matching)
+    best = advice(over_scores)
+    if threshold is None:
+        threshold = best["threshold"] if best else 0.5
+    worst, worst_note = pictures(inputs, matching, threshold)
+    return {
+        "title": inputs.folder.resolve().name if inputs.folder else inputs.results.name,
+        "inputs": inputs,
+        "iou": IOU,
+        "names": NAMES,
+        "objects": len(matching.objects),
+        "detections": len(matching.detections),
+        **accuracy(inputs, matching),
+        "threshold": threshold,
+        "best": best,
+        "threshold_chart": threshold_chart(over_scores, best) if best else None,
+        "confusions": confusions(inputs.truth, confusion(inputs.truth, found, inputs.task, threshold)),
+        "calibration": calibration(matching),
+        "calibration_chart": calibration_chart(calibration(matching)) if len(matching.detections) else None,
+        "worst": worst,
+        "worst_note": worst_note,
+        "speed": read_speed(inputs.folder),
+        "training": training_charts(inputs.folder),
+        "versions": {module.__name__: module.__version__ for module in (gpvit, detectron2, torch, faster_coco_eval)},
+        "config": read_config(inputs.folder),
+    }
+
+
+def accuracy(inputs: Inputs, matching: Matching) -> dict[str, Any]:
+    """AP and its curves, overall and by class."""
+    evaluations = {task: evaluate(inputs.truth, found, task) for task, found in inputs.found.items()}
+    precisions = {task: evaluation.eval["precision"][..., -1] for task, evaluation in evaluations.items()}
+    overall = {task: dict(zip(METRICS, figures(evaluation.stats))) for task, evaluation in evaluations.items()}
+    classes = by_class(inputs.truth, precisions, matching)
+    curves = {task: precision_recall(precision[..., 0], NAMES[task]) for task, precision in precisions.items()}
+    return {
+        "metrics": METRICS,
+        "of_a_class": OF_A_CLASS,
+        "overall": overall,
+        "classes": classes,
+        "figures": json_for_page({"overall": overall, "classes": classes}),
+        "precision_recall": curves,
+        "class_curves": class_curves(precisions[inputs.task][..., 0], classes, inputs.task),
+    }
+
+
+def evaluate(truth: COCO, found: COCO, task: str) -> COCOeval_faster:
+    """COCO's evaluation, after its summary."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval_faster(truth, found, task)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def figures(values: Any) -> list[float]:
+    """COCO's figures, which are -1 where there is nothing to find, with NaN for these."""
+    return [float(value) if value > -1 else math.nan for value in values]
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean of what is not -1, as COCO takes it; NaN where nothing else is left."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else math.nan
+
+
+def json_for_page(content: Any) -> Markup:
+    """JSON in a script element, where NaN is null and no text can end the element."""
+    text = json.dumps(_without_nan(content)).replace("<", "\\u003c")
+    return Markup(text)
+
+
+def _without_nan(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_nan(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_without_nan(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def by_class(truth: COCO, precisions: dict[str, np.ndarray], matching: Matching) -> list[dict[str, Any]]:
+    """What there is of each class, its AP, and the threshold of its best F1.
+
+    Args:
+        truth: the classes.
+        precisions: for each task (IoUs, recalls, classes, areas), as COCO's evaluation has them.
+        matching: class by class.
+    """
+    rows = []
+    for number, id in enumerate(sorted(truth.cats)):
+        of_class = matching.of_class(id)
+        row = {"name": truth.cats[id]["name"], "objects": len(of_class.objects), "detections": len(of_class.detections)}
+        for task, precision in precisions.items():
+            precision = precision[:, :, number]
+            parts = [precision[..., 0], precision[0, :, 0], precision[5, :, 0], *(precision[..., i] for i in (1, 2, 3))]
+            row[task] = dict(zip(OF_A_CLASS, map(mean, parts)))
+        rows.append(row | {"best": advice(curve(of_class))})
+    return rows
+
+
+def advice(over_scores: Curve) -> dict[str, float] | None:
+    """The score threshold of the best F1, and what it gives; None where there is nothing to choose by."""
+    best = over_scores.best()
+    if best is None:
+        return None
+    names = ("threshold", "precision", "recall", "f1")
+    return {name: float(values[best]) for name, values in zip(names, over_scores)}
+
+
+def chart(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = (4.4, 3.1)) -> Markup:
+    """A chart as SVG for the inside of the page, in the colours of its style.
+
+    Args:
+        draw: draws it.
+        title: what it shows, for those who cannot see it.
+        size: in inches, which the page scales.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size)
+        figure.patch.set_visible(False)
+        left, right, bottom, top = (points / 72 for points in (40, 8, 32, 8))  # inches, enough for numbers and labels
+        width, height = size
+        draw(figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)))
+        text = io.StringIO()
+        figure.savefig(text, format="svg")
+    return _for_page(text.getvalue(), title)
+
+
+def _for_page(svg: str, title: str) -> Markup:
+    """A drawing of matplotlib's without what only a file needs, and with variables as colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # would be there once for each chart
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
+    opening = f'<svg role="img" aria-label="{escape(title)}" viewBox='
+    svg = re.sub(r"<svg [^>]*?viewBox=(\"[^\"]*\")[^>]*>", lambda match: f"{opening}{match[1]}>", svg, count=1)
+    for number, colour in enumerate(COLOURS, start=1):
+        svg = svg.replace(colour, f"var(--line{number})")
+    return Markup(svg.replace(INK, "var(--ink)"))
+
+
+def unit_axes(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.01), ylim=(0, 1.02))
+
+
+def precision_recall(precision: np.ndarray, title: str, *, small: bool = False) -> Markup | None:
+    """Precision over recall, averaged over classes.
+
+    Args:
+        precision: (IoUs, recalls, classes) as COCO's evaluation has it, -1 for classes without objects.
+        title: of the chart.
+        small: whether it is one of many.
+    """
+    precision = precision[:, :, (precision > -1).all(axis=(0, 1))]
+    if not precision.size:
+        return None
+    lines = {"IoU 0.5": precision[0], "IoU 0.75": precision[5], "mean of 0.5 to 0.95": precision.mean(axis=0)}
+
+    def draw(axes: Axes) -> None:
+        for label, values in lines.items():
+            axes.plot(np.linspace(0, 1, values.shape[0]), values.mean(axis=1), label=label, clip_on=False)
+        unit_axes(axes, "recall", "precision")
+        if not small:
+            axes.legend(loc="upper right", bbox_to_anchor=(1.0, 1.02))
+
+    return chart(draw, f"precision over recall, {title}", (2.5, 2.0) if small else (4.4, 3.1))
+
+
+def class_curves(precision: np.ndarray, classes: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+    """Curves of the classes that have objects, worst first; of many classes, only of the worst and the best.
+
+    Args:
+        precision: (IoUs, recalls, classes).
+        classes: from :func:`by_class`.
+        task: whose AP counts.
+    """
+    numbers = sorted((i for i, row in enumerate(classes) if row["objects"]), key=lambda i: classes[i][task]["AP"])
+    if len(numbers) > MANY_CLASSES:
+        numbers = numbers[: MANY_CLASSES // 2] + numbers[-MANY_CLASSES // 2 :]
+    return [
+        {
+            "name": classes[i]["name"],
+            "ap": classes[i][task]["AP"],
+            "chart": precision_recall(precision[:, :, [i]], classes[i]["name"], small=True),
+        }
+        for i in numbers
+    ]
+
+
+def threshold_chart(over_scores: Curve, best: dict[str, float]) -> Markup:
+    """Precision, recall and F1 over the threshold."""
+    shown = np.unique(np.linspace(0, len(over_scores.thresholds) - 1, POINTS).astype(int))
+
+    def draw(axes: Axes) -> None:
+        for name in ("precision", "recall", "f1"):
+            axes.plot(over_scores.thresholds[shown], getattr(over_scores, name)[shown], label=name.replace("f1", "F1"))
+        axes.axvline(best["threshold"], color=INK, linewidth=1, linestyle="-", alpha=0.5)
+        unit_axes(axes, "score threshold", "")
+        axes.legend(loc="lower center")
+
+    return chart(draw, f"precision, recall and F1 over the score threshold; F1 is best at {best['threshold']:.2f}")
+
+
+def calibration_chart(calibrated: Calibration) -> Markup:
+    """The share of true detections over the score, beside what it should be."""
+    edges = np.linspace(0, 1, len(calibrated.counts) + 1)
+    there = calibrated.counts > 0
+
+    def draw(axes: Axes) -> None:
+        width = edges[1] - edges[0]
+        axes.bar(edges[:-1][there], calibrated.precision[there], width * 0.92, align="edge", color=COLOURS[0], alpha=0.6)
+        axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="scores that say how often")
+        unit_axes(axes, "score", "share of true detections")
+        axes.legend(loc="upper left")
+
+    return chart(draw, "share of true detections over their score")
+
+
+def confusions(truth: COCO, counts: np.ndarray) -> dict[str, Any]:
+    """A matrix of confusions for the page: of many classes, those that are confused most, and the others in one."""
+    names = [truth.cats[id]["name"] for id in sorted(truth.cats)]
+    between = counts[:-1, :-1] * (1 - np.eye(len(names), dtype=np.int64))
+    rows, columns = np.unravel_index(np.argsort(-between, axis=None, kind="stable")[:10], between.shape)
+    pairs = [(names[r], names[c], int(between[r, c])) for r, c in zip(rows, columns) if between[r, c]]
+    single = len(names)  # rows and columns of one class
+    if single > MANY_CLASSES:
+        most = np.argsort(-(between.sum(0) + between.sum(1)), kind="stable")[:MANY_CLASSES]
+        group = np.full(len(names) + 1, MANY_CLASSES)
+        group[most], group[-1] = np.arange(MANY_CLASSES), MANY_CLASSES + 1
+        merged = np.zeros((MANY_CLASSES + 2,) * 2, np.int64)
+        np.add.at(merged, (group[:, None], group[None, :]), counts)
+        names, counts = [*(names[i] for i in most), f"{single - MANY_CLASSES} others"], merged
+        single = MANY_CLASSES
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    cells = [list(zip(*pair)) for pair in zip(counts.tolist(), shares.tolist())]
+    return {
+        "pairs": pairs,
+        "single": single,
+        "columns": [*names, "missed"],
+        "rows": list(zip([*names, "no object"], cells)),
+    }
+
+
+def pictures(inputs: Inputs, matching: Matching, threshold: float) -> tuple[list[dict[str, str]], str]:
+    """The worst pictures as JPEG in text, with their captions; and a word on them."""
+    if inputs.images is None:
+        return [], "no pictures, as the folder of the images is not given"
+    found = inputs.found[inputs.task]
+    cases = worst_first(inputs.truth, found, outcomes(matching, inputs.truth, threshold))
+    cases = [case for case in cases if case.cost > 0]
+    failures: list[str] = []
+    worst = []
+    for case, figure in drawings(inputs, cases, PICTURES, failures, PICTURE_PANE):
+        content = io.BytesIO()
+        as_picture(figure).save(content, "JPEG", quality=82)
+        data = base64.b64encode(content.getvalue()).decode()
+        worst.append({"caption": f"{case.image['file_name']}: {case.counts()}", "data": data})
+    unread = f", {len(failures)} cannot be read (first: {failures[0]})" if failures else ""
+    return worst, f"{len(worst)} of {len(cases)} pictures with false detections or missed objects{unread}"
+
+
+def training_charts(folder: Path | None) -> list[Markup]:
+    """Loss and AP over the iterations, from a training's metrics.json; none without it."""
+    path = folder and folder / "metrics.json"
+    rows = []
+    for line in path.read_text().splitlines() if path and path.is_file() else []:
+        with contextlib.suppress(ValueError):  # a line that was cut short
+            rows.append(json.loads(line))
+    lines = {"training loss": {"total_loss": "total"}, "validation AP (%)": {"bbox/AP": "boxes", "segm/AP": "masks"}}
+    charts = []
+    for title, keys in lines.items():
+        courses = {name: [(row["iteration"], row[key]) for row in rows if key in row] for key, name in keys.items()}
+        courses = {name: course for name, course in courses.items() if course}
+        if courses:
+            charts.append(chart(lambda axes, courses=courses, title=title: _draw_courses(axes, courses, title), title))
+    return charts
+
+
+def _draw_courses(axes: Axes, courses: dict[str, list[tuple[int, float]]], title: str) -> None:
+    for name, course in courses.items():
+        shown = [course[i] for i in np.unique(np.linspace(0, len(course) - 1, POINTS).astype(int))]
+        axes.plot(*zip(*shown), label=name, marker="o" if len(shown) < 20 else None, markersize=4)
+    axes.set(xlabel="iteration", ylabel=title, xlim=(0, None), ylim=(0, None))
+    if len(courses) > 1:
+        axes.legend()
+
+
+def read_speed(folder: Path | None) -> dict[str, Any] | None:
+    """What evaluation.json says of the speed: seconds_per_image, device and images; None without it."""
+    path = folder and folder / "evaluation.json"
+    if not path or not path.is_file():
+        return None
+    try:
+        speed = json.loads(path.read_text(encoding="utf-8"))
+        return {"seconds": float(speed["seconds_per_image"]), "device": speed["device"], "images": speed["images"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what an evaluation writes ({type(error).__name__}: {error}); remove it") from None
+
+
+def read_config(folder: Path | None) -> str:
+    """The config of a training; empty without it."""
+    path = folder and folder / "config.yaml"
+    return path.read_text(encoding="utf-8") if path and path.is_file() else ""
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
