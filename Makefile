@@ -1,5 +1,6 @@
 ## make quickstart   install everything, then show the whole path in a few minutes: data, training, evaluation
 ## make test         install everything, then run the tests
+## make lint         install everything, then check style, format and types
 ## make env          install everything into .venv (once; later calls see that nothing changed)
 ## make clean        remove .venv and output/quickstart
 ##
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help quickstart test env clean
+.PHONY: help quickstart test lint env clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -18,6 +19,9 @@ quickstart: env
 
 test: env
 	.venv/bin/python -m pytest $(ARGS)
+
+lint: env
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 env:
 	@$(PYTHON) tools/install.py

@@ -17,6 +17,7 @@ M = HW (1 + 1/4 + 1/16) tokens of the branch at strides 8, 16 and 32:
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,7 @@ class GPViTAdapter(Backbone):
         """The maps of both branches, added and normalised."""
         x = x.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
         outputs = dict(zip(("f3", "f4", "f5"), (level.permute(0, 3, 1, 2) for level in _split(c, shapes))))
-        if c4 is not None:
+        if c4 is not None and self.up is not None:  # there are both or neither
             outputs["f2"] = self.up(outputs["f3"]) + c4
         for name, output in outputs.items():
             x_there = x if name == "f3" else F.interpolate(x, output.shape[-2:], mode="bilinear", align_corners=False)
@@ -133,12 +134,10 @@ class SpatialPrior(nn.Module):
             ConvNormReLU(width, width, 3, norm=norm),
             nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
         )
-        self.convs = nn.ModuleList(
-            ConvNormReLU(inner, outer, 3, stride=2, norm=norm)
-            for inner, outer in ((width, 2 * width), (2 * width, 4 * width), (4 * width, 4 * width))
-        )
+        widths = (width, 2 * width, 4 * width, 4 * width)
+        self.convs = nn.ModuleList(ConvNormReLU(inner, outer, 3, stride=2, norm=norm) for inner, outer in pairwise(widths))
         self.projection4 = nn.Conv2d(width, dim, 1) if with_stride_4 else None
-        self.projections = nn.ModuleList(nn.Conv2d(conv.out_channels, dim, 1) for conv in self.convs)
+        self.projections = nn.ModuleList(nn.Conv2d(outer, dim, 1) for outer in widths[1:])
 
     def forward(self, image: Tensor) -> tuple[Tensor | None, list[Tensor]]:
         x = self.stem(image.contiguous(memory_format=torch.channels_last))

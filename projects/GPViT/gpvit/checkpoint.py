@@ -36,9 +36,15 @@ logger = logging.getLogger(__name__)
 def fetch(path: str) -> str:
     """The path of a file on this machine, given as a path or an address; what is downloaded is kept for the next time.
 
+    Of a model on the Hugging Face Hub, hf://USER/NAME, that of its weights; see :func:`gpvit.hub.download`.
+
     Raises:
         UserError: the file is missing or cannot be downloaded.
     """
+    if path.startswith("hf://"):
+        from .hub import download  # which builds on this module
+
+        return download(path)
     try:
         local_path = PathManager.get_local_path(path)
     except (OSError, HTTPException) as error:  # an unreachable address, a broken transfer
@@ -79,7 +85,7 @@ class File:
         classes: names of a detector's classes, where they are known.
         dropped: names in the file of tensors that have no place in a detector.
         config: what :func:`gpvit.engine.inference_config` gave, where the file has it.
-        about: other facts that came with it, such as "versions" and "licence".
+        about: other facts that came with it: "versions", "licence", "source", "iterations" of its training.
     """
 
     path: str
@@ -115,7 +121,7 @@ def read(path: str) -> File:
     if os.path.isdir(path):
         path = in_folder(path)
     content = read_content(path)
-    key = next((key for key in ("model", "state_dict") if key in content), None)
+    key: str | None = next((key for key in ("model", "state_dict") if key in content), None)
     if key is None:
         raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {listed(list(content))}")
     if content.get("ema"):
@@ -124,8 +130,15 @@ def read(path: str) -> File:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"cannot use {path}: its '{key}' is not a dict of tensors")
     if key in ("model", "ema"):
-        about = {key: content[key] for key in ("versions", "licence", "source") if key in content}
-        return File(path, "checkpoint", tensors, content.get("classes"), [], content.get("inference_config"), about)
+        about: dict[str, Any] = {
+            key: content[key] for key in ("versions", "licence", "source", "iterations") if key in content
+        }
+        if isinstance(trainer := content.get("trainer"), dict) and "iteration" in trainer:
+            about["iterations"] = trainer["iteration"]
+        classes, config = content.get("classes"), content.get("inference_config")
+        if not isinstance(config, str | None) or not (classes is None or _are_names(classes)):
+            raise UserError(f"cannot use {path}: its 'classes' are no list of names, or its 'inference_config' is no text")
+        return File(path, "checkpoint", tensors, classes, [], config, about)
     try:
         kind = published.kind_of(tensors)
         weights = published.from_published(tensors, kind)
@@ -134,6 +147,10 @@ def read(path: str) -> File:
     classes = published.classes_of(tensors, meta if isinstance(meta, dict) else {}) if kind.is_detector else None
     dropped = [name for name in tensors if name.startswith(kind.dropped)]
     return File(path, f"published {kind.name} {size_name(weights)}".strip(), weights, classes, dropped)
+
+
+def _are_names(classes: Any) -> bool:
+    return isinstance(classes, list) and all(isinstance(name, str) for name in classes)
 
 
 def read_content(path: str) -> dict[str, Any]:
@@ -155,7 +172,7 @@ def read_content(path: str) -> dict[str, Any]:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it contains {refused[1]}, which is code and not data" if refused else "the file is damaged"
         if local_path != path and not refused:
-            reason += f"; delete {local_path} to download it again"
+            reason += f"; delete {os.path.realpath(local_path)} to download it again"
         raise UserError(f"cannot read {path}: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
@@ -251,7 +268,7 @@ _numpy_scalar = np.float64(0).__reduce__()[0]
 _numpy_array = np.zeros(0).__reduce__()[0]
 
 # Harmless types that the metadata of published files and of optimizers contain beside tensors.
-_METADATA_TYPES = [
+_METADATA_TYPES: list[Any] = [
     argparse.Namespace,
     # As NumPy 1 and 2 call them.
     *((_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -330,7 +347,7 @@ def _backbone_in(model: nn.Module, file: File) -> GPViT:
 def _check_kind(file: File, wanted: Mapping[str, Tensor]) -> None:
     """Raises a UserError if the file is of another kind or size than the model, before keys are compared one by one."""
     if not file.is_backbone and width(wanted) and width(file.weights):
-        theirs, ours = _architecture(file.weights), _architecture(wanted)
+        theirs, ours = architecture(file.weights), architecture(wanted)
         if theirs != ours:
             raise UserError(
                 f"{file.path} is {theirs} ({file.title}), the model is {ours}: take the config that the file is for"
@@ -341,7 +358,8 @@ def _check_kind(file: File, wanted: Mapping[str, Tensor]) -> None:
         raise UserError(f"{file.path} ({file.title}) has {channels} channels, the model {size}has {wanted_channels}")
 
 
-def _architecture(weights: Mapping[str, Tensor]) -> str:
+def architecture(weights: Mapping[str, Tensor]) -> str:
+    """What the weights are of, for messages, such as "Mask R-CNN with a simple feature pyramid"."""
     if "pos_embed" in weights:
         return "a backbone alone"
     detectors = {
@@ -367,7 +385,7 @@ def _layers_of_other_classes(file: File, wanted: Mapping[str, Tensor], classes: 
 
 def _is_for_any_class(key: str, wanted: Mapping[str, Tensor]) -> bool:
     """Whether a layer gives one box for all classes: four outputs beside scores of several classes and the background."""
-    scores = wanted.get(key.replace("bbox_pred", "cls_score"))
+    scores = wanted[key.replace("bbox_pred", "cls_score")]
     return "bbox_pred" in key and len(wanted[key]) == 4 and len(scores) > 2
 
 

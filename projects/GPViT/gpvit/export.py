@@ -14,6 +14,8 @@ H and W are any from :func:`smallest_side` up. N detections, the best first, are
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from typing import TypeAlias
 from unittest import mock
 
 import torch
@@ -30,14 +32,16 @@ from .errors import UserError
 
 OUTPUTS = ["boxes", "scores", "classes", "masks"]
 Side = int | SymInt
+# Types of nothing, to the type checker: PyTorch's own types take whatever a module holds for a Tensor or a Module.
+Detector: TypeAlias = "GeneralizedRCNN | RetinaNet"
 
 
-def smallest_side(model: nn.Module) -> int:
+def smallest_side(model: Detector) -> int:
     """Smallest side in pixels that a graph is for: of a map of one pixel, torch.export makes a special case."""
     return max(shape.stride for shape in model.backbone.output_shape().values()) + 1
 
 
-def export(model: nn.Module) -> ExportedProgram:
+def export(model: Detector) -> ExportedProgram:
     """The graph of a detector in evaluation mode: (3, H, W), RGB, uint8 -> boxes, scores, classes and perhaps masks.
 
     Raises:
@@ -52,15 +56,17 @@ def export(model: nn.Module) -> ExportedProgram:
         )
 
 
-def export_onnx(model: nn.Module) -> torch.onnx.ONNXProgram:
+def export_onnx(model: Detector) -> torch.onnx.ONNXProgram:
     """The same in ONNX. Raises as :func:`export` does."""
     with mock.patch.object(adapter, "sample", _sample_by_grid):
         program = export(model)
     names = program.graph_signature.user_outputs
-    return torch.onnx.export(program, input_names=["image"], output_names=OUTPUTS[: len(names)], verbose=False)
+    exported = torch.onnx.export(program, input_names=["image"], output_names=OUTPUTS[: len(names)], verbose=False)
+    assert exported is not None  # as only the older exporter returns
+    return exported
 
 
-def graph_of(model: nn.Module) -> "Graph":
+def graph_of(model: Detector) -> "Graph":
     """The module that is exported."""
     if model.backbone.padding_constraints.get("square_size"):
         raise UserError("a pyramid with square_pad cannot be exported; set model.backbone.square_pad=0")
@@ -74,7 +80,9 @@ def graph_of(model: nn.Module) -> "Graph":
 class Graph(nn.Module):
     """What all detectors have in common: images as the predictor makes them, to maps."""
 
-    def __init__(self, model: nn.Module) -> None:
+    model: Detector
+
+    def __init__(self, model: Detector) -> None:
         super().__init__()
         self.model = model
 
@@ -97,7 +105,8 @@ class RCNNGraph(Graph):
         heads = self.model.roi_heads
         maps = [features[name] for name in heads.box_in_features]
         boxes, scores = self.classify(maps, self.propose(features, size), size)
-        predictor = heads.box_predictor[-1] if isinstance(heads.box_predictor, nn.ModuleList) else heads.box_predictor
+        cascade = isinstance(heads.box_predictor, nn.ModuleList)
+        predictor = heads.box_predictor[-1] if cascade else heads.box_predictor
         anchor, classes = (scores > predictor.test_score_thresh).nonzero().unbind(1)
         boxes = boxes.expand(-1, scores.shape[1], 4)[anchor, classes]
         scores = scores[anchor, classes]
@@ -110,15 +119,14 @@ class RCNNGraph(Graph):
         """The RPN's boxes: (P, 4)."""
         rpn = self.model.proposal_generator
         maps = [features[name] for name in rpn.in_features]
-        boxes, scores, levels = [], [], []
+        of_levels: list[tuple[Tensor, Tensor, Tensor]] = []
         for level, (anchors, logits, deltas) in enumerate(zip(rpn.anchor_generator(maps), *rpn.rpn_head(maps))):
             logits = logits[0].permute(1, 2, 0).flatten()  # (1, A, h, w) -> (h * w * A,)
             deltas = deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).flatten(0, 2)  # -> (h * w * A, 4)
             logits, best = logits.topk(torch.sym_min(logits.shape[0], rpn.pre_nms_topk[False]))
-            boxes.append(decode(rpn.box2box_transform, deltas[best], anchors.tensor[best], size)[:, 0])
-            scores.append(logits)
-            levels.append(torch.full_like(best, level))
-        boxes, scores, levels = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
+            decoded = decode(rpn.box2box_transform, deltas[best], anchors.tensor[best], size)[:, 0]
+            of_levels.append((decoded, logits, torch.full_like(best, level)))
+        boxes, scores, levels = map(torch.cat, zip(*of_levels))
         large = (boxes[:, 2:] - boxes[:, :2] > rpn.min_box_size).all(1)
         boxes, scores, levels = boxes[large], scores[large], levels[large]
         return boxes[nms(boxes, scores, levels, rpn.nms_thresh, size)[: rpn.post_nms_topk[False]]]
@@ -186,7 +194,7 @@ def best_of(
 
 def nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, size: Sequence[Side]) -> Tensor:
     """Non-maximum suppression among the boxes of each group: the indices of those that stay, the best first."""
-    away = groups * (size[0] + size[1])  # so far apart that boxes of two groups never meet
+    away = groups.mul(size[0] + size[1])  # so far apart that boxes of two groups never meet
     return torch.ops.torchvision.nms(boxes + away[:, None], scores, threshold)
 
 
@@ -210,13 +218,13 @@ def pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor) -> Tensor:
 def _sample_by_grid(value: Tensor, shapes: adapter.Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """:func:`gpvit.adapter.sample` by an operation that ONNX has, at the cost of memory for all samples of a level."""
     heads = value.shape[2]
-    total = 0
+    of_levels = []
     for level, (x, (height, width)) in enumerate(zip(value.split([h * w for h, w in shapes], dim=1), shapes)):
         x = x.unflatten(1, (height, width)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B * heads, C / heads, h, w)
         where = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1  # (B * heads, L, points, 2)
         samples = F.grid_sample(x, where, align_corners=False)  # (B * heads, C / heads, L, points)
-        total = total + (samples * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
-    return total.unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)  # (B, L, C)
+        of_levels.append((samples * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1))
+    return reduce(torch.add, of_levels).unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)  # (B, L, C)
 
 
 @torch.library.register_fake("torchvision::nms", allow_override=True)

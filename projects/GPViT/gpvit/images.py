@@ -69,8 +69,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     except UnidentifiedImageError:
         problem = f"it is no image in {', '.join(FORMATS)}, or its header is damaged; convert or replace it"
     except Exception as error:  # what decoders raise on damaged files is not limited to a few types
-        reason = " ".join(str(error).split())
-        problem = f"it is damaged or incomplete ({type(error).__name__}: {reason}); replace it"
+        details = " ".join(str(error).split())
+        problem = f"it is damaged or incomplete ({type(error).__name__}: {details}); replace it"
     raise UserError(f"{_printable(path)}: cannot be read: {problem}")
 
 

@@ -63,7 +63,8 @@ class SimpleFeaturePyramid(Backbone):
             self.add_module(name, self._make_stage(source.channels, out_channels, scale, norm))
 
         if top_block is not None:
-            strides += [strides[-1] * 2 ** (i + 1) for i in range(top_block.num_levels)]
+            further = range(top_block.num_levels)  # type: ignore[arg-type]  # PyTorch takes the number for a Module
+            strides += [strides[-1] * 2 ** (i + 1) for i in further]
         self._out_features = [f"p{math.log2(stride):.0f}" for stride in strides]
         self._out_feature_strides = {name: int(stride) for name, stride in zip(self._out_features, strides)}
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)

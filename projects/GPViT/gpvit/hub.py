@@ -1,0 +1,241 @@
+"""Detectors that are handed on: a folder with all it takes to use one, here or in a repository of the Hugging Face Hub.
+
+It holds ``model.safetensors`` (weights as used for inference; classes, config, versions and licence in its metadata),
+``config.yaml`` (the config once more, to be read) and ``README.md`` (:mod:`gpvit.card`). None of it is code.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, HfUri, ModelCard, get_token, parse_hf_uri
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HfUriError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from omegaconf import DictConfig
+from yaml import YAMLError
+
+from . import checkpoint
+from .card import model_card, training_of, versions
+from .engine.config import inference_config, load_config
+from .errors import UserError, listed
+from .predictor import Predictor, config_of
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
+FILES = (WEIGHTS, CONFIG, CARD)
+LOG_IN = "`hf auth login` logs in"
+
+
+def download(address: str) -> str:
+    """The path on this machine of a file on the Hub, which is kept in huggingface_hub's cache.
+
+    Args:
+        address: hf://USER/NAME for the weights of a model; @REVISION (branch, tag or commit) and /FILE may follow.
+
+    Raises:
+        UserError: this is no such address, there is nothing there, or the Hub cannot be reached.
+    """
+    uri, api = parsed(address), HfApi()
+    with _in_one_line(address, api):
+        return api.hf_hub_download(uri.id, uri.path_in_repo or WEIGHTS, revision=uri.revision)
+
+
+def pull(address: str, folder: Path) -> checkpoint.File:
+    """Copies a model of the Hub to a folder, once it is seen that it can be used. Raises as :func:`download` does."""
+    uri, api = parsed(address), HfApi()
+    with _in_one_line(address, api):
+        snapshot = Path(api.snapshot_download(uri.id, revision=uri.revision, allow_patterns=list(FILES)))
+    if not (snapshot / WEIGHTS).is_file():
+        raise UserError(f"{address} has no {WEIGHTS}: it is no model that tools/share.py has pushed")
+    file = checkpoint.read(str(snapshot / WEIGHTS))
+    usable_config(file)
+    for path in snapshot.iterdir():
+        shutil.copyfile(path, folder / path.name)
+    return file
+
+
+def push(folder: Path, address: str, *, private: bool, overwrite: bool) -> str:
+    """Puts a model that :func:`write` wrote onto the Hub, in one commit.
+
+    Args:
+        folder: of the model.
+        address: hf://USER/NAME; the repository is made if there is none.
+        private: make a repository that only its owners see.
+        overwrite: let the model take the place of one that is there; the history of the repository keeps that.
+
+    Returns:
+        The address of its page.
+
+    Raises:
+        UserError: not logged in, not allowed, there is a model already, or the Hub cannot be reached.
+    """
+    uri, api = parsed(address), HfApi()
+    if uri.revision or uri.path_in_repo:
+        raise UserError(f"{address} names a revision or file: models are pushed to hf://USER/NAME")
+    if get_token() is None:
+        raise UserError(f"nobody is logged in to {api.endpoint}: {LOG_IN}")
+    with _in_one_line(address, api):
+        _prepare_repository(api, uri.id, private, overwrite)
+        operations = [CommitOperationAdd(name, str(folder / name)) for name in FILES]
+        api.create_commit(uri.id, operations, commit_message="Model of GPViT for Detectron2")
+    return f"{api.endpoint}/{uri.id}"
+
+
+def _prepare_repository(api: HfApi, name: str, private: bool, overwrite: bool) -> None:
+    try:
+        present = api.model_info(name)
+    except RepositoryNotFoundError:
+        api.create_repo(name, private=private or None)  # None: as is usual for the owner
+        return
+    if private and not present.private:
+        raise UserError(f"{name} exists and is public, which --private does not change: see its page, or push to another")
+    there = {file.rfilename for file in present.siblings or []}
+    if (found := [name for name in FILES if name in there]) and not overwrite:
+        raise UserError(f"{name} has {listed(found)} already: add --overwrite (its history keeps them), or push to another")
+
+
+def write(weights: str, folder: Path, *, licence: str, address: str, config_file: str = "") -> None:
+    """Writes a detector as it is handed on. What this function wrote is copied, with its card as edited since.
+
+    Args:
+        weights: checkpoint, folder or address of the detector.
+        folder: where the files go.
+        licence: of the weights, as the Hub writes it, such as "apache-2.0".
+        address: what people will give to load the detector.
+        config_file: the detector's config, if the checkpoint does not carry it.
+
+    Raises:
+        UserError: this is no detector that others could use, or it says that it has another licence.
+    """
+    file = checkpoint.read(weights)
+    _check_licence(file.path, file.about.get("licence"), licence)
+    cfg = usable_config(file, config_file)
+    source = Path(file.path).parent
+    if Path(file.path).name == WEIGHTS and all((source / name).is_file() for name in FILES):
+        _copy(source, folder, licence, address)
+        return
+    card = model_card(file, cfg, licence, address, training_of(file))
+    metadata = {key: value for key, value in file.about.items() if key == "iterations"}
+    metadata |= {"classes": file.classes, "inference_config": inference_config(cfg), "versions": versions(file)}
+    checkpoint.write(str(folder / WEIGHTS), file.weights, **metadata, licence=licence, source=_origin(file))
+    (folder / CONFIG).write_text(inference_config(cfg), encoding="utf-8")
+    card.save(folder / CARD)
+
+
+def _copy(source: Path, folder: Path, licence: str, address: str) -> None:
+    """A model that is handed on as it is, but for the address in its card."""
+    for name in FILES:
+        shutil.copyfile(source / name, folder / name)
+    try:
+        card = ModelCard((source / CARD).read_text(encoding="utf-8"))
+    except (ValueError, YAMLError) as error:
+        raise UserError(f"cannot read the header of {source / CARD}: {' '.join(str(error).split())}") from None
+    _check_licence(str(source / CARD), card.data.get("license"), licence)
+    card.text = card.text.replace(local_address(source), address)
+    card.save(folder / CARD)
+
+
+def _check_licence(path: str, stated: str | None, given: str) -> None:
+    if stated not in (None, given):
+        raise UserError(f"{path} says that its licence is {stated}, and --licence says {given}")
+
+
+def usable_config(file: checkpoint.File, config_file: str = "") -> DictConfig:
+    """The config of a detector, after building and loading it. Raises a UserError if others could not do so."""
+    cfg = load_config(config_file) if config_file else config_of(file)
+    Predictor(cfg, file, "cpu")
+    return cfg
+
+
+def _origin(file: checkpoint.File) -> str:
+    """Where the weights came from: an address, or the name of a file without the folders it was in."""
+    source = str(file.about.get("source", file.path))
+    return source if "://" in source else Path(source).name
+
+
+def local_address(folder: Path) -> str:
+    """What the card of a model in a folder calls it, wherever the folder may go."""
+    return f"path/to/{folder.resolve().name}"
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder whose files move to ``folder`` at the end, and only if there was no error.
+
+    Args:
+        folder: must be missing or empty; with ``overwrite`` it may have an older model, and nothing else.
+
+    Raises:
+        UserError: it has more than that, or cannot be written.
+    """
+    try:
+        found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        if others := [name for name in found if name not in FILES]:
+            raise UserError(f"{folder} holds {listed(others)}: give a folder for the model alone")
+        if found and not overwrite:
+            raise UserError(f"{folder} exists: add --overwrite, or give another folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
+            yield Path(partial)
+            folder.mkdir(exist_ok=True)
+            for path in Path(partial).iterdir():
+                os.replace(path, folder / path.name)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}") from None
+
+
+def parsed(address: str) -> HfUri:
+    """The parts of hf://USER/NAME[@REVISION][/FILE]. Raises a UserError if it is none, or not of a model."""
+    try:
+        uri = parse_hf_uri(address)
+    except HfUriError as error:
+        raise UserError(f"cannot use {address}: {' '.join(str(error).split())}") from None
+    if uri.type != "model":
+        raise UserError(f"{address} is a {uri.type}; give hf://USER/NAME of a model")
+    return uri
+
+
+@contextlib.contextmanager
+def _in_one_line(address: str, api: HfApi) -> Iterator[None]:
+    """Turns what huggingface_hub raises about an address into UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except GatedRepoError:
+        reason = f"its owner asks for consent: give it at {api.endpoint}/{parsed(address).id}; {LOG_IN}"
+    except RepositoryNotFoundError:
+        reason = f"there is no such repository on {api.endpoint}, or it is private: {LOG_IN}"
+    except RevisionNotFoundError:
+        reason = "it has no such branch, tag or commit"
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        reason = (
+            f"{api.endpoint} cannot be reached, and it was not downloaded before ({_first_line(error.__cause__ or error)})"
+        )
+    except EntryNotFoundError:
+        reason = f"it has no {parsed(address).path_in_repo or WEIGHTS}"
+    except HfHubHTTPError as error:
+        hint = f": {LOG_IN} with a token that may do this" if error.response.status_code in (401, 403) else ""
+        reason = f"{api.endpoint} answered: {error.server_message or _first_line(error)}{hint}"
+    except (HTTPError, OSError, RuntimeError) as error:
+        reason = f"the transfer to or from {api.endpoint} failed ({_first_line(error.__cause__ or error)})"
+    except ValueError as error:  # a card that the Hub refuses
+        reason = " ".join(str(error).split())
+    else:
+        return
+    raise UserError(f"cannot use {address}: {reason}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
