@@ -360,6 +360,15 @@ def test_yolo_boxes_scores_and_images_without_labels(tmp_path: Path) -> None:
     assert [item.get("segmentation") for item in items] == [None, None, [[0, 0, 20, 0, 20, 10]]]
 
 
+def test_images_that_the_yaml_file_does_not_say_are_no_part_of_the_data(source: Path, tmp_path: Path) -> None:
+    yolo("SPLIT/images", "SPLIT/labels", train="train/images", test="val")(source, tmp_path)
+    for folder in ("images", "labels"):
+        shutil.copytree(tmp_path / "train" / folder, tmp_path / "old" / folder)
+    for given in (tmp_path, tmp_path / "data.yaml"):
+        found = {split: known(layouts.read(str(given), split).records()) for split in ("train", "val")}
+        assert [len(records) for records in found.values()] == [8, 4]
+
+
 def test_sizes_are_those_of_the_picture_as_it_is_seen(tmp_path: Path) -> None:
     from gpvit.conversion import size_of
 
@@ -420,6 +429,7 @@ YAML = {"names": CLASSES}
         (UNSPLIT["YOLO"], put(LABEL, "1 0 0 x 0 1 1"), "val_00001.txt: could not convert"),
         (UNSPLIT["YOLO"], put(LABEL, "1 0 0"), "val_00001.txt: Invalid YOLO"),
         (UNSPLIT["YOLO"], put("data.yaml", YAML | {"kpt_shape": [3, 2]}), "is of key points"),
+        (UNSPLIT["YOLO"], put("data.yaml", "names"), "1 .yaml; accepted are"),
         (UNSPLIT["YOLO"], put("more.yaml", YAML), "data.yaml, more.yaml all have names of classes"),
         (UNSPLIT["YOLO"], remove("labels"), "has no images with labels"),
         (UNSPLIT["YOLO"], put("images/val_00001.png", "no image"), "val_00001.png: cannot be read"),
@@ -439,7 +449,7 @@ def test_without_supervision_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.delitem(sys.modules, "gpvit.conversion", raising=False)
     monkeypatch.delattr(gpvit, "conversion", raising=False)
-    monkeypatch.setitem(sys.modules, "supervision.dataset.formats.labelme", None)
+    monkeypatch.setitem(sys.modules, "supervision", None)
     SPLIT["labelme"](source, tmp_path / "data")
     with pytest.raises(UserError, match="pip install 'supervision"):
         layouts.find(str(tmp_path / "data"))
@@ -499,7 +509,8 @@ def test_the_checker_takes_every_layout(source: Path, tmp_path: Path, capsys: py
     SPLIT[name](source, tmp_path / "data")
     assert check_data.main([str(tmp_path / "data")]) == 0
     text = capsys.readouterr().out
-    assert f"{tmp_path / 'data'}: {'COCO format by Roboflow' if name == 'Roboflow' else 'YOLO format, converted to'}" in text
+    what = "COCO format by Roboflow" if name == "Roboflow" else "YOLO format, converted to COCO format in "
+    assert f"{tmp_path / 'data'}: {what}" in text
     assert "images                   8      4" in text
     image = next((tmp_path / "data").rglob("val_00001.png"))
     image.write_bytes(image.read_bytes()[:100])

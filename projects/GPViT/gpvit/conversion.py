@@ -21,9 +21,10 @@ from PIL import ExifTags, Image
 
 from .errors import UserError, listed
 from .images import FORMATS, read_image
-from .layouts import Tree, class_names, split_of
+from .layouts import WORDS, Tree, class_names, split_of
 
 try:
+    from supervision import Detections
     from supervision.dataset.formats.labelme import SUPPORTED_SHAPE_TYPES, labelme_shapes_to_detections
     from supervision.dataset.formats.yolo import yolo_annotations_to_detections
 except ImportError:
@@ -95,23 +96,25 @@ def from_yolo(yaml_file: Path, tree: Tree) -> DataSet:
     Raises:
         UserError: no labels, or something in them that cannot be read.
     """
-    content, classes = yaml.safe_load(yaml_file.read_bytes()), class_names(yaml_file)
-    if "kpt_shape" in content:
-        raise UserError(f"{yaml_file} is of key points (kpt_shape), not of outlines")
+    classes = class_names(yaml_file)
     if not classes:
         raise UserError(f'{yaml_file} has no "names" of classes, numbered from 0')
+    content = yaml.safe_load(yaml_file.read_bytes())
+    if "kpt_shape" in content:
+        raise UserError(f"{yaml_file} is of key points (kpt_shape), not of outlines")
     labels = {name: _label_of(name, tree) for name in tree.pictures}
     folders = {PurePath(name).parent for name, label in labels.items() if label}
-    labels = {name: label for name, label in labels.items() if PurePath(name).parent in folders}
-    if not labels:
+    splits = _yolo_splits(content, yaml_file, tree, [name for name in labels if PurePath(name).parent in folders])
+    if not splits:
         raise UserError(f"{yaml_file}: {tree.root} has no images with labels, images/NAME.jpg with labels/NAME.txt")
     pictures = []
-    for (name, label), (height, width) in zip(labels.items(), _sizes(tree.root, labels)):
+    for name, (height, width) in zip(splits, _sizes(tree.root, splits)):
+        label = labels[name]
         objects = _yolo_objects(tree.root / label, height, width, len(classes)) if label else []
         pictures.append(Picture(name, height, width, objects))
-    without = sum(label is None for label in labels.values())
+    without = sum(labels[name] is None for name in splits)
     notes = [f"{without} images have no file of labels: taken for images without objects"] if without else []
-    return DataSet(classes, pictures, _yolo_splits(content, yaml_file, tree, list(labels)), notes)
+    return DataSet(classes, pictures, splits, notes)
 
 
 def _label_of(name: str, tree: Tree) -> str | None:
@@ -123,17 +126,22 @@ def _label_of(name: str, tree: Tree) -> str | None:
 
 
 def _yolo_splits(content: dict, yaml_file: Path, tree: Tree, names: list[str]) -> dict[str, str | None]:
-    """The split of each image: by the folders that the YAML file names, if there are such for two, or by their words."""
-    folders = {}
-    for split in ("train", "val", "test"):
-        for said in (content.get(split), str(content.get(split)).removeprefix("../")):  # Roboflow's is one too high
-            for base in (yaml_file.parent / str(content.get("path") or ""), yaml_file.parent):
-                if isinstance(said, str) and (base / said).is_dir() and split not in folders:
-                    folders[split] = (base / said).resolve()
-    if "train" in folders and len({*folders.values()}) == len(folders) > 1:
-        parents = {name: {*(tree.root / name).resolve().parents} for name in names}
-        return {name: next((s for s, f in folders.items() if f in parents[name]), None) for name in names}
-    return by_folder(names)
+    """The images of the data set with their splits: those in the folders that the YAML file says, if it says two of them.
+
+    Else all, by the words in their folders.
+    """
+    stated: dict[Path, str] = {}
+    for split in WORDS:
+        said = content.get(split)
+        bases = (yaml_file.parent / str(content.get("path") or ""), yaml_file.parent)
+        # Roboflow's paths begin one folder too high
+        tried = [base / end for end in (said, said.removeprefix("../")) for base in bases] if isinstance(said, str) else []
+        if folder := next((folder for folder in tried if folder.is_dir()), None):
+            stated.setdefault(folder.resolve(), split)
+    above = {name: [stated[f] for f in (tree.root / name).resolve().parents if f in stated] for name in names}
+    found: dict[str, str | None] = {name: splits[0] for name, splits in above.items() if splits}
+    there = {*found.values()}
+    return found if "train" in there and len(there) > 1 else by_folder(names)
 
 
 def by_folder(names: Iterable[str]) -> dict[str, str | None]:
@@ -148,13 +156,13 @@ def _yolo_objects(file: Path, height: int, width: int, classes: int) -> list[Obj
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     objects = []
-    for line, category, box in zip(lines, found.class_id if lines else (), found.xyxy):
+    for line, category, box in zip(lines, _numbers(found), found.xyxy):
         if not 0 <= category < classes:
             raise UserError(f"{file}: class {category}, and the YAML file has names for 0 to {classes - 1}")
         numbers = [float(value) for value in line.split()[1:]]
         numbers = numbers[: len(numbers) // 2 * 2] if len(numbers) > 5 else []  # a last one alone is a score
         outline = [number * (height if i % 2 else width) for i, number in enumerate(numbers)]
-        objects.append(Object(int(category), box.tolist(), [outline] if outline else []))
+        objects.append(Object(category, box.tolist(), [outline] if outline else []))
     return objects
 
 
@@ -199,8 +207,9 @@ def _labels(json_files: Sequence[Path], tree: Tree) -> dict[str, Labels]:
         elif name in labels:
             raise UserError(f"{labels[name].file} and {file} are of the same image, {name}; remove one")
         else:
-            stated = entry.get("imageHeight"), entry.get("imageWidth")
-            labels[name] = Labels(file, stated if all(stated) else size_of(tree.root / name), entry["shapes"])
+            height, width = entry.get("imageHeight"), entry.get("imageWidth")
+            size = (int(height), int(width)) if height and width else size_of(tree.root / name)
+            labels[name] = Labels(file, size, entry["shapes"])
     if missing:
         raise UserError(f"the images of {len(missing)} labelme files are not found, or twice: {listed(missing)}")
     return labels
@@ -244,8 +253,13 @@ def _labelme_objects(labels: Labels, classes: list[str]) -> list[Object]:
         mine = outlines.setdefault(number if group is None else (shape["label"], group), [])
         if shape["shape_type"] == "polygon":
             mine.append([value for point in shape["points"] for value in point])
-    objects = zip(found.class_id, found.xyxy, outlines.values())
-    return [Object(int(category), box.tolist(), polygons) for category, box, polygons in objects]
+    objects = zip(_numbers(found), found.xyxy, outlines.values())
+    return [Object(category, box.tolist(), polygons) for category, box, polygons in objects]
+
+
+def _numbers(found: Detections) -> list[int]:
+    """The classes of objects."""
+    return [] if found.class_id is None else found.class_id.tolist()
 
 
 def size_of(path: Path) -> tuple[int, int]:

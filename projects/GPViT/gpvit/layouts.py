@@ -374,7 +374,8 @@ def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
     used = [path for path in tree.paths if path in tree.pictures or path.endswith((".txt", ".json", ".yaml", ".yml"))]
     files, notes = _in_cache(data, tree.root, used, kind, make)
     splits = {split: Split(file, tree.root) for split, file in files.items()}
-    return Layout(data, f"{kind} format, converted to {', '.join(map(str, files.values()))}", splits, notes)
+    folder = next(iter(files.values())).parent
+    return Layout(data, f"{kind} format, converted to COCO format in {folder}", splits, notes)
 
 
 def divided(names: Iterable[str], split_of: Callable[[str], str | None]) -> tuple[dict[str, set[str]], list[str]]:
