@@ -224,6 +224,12 @@ def test_a_single_file_is_split_by_names_alone(source: Path, tmp_path: Path) -> 
     assert parts[0] == parts[1] == parts[2] == parts[3] and not parts[0]["train"].keys() & parts[0]["val"].keys()
 
 
+def test_who_splits_and_when_makes_no_difference() -> None:
+    names = [f"{number}.jpg" for number in range(12)]
+    for given in (names, names[::-1]):
+        assert layouts.divided(given, lambda name: None)[0]["val"] == {"4.jpg", "0.jpg"}  # which people go by
+
+
 def test_at_least_one_image_is_set_apart_and_variants_of_one_stay_together() -> None:
     parts, _ = layouts.divided(["a.jpg", "b.jpg"], lambda name: None)
     assert len(parts["train"]) == len(parts["val"]) == 1
@@ -361,10 +367,10 @@ def test_yolo_boxes_scores_and_images_without_labels(tmp_path: Path) -> None:
 
 
 def test_images_that_the_yaml_file_does_not_say_are_no_part_of_the_data(source: Path, tmp_path: Path) -> None:
-    yolo("SPLIT/images", "SPLIT/labels", train="train/images", test="val")(source, tmp_path)
+    yolo("SPLIT/images", "SPLIT/labels", train="train/images", test="val")(source, tmp_path / "data")
     for folder in ("images", "labels"):
-        shutil.copytree(tmp_path / "train" / folder, tmp_path / "old" / folder)
-    for given in (tmp_path, tmp_path / "data.yaml"):
+        shutil.copytree(tmp_path / "data" / "train" / folder, tmp_path / "data" / "old" / folder)
+    for given in (tmp_path / "data", tmp_path / "data" / "data.yaml"):
         found = {split: known(layouts.read(str(given), split).records()) for split in ("train", "val")}
         assert [len(records) for records in found.values()] == [8, 4]
 
@@ -454,6 +460,21 @@ def test_without_supervision_the_error_says_what_to_install(
     with pytest.raises(UserError, match="pip install 'supervision"):
         layouts.find(str(tmp_path / "data"))
     assert layouts.find(str(source))["train"].json_file.exists()
+
+
+def test_of_folders_that_have_all_images_the_one_called_as_the_split_or_images_counts(source: Path, tmp_path: Path) -> None:
+    images = contents(source)["val"]
+    for folder in ("pictures/train", "pictures/val", "shots/images", "shots/masks"):
+        copy_images(source, images, tmp_path / "data" / folder)
+    for split in ("train", "val"):
+        write(tmp_path / "data" / "labels" / f"{split}.json", images)
+    tree = layouts.Tree(tmp_path / "data" / "pictures")
+    for split in ("train", "val"):
+        found = layouts.image_root(tmp_path / "data" / "labels" / f"{split}.json", tree, split)
+        assert found == tmp_path / "data" / "pictures" / split
+    tree = layouts.Tree(tmp_path / "data" / "shots")
+    found = layouts.image_root(tmp_path / "data" / "labels" / "val.json", tree, "val")
+    assert found == tmp_path / "data" / "shots" / "images"
 
 
 def test_a_folder_with_one_split_has_that_one(source: Path, tmp_path: Path) -> None:
