@@ -520,7 +520,7 @@ def test_a_table_of_many_classes_has_the_most_frequent_and_those_without_objects
     assert [line.split() for line in lines[5:7]] == [["class", "27", "28"], ["class", "26", "27"]]
     assert [line.split() for line in lines[-3:-2]] == [["and", "10", "classes", "more", str(sum(range(1, 9)))]]
     assert lines[-2:] == [
-        "no object in train of 2 classes: class 28, class 29",
+        "classes without objects in train: class 28, class 29",
         "images are 7 pixels wide and 5 high",
     ]
 

@@ -476,7 +476,7 @@ def table(files: Mapping[str, annotations.CocoFile]) -> str:
         rows.append([f"  and {len(order) - SHOWN} classes more", *rest])
     text = tabulate(rows, headers=["", *files], tablefmt="simple", preserve_whitespace=True)
     absent = [classes[id] for id in order if totals[id][0] == 0]
-    lines = [f"no object in {next(iter(files))} of {len(absent)} classes: {listed(absent)}"] if absent else []
+    lines = [f"classes without objects in {next(iter(files))}: {listed(absent)}"] if absent else []
     sides = [(image["width"], image["height"]) for data in files.values() for image in data.images.values()]
     if sides:
         widths, heights = (" to ".join(map(str, dict.fromkeys([min(side), max(side)]))) for side in zip(*sides))
