@@ -142,6 +142,7 @@ SPLIT = {
     "COCO in images": coco("annotations/instances_SPLIT2017.json", "images/SPLIT2017"),
     "anywhere": coco("labels/final_SPLIT.json", "pictures/2024/may"),
     "with folders in the names": coco("SPLIT.json", "photos/SPLIT", prefix="SPLIT/"),
+    "with dots in the names": coco("SPLIT/labels.json", "images", prefix="./"),
     "a test split": called_test,
     "Roboflow": roboflow,
     "YOLO, Roboflow's": yolo("SPLIT/images", "SPLIT/labels", train="../train/images", val="../val/images"),
@@ -437,6 +438,7 @@ YAML = {"names": CLASSES}
         (UNSPLIT["YOLO"], put("data.yaml", YAML | {"kpt_shape": [3, 2]}), "is of key points"),
         (UNSPLIT["YOLO"], put("data.yaml", "names"), "1 .yaml; accepted are"),
         (UNSPLIT["YOLO"], put("more.yaml", YAML), "data.yaml, more.yaml all have names of classes"),
+        (UNSPLIT["YOLO"], lambda folder: (folder / "images" / "gone.png").symlink_to("nowhere"), "No such file .*gone.png"),
         (UNSPLIT["YOLO"], remove("labels"), "has no images with labels"),
         (UNSPLIT["YOLO"], put("images/val_00001.png", "no image"), "val_00001.png: cannot be read"),
     ],
@@ -447,6 +449,22 @@ def test_what_is_not_clear_is_refused_in_one_line(source: Path, tmp_path: Path, 
     with pytest.raises(UserError, match=message) as error:
         for split in ("train", "val"):
             layouts.read(str(tmp_path / "data"), split)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no JSON", "all.json: not in COCO format"),
+        ({"shapes": []}, "no categories"),
+        ({"images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}]}, "no categories"),
+        ({"images": [{"id": 1}], "categories": []}, "no categories"),
+    ],
+)
+def test_a_file_that_is_none_is_one_line(tmp_path: Path, content: object, message: str) -> None:
+    write(tmp_path / "all.json", content)
+    with pytest.raises(UserError, match=message) as error:
+        layouts.find(str(tmp_path / "all.json"))
     assert "\n" not in str(error.value)
 
 

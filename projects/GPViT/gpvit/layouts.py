@@ -226,7 +226,7 @@ class Tree:
 
     def candidates(self) -> list[Path]:
         """The JSON files; of COCO's own annotations only those of objects, as the others are large."""
-        paths = [self.root / path for path in self.paths if path.endswith(".json")]
+        paths = [self.root / path for path in self.paths if path.endswith(".json") and (self.root / path).is_file()]
         instances = [path for path in paths if tuple(self.relative(path).parts[:-1]) == ("annotations",)]
         return [path for path in instances if path.name.startswith("instances_")] or paths
 
@@ -294,18 +294,18 @@ def image_root(json_file: Path, tree: Tree | None = None, split: str | None = No
     if tree is None:
         above = json_file.absolute().parent
         tree = Tree(above.parent if above.name.startswith("annotation") else above)
-    names = set(look_into(json_file).names)
+    names = {os.path.normpath(name) for name in look_into(json_file).names}
     if not names:
         return json_file.parent  # what is wrong with the file is told when it is read
     roots = Counter(
         path.removesuffix(name)
         for name in names
         for path in tree.by_name.get(os.path.basename(name), ())
-        if f"{os.sep}{path}".endswith(f"{os.sep}{os.path.normpath(name)}")
+        if f"{os.sep}{path}".endswith(f"{os.sep}{name}")
     )
     best = max(roots, key=lambda root: (roots[root], root), default="")
     if roots[best] < len(names):
-        missing = sorted(name for name in names if os.path.normpath(os.path.join(best, name)) not in tree.paths)
+        missing = sorted(name for name in names if os.path.join(best, name) not in tree.paths)
         where = tree.root / best if best in roots else f"{tree.root} and its folders"
         raise UserError(f"{json_file}: of its {len(names)} images, {len(missing)} are not in {where}: {listed(missing)}")
     beside = os.path.relpath(json_file.absolute().parent, tree.root.absolute())
@@ -345,14 +345,12 @@ def _single(data: str, json_file: Path, images: Path) -> Layout:
         content = json.loads(json_file.read_bytes())
         parts, notes = divided([image["file_name"] for image in content["images"]], lambda name: None)
         validating = {image["id"] for image in content["images"] if image["file_name"] in parts["val"]}
-        contents = {}
-        for split in ("train", "val"):
-            kept = {"images": "id", "annotations": "image_id"}
-            contents[split] = content | {
-                key: [entry for entry in content[key] if (entry.get(id) in validating) == (split == "val")]
-                for key, id in kept.items()
-            }
-        return contents, notes
+
+        def part(val: bool) -> dict:
+            keys = {"images": "id", "annotations": "image_id"}.items()
+            return content | {key: [e for e in content.get(key, []) if (e[id] in validating) == val] for key, id in keys}
+
+        return {"train": part(False), "val": part(True)}, notes
 
     files, notes = _in_cache(data, json_file.parent, [json_file.name], "COCO", make)
     notes = [f"{json_file}, images in {images}", *notes]
@@ -430,7 +428,10 @@ def _in_cache(
         kind: of the layout.
         make: gives their contents by split, and notes.
     """
-    state = [(path, status.st_size, status.st_mtime_ns) for path in paths for status in [(root / path).stat()]]
+    try:
+        state = [(path, status.st_size, status.st_mtime_ns) for path in paths for status in [(root / path).stat()]]
+    except OSError as error:  # such as links to what is gone
+        raise UserError(f"--data {data}: {error}") from None
     digest = hashlib.sha256(repr((VERSION, SEED, VALIDATION, kind, state)).encode(errors="surrogateescape")).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpvit" / "data"
     folder = cache / f"{PurePath(os.path.abspath(data)).name.removesuffix('.json')}-{digest[:16]}"
