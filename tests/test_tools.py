@@ -34,6 +34,7 @@ TOOLS = (
     "benchmark.py",
     "check_data.py",
     "convert_checkpoint.py",
+    "compare_runs.py",
     "demo.py",
     "export.py",
     "install.py",

@@ -1,10 +1,10 @@
 """Checks annotations in COCO format, and the images they are of, before a training does.
 
-    python tools/check_data.py my_data                                  # annotations/{train,val}.json and images/
+    python tools/check_data.py my_data                                  # in any layout that --data of train_net.py takes
     python tools/check_data.py annotations.json --images my_data/images
 
-Prints all problems by kind with the first ids, and what training and evaluation make of each. The exit code is 1 if one
-of them stops training.
+Prints what was found and all problems by kind with the first ids, and what training and evaluation make of each. The exit
+code is 1 if one of them stops training.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpvit import layouts
 from gpvit.annotations import RULES, WHOLE_FILE, CocoFile, Problem, grouped, read
 from gpvit.errors import UserError, listed
 
@@ -21,7 +22,7 @@ MEANING = {"stop": "stops training", "drop": "dropped", "mend": "mended", "note"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", type=Path, help="a folder as for --data of train_net.py, or a JSON file")
+    parser.add_argument("data", nargs="?", type=Path, help="as for --data of train_net.py, or one JSON file")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of a JSON file")
     parser.add_argument("--boxes", action="store_true", help="masks are not needed (RetinaNet)")
     parser.add_argument("--annotations-only", action="store_true", help="do not open the images, which takes longest")
@@ -45,21 +46,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(path: Path | None, images: Path | None, masks: bool, open_images: bool) -> list[CocoFile]:
-    """The files that are to be checked, with their problems."""
+    """The files that are to be checked, with their problems; prints what they hold."""
     if path is None or not path.exists():
         raise UserError(f"{path} does not exist" if path else "give a folder or a JSON file; see --help")
-    if path.is_file():
-        if images is None and open_images:
-            raise UserError(f"{path}: give the folder of its images by --images DIR, or --annotations-only")
-        return [read(path, images or "", masks=masks, open_images=open_images)]
-    files = []
-    for split in ("train", "val"):
-        json_file, folder = path / "annotations" / f"{split}.json", images or path / "images"
-        files.append(read(json_file, folder, masks=masks, train=split == "train", open_images=open_images))
-    train, val = files
-    if train.categories and val.categories and list(train.categories.values()) != list(val.categories.values()):
-        train.problems.insert(0, Problem("classes differ"))
-    return files
+    if path.is_file() and (images or not open_images):
+        file = read(path, images or "", masks=masks, open_images=open_images)
+        print(f"{path}\n{layouts.table({'all': file})}")
+        return [file]
+    layout = recognised(path)
+    files = {
+        split: read(json_file, images or folder, masks=masks, train=split == "train", open_images=open_images)
+        for split, (json_file, folder) in layout.splits.items()
+    }
+    classes = {tuple(data.categories.values()) for data in files.values() if data.categories}
+    if len(classes) > 1:
+        next(iter(files.values())).problems.insert(0, Problem("classes differ"))
+    print(layout.summary(files))
+    return list(files.values())
+
+
+def recognised(path: Path) -> layouts.Layout:
+    try:
+        return layouts.recognise(str(path))
+    except UserError as error:
+        if path.suffix != ".json":
+            raise
+        raise UserError(f"{error}; give the folder of its images by --images DIR, or --annotations-only") from None
 
 
 def show(data: CocoFile) -> None:

@@ -51,6 +51,7 @@ RULES = {
     "no objects": Rule("stop", "no object to train on", "annotate some; crowds do not count"),
     "classes differ": Rule("stop", "train.json and val.json declare different classes", "declare the same in both"),
     "category": Rule("stop", "categories have no whole number as id or no name", "give them both"),
+    "group": Rule("note", "categories are only the name of a group of all others, as Roboflow's first", "left out"),
     "category twice": Rule("stop", "categories have the id of another one", "give each its own"),
     "image": Rule("stop", "images have no whole number as id or no file_name", "give them both"),
     "image twice": Rule("stop", "images have the id of another one", "give each its own, also in the annotations"),
@@ -210,7 +211,10 @@ def read(
         reason = " ".join(str(error).split()) or "nested too deeply"
         data.problems.append(Problem("format", detail=f"{type(error).__name__}: {reason}"))
         return data
-    found = [*_read_categories(data, content["categories"]), *_read_images(data, content["images"])]
+    groups = [entry for entry in content["categories"] if _is_group(entry, content)]
+    categories = [entry for entry in content["categories"] if entry not in groups]
+    found = [*_read_categories(data, categories), *_read_images(data, content["images"])]
+    found += [Problem("group", detail=shown(entry["name"])) for entry in groups]
     found += _read_annotations(data, content["annotations"], masks)
     empty = [Problem("empty image", id) for id in data.images if all(item["iscrowd"] for item in data.objects[id])]
     found += empty
@@ -251,6 +255,18 @@ def _read_categories(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
                 yield Problem("same name", detail=f"entry {number}, {shown(name)}")
             data.categories[id] = name
     data.categories = dict(sorted(data.categories.items()))
+
+
+def _is_group(entry: dict, content: dict[str, list[dict]]) -> bool:
+    """Whether a category is what Roboflow writes before the others, of which no object is: it would never be found."""
+    others = [other for other in content["categories"] if other is not entry]
+    return (
+        (entry.get("id"), entry.get("supercategory")) == (0, "none")
+        and isinstance(entry.get("name"), str)
+        and bool(others)
+        and all(other.get("supercategory") == entry["name"] for other in others)
+        and all(item.get("category_id") != 0 for item in content["annotations"])
+    )
 
 
 def _read_images(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:

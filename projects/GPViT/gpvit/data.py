@@ -13,6 +13,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BitMasks, Boxes, Instances, polygons_to_bitmask
+from detectron2.utils.logger import log_first_n
 from omegaconf import DictConfig
 
 from . import annotations, layouts
@@ -28,7 +29,7 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
     """Registers one's own data with Detectron2, with the rules of :mod:`gpvit.annotations` applied to it.
 
     Args:
-        root: a folder that :func:`gpvit.layouts.find` understands.
+        root: a folder or file that :mod:`gpvit.layouts` understands.
         split: "train" or "val".
         masks: whether every annotation must have a mask.
 
@@ -38,12 +39,22 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
     Raises:
         UserError: files are missing, or the annotations have a problem that stops.
     """
-    data = layouts.read(root, split, masks=masks)
+    return _register(root, split, layouts.read(root, split, masks=masks), "")
+
+
+def _register(root: str, split: str, data: annotations.CocoFile, summary: str) -> str:
+    """The same for what was read; ``summary`` goes to the log before the data is used for the first time."""
+
+    def records() -> list[dict[str, Any]]:
+        if summary:
+            log_first_n(logging.INFO, summary, name=__name__, key="message")
+        return data.records()
+
     name = f"coco:{os.path.abspath(root)}:{split}"
     if name in DatasetCatalog:  # Detectron2 would keep the old one or raise
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, data.records)
+    DatasetCatalog.register(name, records)
     MetadataCatalog.get(name).set(
         thing_classes=list(data.categories.values()),
         thing_dataset_id_to_contiguous_id={id: i for i, id in enumerate(data.categories)},
@@ -56,18 +67,23 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
 
 
 def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
-    """Points a config at one's own data (see :func:`register_folder`): data sets, classes and outputs of the heads."""
-    masks = cfg.dataloader.train.mapper.use_instance_mask
-    cfg.dataloader.test.dataset.names = register_folder(root, "val", masks=masks)
-    names = class_names(cfg.dataloader.test)
-    if train:
-        cfg.dataloader.train.dataset.names = register_folder(root, "train", masks=masks)
-        if class_names(cfg.dataloader.train) != names:
-            raise UserError(
-                f"--data {root}: train.json and val.json declare different classes: "
-                f"{class_names(cfg.dataloader.train)} and {names}"
-            )
-    set_num_classes(cfg.model, len(names))
+    """Points a config at one's own data (see :func:`register_folder`): data sets, classes and outputs of the heads.
+
+    What was found is in the log before the data is used.
+    """
+    layout, masks = layouts.recognise(root), cfg.dataloader.train.mapper.use_instance_mask
+    files = {split: layout.read(split, masks=masks) for split in (("train", "val") if train else ("val",))}
+    classes = {split: list(data.categories.values()) for split, data in files.items()}
+    if train and classes["train"] != classes["val"]:
+        raise UserError(
+            f"--data {root}: {files['train'].path} and {files['val'].path} declare different classes: "
+            f"{classes['train']} and {classes['val']}"
+        )
+    summary = layout.summary(files)
+    for split, data in files.items():
+        loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
+        loader.dataset.names = _register(root, split, data, summary)
+    set_num_classes(cfg.model, len(classes["val"]))
 
 
 def folder_of(names: str | Sequence[str]) -> str | None:

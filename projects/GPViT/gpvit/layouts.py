@@ -1,10 +1,49 @@
-"""Where annotations and images are in a folder of one's own data."""
+"""Where annotations and images are in one's own data, in the layouts that people have.
 
-from pathlib import Path
-from typing import NamedTuple
+COCO format, one JSON file per split: anywhere in the folder, told apart by words in their names or in those of their
+folders (``annotations/train.json``, ``instances_val2017.json``, ``valid/_annotations.coco.json``); a test split
+validates where there is no other. Their images are looked for in the folder.
+
+COCO format, one JSON file: given itself, or the only one in a folder. A fifth of its images is set apart to validate, by
+a seed and their names.
+
+YOLO segmentation (a YAML file with the names of the classes, ``images`` and ``labels``) and labelme (a JSON file for each
+image): converted by :mod:`gpvit.conversion`, and split by the words in their folders or else as a single file is.
+
+What has to be written for this goes to the user's cache, never into the data. What could be meant in two ways is refused.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import yaml
+from tabulate import tabulate
 
 from . import annotations
-from .errors import UserError
+from .errors import UserError, listed
+
+SEED = 0
+VALIDATION = 0.2  # of the images, where nothing says which
+WORDS = {
+    "train": {"train", "training", "trainset"},
+    "val": {"val", "valid", "validation", "valset"},
+    "test": {"test", "testing", "testset"},
+}
+PICTURES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"}
+ACCEPTED = (
+    "COCO JSON files (one for train and one for val, or a single one), YOLO segmentation (data.yaml, images/ and "
+    "labels/) and labelme (a JSON file beside each image)"
+)
+SHOWN = 20  # classes in a table
+VERSION = 1  # of what is written to the cache
 
 
 class Split(NamedTuple):
@@ -14,37 +53,437 @@ class Split(NamedTuple):
     images: Path
 
 
-def find(data: str) -> dict[str, Split]:
-    """The "train" and "val" split of one's own data.
+class Layout(NamedTuple):
+    """One's own data, recognised.
 
-    Args:
-        data: a folder with ``annotations/train.json``, ``annotations/val.json`` (COCO format) and ``images/``.
-
-    Raises:
-        UserError: files are missing.
+    Attributes:
+        data: the folder or file that was given.
+        name: of the layout.
+        splits: "train" and "val", of which one may be missing.
+        notes: what was decided or done about it.
     """
-    root = Path(data)
-    splits = {split: Split(root / "annotations" / f"{split}.json", root / "images") for split in ("train", "val")}
-    for path in (*(split.json_file for split in splits.values()), root / "images"):
-        if not path.exists():
-            raise UserError(
-                f"--data {root}: {path} is missing; needed are annotations/train.json, annotations/val.json and images/"
-            )
-    return splits
+
+    data: str
+    name: str
+    splits: Mapping[str, Split]
+    notes: Sequence[str] = ()
+
+    def read(self, split: str, *, masks: bool = True) -> annotations.CocoFile:
+        """A split as :func:`read` gives it."""
+        if split not in self.splits:
+            there = ", ".join(str(found.json_file) for found in self.splits.values())
+            raise UserError(f"--data {self.data}: there are no annotations for {split}, only {there}")
+        json_file, images = self.splits[split]
+        if not json_file.exists():
+            raise UserError(f"--data {self.data}: {json_file} is missing; accepted are {ACCEPTED}")
+        file = annotations.read(json_file, images, masks=masks, train=split == "train")
+        file.stop_if_fatal()
+        return file
+
+    def summary(self, files: Mapping[str, annotations.CocoFile]) -> str:
+        """What was found, in a few lines; files by split."""
+        return "\n".join([f"{self.data}: {self.name}", *(f"  {note}" for note in self.notes), table(files)])
+
+
+def find(data: str) -> Mapping[str, Split]:
+    """The "train" and "val" split of one's own data, of which one may be missing. Raises as :func:`recognise` does."""
+    return recognise(data).splits
 
 
 def read(data: str, split: str, *, masks: bool = True) -> annotations.CocoFile:
     """A split of one's own data, with the rules of :mod:`gpvit.annotations` applied to it.
 
     Args:
-        data: as above.
+        data: a folder or file, as said above.
         split: "train" or "val".
         masks: whether every annotation must have a mask.
 
     Raises:
-        UserError: files are missing, or the annotations have a problem that stops.
+        UserError: files are missing or not recognised, or the annotations have a problem that stops.
     """
-    json_file, images = find(data)[split]
-    file = annotations.read(json_file, images, masks=masks, train=split == "train")
-    file.stop_if_fatal()
-    return file
+    return recognise(data).read(split, masks=masks)
+
+
+def recognise(data: str) -> Layout:
+    """Finds out how one's own data is laid out; converts and splits it where necessary.
+
+    Args:
+        data: a folder, a JSON file in COCO format, or the YAML file of a YOLO data set.
+
+    Raises:
+        UserError: nothing that is understood is found, or more than one thing.
+    """
+    path = Path(data)
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return _converted(data, Tree(path.parent), "YOLO", [path])
+    if path.is_file():
+        return _single(data, path, image_root(path))
+    if not path.is_dir():
+        raise UserError(f"--data {path}: does not exist")
+    return _documented(data) or _searched(data)
+
+
+def _documented(data: str) -> Layout | None:
+    """annotations/{train,val}.json and images/, of which nothing has to be searched."""
+    root = Path(data)
+    splits = {split: Split(root / "annotations" / f"{split}.json", root / "images") for split in ("train", "val")}
+    if not any(split.json_file.exists() for split in splits.values()) or not (root / "images").is_dir():
+        return None
+    folders = [PurePath(entry.name) for entry in os.scandir(root / "images") if entry.is_dir()]
+    return None if any(map(split_of, folders)) else Layout(data, "COCO format", splits)
+
+
+def _searched(data: str) -> Layout:
+    tree = Tree(Path(data))
+    kinds: dict[str, list[Path]] = {"COCO": [], "labelme": [], "YOLO": []}
+    for path in tree.candidates():
+        kinds.setdefault(tree.kind(path), []).append(path)
+    broken, others = kinds.pop("broken", []), kinds.pop("", [])
+    kinds["YOLO"] = [path for path in sorted(tree.root.glob("*.y*ml")) if class_names(path)]
+    there = {kind: paths for kind, paths in kinds.items() if paths}
+    if not there:
+        faults = [f"{tree.relative(path)} {look_into(path).fault}" for path in broken + others]
+        found = "; ".join([tree.contents(), *([listed(faults)] if faults else [])])
+        raise UserError(f"--data {data}: no annotations are recognised in {found}; accepted are {ACCEPTED}")
+    if len(there) > 1:
+        found = "; ".join(f"{kind} in {tree.listed(paths)}" for kind, paths in there.items())
+        raise UserError(f"--data {data}: may be read as {found}; give the JSON or YAML file itself, or move the others")
+    [(kind, paths)] = there.items()
+    if kind == "COCO" and broken:
+        raise UserError(
+            f"{broken[0]} {look_into(broken[0]).fault}; correct it, or move it if it does not belong to the data"
+        )
+    return _coco(data, tree, paths) if kind == "COCO" else _converted(data, tree, kind, paths)
+
+
+def _coco(data: str, tree: "Tree", paths: list[Path]) -> Layout:
+    by_split: dict[str | None, list[Path]] = {}
+    for path in paths:
+        by_split.setdefault(split_of(tree.relative(path).with_suffix("")), []).append(path)
+    if len(paths) == 1 and not {"val", "test"} & by_split.keys():
+        return _single(data, paths[0], image_root(paths[0], tree))
+    chosen = {"train": by_split.get("train", []), "val": by_split.get("val") or by_split.get("test", [])}
+    chosen = {split: found for split, found in chosen.items() if found}
+    if any(len(found) > 1 for found in chosen.values()) or (len(chosen) < 2 and None in by_split) or not chosen:
+        raise UserError(
+            f"--data {data}: of {tree.listed(paths)} it cannot be told which one is for train and which for val; let one "
+            "name or folder of each have that word, or give a single file"
+        )
+    splits = {split: Split(path, image_root(path, tree, split)) for split, [path] in chosen.items()}
+    notes = [f"{split}: {tree.relative(path)}, images in {images}" for split, (path, images) in splits.items()]
+    roboflow = all(path.name == "_annotations.coco.json" for path, _ in splits.values())
+    return Layout(data, "COCO format by Roboflow" if roboflow else "COCO format", splits, notes)
+
+
+def split_of(path: PurePath) -> str | None:
+    """The one split of WORDS that a name says, or else that of the nearest folder above it that says one."""
+    for part in reversed(path.parts):
+        words = set(re.findall("[a-z]+", part.lower()))
+        found = [split for split, names in WORDS.items() if words & names]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+# Looking for files.
+
+
+class Tree:
+    """The files of a folder and its folders, found by one walk; what is hidden, or was seen through a link, is not.
+
+    Attributes:
+        root: the folder.
+        paths: of the files, relative to it, in order.
+        by_name: the paths that end in a file name.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.by_name: dict[str, list[str]] = {}
+        seen: set[str] = set()
+        for folder, folders, files in os.walk(root, followlinks=True):
+            here = os.path.realpath(folder)
+            folders[:] = [] if here in seen else sorted(name for name in folders if not name.startswith("."))
+            relative = os.path.relpath(folder, root)
+            for name in () if here in seen else files:
+                if not name.startswith("."):
+                    self.by_name.setdefault(name, []).append(os.path.normpath(os.path.join(relative, name)))
+            seen.add(here)
+        self.paths = dict.fromkeys(sorted(path for paths in self.by_name.values() for path in paths))
+
+    @functools.cached_property
+    def pictures(self) -> dict[str, None]:
+        """The paths of images, in order."""
+        return {path: None for path in self.paths if PurePath(path).suffix.lower() in PICTURES}
+
+    @functools.cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        """The paths of images by their names without suffix."""
+        found: dict[str, list[str]] = {}
+        for path in self.pictures:
+            found.setdefault(PurePath(path).stem, []).append(path)
+        return found
+
+    def candidates(self) -> list[Path]:
+        """The JSON files; of COCO's own annotations only those of objects, as the others are large."""
+        paths = [self.root / path for path in self.paths if path.endswith(".json") and (self.root / path).is_file()]
+        instances = [path for path in paths if tuple(self.relative(path).parts[:-1]) == ("annotations",)]
+        return [path for path in instances if path.name.startswith("instances_")] or paths
+
+    def kind(self, path: Path) -> str:
+        """What a JSON file is: "COCO", "labelme", "broken" or "" for others."""
+        if path.stem in self.by_stem:  # labelme's may have the whole picture in them, after the shapes
+            with path.open("rb") as file:
+                if b'"shapes"' in file.read(1 << 16):
+                    return "labelme"
+        return look_into(path).kind
+
+    def relative(self, path: Path) -> PurePath:
+        return path.relative_to(self.root)
+
+    def listed(self, paths: Sequence[Path]) -> str:
+        return listed([str(self.relative(path)) for path in paths])
+
+    def contents(self) -> str:
+        """What is there, in a few words."""
+        kinds = Counter("images" if path in self.pictures else PurePath(path).suffix for path in self.paths)
+        return ", ".join(f"{count} {kind or 'files'}" for kind, count in kinds.most_common(5)) or "an empty folder"
+
+
+class Content(NamedTuple):
+    """What a JSON file is: "COCO" with the names of its images, "labelme", or "" or "broken" and why it is neither."""
+
+    kind: str
+    names: Sequence[str] = ()
+    fault: str = ""
+
+
+def look_into(path: Path) -> Content:
+    """Tells what a JSON file is. As long as it does not change, it is only read once."""
+    status = path.stat()
+    return _look_into(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _look_into(path: Path, size: int, changed: int) -> Content:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return Content("broken", fault=f"is no JSON ({' '.join(str(error).split())})")
+    if not isinstance(content, dict):
+        return Content("", fault="is no JSON object")
+    if isinstance(content.get("images"), list) and {"annotations", "categories"} <= content.keys():
+        names = [image.get("file_name") for image in content["images"] if isinstance(image, dict)]
+        return Content("COCO", [name for name in names if isinstance(name, str) and name])
+    kind = "labelme" if isinstance(content.get("shapes"), list) else ""
+    return Content(kind, fault='has no "images", "annotations" and "categories"')
+
+
+def image_root(json_file: Path, tree: Tree | None = None, split: str | None = None) -> Path:
+    """The folder that the names of a JSON file's images are relative to.
+
+    Args:
+        json_file: in COCO format.
+        tree: where to look; by default in the file's folder, or in the one above if that is called annotations.
+        split: whose images they are. If several folders have them all, the one beside the file counts, then one that is
+            called as the split, then one called images.
+
+    Raises:
+        UserError: no folder has all images, or it cannot be told which.
+    """
+    if tree is None:
+        above = json_file.absolute().parent
+        tree = Tree(above.parent if above.name.startswith("annotation") else above)
+    names = {os.path.normpath(name) for name in look_into(json_file).names}
+    if not names:
+        return json_file.parent  # what is wrong with the file is told when it is read
+    roots = Counter(
+        path.removesuffix(name)
+        for name in names
+        for path in tree.by_name.get(os.path.basename(name), ())
+        if f"{os.sep}{path}".endswith(f"{os.sep}{name}")
+    )
+    best = max(roots, key=lambda root: (roots[root], root), default="")
+    if roots[best] < len(names):
+        missing = sorted(name for name in names if os.path.join(best, name) not in tree.paths)
+        where = tree.root / best if best in roots else f"{tree.root} and its folders"
+        raise UserError(f"{json_file}: of its {len(names)} images, {len(missing)} are not in {where}: {listed(missing)}")
+    beside = os.path.relpath(json_file.absolute().parent, tree.root.absolute())
+    found = [root for root in sorted(roots) if roots[root] == len(names)]
+    for better in (
+        lambda root: os.path.normpath(root) == beside,
+        lambda root: split is not None and split_of(PurePath(root)) == split,
+        lambda root: "images" in PurePath(root).parts,
+    ):
+        found = [root for root in found if better(root)] or found
+    if len(found) > 1:
+        folders = listed([str(tree.root / root) for root in found])
+        raise UserError(f"{json_file}: its images are in several folders, {folders}; keep one of these")
+    return tree.root / found[0]
+
+
+def class_names(yaml_file: Path) -> list[str]:
+    """The names of the classes in the YAML file of a YOLO data set; none if it is another one."""
+    try:
+        content = yaml.safe_load(yaml_file.read_bytes())
+    except (OSError, yaml.YAMLError):
+        return []
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and {str(key) for key in names} == set(map(str, range(len(names)))):
+        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+# Splitting and converting.
+
+
+def _single(data: str, json_file: Path, images: Path) -> Layout:
+    """One file of annotations, split by the seed."""
+
+    def make() -> tuple[dict[str, dict], list[str]]:
+        annotations.read(json_file, images, masks=False).stop_if_fatal()
+        content = json.loads(json_file.read_bytes())
+        parts, notes = divided([image["file_name"] for image in content["images"]], lambda name: None)
+        validating = {image["id"] for image in content["images"] if image["file_name"] in parts["val"]}
+
+        def part(val: bool) -> dict:
+            keys = {"images": "id", "annotations": "image_id"}.items()
+            return content | {key: [e for e in content.get(key, []) if (e[id] in validating) == val] for key, id in keys}
+
+        return {"train": part(False), "val": part(True)}, notes
+
+    files, notes = _in_cache(data, json_file.parent, [json_file.name], "COCO", make)
+    notes = [f"{json_file}, images in {images}", *notes]
+    return Layout(data, "COCO format", {split: Split(file, images) for split, file in files.items()}, notes)
+
+
+def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
+    """A data set in another format."""
+    if kind == "YOLO" and len(paths) > 1:
+        raise UserError(f"--data {data}: {tree.listed(paths)} all have names of classes; give the one that is meant")
+
+    def make() -> tuple[dict[str, dict], list[str]]:
+        from . import conversion  # needs a package that takes a while to import
+
+        found = conversion.from_yolo(paths[0], tree) if kind == "YOLO" else conversion.from_labelme(paths, tree)
+        parts, notes = divided([picture.name for picture in found.pictures], found.splits.get)
+        return {split: found.coco(names) for split, names in parts.items()}, [*found.notes, *notes]
+
+    used = [path for path in tree.paths if path in tree.pictures or path.endswith((".txt", ".json", ".yaml", ".yml"))]
+    files, notes = _in_cache(data, tree.root, used, kind, make)
+    splits = {split: Split(file, tree.root) for split, file in files.items()}
+    folder = next(iter(files.values())).parent
+    return Layout(data, f"{kind} format, converted to COCO format in {folder}", splits, notes)
+
+
+def divided(names: Iterable[str], split_of: Callable[[str], str | None]) -> tuple[dict[str, set[str]], list[str]]:
+    """Names of images by split, and how they come there.
+
+    Args:
+        names: relative to the folder of the data.
+        split_of: the split that is said of one, "train", "val" or "test", or None.
+    """
+    said: dict[str | None, set[str]] = {}
+    for name in names:
+        said.setdefault(split_of(name), set()).add(name)
+    known = {split: said[split] for split in WORDS if split in said}
+    if not known or set(said) == {"train"}:
+        return _apart({name for group in said.values() for name in group})
+    if None in said:
+        raise UserError(
+            f"folders say train, val or test of some images, and nothing of {len(said[None])} others "
+            f"({listed(sorted(said[None]))}); move these, too"
+        )
+    notes = [f"not used: {len(known['test'])} images for test"] if {"val", "test"} <= known.keys() else []
+    parts = {"train": known.get("train"), "val": known.get("val") or known.get("test")}
+    return {split: part for split, part in parts.items() if part}, notes
+
+
+def _apart(names: set[str]) -> tuple[dict[str, set[str]], list[str]]:
+    """Sets images apart to validate: which ones, follows from the seed and their names alone."""
+    originals: dict[str, set[str]] = {}
+    for name in names:  # Roboflow calls the variants that it makes of one picture NAME.rf.HASH.jpg
+        originals.setdefault(name.partition(".rf.")[0], set()).add(name)
+    if len(originals) < 2:
+        raise UserError(f"{len(originals)} image cannot be split into images to train on and to validate with")
+    order = sorted(originals, key=lambda name: hashlib.sha256(f"{SEED} {name}".encode(errors="surrogateescape")).digest())
+    count = max(1, round(VALIDATION * len(order)))
+    parts = [{name for original in part for name in originals[original]} for part in (order[count:], order[:count])]
+    note = f"{len(parts[1])} of {len(names)} images are set apart to validate, by seed {SEED} and their names"
+    return dict(zip(("train", "val"), parts)), [note]
+
+
+def _in_cache(
+    data: str, root: Path, paths: Iterable[str], kind: str, make: Callable[[], tuple[dict[str, dict], list[str]]]
+) -> tuple[dict[str, Path], list[str]]:
+    """The JSON files that are made of a data set, and notes on it.
+
+    They are made once, whole, and under a name that depends on what they are made of, so that all processes of a job and
+    later ones find the same.
+
+    Args:
+        data: as it was given, for a name that says something.
+        root: folder of the data set.
+        paths: of what they are made of, relative to it.
+        kind: of the layout.
+        make: gives their contents by split, and notes.
+    """
+    try:
+        state = [(path, status.st_size, status.st_mtime_ns) for path in paths for status in [(root / path).stat()]]
+    except OSError as error:  # such as links to what is gone
+        raise UserError(f"--data {data}: {error}") from None
+    digest = hashlib.sha256(repr((VERSION, SEED, VALIDATION, kind, state)).encode(errors="surrogateescape")).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpvit" / "data"
+    folder = cache / f"{PurePath(os.path.abspath(data)).name.removesuffix('.json')}-{digest[:16]}"
+    if not folder.exists():
+        contents, notes = make()
+        try:
+            _write(folder, {f"{split}.json": content for split, content in contents.items()} | {"notes": notes})
+        except OSError as error:
+            raise UserError(f"cannot write {folder} ({error}); set XDG_CACHE_HOME to a folder that can be written") from None
+    notes = json.loads((folder / "notes").read_bytes())
+    return {split: path for split in ("train", "val") if (path := folder / f"{split}.json").exists()}, notes
+
+
+def _write(folder: Path, files: dict[str, Any]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+        for name, content in files.items():
+            (Path(temporary) / name).write_text(json.dumps(content))
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster
+                raise
+
+
+# What is there.
+
+
+def table(files: Mapping[str, annotations.CocoFile]) -> str:
+    """Images, objects and classes of each file, as text; files by what they are called."""
+    counts = {name: Counter(item["category_id"] for item in _objects(data)) for name, data in files.items()}
+    rows: list[list[Any]] = [
+        ["images", *(len(data.images) for data in files.values())],
+        ["  without objects", *(sum(not found for found in data.objects.values()) for data in files.values())],
+        ["objects", *(sum(count.values()) for count in counts.values())],
+    ]
+    classes = {id: name for data in files.values() for id, name in data.categories.items()}
+    totals = {id: [count[id] for count in counts.values()] for id in classes}
+    order = sorted(classes, key=lambda id: (-sum(totals[id]), id))
+    rows += [[f"  {classes[id]}", *totals[id]] for id in order[:SHOWN]]
+    if len(order) > SHOWN:
+        rest = [sum(column) for column in zip(*(totals[id] for id in order[SHOWN:]))]
+        rows.append([f"  and {len(order) - SHOWN} classes more", *rest])
+    text = tabulate(rows, headers=["", *files], tablefmt="simple", preserve_whitespace=True)
+    absent = [classes[id] for id in order if totals[id][0] == 0]
+    lines = [f"classes without objects in {next(iter(files))}: {listed(absent)}"] if absent else []
+    sides = [(image["width"], image["height"]) for data in files.values() for image in data.images.values()]
+    if sides:
+        widths, heights = (" to ".join(map(str, dict.fromkeys([min(side), max(side)]))) for side in zip(*sides))
+        lines.append(f"images are {widths} pixels wide and {heights} high")
+    return "\n".join([text, *lines])
+
+
+def _objects(data: annotations.CocoFile) -> list[dict[str, Any]]:
+    return [item for items in data.objects.values() for item in items if not item["iscrowd"]]

@@ -34,7 +34,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine; one machine: auto")
     parser.add_argument(
-        "--data", metavar="DIR", help="own data: a folder with annotations/train.json, annotations/val.json and images/"
+        "--data", metavar="PATH", help="own data: a folder or file in COCO format, of Roboflow, YOLO segmentation or labelme"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     return parser

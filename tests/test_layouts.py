@@ -1,0 +1,567 @@
+"""Own data in the layouts that people have."""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import check_data
+import gpvit.data
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, Instances
+from gpvit import annotations, layouts
+from gpvit.engine import digest, load_config
+from gpvit.errors import UserError
+from gpvit.images import read_image
+from PIL import Image
+from pycocotools import mask as mask_api
+from test_evaluation import evaluate
+
+CLASSES = ["cross", "disc", "triangle"]  # in the order that labelme gets
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache is not touched."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "gpvit" / "data"
+
+
+@pytest.fixture(scope="session")
+def source(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic data set with objects of one outline each, which every format can hold, in the plainest layout."""
+    folder = tmp_path_factory.mktemp("source") / "data"
+    shutil.copytree(synthetic_data / "images", folder / "images")
+    (folder / "annotations").mkdir()
+    for split in ("train", "val"):
+        content = json.loads((synthetic_data / "annotations" / f"{split}.json").read_text())
+        names = {entry["id"]: entry["name"] for entry in content["categories"]}
+        kept = [a for a in content["annotations"] if isinstance(a["segmentation"], list) and len(a["segmentation"]) == 1]
+        for item in kept:
+            item["category_id"] = 1 + CLASSES.index(names[item["category_id"]])
+            points = np.reshape(item["segmentation"][0], (-1, 2))
+            item["bbox"] = [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+        categories = [{"id": id, "name": name, "supercategory": "shape"} for id, name in enumerate(CLASSES, start=1)]
+        content = {"images": content["images"], "annotations": kept, "categories": categories}
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def contents(source: Path) -> dict[str, dict]:
+    return {split: json.loads((source / "annotations" / f"{split}.json").read_text()) for split in ("train", "val")}
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def copy_images(source: Path, content: dict, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for image in content["images"]:
+        shutil.copy(source / "images" / image["file_name"], folder)
+
+
+def coco(json_files: str, images: str, prefix: str = "") -> Callable[[Path, Path], None]:
+    """A layout of COCO files, whose paths have SPLIT in the place of train and val."""
+
+    def build(source: Path, folder: Path) -> None:
+        for split, content in contents(source).items():
+            copy_images(source, content, folder / images.replace("SPLIT", split))
+            for image in content["images"]:
+                image["file_name"] = prefix.replace("SPLIT", split) + image["file_name"]
+            write(folder / json_files.replace("SPLIT", split), content)
+
+    return build
+
+
+def roboflow(source: Path, folder: Path) -> None:
+    for split, content in contents(source).items():
+        folder_of_split = folder / {"train": "train", "val": "valid"}[split]
+        copy_images(source, content, folder_of_split)
+        content["categories"].insert(0, {"id": 0, "name": "shape", "supercategory": "none"})
+        write(folder_of_split / "_annotations.coco.json", content)
+
+
+def called_test(source: Path, folder: Path) -> None:
+    coco("SPLIT/labels.json", "SPLIT")(source, folder)
+    (folder / "val").rename(folder / "test")
+
+
+def yolo(images: str, labels: str, **entries: object) -> Callable[[Path, Path], None]:
+    def build(source: Path, folder: Path) -> None:
+        for split, content in contents(source).items():
+            copy_images(source, content, folder / images.replace("SPLIT", split))
+            for image in content["images"]:
+                lines = []
+                for item in content["annotations"]:
+                    if item["image_id"] == image["id"]:
+                        shares = np.reshape(item["segmentation"][0], (-1, 2)) / [image["width"], image["height"]]
+                        lines.append(" ".join([str(item["category_id"] - 1), *(f"{value:.6f}" for value in shares.ravel())]))
+                name = Path(image["file_name"]).with_suffix(".txt").name
+                write(folder / labels.replace("SPLIT", split) / name, "\n".join(lines) + "\n")
+        lists = {key: value for key, value in entries.items() if key != "names"}
+        write(folder / "data.yaml", {"names": entries.get("names", CLASSES)} | lists)
+
+    return build
+
+
+def labelme(images: str) -> Callable[[Path, Path], None]:
+    def build(source: Path, folder: Path) -> None:
+        for split, content in contents(source).items():
+            place = folder / images.replace("SPLIT", split)
+            copy_images(source, content, place)
+            for image in content["images"]:
+                shapes = [
+                    {
+                        "label": CLASSES[item["category_id"] - 1],
+                        "points": np.reshape(item["segmentation"][0], (-1, 2)).tolist(),
+                        "group_id": None,
+                        "shape_type": "polygon",
+                    }
+                    for item in content["annotations"]
+                    if item["image_id"] == image["id"]
+                ]
+                entry = {"version": "5.5.0", "shapes": shapes, "imagePath": image["file_name"], "imageData": None}
+                size = {"imageHeight": image["height"], "imageWidth": image["width"]}
+                write(place / Path(image["file_name"]).with_suffix(".json").name, entry | size)
+
+    return build
+
+
+SPLIT = {
+    "plain": coco("annotations/SPLIT.json", "images"),
+    "folders in images": coco("annotations/SPLIT.json", "images/SPLIT"),
+    "COCO": coco("annotations/instances_SPLIT2017.json", "SPLIT2017"),
+    "COCO in images": coco("annotations/instances_SPLIT2017.json", "images/SPLIT2017"),
+    "anywhere": coco("labels/final_SPLIT.json", "pictures/2024/may"),
+    "with folders in the names": coco("SPLIT.json", "photos/SPLIT", prefix="SPLIT/"),
+    "with dots in the names": coco("SPLIT/labels.json", "images", prefix="./"),
+    "a test split": called_test,
+    "Roboflow": roboflow,
+    "YOLO, Roboflow's": yolo("SPLIT/images", "SPLIT/labels", train="../train/images", val="../val/images"),
+    "YOLO, Ultralytics'": yolo("images/SPLIT", "labels/SPLIT", names=dict(enumerate(CLASSES))),
+    "YOLO, folders of other names": yolo("SPLIT_a/images", "SPLIT_a/labels", path=".", train="train_a", val="val_a/images"),
+    "labelme": labelme("SPLIT"),
+}
+UNSPLIT = {
+    "one file": coco("all.json", "images"),
+    "YOLO": yolo("images", "labels", train="images", val="images"),
+    "YOLO in one folder": yolo("data", "data"),
+    "labelme": labelme("."),
+}
+
+
+def known(records: list[dict]) -> dict[str, list[tuple]]:
+    """Objects by the name of the image: class, box, and mask as RLE."""
+    found = {}
+    for record in records:
+        size, objects = (record["height"], record["width"]), []
+        for item in record["annotations"]:
+            mask = mask_api.merge(mask_api.frPyObjects(item["segmentation"], *size))["counts"]
+            objects.append((item["category_id"], tuple(np.round(item["bbox"], 2).tolist()), mask))
+        found[Path(record["file_name"]).name] = sorted(objects)
+        assert Image.open(record["file_name"]).size == size[::-1]
+    return found
+
+
+def all_files(folder: Path) -> dict[Path, float]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_every_layout_gives_the_same_records(source: Path, tmp_path: Path, name: str) -> None:
+    SPLIT[name](source, tmp_path / "data")
+    before = all_files(tmp_path / "data")
+    for split in ("train", "val"):
+        file = layouts.read(str(tmp_path / "data"), split)
+        assert list(file.categories.values()) == CLASSES
+        assert known(file.records()) == known(layouts.read(str(source), split).records())
+    assert all_files(tmp_path / "data") == before
+
+
+@pytest.mark.parametrize("name", UNSPLIT)
+def test_what_is_not_split_gives_the_same_records_in_two_parts(source: Path, tmp_path: Path, name: str) -> None:
+    if name == "one file":
+        shutil.copytree(source / "images", tmp_path / "data" / "images")
+        write(tmp_path / "data" / "all.json", merged(source))
+    else:
+        UNSPLIT[name](source, tmp_path / "data")
+    before = all_files(tmp_path / "data")
+    layout = layouts.recognise(str(tmp_path / "data"))
+    parts = {split: known(layout.read(split).records()) for split in ("train", "val")}
+    assert len(parts["train"]) == 10 and len(parts["val"]) == 2  # a fifth of 12
+    expected = {**known(layouts.read(str(source), "train").records()), **known(layouts.read(str(source), "val").records())}
+    assert parts["train"] | parts["val"] == expected
+    assert "2 of 12 images are set apart to validate, by seed 0 and their names" in layout.notes
+    assert all_files(tmp_path / "data") == before
+
+
+def merged(source: Path) -> dict:
+    """Both splits in one file."""
+    train, val = contents(source).values()
+    for offset, key in (("images", "id"), ("annotations", "id"), ("annotations", "image_id")):
+        for entry in val[offset]:
+            entry[key] += 1000
+    return train | {key: train[key] + val[key] for key in ("images", "annotations")}
+
+
+def test_a_single_file_is_split_by_names_alone(source: Path, tmp_path: Path) -> None:
+    content, parts = merged(source), []
+    for number, reverse in enumerate((False, True)):
+        folder = tmp_path / str(number)
+        shutil.copytree(source / "images", folder / "images")
+        content["images"].sort(key=lambda image: image["id"], reverse=reverse)
+        write(folder / "annotations" / "all.json", content)
+        for given in (folder, folder / "annotations" / "all.json"):
+            splits = layouts.find(str(given))
+            parts.append({split: known(layouts.read(str(given), split).records()) for split in splits})
+    assert parts[0] == parts[1] == parts[2] == parts[3] and not parts[0]["train"].keys() & parts[0]["val"].keys()
+
+
+def test_who_splits_and_when_makes_no_difference() -> None:
+    names = [f"{number}.jpg" for number in range(12)]
+    for given in (names, names[::-1]):
+        assert layouts.divided(given, lambda name: None)[0]["val"] == {"4.jpg", "0.jpg"}  # which people go by
+
+
+def test_at_least_one_image_is_set_apart_and_variants_of_one_stay_together() -> None:
+    parts, _ = layouts.divided(["a.jpg", "b.jpg"], lambda name: None)
+    assert len(parts["train"]) == len(parts["val"]) == 1
+    names = [f"{number}_jpg.rf.{variant}.jpg" for number in range(10) for variant in "abc"]
+    parts, _ = layouts.divided(names, lambda name: None)
+    originals = {split: {name[0] for name in part} for split, part in parts.items()}
+    assert len(parts["val"]) == 6 and not originals["train"] & originals["val"]
+    with pytest.raises(UserError, match="1 image cannot be split"):
+        layouts.divided(["a.jpg"], lambda name: None)
+
+
+def test_converted_data_is_written_once_and_anew_when_something_changes(
+    source: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpvit import conversion
+
+    folder = tmp_path / "data"
+    yolo("images", "labels")(source, folder)
+    first = layouts.find(str(folder))
+    assert first["train"].json_file.parent.parent == cache and first["train"].json_file.parent.name.startswith("data-")
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "from_yolo", lambda *arguments: pytest.fail("it is converted again"))
+        assert layouts.find(str(folder)) == first
+    label = sorted((folder / "labels").iterdir())[0]
+    label.write_text("2 0.1 0.1 0.5 0.1 0.5 0.5\n" * 3)
+    assert layouts.find(str(folder)) != first
+    found = {**known(layouts.read(str(folder), "train").records()), **known(layouts.read(str(folder), "val").records())}
+    assert [item[0] for item in found[label.with_suffix(".png").name]] == [2, 2, 2]
+
+
+def test_of_processes_that_convert_at_once_one_is_first_and_the_others_take_its_files(tmp_path: Path) -> None:
+    layouts._write(tmp_path / "new", {"a": "first"})
+    layouts._write(tmp_path / "new", {"a": "second"})
+    assert [path.name for path in tmp_path.iterdir()] == ["new"] and (tmp_path / "new" / "a").read_text() == '"first"'
+
+
+def test_data_that_moved_is_the_same_to_a_training_that_goes_on(source: Path, tmp_path: Path) -> None:
+    yolo("images", "labels")(source, tmp_path / "before")
+    before = digest(layouts.read(str(tmp_path / "before"), "train").records())
+    shutil.copytree(tmp_path / "before", tmp_path / "after", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "before")
+    assert digest(layouts.read(str(tmp_path / "after"), "train").records()) == before
+
+
+def test_converted_data_is_evaluated(source: Path, tmp_path: Path) -> None:
+    yolo("images", "labels")(source, tmp_path / "data")
+
+    def perfect(image: dict, api, name: str) -> Instances:
+        found = api.loadAnns(api.getAnnIds(image["id"]))
+        boxes = torch.tensor([item["bbox"] for item in found], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = torch.tensor(np.array([api.annToMask(item) for item in found]), dtype=torch.bool)
+        classes = torch.tensor([item["category_id"] - 1 for item in found])
+        size = (image["height"], image["width"])
+        scores = torch.ones(len(found))
+        return Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes, pred_masks=masks)
+
+    results = evaluate(tmp_path / "data", perfect)
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("kind", [yolo("images", "labels"), labelme(".")])
+def test_outlines_of_photos_survive_conversion(real_data: Path, tmp_path: Path, kind) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(real_data / "fruits_nuts", source)
+    for split, content in contents(source).items():
+        for entry in content["categories"]:
+            entry["name"] = CLASSES[entry["id"] - 1]
+        write(source / "annotations" / f"{split}.json", content)
+    kind(source, tmp_path / "data")
+    overlaps = []
+    for split in layouts.find(str(tmp_path / "data")):
+        for record in layouts.read(str(tmp_path / "data"), split).records():
+            name, size = Path(record["file_name"]).name, (record["height"], record["width"])
+            mine = [item["segmentation"] for item in record["annotations"]]
+            original = by_image(source)[name]
+            assert len(mine) == len(original)
+            pairs = [mask_api.frPyObjects([a[0], b[0]], *size) for a, b in zip(mine, original)]
+            overlaps += [mask_api.iou([a], [b], [0])[0, 0] for a, b in pairs]
+    assert len(overlaps) == 165 and min(overlaps) > 0.999
+
+
+def by_image(source: Path) -> dict[str, list]:
+    found: dict[str, list] = {}
+    for content in contents(source).values():
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        for item in content["annotations"]:
+            found.setdefault(names[item["image_id"]], []).append(item["segmentation"])
+    return found
+
+
+def test_labelme_groups_are_one_object_and_rectangles_have_no_mask(tmp_path: Path) -> None:
+    def shape(label: str, kind: str, *points: list[float], group: int | None = None) -> dict:
+        return {"label": label, "shape_type": kind, "points": points, "group_id": group}
+
+    parts = [[1, 1], [9, 1], [9, 9]], [[20, 1], [29, 1], [29, 9.5]]
+    for name in ("a", "b"):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")
+        shapes = [shape("cat", "polygon", *part, group=4) for part in parts] + [shape("dog", "polygon", *parts[0], group=4)]
+        shapes += [shape("dog", "rectangle", [9, 9], [1, 2]), shape("dog", "circle", [3, 3], [4, 4])]
+        write(tmp_path / f"{name}.json", {"shapes": shapes, "imagePath": f"..\\photos\\{name}.png"})
+    layout = layouts.recognise(str(tmp_path))
+    assert "left out: 2 shapes that are no outlines (circle)" in layout.notes
+    [record] = layout.read("val", masks=False).records()
+    boxes = [(item["category_id"], item["bbox"]) for item in record["annotations"]]
+    assert boxes == [(0, [1, 1, 28, 8.5]), (1, [1, 1, 8, 8]), (1, [1, 2, 8, 7])]
+    content = json.loads(layout.splits["val"].json_file.read_text())
+    assert [len(item.get("segmentation", [])) for item in content["annotations"]] == [2, 1, 0]
+    assert [item["area"] for item in content["annotations"]] == [32 + 38.25, 32, 56]
+    with pytest.raises(UserError, match="1 annotations have no segmentation"):
+        layout.read("val")
+
+
+def test_yolo_boxes_scores_and_images_without_labels(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 20)).save(tmp_path / "images" / f"{name}.png")
+    write(tmp_path / "labels" / "a.txt", "1 0.5 0.5 0.5 0.5\n\n0 0.5 0.5 0.5 0.5 0.9\n0 0 0 0.5 0 0.5 0.5 0.25\n")
+    write(tmp_path / "labels" / "b.txt", "")
+    write(tmp_path / "d.yml", "names: {0: cat, 1: dog}\n")
+    layout = layouts.recognise(str(tmp_path))
+    assert "1 images have no file of labels: taken for images without objects" in layout.notes
+    found = {}
+    for split in ("train", "val"):
+        content = json.loads(layout.splits[split].json_file.read_text())
+        found |= {
+            image["file_name"]: [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            for image in content["images"]
+        }
+    assert [len(found[f"images/{name}.png"]) for name in "abc"] == [3, 0, 0]
+    items = found["images/a.png"]
+    assert [item["bbox"] for item in items] == [[10, 5, 20, 10], [10, 5, 20, 10], [0, 0, 20, 10]]
+    assert [item["category_id"] for item in items] == [2, 1, 1]
+    assert [item.get("segmentation") for item in items] == [None, None, [[0, 0, 20, 0, 20, 10]]]
+
+
+def test_images_that_the_yaml_file_does_not_say_are_no_part_of_the_data(source: Path, tmp_path: Path) -> None:
+    yolo("SPLIT/images", "SPLIT/labels", train="train/images", test="val")(source, tmp_path / "data")
+    for folder in ("images", "labels"):
+        shutil.copytree(tmp_path / "data" / "train" / folder, tmp_path / "data" / "old" / folder)
+    for given in (tmp_path / "data", tmp_path / "data" / "data.yaml"):
+        found = {split: known(layouts.read(str(given), split).records()) for split in ("train", "val")}
+        assert [len(records) for records in found.values()] == [8, 4]
+
+
+def test_sizes_are_those_of_the_picture_as_it_is_seen(tmp_path: Path) -> None:
+    from gpvit.conversion import size_of
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("jpg", "png", "tif", "webp"):
+        path = tmp_path / f"turned.{suffix}"
+        Image.new("RGB", (40, 20)).save(path, exif=exif)
+        assert size_of(path) == read_image(path).shape[:2] == (40, 20)
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    with pytest.raises(UserError, match="broken.jpg: cannot be read"):
+        size_of(tmp_path / "broken.jpg")
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_the_group_that_roboflow_writes_before_the_classes_is_left_out_if_it_is_one(tmp_path: Path, used: bool) -> None:
+    categories = [{"id": 0, "name": "fruit", "supercategory": "none"}]
+    categories += [{"id": id, "name": name, "supercategory": "fruit"} for id, name in ((1, "fig"), (2, "fruit"))]
+    item = {"id": 1, "image_id": 1, "category_id": 0 if used else 2, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
+    images = [{"id": 1, "file_name": "a.png", "height": 9, "width": 9}]
+    write(tmp_path / "all.json", {"categories": categories, "images": images, "annotations": [item]})
+    file = annotations.read(tmp_path / "all.json", tmp_path, masks=False)
+    assert list(file.categories.values()) == (["fruit"] if used else []) + ["fig", "fruit"]
+    assert ("group" in annotations.grouped(file.problems)) is not used
+
+
+def put(name: str, content: object) -> Callable[[Path], object]:
+    return lambda folder: write(folder / name, content)
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def copy(name: str, other: str) -> Callable[[Path], object]:
+    return lambda folder: (shutil.copytree if (folder / name).is_dir() else shutil.copy)(folder / name, folder / other)
+
+
+COCO_2017, LABEL = "annotations/instances_train2017.json", "labels/val_00001.txt"
+YAML = {"names": CLASSES}
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"),
+    [
+        (SPLIT["plain"], remove("annotations"), "no annotations are recognised in 12 images; accepted are"),
+        (SPLIT["plain"], remove("images"), "of its 8 images, 8 are not in .* and its folders: train_00000"),
+        (SPLIT["plain"], remove("annotations/val.json"), "val.json is missing; accepted are"),
+        (SPLIT["COCO"], copy(COCO_2017, "annotations/instances_train2014.json"), "it cannot be told which"),
+        (SPLIT["folders in images"], put("annotations/val.json", "{"), "val.json is no JSON .*; correct it, or move it"),
+        (SPLIT["COCO"], put("data.yaml", YAML), "COCO in annotations/instances_train2017.*; YOLO in data.yaml; give"),
+        (SPLIT["anywhere"], copy("pictures", "old"), "in several folders, .*old/2024/may, .*pictures/2024/may; keep"),
+        (SPLIT["anywhere"], remove("pictures/2024/may/val_00001.png"), "of its 4 images, 1 are not in .*val_00001"),
+        (SPLIT["labelme"], put("val/val_00001.json", {"shapes": [{"label": 1}]}), "cannot be read as labelme's"),
+        (SPLIT["labelme"], remove("val/val_00001.png"), "images of 1 labelme files are not found.*val_00001"),
+        (SPLIT["labelme"], copy("val/val_00001.json", "val/again.json"), "are of the same image, val/val_00001.png"),
+        (UNSPLIT["YOLO"], put(LABEL, "3 0 0 1 0 1 1"), "val_00001.txt: class 3, and"),
+        (UNSPLIT["YOLO"], put(LABEL, "1 0 0 x 0 1 1"), "val_00001.txt: could not convert"),
+        (UNSPLIT["YOLO"], put(LABEL, "1 0 0"), "val_00001.txt: Invalid YOLO"),
+        (UNSPLIT["YOLO"], put("data.yaml", YAML | {"kpt_shape": [3, 2]}), "is of key points"),
+        (UNSPLIT["YOLO"], put("data.yaml", "names"), "1 .yaml; accepted are"),
+        (UNSPLIT["YOLO"], put("more.yaml", YAML), "data.yaml, more.yaml all have names of classes"),
+        (UNSPLIT["YOLO"], lambda folder: (folder / "images" / "gone.png").symlink_to("nowhere"), "No such file .*gone.png"),
+        (UNSPLIT["YOLO"], remove("labels"), "has no images with labels"),
+        (UNSPLIT["YOLO"], put("images/val_00001.png", "no image"), "val_00001.png: cannot be read"),
+    ],
+)
+def test_what_is_not_clear_is_refused_in_one_line(source: Path, tmp_path: Path, kind, damage, message: str) -> None:
+    kind(source, tmp_path / "data")
+    damage(tmp_path / "data")
+    with pytest.raises(UserError, match=message) as error:
+        for split in ("train", "val"):
+            layouts.read(str(tmp_path / "data"), split)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no JSON", "all.json: not in COCO format"),
+        ({"shapes": []}, "no categories"),
+        ({"images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}]}, "no categories"),
+        ({"images": [{"id": 1}], "categories": []}, "no categories"),
+    ],
+)
+def test_a_file_that_is_none_is_one_line(tmp_path: Path, content: object, message: str) -> None:
+    write(tmp_path / "all.json", content)
+    with pytest.raises(UserError, match=message) as error:
+        layouts.find(str(tmp_path / "all.json"))
+    assert "\n" not in str(error.value)
+
+
+def test_without_supervision_the_error_says_what_to_install(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "gpvit.conversion", raising=False)
+    monkeypatch.delattr(gpvit, "conversion", raising=False)
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    SPLIT["labelme"](source, tmp_path / "data")
+    with pytest.raises(UserError, match="pip install 'supervision"):
+        layouts.find(str(tmp_path / "data"))
+    assert layouts.find(str(source))["train"].json_file.exists()
+
+
+def test_of_folders_that_have_all_images_the_one_called_as_the_split_or_images_counts(source: Path, tmp_path: Path) -> None:
+    images = contents(source)["val"]
+    for folder in ("pictures/train", "pictures/val", "shots/images", "shots/masks"):
+        copy_images(source, images, tmp_path / "data" / folder)
+    for split in ("train", "val"):
+        write(tmp_path / "data" / "labels" / f"{split}.json", images)
+    tree = layouts.Tree(tmp_path / "data" / "pictures")
+    for split in ("train", "val"):
+        found = layouts.image_root(tmp_path / "data" / "labels" / f"{split}.json", tree, split)
+        assert found == tmp_path / "data" / "pictures" / split
+    tree = layouts.Tree(tmp_path / "data" / "shots")
+    found = layouts.image_root(tmp_path / "data" / "labels" / "val.json", tree, "val")
+    assert found == tmp_path / "data" / "shots" / "images"
+
+
+def test_a_folder_with_one_split_has_that_one(source: Path, tmp_path: Path) -> None:
+    SPLIT["COCO"](source, tmp_path)
+    (tmp_path / "annotations" / "instances_train2017.json").unlink()
+    assert layouts.find(str(tmp_path)).keys() == {"val"}
+    with pytest.raises(UserError, match="no annotations for train, only .*instances_val2017.json"):
+        layouts.read(str(tmp_path), "train")
+
+
+def test_what_was_found_is_in_the_log_before_the_data_is_used(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    SPLIT["Roboflow"](source, tmp_path / "data")
+    cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"))
+    gpvit.data.use_folder(cfg, str(tmp_path / "data"), train=True)
+    assert cfg.model.roi_heads.num_classes == 3
+    with caplog.at_level(logging.INFO, "gpvit.data"):
+        for loader in (cfg.dataloader.train, cfg.dataloader.test):
+            DatasetCatalog.get(loader.dataset.names)
+    [text] = [entry.getMessage() for entry in caplog.records if entry.name == "gpvit.data"]
+    lines = text.splitlines()
+    assert lines[0] == f"{tmp_path / 'data'}: COCO format by Roboflow"
+    numbers = {
+        line.rsplit(maxsplit=2)[0].strip(): [int(n) for n in line.split()[-2:]] for line in lines if line[-1].isdigit()
+    }
+    files = {split: layouts.read(str(source), split) for split in ("train", "val")}
+    objects = {split: [item for items in file.objects.values() for item in items] for split, file in files.items()}
+    assert numbers["images"] == [8, 4]
+    assert numbers["objects"] == [len(found) for found in objects.values()]
+    for id, name in enumerate(CLASSES, start=1):
+        assert numbers[name] == [sum(item["category_id"] == id for item in found) for found in objects.values()]
+    sides = [image["width"] for file in files.values() for image in file.images.values()]
+    assert f"images are {min(sides)} to {max(sides)} pixels wide" in lines[-1]
+
+
+def test_a_table_of_many_classes_has_the_most_frequent_and_those_without_objects() -> None:
+    file = annotations.CocoFile("a.json", "", categories={id: f"class {id}" for id in range(30)})
+    file.images = {1: {"file_name": "a.png", "height": 5, "width": 7}}
+    file.objects = {1: [{"category_id": id, "iscrowd": 0} for id in range(28) for _ in range(id + 1)]}
+    file.objects[1].append({"category_id": 29, "iscrowd": 1})
+    lines = layouts.table({"train": file}).splitlines()
+    assert [line.split() for line in lines[5:7]] == [["class", "27", "28"], ["class", "26", "27"]]
+    assert [line.split() for line in lines[-3:-2]] == [["and", "10", "classes", "more", str(sum(range(1, 9)))]]
+    assert lines[-2:] == [
+        "classes without objects in train: class 28, class 29",
+        "images are 7 pixels wide and 5 high",
+    ]
+
+
+@pytest.mark.parametrize("name", ["Roboflow", "YOLO, Ultralytics'"])
+def test_the_checker_takes_every_layout(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str) -> None:
+    SPLIT[name](source, tmp_path / "data")
+    assert check_data.main([str(tmp_path / "data")]) == 0
+    text = capsys.readouterr().out
+    what = "COCO format by Roboflow" if name == "Roboflow" else "YOLO format, converted to COCO format in "
+    assert f"{tmp_path / 'data'}: {what}" in text
+    assert "images                   8      4" in text
+    image = next((tmp_path / "data").rglob("val_00001.png"))
+    image.write_bytes(image.read_bytes()[:100])
+    assert check_data.main([str(tmp_path / "data")]) == 1
+    assert "val_00001.png: cannot be read" in capsys.readouterr().out
+
+
+def test_the_checker_finds_the_images_of_a_single_file(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    SPLIT["anywhere"](source, tmp_path / "data")
+    given = tmp_path / "data" / "labels" / "final_train.json"
+    with pytest.raises(UserError, match="of its 8 images, 8 are not in .*; give the folder of its images by --images DIR"):
+        check_data.main([str(given)])
+    given = shutil.move(given, tmp_path / "data")
+    assert check_data.main([str(given)]) == 0
+    assert "2 of 8 images are set apart to validate" in capsys.readouterr().out

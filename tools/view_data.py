@@ -1,0 +1,158 @@
+"""Draws a data set in COCO format, or in any layout that --data of train_net.py takes, with its annotations.
+
+    python tools/view_data.py my_data --output output/view_data
+    python tools/view_data.py annotations.json --images my_data/images --classes cat --number 9
+
+Each image becomes a picture of its own, and sheet.png shows them all. An image that cannot be read is left out and told
+of at the end; the exit code is 1 then.
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib.figure
+import numpy as np
+from gpvit import annotations, layouts
+from gpvit.errors import UserError, listed
+from gpvit.images import read_image
+from gpvit.visualize import draw_annotations
+
+COLUMNS = 4
+CELL = 900  # pixels, the longer side of a picture on the sheet
+GAP = 30  # pixels between them, above with their titles
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="as for --data of train_net.py, or one JSON file")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of a JSON file, if not found")
+    parser.add_argument("--split", choices=("train", "val"), help="which part of a folder; train if there is one")
+    parser.add_argument("--output", default="output/view_data", type=Path, metavar="DIR", help="where the pictures go")
+    parser.add_argument("--overwrite", action="store_true", help="write over pictures that are there")
+    parser.add_argument("--number", default=16, type=int, help="how many images, chosen at random")
+    parser.add_argument("--seed", default=0, type=int, help="another one chooses other images")
+    parser.add_argument("--ids", nargs="+", type=int, metavar="ID", help="these images instead")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="only objects of these, and images with them")
+    args = parser.parse_args()
+    json_file, images = locate(args.data, args.images, args.split)
+    records, classes = load(json_file, images)
+    records = choose(records, classes, args)
+    targets = [args.output / f"{record['image_id']}_{Path(record['file_name']).stem}.png" for record in records]
+    there = [str(path) for path in (*targets, args.output / "sheet.png") if path.exists()]
+    if there and not args.overwrite:
+        raise UserError(f"{listed(there)} would be overwritten: give another --output, or --overwrite")
+    args.output.mkdir(parents=True, exist_ok=True)
+    drawn, errors = draw(records, targets, classes)
+    if drawn:
+        save_sheet(drawn, args.output / "sheet.png")
+        print(f"{len(drawn)} of {json_file} -> {args.output / 'sheet.png'}")
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return int(bool(errors))
+
+
+def locate(data: Path, images: Path | None, split: str | None) -> layouts.Split:
+    """The file of annotations and the folder of its images that are asked for."""
+    if data.suffix == ".json" and data.is_file():
+        if split:
+            raise UserError(f"{data} is one file, of which all is shown; --split is for folders")
+        try:
+            return layouts.Split(data, images or layouts.image_root(data))
+        except UserError as error:
+            raise UserError(f"{error}; give their folder by --images DIR") from None
+    if images:
+        raise UserError(f"{data} is no JSON file; --images is for those")
+    splits = layouts.find(str(data))
+    there = [name for name in ([split] if split else ("train", "val")) if name in splits and splits[name].json_file.exists()]
+    if not there:
+        raise UserError(f"{data} has no annotations for {split or 'train or val'}")
+    return splits[there[0]]
+
+
+def load(json_file: Path, images: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The images as Detectron2's records, and the class names; "segmentation" is empty where an object has only a box."""
+    boxes, masks = (annotations.read(json_file, images, masks=masks) for masks in (False, True))
+    if not any(problem.kind == "no mask" for problem in masks.problems):
+        return masks.records(), list(masks.categories.values())
+    outlines = {item["id"]: item["segmentation"] for items in masks.objects.values() for item in items}
+    records = boxes.records()
+    for item in (item for record in records for item in record["annotations"]):
+        item["segmentation"] = outlines.get(item["id"], [])
+    return records, list(boxes.categories.values())
+
+
+def choose(records: list[dict[str, Any]], classes: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The images that are asked for, with the objects that are."""
+    if args.classes:
+        if unknown := sorted({*args.classes} - {*classes}):
+            raise UserError(f"there are no classes {listed(unknown)}; there are {', '.join(classes)}")
+        for record in records:
+            record["annotations"] = [o for o in record["annotations"] if classes[o["category_id"]] in args.classes]
+        records = [record for record in records if record["annotations"]]
+    if args.ids:
+        known = {record["image_id"]: record for record in records}
+        if unknown := [str(id) for id in args.ids if id not in known]:
+            raise UserError(f"there are no images with id {listed(unknown)}{' and these classes' if args.classes else ''}")
+        return [known[id] for id in dict.fromkeys(args.ids)]
+    if not records or args.number < 1:
+        raise UserError("there is no image to draw")
+    chosen = random.Random(args.seed).sample(range(len(records)), min(args.number, len(records)))
+    return [records[index] for index in sorted(chosen)]
+
+
+def draw(
+    records: list[dict[str, Any]], targets: list[Path], classes: list[str]
+) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
+    """Writes a picture for each image; gives them with their titles, made smaller for the sheet, and what went wrong."""
+    drawn, errors = [], []
+    for number, (record, target) in enumerate(zip(records, targets), start=1):
+        path = record["file_name"]
+        try:
+            image = read_image(path)
+            height, width = image.shape[:2]
+            if (height, width) != (record["height"], record["width"]):
+                stated = f"{record['width']} x {record['height']}"
+                raise UserError(f"{path}: is {width} x {height} pixels, and {stated} by its annotations")
+        except UserError as error:
+            errors.append(f"{error} (image id {record['image_id']})")
+            continue
+        picture = draw_annotations(image, record, classes)
+        if not cv2.imwrite(str(target), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+            raise UserError(f"cannot write {target}")
+        scale = CELL / max(picture.shape[:2])
+        smaller = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else picture
+        objects = len(record["annotations"])
+        drawn.append((f"{record['image_id']}: {Path(path).name}, {objects} object{'s' * (objects != 1)}", smaller))
+        print(f"[{number}/{len(records)}] {path}: {objects} objects -> {target}")
+    return drawn, errors
+
+
+def save_sheet(pictures: list[tuple[str, np.ndarray]], path: Path) -> None:
+    """A sheet of pictures with their titles, pixel by pixel."""
+    columns = min(COLUMNS, len(pictures))
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    width = GAP + max(picture.shape[1] for _, picture in pictures)
+    heights = [GAP + max(picture.shape[0] for _, picture in row) for row in rows]
+    figure = matplotlib.figure.Figure(figsize=(width * columns / 100, sum(heights) / 100), dpi=100)
+    for number, row in enumerate(rows):
+        top = sum(heights[number:]) - GAP  # from the bottom
+        for x, (title, picture) in zip(range(GAP // 2, width * columns, width), row):
+            figure.figimage(picture, x, top - picture.shape[0])
+            figure.text(x / width / columns, (top + 6) / sum(heights), shortened(title, width // 9), fontsize=12)
+    figure.savefig(path)
+
+
+def shortened(title: str, length: int) -> str:
+    """A title of at most so many letters; what is left out is in the middle, in the name of the file."""
+    return title if len(title) <= length else f"{title[: length // 2 - 1]}…{title[-(length // 2) :]}"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
