@@ -3,18 +3,18 @@
 Models are made narrow and trainings short by further overrides; what else is changed or not run is said below.
 """
 
-import os
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import cv2
 import gpvit
-import numpy as np
 import published
 import pytest
+import torch
 import train_net
 from conftest import REPOSITORY, TINY
 from gpvit.engine import argument_parser
@@ -35,9 +35,18 @@ ELSEWHERE = {
     "torchrun ": "tests/faults/test_launchers.py",
     "tensorboard ": "nothing of ours",
     "pip install ": "nothing of ours",
+    "hf ": "nothing of ours",
+    "pre-commit ": "nothing of ours",
+    "python tools/share.py push --weights ./shapes --to USER": "tests/test_hub.py",
+    "python tools/share.py pull": "tests/test_hub.py",
+    "python tools/demo.py --weights hf:": "tests/test_hub.py",
+    "python tools/benchmark.py": "tests/test_tools.py",
+    "python tools/analyze.py": "tests/test_tools.py",
+    "python tools/convert_checkpoint.py": "tests/test_tools.py",
+    "python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py": "tests/test_train_net.py",
 }
 HERE = ["train.device=cpu", "train.max_iter=2", "train.eval_period=2", "train.checkpointer.period=2"]
-SMALL = ["dataloader.short_side=64", "dataloader.max_size=96", "dataloader.train.total_batch_size=2"]
+SMALL = ["dataloader.short_side=96", "dataloader.max_size=128", "dataloader.train.total_batch_size=2"]
 SMALL += ["dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
 
 
@@ -63,31 +72,42 @@ def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Pat
     for name in ("configs", "tools", "train_net.py", "projects", "docs"):
         (folder / name).symlink_to(REPOSITORY / name)
     quickstart = folder / "output" / "quickstart"
-    command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(synthetic_data), *TINY]
+    command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(synthetic_data), *TINY, *SMALL]
     command += ["train.device=cpu", f"train.output_dir={quickstart}", "train.checkpointer.best_metric=segm/AP"]
+    command += ["model.roi_heads.box_predictor.test_score_thresh=0.0"]  # there is always something to see
     train_net.main(argument_parser().parse_intermixed_args(command))
     for link in (quickstart / "data", folder / "my_data"):
         link.symlink_to(synthetic_data)
+    shutil.copy(quickstart / "coco_instances_results.json", folder / "results.json")
     (folder / "pictures").mkdir()
-    for number, path in enumerate(sorted((synthetic_data / "images").glob("val_*.png"))[:2]):
-        cv2.imwrite(str(folder / "pictures" / f"{number}.jpg"), cv2.imread(str(path)))
+    path, *_ = sorted((synthetic_data / "images").glob("val_*.png"))
+    for name in ("pictures/1.jpg", "picture.jpg", "a.jpg", "b.png"):
+        cv2.imwrite(str(folder / name), cv2.imread(str(path)))
     return folder
+
+
+@pytest.fixture
+def clone(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to write to, and the present folder."""
+    monkeypatch.chdir(shutil.copytree(world, tmp_path / "clone", symlinks=True))
+    return Path()
 
 
 @pytest.mark.parametrize(("page", "command"), [pytest.param(*each, id=f"{each[0]}: {each[1][:60]}") for each in commands()])
 def test_a_command_of_the_documentation_runs(
-    page: str, command: str, world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    page: str, command: str, clone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if command.startswith(tuple(ELSEWHERE)):
         return
-    name, equals, value = command.partition("=")
+    name, equals, _ = command.partition("=")
     if equals and name.isidentifier():  # a variable, such as the address of a published file
         return
-    monkeypatch.chdir(world)
     words = shlex.split(command.replace("$W", published_file(tmp_path)) if "$W" in command else command)
     assert words.pop(0) == "python"
     if words[0] == "train_net.py":
         words = shortened(words, tmp_path)
+    elif "$W" in command:
+        words += ["--device", "cpu", "dataloader.short_side=64"]
     monkeypatch.setattr(sys, "argv", words)
     try:
         runpy.run_path(words[0], run_name="__main__")
@@ -97,14 +117,14 @@ def test_a_command_of_the_documentation_runs(
 
 def shortened(words: list[str], folder: Path) -> list[str]:
     """A training of train_net.py that takes seconds."""
-    if "--num-gpus" in words:
-        del words[(i := words.index("--num-gpus")) : i + 2]
+    for option in ("--num-gpus", "--num-machines", "--machine-rank", "--dist-url"):
+        if option in words:
+            del words[(i := words.index(option)) : i + 2]
     if "--data" not in words:
         words += ["--data", "my_data"]
     weights = next((word for word in words if word.startswith("train.init_checkpoint=")), "")
     words = [word for word in words if not word.startswith(("train.max_iter", "train.eval_period", "train.checkpointer"))]
-    if not weights.endswith("gpvit_l1_maskrcnn_1x.pth"):
-        words += [override for override in TINY if override.startswith("model")]
+    words += [override for override in TINY if override.startswith("model")]
     if not weights:
         words.append("train.init_checkpoint=''")
     return [*words, *HERE, *SMALL, f"train.output_dir={folder / 'output'}"]
@@ -115,8 +135,9 @@ def published_file(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
-def test_the_python_of_the_documentation_runs(page: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(world)
+def test_the_python_of_the_documentation_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"state_dict": published.weights("classifier", "L1")}, "classifier.pth")
+    monkeypatch.setitem(gpvit.published.IMAGENET_WEIGHTS, "L1", "classifier.pth")
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
         exec(block, names)
