@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
+from tqdm import tqdm
 
 from ..errors import ProcessError, UserError
 
@@ -134,7 +135,7 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
         if comm.get_local_rank() == 0 or isinstance(error, ProcessError):
-            print(f"error: {error}", file=sys.stderr)
+            tqdm.write(f"error: {error}", file=sys.stderr)  # above a bar, if there is one
         sys.exit(1)
 
 

@@ -38,9 +38,8 @@ class WandbWriter(EventWriter):
                 project=project, name=folder.resolve().name, dir=str(folder), config=config, id=id, resume="allow"
             )
         except wandb.Error as error:
-            raise UserError(
-                f"train.wandb={project}: {' '.join(str(error).split())}; WANDB_MODE=offline needs none"
-            ) from None
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(f"train.wandb={project}: {reason}; WANDB_MODE=offline needs no account") from None
         path.write_text(self.run.id)
         self.run.define_metric("*", step_metric="iteration")  # a resumed training may repeat iterations
         self._last_write = -1
