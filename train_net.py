@@ -40,11 +40,12 @@ from gpvit.errors import ProcessError, UserError, listed
 from torch import nn
 
 
-def do_test(cfg, model, iteration: int | None = None) -> dict:
+def do_test(cfg, model, iteration: int | None, weights: str | None = None) -> dict:
     """Evaluates a model on ``cfg.dataloader.test`` by ``cfg.dataloader.evaluator``; rank 0 gets the results.
 
     Args:
-        iteration: iterations that were done, in a training; else the model is that of ``cfg.train.init_checkpoint``.
+        iteration: iterations that the model was trained for, where they are known.
+        weights: the file that it comes from, if that is no training.
     """
     loader, times = instantiate(cfg.dataloader.test), []
     clock = {event: lambda: times.append(time.perf_counter()) for event in ("on_start", "on_end")}
@@ -62,7 +63,7 @@ def do_test(cfg, model, iteration: int | None = None) -> dict:
             images=images,
             seconds_per_image=(times[1] - times[0]) * comm.get_world_size() / images,
             device=device_name(cfg.train.device),
-            weights=cfg.train.init_checkpoint if iteration is None else None,
+            weights=weights,
             iteration=iteration,
         )
     return results
@@ -169,7 +170,7 @@ def main(args) -> nn.Module:
         of_training = [*folder.glob("model_*.pth"), *folder.glob("metrics.json")]
         if comm.is_main_process() and not of_training:  # whose config.yaml stays
             save_config(cfg, f"{folder}/config.yaml")
-        do_test(cfg, model)
+        do_test(cfg, model, file.about.get("iterations"), file.path)
         return model
     return do_train(args, cfg)
 

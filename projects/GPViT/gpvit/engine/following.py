@@ -207,8 +207,8 @@ def save_evaluation(
         images: how many were evaluated.
         seconds_per_image: of one process, from the first image to the last: reading, the model, collecting its results.
         device: of the model.
-        weights: the file of the model that was evaluated; None in a training.
-        iteration: iterations that the model was trained for, where that is known.
+        weights: the file that the model comes from; None in a training.
+        iteration: iterations that it was trained for, where they are known.
     """
     content = {
         "results": results,
