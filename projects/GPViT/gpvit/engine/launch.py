@@ -85,8 +85,8 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
                     _run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args)
                 )
         except _Stopped as stop:
-            name = signal.Signals(stop.code - 128).name
-            print(f"error: stopped by {name} outside of the training loop, where there is nothing to save", file=sys.stderr)
+            where = "outside of the training loop, where there is nothing to save"
+            print(f"error: stopped by {stop.signal.name} {where}", file=sys.stderr)
             raise
         except ProcessExitedException as error:
             if error.exit_code in (1, 128 + signal.SIGINT, 128 + signal.SIGTERM):
@@ -104,9 +104,13 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
 class _Stopped(SystemExit):
     """A signal while no training runs, which would save its state."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+
 
 def _stop(number: int, frame: object) -> None:
-    raise _Stopped(128 + number)
+    raise _Stopped(number)
 
 
 def _pass_on(number: int, frame: object) -> None:
