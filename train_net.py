@@ -5,11 +5,13 @@ python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only trai
 """
 
 import sys
+import time
+from pathlib import Path
 
 import gpvit.checkpoint
 import gpvit.data
 from detectron2.config import instantiate
-from detectron2.engine import default_writers, hooks
+from detectron2.engine import hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
@@ -17,17 +19,20 @@ from gpvit.engine import (
     Checkpoints,
     Evaluation,
     Trainer,
-    Writers,
     argument_parser,
     build_ddp,
+    build_followers,
     check_unchanged,
     choose_device,
+    device_name,
     digest,
+    evaluation_bar,
     launch,
     load_config,
     newest,
     refuse_used,
     save_config,
+    save_evaluation,
     setup,
     shared_seed,
 )
@@ -35,14 +40,32 @@ from gpvit.errors import ProcessError, UserError, listed
 from torch import nn
 
 
-def do_test(cfg, model) -> dict:
-    """Evaluates a model on ``cfg.dataloader.test`` by ``cfg.dataloader.evaluator``; rank 0 gets the results."""
+def do_test(cfg, model, iteration: int | None, weights: str | None = None) -> dict:
+    """Evaluates a model on ``cfg.dataloader.test`` by ``cfg.dataloader.evaluator``; rank 0 gets the results.
+
+    Args:
+        iteration: iterations that the model was trained for, where they are known.
+        weights: the file that it comes from, if that is no training.
+    """
+    loader, times = instantiate(cfg.dataloader.test), []
+    clock = {event: lambda: times.append(time.perf_counter()) for event in ("on_start", "on_end")}
     try:
-        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+        with evaluation_bar(loader) as batches:
+            results = inference_on_dataset(model, batches, instantiate(cfg.dataloader.evaluator), clock)
     except UserError as error:  # an image of this process's part
         raise ProcessError(str(error)) from None
     if comm.is_main_process():
         print_csv_format(results)
+        images = len(loader.dataset)
+        save_evaluation(
+            cfg.train.output_dir,
+            results,
+            images=images,
+            seconds_per_image=(times[1] - times[0]) * comm.get_world_size() / images,
+            device=device_name(cfg.train.device),
+            weights=weights,
+            iteration=iteration,
+        )
     return results
 
 
@@ -99,14 +122,16 @@ def do_train(args, cfg) -> nn.Module:
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=scheduler),
             checkpoints,
-            Evaluation(cfg.train.eval_period, lambda net: do_test(cfg, net), checkpoints),
         ]
     )
     if state is not None:
         checkpoints.restore(state)
+    followers = []
     if comm.is_main_process():
         checkpoints.forget_metrics()
-        trainer.register_hooks([Writers(default_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period)])
+        followers = build_followers(args, cfg, model, checkpoints, seed, loader.dataset.records)
+    evaluation = Evaluation(cfg.train.eval_period, lambda net: do_test(cfg, net, trainer.done), checkpoints, followers)
+    trainer.register_hooks([evaluation, *followers])
     trainer.train(loader, cfg.train.max_iter)
     return model
 
@@ -122,6 +147,8 @@ def configure(args):
     gpvit.data.require_files(cfg.dataloader.test)
     if not args.eval_only:
         gpvit.data.require_files(cfg.dataloader.train)
+        if cfg.train.wandb:
+            from gpvit.engine import weights_and_biases  # noqa: F401 (says before anything begins if it is missing)
     return cfg
 
 
@@ -139,7 +166,11 @@ def main(args) -> nn.Module:
             )
         model = instantiate(cfg.model).to(cfg.train.device)
         gpvit.checkpoint.load(model, file, classes)
-        do_test(cfg, model)
+        folder = Path(cfg.train.output_dir)
+        of_training = [*folder.glob("model_*.pth"), *folder.glob("metrics.json")]
+        if comm.is_main_process() and not of_training:  # whose config.yaml stays
+            save_config(cfg, f"{folder}/config.yaml")
+        do_test(cfg, model, file.about.get("iterations"), file.path)
         return model
     return do_train(args, cfg)
 

@@ -23,6 +23,7 @@ TINY = [
     "dataloader.test.num_workers=0",
     "train.max_iter=4",
     "train.log_period=1",
+    "train.pictures=0",
     "train.checkpointer.max_to_keep=9",
 ]
 

@@ -50,6 +50,7 @@ def main(overrides: list[str]) -> int:
     step("4/4 drawing")
     draw(folder, overrides)
     print(f"\nmask AP {aps['as trained']:.3f} on synthetic validation images, {minutes:.1f} minutes. In {OUTPUT}:")
+    print("  README.md         what was trained, how it went, what the files are")
     print("  validation.png    ground truth beside predictions\n  curves.png        losses and AP")
     print("  model_final.pth   the detector (README: drawing its predictions)\n  log.txt           the whole log")
     return 0 if overrides else verdict(aps)

@@ -18,4 +18,6 @@ train = dict(
     checkpointer=dict(period=3_665, max_to_keep=3, best_metric="", patience=0),
     eval_period=3_665,  # iterations; 0 for only at the end
     log_period=20,  # iterations
+    pictures=4,  # of the validation data whose predictions are drawn at each evaluation; 0 for none
+    wandb="",  # project of Weights & Biases that metrics and pictures go to; "" for none
 )

@@ -59,7 +59,8 @@ def draw_annotations(image: np.ndarray, record: dict[str, Any], classes: Sequenc
     numbers = [item["category_id"] for item in objects]
     labels = [classes[item["category_id"]] + (" (crowd)" if item.get("iscrowd") else "") for item in objects]
     boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects]
-    return _draw(image, numbers, labels, boxes, [item["segmentation"] for item in objects])
+    masks = [item["segmentation"] for item in objects] if all("segmentation" in item for item in objects) else None
+    return _draw(image, numbers, labels, boxes, masks)
 
 
 def _draw(
@@ -131,7 +132,8 @@ def save_curves(metrics: Path, path: Path) -> None:
     losses.set(xlabel="iteration", ylabel="training loss", yscale="log")
     losses.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     quality.set(xlabel="iteration", ylabel="validation AP (%)", xlim=(0, rows[-1]["iteration"] + 1), ylim=(0, 100))
-    quality.legend()
+    if quality.lines:
+        quality.legend()
     for axis in (losses, quality):
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -5,27 +5,29 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from .. import checkpoint
 from ..errors import ProcessError, UserError, listed
 from .config import flattened, inference_config
+from .following import Follower
 from .trainer import STOP_EARLY, StopHook, unwrapped
 
 logger = logging.getLogger(__name__)
 
 # What a resumed training may change: nothing that its weights depend on. The data must be the same, wherever they are.
 FREE = re.compile(
-    r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|checkpointer\..*|ddp\..*|skip_budget|accumulate)"
+    r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|pictures|wandb|checkpointer\..*|ddp\..*"
+    r"|skip_budget|accumulate)"
     r"|.*\.(use_act_checkpoint|test_score_thresh|test_nms_thresh|test_topk_per_image)|dataloader\.train\.dataset\.names"
     r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
     r"|dataloader\.train\.(seed|start_iter|skip)"  # which train_net.py sets
@@ -61,6 +63,9 @@ class Checkpoints(StopHook):
             raise UserError(f"train.checkpointer.period={period} and max_to_keep={max_to_keep} must be at least 1")
         if patience and not best_metric:
             raise UserError(f"train.checkpointer.patience={patience} needs train.checkpointer.best_metric")
+        known = known_metrics(cfg, classes)
+        if best_metric and known and best_metric not in known:
+            raise UserError(f"train.checkpointer.best_metric={best_metric} is none of {', '.join(known)}")
         self.folder, self.classes = Path(cfg.train.output_dir), classes
         self.period, self.max_to_keep = period, max_to_keep
         self.best_metric, self.patience = best_metric, patience
@@ -177,6 +182,16 @@ class Checkpoints(StopHook):
         self.best, self.without_better, self.evaluated = state["best"], state["without_better"], state["evaluated"]
 
 
+def known_metrics(cfg: DictConfig, classes: list[str]) -> list[str]:
+    """What an evaluation may be asked for; nothing if its evaluator is not known here."""
+    tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks")
+    if not tasks:
+        return []
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", *(f"AP-{name}" for name in classes if len(classes) > 1)]
+    prefixes = ("", "ema_") if cfg.train.ema_decay else ("",)
+    return [f"{prefix}{task}/{name}" for prefix in prefixes for task in tasks for name in names]
+
+
 class Evaluation(HookBase):
     """Evaluates the model, and its average if there is one, every ``period`` iterations and at the end.
 
@@ -184,10 +199,17 @@ class Evaluation(HookBase):
         period: iterations; 0 for only at the end.
         evaluate: a model -> results as Detectron2's evaluators give them, in process 0.
         checkpoints: is told the metrics.
+        followers: are called when all this is done.
     """
 
-    def __init__(self, period: int, evaluate: Callable[[nn.Module], dict], checkpoints: Checkpoints) -> None:
-        self.period, self.evaluate, self.checkpoints = period, evaluate, checkpoints
+    def __init__(
+        self,
+        period: int,
+        evaluate: Callable[[nn.Module], dict],
+        checkpoints: Checkpoints,
+        followers: Sequence[Follower] = (),
+    ) -> None:
+        self.period, self.evaluate, self.checkpoints, self.followers = period, evaluate, checkpoints, followers
         self.evaluated = -1  # iterations that were done at the last evaluation
 
     def before_train(self) -> None:
@@ -222,14 +244,9 @@ class Evaluation(HookBase):
             self.checkpoints.after_evaluation(metrics)
         except UserError as error:
             raise ProcessError(str(error)) from None
+        for follower in self.followers:
+            follower.after_evaluation()
         comm.synchronize()
-
-
-class Writers(hooks.PeriodicWriter, StopHook):
-    """Detectron2's, which also write down what there is when the training stops."""
-
-    def on_stop(self) -> None:
-        self.after_train()
 
 
 def newest(folder: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 
 import detectron2.engine
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
+from tqdm import tqdm
 
 from ..errors import ProcessError, UserError
 
@@ -79,10 +80,14 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
         if device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Detectron2 gives each process a GPU and takes NCCL
         try:
-            with stop_signals_to(_pass_on) if args.num_gpus > 1 else nullcontext():
+            with stop_signals_to(_pass_on if args.num_gpus > 1 else _stop):
                 detectron2.engine.launch(
                     _run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args)
                 )
+        except _Stopped as stop:
+            where = "outside of the training loop, where there is nothing to save"
+            print(f"error: stopped by {stop.signal.name} {where}", file=sys.stderr)
+            raise
         except ProcessExitedException as error:
             if error.exit_code in (1, 128 + signal.SIGINT, 128 + signal.SIGTERM):
                 sys.exit(error.exit_code)  # the process has said why
@@ -94,6 +99,18 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
             raise UserError(
                 f"process {error.error_index} was killed ({error.signal_name}), the others were stopped; go on with --resume"
             ) from None
+
+
+class _Stopped(SystemExit):
+    """A signal while no training runs, which would save its state."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _Stopped(number)
 
 
 def _pass_on(number: int, frame: object) -> None:
@@ -122,7 +139,7 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
         if comm.get_local_rank() == 0 or isinstance(error, ProcessError):
-            print(f"error: {error}", file=sys.stderr)
+            tqdm.write(f"error: {error}", file=sys.stderr)  # above a bar, if there is one
         sys.exit(1)
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from .launch import share_cores
 from .loader import seed_everything
+from .terminal import has_terminal, log_above_bars
 
 
 def setup(cfg: DictConfig) -> None:
@@ -25,6 +26,10 @@ def setup(cfg: DictConfig) -> None:
         for handler in setup_logger(output_dir, distributed_rank=rank, name=name).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.INFO)
+                if has_terminal():
+                    log_above_bars(handler)
+            else:
+                handler.handleError = lambda record: None  # on a full disk: a traceback on the screen for each line
     logger = logging.getLogger("gpvit")
     if comm.is_main_process():
         logger.debug("Command line: %s", " ".join(sys.argv))

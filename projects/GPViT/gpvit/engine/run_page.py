@@ -1,0 +1,230 @@
+"""README.md in the folder of a training: what it is, how far it is, what it found, and what the files are."""
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from .. import checkpoint
+from ..data import folder_of
+from ..errors import UserError
+from .checkpoints import Checkpoints
+from .following import Follower, going_on, logger, whole
+
+FIRST_LINE = "<!-- Written by train_net.py, and anew at each evaluation. -->"
+
+# What a training leaves, as globs.
+FILES = {
+    "model_best.pth": "the checkpoint with the best {best_metric}",
+    "model_final.pth": "the checkpoint of the last iteration",
+    "model_[0-9]*.pth": "checkpoints on the way, by the iterations that were done; `--resume` takes the newest",
+    "config.yaml": "the whole config, overrides included; `--config-file` takes it",
+    "log.txt*": "the log, one file for each process, of all starts",
+    "metrics.json": "losses, AP, learning rate and times: one JSON object a line",
+    "curves.png": "losses and AP over the iterations",
+    "pictures": "truth and prediction for a few validation pictures, by the iterations that were done",
+    "evaluation.json": "the last evaluation: AP, number of images, seconds for each",
+    "coco_instances_results.json": "what the last evaluation found, in COCO's format",
+    "instances_predictions.pth": "the same as PyTorch saves it",
+    "events.out.tfevents.*": "for TensorBoard",
+    "not_finite_*.json": "iterations that failed; `python tools/replay.py FILE` repeats one",
+    "wandb": "for Weights & Biases; `wandb_id` is the run there",
+    "run.json": "when, where and by which command the training was started, for this page",
+}
+
+
+class RunPage(Follower):
+    """Keeps the page up to date.
+
+    Args:
+        cfg: the training's config.
+        config_file: where it came from.
+        model: the detector.
+        seed: of the training.
+        splits: what the data are called -> their names in Detectron2, and their records.
+        checkpoints: know the classes, and which metric is to be the best.
+        resume: whether earlier starts in the folder are of the same training.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        config_file: str,
+        model: nn.Module,
+        seed: int,
+        splits: Mapping[str, tuple[Any, Iterable[dict[str, Any]]]],
+        checkpoints: Checkpoints,
+        *,
+        resume: bool,
+    ) -> None:
+        self.cfg, self.config_file, self.seed, self.classes = cfg, config_file, seed, checkpoints.classes
+        self.folder, self.checkpoints = Path(cfg.train.output_dir), checkpoints
+        self.model = described(model)
+        self.data = [f"| {split} | {where(names)} | {counted(records)} |" for split, (names, records) in splits.items()]
+        self.starts = self._starts(resume)
+        self.path = self.folder / "README.md"
+        self.is_ours = not self.path.exists() or self.path.read_text(errors="replace").startswith(FIRST_LINE)
+        if not self.is_ours:
+            logger.warning(f"{self.path} was not written by a training: it stays as it is")
+
+    def before_train(self) -> None:
+        with going_on("no run.json"), whole(self.folder / "run.json") as path:
+            path.write_text(json.dumps({"starts": self.starts}, indent=1))
+        self._write(f"In training since {self.starts[-1]['time']}, from iteration {self.trainer.done:,}.")
+
+    def after_evaluation(self) -> None:
+        self._write(f"In training: {self._progress()} done at {now()}.")
+
+    def after_train(self) -> None:
+        early = "" if self.trainer.done >= self.cfg.train.max_iter else ", where it had stopped getting better"
+        self._write(f"Trained: {self._progress()}{early}, until {now()}.")
+
+    def on_stop(self) -> None:
+        self._write(f"Stopped at {now()}: {self._progress()} done. The command below goes on, with `--resume`.")
+
+    def _progress(self) -> str:
+        return f"{self.trainer.done:,} of {self.cfg.train.max_iter:,} iterations"
+
+    def _starts(self, resume: bool) -> list[dict[str, Any]]:
+        """Time, iteration, command, device and versions of each start, this one last."""
+        earlier = []
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            earlier = json.loads((self.folder / "run.json").read_text())["starts"]
+        start = {
+            "time": now(),
+            "iteration": self.checkpoints.trainer.done,
+            "command": shlex.join(["python", *sys.argv]),
+            "device": device_name(self.cfg.train.device),
+            "versions": ", ".join(f"{name} {version}" for name, version in checkpoint.versions().items()),
+        }
+        return [*(earlier if resume else ()), start]
+
+    def _write(self, state: str) -> None:
+        if not self.is_ours:
+            return
+        with going_on("no README.md this time"), whole(self.path) as path:
+            sections = [self._results(), self._origin(), self._use(), self._files()]
+            parts = [FIRST_LINE, f"# {self.folder.resolve().name}", state, *sum(sections, [])]
+            path.write_text("\n\n".join(parts) + "\n")
+
+    def _results(self) -> list[str]:
+        """The AP of each evaluation, as a table and as curves, and which checkpoint is the one to use."""
+        rows = evaluations(self.folder / "metrics.json", self.cfg.train.max_iter)
+        if not rows:
+            return []
+        names = sorted(set().union(*rows.values()), key=lambda name: (name.split("/")[0], len(name), name))
+        lines = [f"| iterations | {' | '.join(names)} |", "|---:" * (len(names) + 1) + "|"]
+        for done, row in rows.items():
+            lines.append(f"| {done:,} | " + " | ".join(f"{row[name]:.1f}" if name in row else "" for name in names) + " |")
+        pictures = [f"![]({p.relative_to(self.folder)})" for p in sorted(self.folder.glob("pictures/[0-9]*.png"))[-1:]]
+        curves = ["![](curves.png)"] if (self.folder / "curves.png").exists() else []
+        return ["## Results (validation, %)", "\n".join(lines), self._best(rows), *curves, *pictures]
+
+    def _best(self, rows: dict[int, dict[str, float]]) -> str:
+        main = (self.checkpoints.best_metric, "ema_segm/AP", "segm/AP", "ema_bbox/AP", "bbox/AP")
+        name = next((name for name in main if any(name in row for row in rows.values())), None)
+        if name is None:
+            return ""
+        done = max((done for done, row in rows.items() if name in row), key=lambda done: rows[done][name])
+        told = f"Best {name}: {rows[done][name]:.1f}, after {done:,} iterations"
+        files = ["model_final.pth"] if done == self.trainer.done else []
+        files = ["model_best.pth", *files, f"model_{done:07}.pth"]
+        kept = next((file for file in files if (self.folder / file).exists()), None)
+        if kept is None:
+            return f"{told}; `train.checkpointer.best_metric={name}` would have kept its checkpoint."
+        return f"{told}, in `{kept}`."
+
+    def _origin(self) -> list[str]:
+        last = self.starts[-1]
+        starts = [f"| {start['time']} | {start['iteration']:,} | {start['device']} |" for start in self.starts]
+        facts = [
+            f"- config: `{self.config_file}` with the overrides of the command; all of it is in `config.yaml`",
+            f"- model: {self.model}",
+            f"- {len(self.classes)} classes: {shortened(self.classes)}",
+            f"- seed: {self.seed}",
+            f"- versions: {last['versions']}",
+        ]
+        return [
+            "## What was trained",
+            f"```bash\n{last['command']}\n```",
+            "\n".join(facts),
+            "\n".join(["| data | file | images | objects |", "|---|---|---:|---:|", *self.data]),
+            "\n".join(["| started | at iteration | on |", "|---|---:|---|", *starts]),
+        ]
+
+    def _use(self) -> list[str]:
+        try:
+            checkpoint.in_folder(str(self.folder))
+        except UserError:
+            return []
+        folder = shlex.quote(str(self.folder))
+        data = folder_of(self.cfg.dataloader.test.dataset.names)
+        option = f" --data {shlex.quote(data)}" if data else ""
+        evaluation = [
+            f"python train_net.py --config-file {folder}/config.yaml --eval-only{option} \\",
+            f"    train.init_checkpoint={folder} train.output_dir={folder}/evaluation",
+        ]
+        lines = [f"python tools/demo.py --weights {folder} --input 'PICTURES/*.jpg'", *evaluation]
+        if (self.folder / "coco_instances_results.json").exists():
+            lines += [f"python tools/report.py {folder}", f"python tools/view_predictions.py {folder}"]
+        lines.append(f"tensorboard --logdir {folder}")
+        return ["## Use", "```bash\n" + "\n".join(lines) + "\n```"]
+
+    def _files(self) -> list[str]:
+        found = [(pattern, what) for pattern, what in FILES.items() if any(self.folder.glob(pattern))]
+        rows = [f"| `{pattern}` | {what.format(best_metric=self.checkpoints.best_metric)} |" for pattern, what in found]
+        return ["## Files", "\n".join(["| file | |", "|---|---|", *rows])]
+
+
+def evaluations(metrics: Path, max_iter: int) -> dict[int, dict[str, float]]:
+    """Iterations that were done -> AP, AP50 and AP75 of boxes and masks, from ``metrics.json``."""
+    found: dict[int, dict[str, float]] = {}
+    for line in metrics.read_text().splitlines() if metrics.exists() else []:
+        with contextlib.suppress(ValueError):  # a line that a full disk cut short
+            row = json.loads(line)
+            kept = {name: value for name, value in row.items() if name.endswith(("/AP", "/AP50", "/AP75"))}
+            if kept:  # the last evaluation is behind the last iteration, those before are in one
+                found.setdefault(min(row["iteration"] + 1, max_iter), {}).update(kept)
+    return found
+
+
+def described(model: nn.Module) -> str:
+    parameters = [parameter.numel() for parameter in model.parameters()]
+    fixed = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    suffix = f", {fixed / 1e6:.2f} of them fixed" if fixed else ""
+    return f"{type(model).__name__}, {sum(parameters) / 1e6:.2f} million parameters{suffix}"
+
+
+def where(names: Any) -> str:
+    """The files of annotations behind data sets of Detectron2; their names, if they have none."""
+    names = [names] if isinstance(names, str) else names
+    return ", ".join(f"`{MetadataCatalog.get(name).get('json_file', name)}`" for name in names)
+
+
+def counted(records: Iterable[dict[str, Any]]) -> str:
+    objects = [sum(not item.get("iscrowd") for item in record.get("annotations", ())) for record in records]
+    return f"{len(objects):,} | {sum(objects):,}"
+
+
+def shortened(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def device_name(device: str) -> str:
+    """What a process runs on, for people, and how many there are."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+    return f"{comm.get_world_size()} x {name}"
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
