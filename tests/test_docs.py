@@ -36,6 +36,8 @@ ELSEWHERE = {
     "tensorboard ": "nothing of ours",
     "pip install ": "nothing of ours",
     "hf ": "nothing of ours",
+    "python -m pip install ": "nothing of ours",
+    "python train_net.py --config-file configs/quickstart.py --data my_data train.wandb": "tests/test_following.py",
     "pre-commit ": "nothing of ours",
     "python tools/share.py push --weights ./shapes --to USER": "tests/test_hub.py",
     "python tools/share.py pull": "tests/test_hub.py",

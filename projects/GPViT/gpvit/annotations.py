@@ -306,8 +306,7 @@ def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Itera
             found.append(("no mask", ""))
         if image_id is not None and image_id not in data.images:
             found.append(("no such image", f"image_id {image_id}"))
-        image = data.images.get(image_id)
-        if not found and image["height"]:
+        if not found and image_id is not None and (image := data.images[image_id])["height"]:
             item = _object(entry, image["height"], image["width"], masks, lambda *why, found=found: found.append(why))
             if item:
                 data.objects[image_id].append({"id": id, "image_id": image_id, "category_id": category_id} | item)
@@ -320,18 +319,19 @@ def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Itera
 def _object(entry: dict, height: int, width: int, masks: bool, tell: Tell) -> dict[str, Any] | None:
     """Box, mask, area and iscrowd of an annotation by the rules, or None if it is left out; tells what it finds."""
     item: dict[str, Any] = {}
-    if masks:
-        mask = _mask(entry["segmentation"], height, width, tell)
-        if mask is None:
-            return None
+    mask = _mask(entry["segmentation"], height, width, tell) if masks else None
+    if mask is not None:
         item["segmentation"] = mask
-    box = _box(entry.get("bbox"), height, width, tell) or (_extent(mask, height, width) if masks else None)
+    elif masks:
+        return None
+    box = _box(entry.get("bbox"), height, width, tell) or (_extent(mask, height, width) if mask is not None else None)
     if box is None:
         return None
-    area, crowd = entry.get("area"), entry.get("iscrowd") or 0
+    area: Any = entry.get("area")
+    crowd = entry.get("iscrowd") or 0
     if _numbers([area]) is None or not 0 < area <= height * width:
         tell("area", shown(area))
-        area = _area(mask, height, width) if masks else box[2] * box[3]
+        area = _area(mask, height, width) if mask is not None else box[2] * box[3]
     if crowd not in (0, 1) or entry.get("ignore"):
         tell("ignored", f"iscrowd {shown(crowd)}, ignore {shown(entry.get('ignore'))}")
         crowd = 1
@@ -399,8 +399,10 @@ def run_length_fault(mask: dict[str, Any], height: int, width: int) -> str:
     if size != [height, width]:
         return f"size {shown(size)}, the image has {[height, width]}"
     lengths = _decode(counts) if isinstance(counts, (str, bytes)) else _numbers(counts)
-    bounded = lengths is not None and ((lengths >= 0) & (lengths <= height * width)).all()
-    fills = bounded and lengths.sum() == height * width and not (lengths % 1).any()
+    if lengths is None or not ((lengths >= 0) & (lengths <= height * width)).all():
+        fills = False
+    else:
+        fills = lengths.sum() == height * width and not (lengths % 1).any()
     return "" if fills else "run lengths that do not fill the image"
 
 
@@ -465,6 +467,7 @@ def _open_images(data: CocoFile) -> Iterator[Problem]:
             sizes = f"{width} x {height}, not {image['width']} x {image['height']}"
             turned = "; is it turned by EXIF?" if (width, height) == (image["height"], image["width"]) else ""
             return Problem("size differs", id, detail=f"{image['file_name']} is {sizes}{turned}")
+        return None
 
     known = [id for id, image in data.images.items() if image["file_name"] and image["height"]]
     with ThreadPoolExecutor() as pool:

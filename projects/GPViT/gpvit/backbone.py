@@ -12,6 +12,7 @@ learned group tokens, lets these talk to each other and gives the result back (`
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 # What differs between the published sizes.
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "L1": dict(embed_dim=216, stem_convs=0),
     "L2": dict(embed_dim=348, stem_convs=1),
     "L3": dict(embed_dim=432, stem_convs=1),
@@ -83,12 +84,13 @@ class GPViT(Backbone):
         self.blocks = nn.ModuleList()
         for i, groups in enumerate(group_tokens):
             drop_path = drop_path_rate * i / max(depth - 1, 1)
-            self.blocks.append(
+            block = (
                 GroupPropagationBlock(embed_dim, num_heads, groups, drop_path, norm)
                 if groups
                 else WindowBlock(embed_dim, num_heads, drop_path)
             )
-            self.blocks[-1].use_checkpoint = use_act_checkpoint
+            block.use_checkpoint = use_act_checkpoint
+            self.blocks.append(block)
         self.out_norms = nn.ModuleDict({name: nn.LayerNorm(embed_dim, eps=1e-6) for name in out_features if final_norm})
         self._out_features = list(out_features)
         self._out_feature_channels = dict.fromkeys(out_features, embed_dim)

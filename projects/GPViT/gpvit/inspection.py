@@ -48,7 +48,7 @@ class Inspection(NamedTuple):
 @torch.no_grad()
 def inspect(predictor: Predictor, picture: Picture) -> Inspection:
     """Runs a detector's backbone and pyramid on a picture, once. Raises a UserError if the picture cannot be read."""
-    model = predictor.model
+    model: Any = predictor.model  # one of Detectron2's, which have no types
     images = model.preprocess_image([{"image": predictor.resize(as_rgb(picture))}])
     height, width = images.image_sizes[0]
 

@@ -146,7 +146,7 @@ def config_from_yaml(text: str, path: str) -> DictConfig:
         # Anything but a plain reference calls a resolver, of which oc.decode, for example, makes targets of text.
         if isinstance(value, str) and "${" in re.sub(r"\$\{[\w.]+\}", "", value):
             raise UserError(f"{path} would call {value}: a YAML config may refer to its own values only")
-    return OmegaConf.create(content, flags={"allow_objects": True})  # as LazyConfig does
+    return DictConfig(content, flags={"allow_objects": True})  # as LazyConfig does
 
 
 def _is_trusted(target: str) -> bool:

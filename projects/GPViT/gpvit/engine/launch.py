@@ -116,7 +116,8 @@ def _stop(number: int, frame: object) -> None:
 def _pass_on(number: int, frame: object) -> None:
     """Gives a signal to the processes of the job, which stop together."""
     for process in multiprocessing.active_children():
-        os.kill(process.pid, number)
+        if process.pid is not None:  # which it is before the process is started
+            os.kill(process.pid, number)
 
 
 @contextmanager
@@ -126,8 +127,8 @@ def stop_signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _run(main: Callable, args: argparse.Namespace) -> None:

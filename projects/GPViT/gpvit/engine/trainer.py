@@ -105,7 +105,8 @@ class Trainer(TrainerBase):
         # Whether weights, optimizer, schedule and count are those between two iterations. A step makes it False, and
         # Checkpoints, behind the hooks that belong to the step, True.
         self.is_whole = True
-        self._group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
+        # Any: by its types, new_group may also return the number that stands for a process outside of the group.
+        self._group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
         self._statistics = list(model.buffers())
         self._statistics_before = [torch.empty_like(buffer) for buffer in self._statistics]
 
@@ -137,7 +138,7 @@ class Trainer(TrainerBase):
             except _EarlyStop:
                 self.max_iter = self.done
             except (Exception, SystemExit) as error:
-                if isinstance(error, SystemExit):
+                if isinstance(error, SystemExit) and isinstance(error.code, int):
                     logger.info(f"{signal.Signals(error.code - 128).name}: stopping after {self.done} iterations")
                 for hook in self._hooks:
                     if isinstance(hook, StopHook):
@@ -251,7 +252,7 @@ class Trainer(TrainerBase):
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         if self.grad_scaler.is_enabled():
             self.grad_scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         return torch.ones(()) if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= 1 else norm
@@ -283,7 +284,7 @@ class Trainer(TrainerBase):
     @loss_normalizer.setter
     def loss_normalizer(self, value: float | None) -> None:
         if value is not None:
-            unwrapped(self.model).loss_normalizer = value
+            setattr(unwrapped(self.model), "loss_normalizer", value)  # noqa: B010 (PyTorch's types want a Tensor or Module)
         elif self.loss_normalizer is not None:
             del unwrapped(self.model).loss_normalizer
 
@@ -353,7 +354,7 @@ class Trainer(TrainerBase):
             self.ema.n_averaged.fill_(state["ema_steps"])
 
 
-def _loading_failed(iteration: int, error: Exception) -> str:
+def _loading_failed(iteration: int, error: BaseException) -> str:
     return f"a data-loading process failed in iteration {iteration}: {str(error).splitlines()[0]}"
 
 
@@ -382,7 +383,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def build_ddp(model: nn.Module, **options: bool) -> nn.Module:
+def build_ddp(model: nn.Module, **options: Any) -> nn.Module:
     """The model as each process of a job trains it."""
     on_gpu = next(model.parameters()).device.type == "cuda"
     if dist.is_initialized() and not on_gpu:
