@@ -24,9 +24,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage, EventWriter
 from gpvit.checkpoint import read_content
 from gpvit.engine import argument_parser, launch, load_config
-from gpvit.engine.checkpoints import FREE, known_metrics
-from gpvit.engine.following import Pictures, Writers, whole
-from gpvit.engine.run_page import FIRST_LINE, RunPage
+from gpvit.engine.checkpoints import FREE, known_metrics, whole
+from gpvit.engine.following import Pictures, Writers
+from gpvit.engine.run_page import FIRST_LINE, RunPage, launcher
 from gpvit.engine.terminal import AboveBars
 from gpvit.errors import UserError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -287,6 +287,22 @@ def test_a_readme_of_somebody_else_is_left_as_it_is(synthetic_data: Path, tmp_pa
     (tmp_path / "README.md").write_text("my notes")
     train(tmp_path, synthetic_data, "train.max_iter=1")
     assert (tmp_path / "README.md").read_text() == "my notes"
+
+
+def test_what_stands_where_the_page_should_does_not_end_a_training(synthetic_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").mkdir()
+    (tmp_path / "run.json").write_text("[1]")
+    train(tmp_path, synthetic_data, "train.max_iter=1", "--resume")
+    assert (tmp_path / "README.md").is_dir() and (tmp_path / "model_final.pth").exists()
+
+
+def test_the_command_of_a_job_names_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launcher() == ["python"]
+    for key, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(key, value)
+    assert launcher() == ["torchrun", "--nnodes", "2", "--nproc-per-node", "8"]
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert launcher() == ["torchrun", "--nproc-per-node", "8"]
 
 
 def test_a_training_that_is_stopped_says_how_to_go_on(synthetic_data: Path, tmp_path: Path) -> None:

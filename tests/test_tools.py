@@ -22,7 +22,7 @@ import torch
 import train_net
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from gpvit import checkpoint, visualize
 from gpvit.engine import argument_parser, inference_config, load_config
 from gpvit.errors import UserError
@@ -62,12 +62,18 @@ def test_predictions_are_drawn_where_they_are() -> None:
     assert np.any(picture[225:275, 398:403] != 128, axis=2).any(axis=1).all()  # an edge of the box
 
 
+def test_names_with_dollars_are_drawn_as_they_are() -> None:
+    record = {"annotations": [{"category_id": 0, "bbox": [10, 20, 30, 40], "bbox_mode": BoxMode.XYWH_ABS}]}
+    picture = visualize.draw_annotations(np.full((700, 700, 3), 128, np.uint8), record, ["a$b_$c"])
+    assert np.any(picture != 128)
+
+
 def test_sheet_and_curves_are_pictures(tmp_path: Path) -> None:
     picture = np.zeros((40, 60, 3), np.uint8)
     visualize.save_sheet([(picture, picture)] * 3, tmp_path / "sheet.png")
     rows = [{"iteration": i, "total_loss": 2.0 / (i + 1), "loss_cls": 1.0 / (i + 1)} for i in range(5)]
     rows.append({"iteration": 5, "bbox/AP": 30.0, "segm/AP": 25.0})
-    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)) + '\n{"iteration": 6, "bbo')  # cut short
     visualize.save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
     for name in ("sheet.png", "curves.png"):
         assert cv2.imread(str(tmp_path / name)).std() > 10

@@ -6,12 +6,12 @@ Any metric of metrics.json will do, total_loss, for one. The picture's kind foll
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from gpvit.errors import UserError, listed
+from gpvit.metrics import read_metrics
 from matplotlib.figure import Figure
 
 
@@ -40,7 +40,7 @@ def course(run: Path, metric: str) -> list[tuple[int, float]]:
     file = run / "metrics.json"
     if not file.is_file():
         raise UserError(f"{file} does not exist; give the folder of a training (train.output_dir)")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = list(read_metrics(file))
     points = [(row["iteration"], row[metric]) for row in rows if metric in row]
     if not points:
         known = sorted({key for row in rows for key in row})

@@ -118,6 +118,19 @@ def test_a_signal_to_spawned_processes_saves_and_ends_with_its_code(
     assert "Traceback" not in output
 
 
+def test_a_signal_to_one_of_two_machines_saves_and_ends_both(
+    start: Callable[..., subprocess.Popen], command: list[str], tmp_path: Path
+) -> None:
+    where = ["--num-machines", "2", "--dist-url", f"tcp://localhost:{free_port()}"]
+    command = [*command, f"train.output_dir={tmp_path}", "train.max_iter=1000000", *where]
+    jobs = [start(*command, "--machine-rank", str(machine)) for machine in (0, 1)]
+    wait_for(tmp_path / "model_0000003.pth", jobs[0])
+    jobs[0].terminate()
+    outputs = [job.communicate(timeout=WITHIN)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [128 + signal.SIGTERM] * 2, outputs
+    assert f"stopping after {newest(str(tmp_path))['trainer']['iteration']} iterations" in outputs[0]
+
+
 def test_a_spawned_process_that_dies_ends_the_job_with_its_cause(
     start: Callable[..., subprocess.Popen], command: list[str], tmp_path: Path
 ) -> None:

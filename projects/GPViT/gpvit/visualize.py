@@ -1,6 +1,5 @@
 """Pictures: predictions, ground truth beside predictions, and the course of a training."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.transforms import Bbox
 from pycocotools.mask import encode
+
+from .metrics import read_metrics
 
 # The sides of drawings in pixels: smaller pictures are enlarged so that labels on them can be read, and larger ones made
 # smaller, as drawing them would take gigabytes.
@@ -80,6 +81,8 @@ def _draw(
         assigned_colors=[np.array(palette(number % palette.N)[:3]) for number in numbers],
     )
     picture = visualizer.get_output()
+    for text in picture.ax.texts:
+        text.set_parse_math(False)  # a name may have $ in it
     _spread_labels(picture)
     return picture.get_image()
 
@@ -118,7 +121,7 @@ def save_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]], path: Path, colum
 
 def save_curves(metrics: Path, path: Path) -> None:
     """Losses and AP over the iterations, from the ``metrics.json`` of a training."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = list(read_metrics(metrics))
     figure = matplotlib.figure.Figure(figsize=(12, 4.5), layout="constrained")
     losses, quality = figure.subplots(1, 2)
     names = {key for row in rows for key in row if "loss" in key} - {"total_loss"}

@@ -1,11 +1,9 @@
 from .checkpoints import Checkpoints, Evaluation, check_unchanged, newest, refuse_used
 from .config import config_from_yaml, detectron2_config, inference_config, load_config, save_config, with_overrides
-from .followers import build_followers
-from .following import save_evaluation
+from .following import build_followers, save_evaluation
 from .launch import argument_parser, choose_device, launch
 from .loader import build_train_loader, digest
-from .run_page import device_name
-from .setup import setup, shared_seed
+from .setup import device_name, setup, shared_seed
 from .terminal import evaluation_bar
 from .trainer import Trainer, build_ddp
 

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch import nn
 
 from .. import checkpoint
 from ..errors import ProcessError, UserError, listed
+from ..metrics import read_metrics
 from .config import flattened, inference_config
-from .following import Follower
-from .trainer import STOP_EARLY, StopHook, unwrapped
+from .trainer import STOP_EARLY, Follower, StopHook, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,17 @@ FREE = re.compile(
     r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
     r"|dataloader\.train\.(seed|start_iter|skip)"  # which train_net.py sets
 )
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to. At any moment ``path`` is what it was before or all that was written."""
+    partial = path.with_stem(f"{path.stem}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class Checkpoints(StopHook):
@@ -166,11 +177,7 @@ class Checkpoints(StopHook):
     def forget_metrics(self) -> None:
         """Removes from metrics.json what will be written again, and a line that was cut short."""
         path = self.folder / "metrics.json"
-        kept = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):
-                if json.loads(line)["iteration"] < self.trainer.done:
-                    kept.append(line + "\n")
+        kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["iteration"] < self.trainer.done]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(kept))
         partial.replace(path)

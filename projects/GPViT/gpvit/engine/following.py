@@ -1,5 +1,6 @@
 """What process 0 shows and writes down of a training, beside its checkpoints, for people to follow it."""
 
+import argparse
 import contextlib
 import json
 import logging
@@ -10,15 +11,21 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from detectron2.config import instantiate
+from detectron2.engine import default_writers
 from detectron2.structures import Instances
 from detectron2.utils.events import EventWriter
+from omegaconf import DictConfig
 from torch import nn
 
 from ..errors import UserError
 from ..images import read_image
 from ..visualize import draw_annotations, draw_predictions, save_curves, save_sheet
+from .checkpoints import Checkpoints, whole
 from .loader import seeded
-from .trainer import StopHook, finite_or_text, unwrapped
+from .run_page import RunPage
+from .terminal import ProgressBar, has_terminal
+from .trainer import Follower, finite_or_text, going_on, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -26,34 +33,44 @@ SURE = 0.5  # score
 LARGEST_SIDE = 1000  # pixels of a drawn picture; larger ones would fill the event files
 
 
-class Follower(StopHook):
-    """A hook of process 0 alone, which changes nothing of the training, and without which it goes on."""
+def build_followers(
+    args: argparse.Namespace,
+    cfg: DictConfig,
+    model: nn.Module,
+    checkpoints: Checkpoints,
+    seed: int,
+    records: Sequence[dict[str, Any]],
+) -> list[Follower]:
+    """What process 0 shows and writes down of a training, in the order in which it does.
 
-    def after_evaluation(self) -> None:
-        """Is called when the metrics of an evaluation, and the best checkpoint, are there."""
+    Args:
+        args: the command line; ``config_file`` and ``resume`` are used.
+        cfg: the training's config.
+        model: the detector.
+        checkpoints: of the training, already at the iteration that it begins with.
+        seed: of the training.
+        records: the training data.
 
-    def on_stop(self) -> None:
-        pass
+    Raises:
+        UserError: Weights & Biases is asked for and cannot be used.
+    """
+    folder, test = Path(cfg.train.output_dir), cfg.dataloader.test
+    validation = instantiate(test.dataset)
+    followers: list[Follower] = []
+    if cfg.train.get("pictures"):  # which older configs lack, and wandb
+        mapper, classes = instantiate(test.mapper), checkpoints.classes
+        followers.append(Pictures(validation, mapper, classes, count=cfg.train.pictures, folder=folder))
+    printer, *files = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+    if cfg.train.get("wandb"):
+        from .weights_and_biases import WandbWriter  # needs a package that others do not
 
-
-@contextlib.contextmanager
-def going_on(what: str) -> Iterator[None]:
-    """A full disk or another failure in here is told, as ``what`` that it leads to, and goes no further."""
-    try:
-        yield
-    except Exception as error:
-        logger.error(f"{what} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); the run goes on")
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to. At any moment ``path`` is what it was before or all that was written."""
-    partial = path.with_stem(f"{path.stem}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        files.insert(0, WandbWriter(cfg.train.wandb, folder, checkpoints.config, resume=args.resume))
+    followers += [Writers(printer, files, cfg.train.log_period), Curves(folder)]
+    splits = {"train": (cfg.dataloader.train.dataset.names, records), "val": (test.dataset.names, validation)}
+    followers.append(RunPage(cfg, args.config_file, model, seed, splits, checkpoints, resume=args.resume))
+    if has_terminal():
+        followers.append(ProgressBar(checkpoints.trainer.done, cfg.train.max_iter))
+    return followers
 
 
 class Writers(Follower):
@@ -153,8 +170,8 @@ class Pictures(Follower):
         """Args: drawn: names with truth and prediction."""
         if not drawn:
             return
-        for name, pair in drawn:
-            self.trainer.storage.put_image(f"pictures/{name}", np.hstack(pair).transpose(2, 0, 1))
+        for number, (name, pair) in enumerate(drawn):  # names from two folders may be the same
+            self.trainer.storage.put_image(f"pictures/{number} {name}", np.hstack(pair).transpose(2, 0, 1))
         self.folder.mkdir(exist_ok=True)
         with whole(self.folder / f"{self.trainer.done:07}.png") as path:
             save_sheet([pair for _, pair in drawn], path)

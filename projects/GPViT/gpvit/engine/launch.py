@@ -80,7 +80,8 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
         if device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Detectron2 gives each process a GPU and takes NCCL
         try:
-            with stop_signals_to(_pass_on if args.num_gpus > 1 else _stop):
+            spawns = args.num_gpus * args.num_machines > 1
+            with stop_signals_to(_pass_on if spawns else _stop):
                 detectron2.engine.launch(
                     _run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args)
                 )

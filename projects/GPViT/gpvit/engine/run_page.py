@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,17 +11,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.data import MetadataCatalog
-from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
 from .. import checkpoint
 from ..data import folder_of
 from ..errors import UserError
-from .checkpoints import Checkpoints
-from .following import Follower, going_on, logger, whole
+from ..metrics import read_metrics
+from .checkpoints import Checkpoints, whole
+from .setup import device_name
+from .trainer import Follower, going_on
+
+logger = logging.getLogger(__name__)
 
 FIRST_LINE = "<!-- Written by train_net.py, and anew at each evaluation. -->"
 
@@ -73,7 +77,9 @@ class RunPage(Follower):
         self.data = [f"| {split} | {where(names)} | {counted(records)} |" for split, (names, records) in splits.items()]
         self.starts = self._starts(resume)
         self.path = self.folder / "README.md"
-        self.is_ours = not self.path.exists() or self.path.read_text(errors="replace").startswith(FIRST_LINE)
+        self.is_ours = not self.path.exists()
+        with contextlib.suppress(OSError):  # a folder of this name, or no right to read it
+            self.is_ours |= self.path.read_text(errors="replace").startswith(FIRST_LINE)
         if not self.is_ours:
             logger.warning(f"{self.path} was not written by a training: it stays as it is")
 
@@ -98,12 +104,12 @@ class RunPage(Follower):
     def _starts(self, resume: bool) -> list[dict[str, Any]]:
         """Time, iteration, command, device and versions of each start, this one last."""
         earlier = []
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             earlier = json.loads((self.folder / "run.json").read_text())["starts"]
         start = {
             "time": now(),
             "iteration": self.checkpoints.trainer.done,
-            "command": shlex.join(["python", *sys.argv]),
+            "command": shlex.join([*launcher(), *sys.argv]),
             "device": device_name(self.cfg.train.device),
             "versions": ", ".join(f"{name} {version}" for name, version in checkpoint.versions().items()),
         }
@@ -189,13 +195,20 @@ class RunPage(Follower):
 def evaluations(metrics: Path, max_iter: int) -> dict[int, dict[str, float]]:
     """Iterations that were done -> AP, AP50 and AP75 of boxes and masks, from ``metrics.json``."""
     found: dict[int, dict[str, float]] = {}
-    for line in metrics.read_text().splitlines() if metrics.exists() else []:
-        with contextlib.suppress(ValueError):  # a line that a full disk cut short
-            row = json.loads(line)
-            kept = {name: value for name, value in row.items() if name.endswith(("/AP", "/AP50", "/AP75"))}
-            if kept:  # the last evaluation is behind the last iteration, those before are in one
-                found.setdefault(min(row["iteration"] + 1, max_iter), {}).update(kept)
+    for row in read_metrics(metrics):
+        kept = {name: value for name, value in row.items() if name.endswith(("/AP", "/AP50", "/AP75"))}
+        if kept:  # the last evaluation is behind the last iteration, those before are in one
+            found.setdefault(min(row["iteration"] + 1, max_iter), {}).update(kept)
     return found
+
+
+def launcher() -> list[str]:
+    """What the processes of this job are started with."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["python"]
+    processes, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    machines = [] if processes == here else ["--nnodes", str(processes // here)]
+    return ["torchrun", *machines, "--nproc-per-node", str(here)]
 
 
 def described(model: nn.Module) -> str:
@@ -218,12 +231,6 @@ def counted(records: Iterable[dict[str, Any]]) -> str:
 
 def shortened(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def device_name(device: str) -> str:
-    """What a process runs on, for people, and how many there are."""
-    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
-    return f"{comm.get_world_size()} x {name}"
 
 
 def now() -> str:

@@ -45,3 +45,9 @@ def shared_seed(seed: int) -> int:
     seed_everything(seed)
     logging.getLogger("gpvit").info(f"random seed {seed}")
     return seed
+
+
+def device_name(device: str) -> str:
+    """What a process runs on, for people, and how many there are."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+    return f"{comm.get_world_size()} x {name}"

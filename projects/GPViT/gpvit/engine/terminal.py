@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from .following import Follower
+from .trainer import Follower
 
 tqdm.monitor_interval = 0  # no thread of its own, whose lock data-loading processes might be forked with
 

@@ -38,6 +38,25 @@ class StopHook(HookBase):
         raise NotImplementedError
 
 
+class Follower(StopHook):
+    """A hook of process 0 alone, which changes nothing of the training, and without which it goes on."""
+
+    def after_evaluation(self) -> None:
+        """Is called when the metrics of an evaluation, and the best checkpoint, are there."""
+
+    def on_stop(self) -> None:
+        pass
+
+
+@contextmanager
+def going_on(what: str) -> Iterator[None]:
+    """A full disk or another failure in here is told, as ``what`` that it leads to, and goes no further."""
+    try:
+        yield
+    except Exception as error:
+        logger.error(f"{what} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); the run goes on")
+
+
 class _StopNow(SystemExit):
     """A signal in an evaluation, which other processes may not have had yet."""
 
