@@ -94,6 +94,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Pat
     command += ["train.device=cpu", f"train.output_dir={quickstart}", "train.checkpointer.best_metric=segm/AP"]
     command += ["model.roi_heads.box_predictor.test_score_thresh=0.0"]  # there is always something to see
     train_net.main(argument_parser().parse_intermixed_args(command))
+    shutil.copytree(quickstart, folder / "output" / "fine_tuned")  # another training
     for link in (quickstart / "data", folder / "my_data"):
         link.symlink_to(synthetic_data)
     shutil.copy(quickstart / "coco_instances_results.json", folder / "results.json")
