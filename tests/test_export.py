@@ -152,9 +152,13 @@ def test_a_file_that_finds_something_else_is_not_left(
 
     monkeypatch.setattr(tool, "write", lambda predictor, path, metadata: path.write_text("wrong"))
     monkeypatch.setattr(tool, "load", lambda path: half_a_pixel_off)
-    with pytest.raises(UserError, match="^not exported: 100.0% of the detections are not PyTorch's"):
-        run_tool(weights, pictures, tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())
+    for before in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match="^not exported: 100.0% of the detections are not PyTorch's"):
+            run_tool(weights, pictures, tmp_path / "model.onnx", *before)
+        assert not before or (tmp_path / "model.onnx").read_text() == "precious"
+        assert len(list(tmp_path.iterdir())) == len(before)
+        (tmp_path / "model.onnx").write_text("precious")
+    (tmp_path / "model.onnx").unlink()
     never = "model.roi_heads.box_predictor.test_score_thresh=1.0"
     model.roi_heads.box_predictor.test_score_thresh = 1.0
     with pytest.raises(UserError, match="nothing is detected on any picture"):
@@ -167,7 +171,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_done(weights: Path, 
     with pytest.raises(UserError, match="is resized to 48 x 48, and 65 x 65 is the smallest"):
         run_tool(weights, pictures, tmp_path / "model.onnx", "dataloader.short_side=48")
     (tmp_path / "model.onnx").write_text("precious")
-    with pytest.raises(UserError, match="model.onnx exists; remove it"):
+    with pytest.raises(UserError, match="there is .*model.onnx already; give another --output, or --overwrite"):
         run_tool(weights, pictures, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_text() == "precious"
     model = tiny_model("quickstart.py")

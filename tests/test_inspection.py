@@ -190,13 +190,19 @@ def test_sheets_are_not_written_over_unless_asked_to(monkeypatch: pytest.MonkeyP
     precious.parent.mkdir()
     precious.write_text("precious")
     arguments = ("--input", tmp_path / "a.png", "--output", precious.parent)
-    with pytest.raises(UserError, match=r"a_features.png exists; give another --output, or --overwrite"):
+    with pytest.raises(UserError, match=r"there is .*a_features.png already; give another --output, or --overwrite"):
         view(monkeypatch, weights, *arguments)
     assert precious.read_text() == "precious"
     assert view(monkeypatch, weights, *arguments, "--overwrite") == 0
     assert cv2.imread(str(precious)) is not None
     with pytest.raises(UserError, match="two inputs have the same name"):
         view(monkeypatch, weights, "--input", "a/1.png", "b/1.png", "--output", tmp_path / "new")
+
+
+def test_a_name_with_dollars_is_written_as_it_is(monkeypatch: pytest.MonkeyPatch, weights: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a$b_$c.png"), np.zeros((40, 60, 3), np.uint8))
+    assert view(monkeypatch, weights, "--input", tmp_path / "a*.png", "--output", tmp_path / "out") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a$b_$c_groups.png", "a$b_$c_features.png"}
 
 
 def test_tokens_can_be_chosen(monkeypatch: pytest.MonkeyPatch, weights: Path, tmp_path: Path) -> None:

@@ -297,9 +297,9 @@ def test_nothing_is_written_over_without_being_told(monkeypatch: pytest.MonkeyPa
     (run / "report.html").write_text("precious")
     (run / "predictions").mkdir()
     (run / "predictions" / "01.png").write_text("precious")
-    with pytest.raises(UserError, match="report.html exists: give another --output, or --overwrite"):
+    with pytest.raises(UserError, match="there is .*report.html already; give another --output, or --overwrite"):
         call(monkeypatch, report, run)
-    with pytest.raises(UserError, match="predictions is not empty: give another --output, or --overwrite"):
+    with pytest.raises(UserError, match="there is .*01.png already; give another --output, or --overwrite"):
         call(monkeypatch, view_predictions, run)
     assert (run / "report.html").read_text() == (run / "predictions" / "01.png").read_text() == "precious"
     assert call(monkeypatch, view_predictions, run, "--overwrite", "--number", "1") == 0

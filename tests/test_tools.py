@@ -8,13 +8,14 @@ from pathlib import Path
 
 import analyze
 import benchmark
+import compare_runs
 import convert_checkpoint
 import cv2
+import detector_parts
 import evaluating
 import limit
 import measure
 import numpy as np
-import detector_parts
 import published
 import pytest
 import quickstart
@@ -28,9 +29,10 @@ from gpvit.engine import argument_parser, inference_config, load_config
 from gpvit.errors import UserError
 from gpvit.predictor import config_of
 from gpvit.published import COCO_AP, COCO_CLASSES, detector_address
+from matplotlib.axes import Axes
 
 DOCUMENTATION = {page: page.read_text() for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]}
-TOOLS = [path for path in sorted((REPOSITORY / "tools").glob("*.py")) if "ArgumentParser" in path.read_text()]
+TOOLS = [path for path in sorted((REPOSITORY / "tools").glob("*.py")) if "ArgumentParser(" in path.read_text()]
 
 
 @pytest.fixture(scope="module")
@@ -269,9 +271,60 @@ def test_conversion_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, w
     with pytest.raises(UserError, match="cannot write .*below_a_file.pth: "):
         convert(monkeypatch, weights, weights / "below_a_file.pth")
     out.write_text("precious")
-    with pytest.raises(UserError, match="exists; remove it"):
+    with pytest.raises(UserError, match=r"there is .*out.pth already; give another output, or --overwrite"):
         convert(monkeypatch, weights, out)
+    with pytest.raises(UserError, match="have a counterpart"):
+        convert(monkeypatch, "--overwrite", "--to-published", weights, out)
     assert out.read_text() == "precious"
+    convert(monkeypatch, "--overwrite", weights, out)
+    assert checkpoint.read(str(out)).weights.keys() == checkpoint.read(str(weights)).weights.keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.pth"]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    """Two folders of trainings that are compared, of 30 and 20 AP."""
+    folders = [tmp_path / "run", tmp_path / "a$b_$c"]
+    for folder, ap in zip(folders, (30.0, 20.0)):
+        folder.mkdir()
+        rows = [{"iteration": i, "total_loss": 2.0 / i, "segm/AP": ap / i, "segm/AP-a$b_$c": ap / i} for i in (1, 2)]
+        (folder / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    return list(map(str, folders))
+
+
+@pytest.mark.parametrize("metric", ["segm/AP", "segm/AP-a$b_$c"])
+def test_runs_are_compared_by_a_metric(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path, runs: list[str], metric: str
+) -> None:
+    drawn, plot = {}, Axes.plot
+
+    def watched(axis: Axes, iterations: list[int], values: list[float], **style: str) -> list:
+        drawn[style["label"]] = (iterations, values)
+        return plot(axis, iterations, values, **style)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    picture = tmp_path / "new" / "runs.png"
+    compare_runs.main([*runs, "--metric", metric, "--output", str(picture)])
+    assert drawn == {"run": ((1, 2), (30, 15)), "a$b_$c": ((1, 2), (20, 10))}
+    assert cv2.imread(str(picture)).std() > 10 and [path.name for path in picture.parent.iterdir()] == ["runs.png"]
+    assert capsys.readouterr().out == "run: last 15, best 30\na$b_$c: last 10, best 20\n"
+
+
+def test_runs_that_cannot_be_compared_are_named(tmp_path: Path, runs: list[str]) -> None:
+    picture = tmp_path / "runs.png"
+    picture.write_text("precious")
+    for arguments, message in (
+        ((*runs, "--output", picture), "there is .*runs.png already; give another --output, or --overwrite"),
+        ((*runs, "--output", tmp_path / "x.foo"), "x.foo: the name must end in .png, .svg or .pdf"),
+        ((*runs, "--output", picture / "x.png"), "cannot write .*x.png: "),
+        ((*runs, "--output", tmp_path / "x.png", "--metric", "AP"), "metrics.json has no AP; it has iteration, segm/AP"),
+        ((tmp_path, "--output", tmp_path / "x.png"), "metrics.json does not exist; give the folder of a training"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare_runs.main(list(map(str, arguments)))
+    assert picture.read_text() == "precious" and not [*tmp_path.glob("x*")]
+    compare_runs.main([*runs, "--output", str(picture), "--overwrite"])
+    assert cv2.imread(str(picture)).std() > 10
 
 
 @pytest.mark.parametrize("command", ["zoo", "published"])

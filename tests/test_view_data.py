@@ -85,11 +85,24 @@ def test_ids_classes_number_and_seed_choose(
 
 def test_nothing_is_overwritten_unless_told(monkeypatch: pytest.MonkeyPatch, synthetic_data: Path, tmp_path: Path) -> None:
     (tmp_path / "sheet.png").write_text("precious")
-    with pytest.raises(UserError, match="sheet.png would be overwritten"):
+    with pytest.raises(UserError, match="there is .*sheet.png already; give another --output, or --overwrite"):
         view(monkeypatch, synthetic_data, "--output", tmp_path, "--number", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
     assert view(monkeypatch, synthetic_data, "--output", tmp_path, "--number", 1, "--overwrite") == 0
     assert (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_name_with_dollars_stands_on_the_sheet_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, copied: Path, tmp_path: Path
+) -> None:
+    json_file = copied / "annotations" / "val.json"
+    content = json.loads(json_file.read_text())
+    image = content["images"][0]
+    (copied / "images" / image["file_name"]).rename(copied / "images" / "a$b_$c.png")
+    image["file_name"] = "a$b_$c.png"
+    json_file.write_text(json.dumps(content))
+    assert view(monkeypatch, copied, "--split", "val", "--ids", image["id"], "--output", tmp_path / "out") == 0
+    assert (tmp_path / "out" / f"{image['id']}_a$b_$c.png").is_file() and (tmp_path / "out" / "sheet.png").is_file()
 
 
 def test_broken_images_are_told_at_the_end_and_the_others_drawn(

@@ -25,6 +25,7 @@ from typing import Any
 
 import gpvit
 import torch
+from detector_parts import PARTS, RUNS, built_on_meta, costs, flops, parameters
 from detectron2.config import instantiate
 from detectron2.engine import SimpleTrainer
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -37,7 +38,6 @@ from gpvit.predictor import config_of
 from gpvit.published import COCO_AP, detector_address
 from measure import RETURN_MEMORY, Meter, image_size, in_a_process, machine
 from omegaconf import DictConfig
-from detector_parts import PARTS, RUNS, built_on_meta, costs, flops, parameters
 from torch import nn
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -2,7 +2,7 @@
 
     python tools/compare_runs.py output/quickstart output/other --metric segm/AP --output comparison.png
 
-Any metric of metrics.json will do, total_loss, for one. The picture's kind follows from the name: .png, .svg, .pdf.
+Any metric of metrics.json will do, total_loss, for one. The picture's kind follows from the name: .png, .svg or .pdf.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import refuse_to_replace, whole
 from gpvit.errors import UserError, listed
 from gpvit.metrics import read_metrics
 from matplotlib.figure import Figure
@@ -19,20 +20,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders of trainings")
     parser.add_argument("--metric", default="segm/AP")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="picture to write; must not exist")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="picture to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args(arguments)
-    if args.output.exists():
-        raise UserError(f"{args.output} exists; remove it or give another name")
+    if args.output.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--output {args.output}: the name must end in .png, .svg or .pdf")
+    refuse_to_replace([args.output], args.overwrite)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
     for run in args.runs:
         iterations, values = zip(*course(run, args.metric))
         axis.plot(iterations, values, marker="o" if len(values) < 50 else "", label=run.name)
         print(f"{run.name}: last {values[-1]:.4g}, best {max(values):.4g}")
-    axis.set(xlabel="iteration", ylabel=args.metric)
+    axis.set_xlabel("iteration")
+    axis.set_ylabel(args.metric, parse_math=False)
     axis.grid(alpha=0.3)
-    axis.legend()
-    figure.savefig(args.output, dpi=150)
+    for text in axis.legend().get_texts():
+        text.set_parse_math(False)  # the name of a folder or class may have two $
+    with whole(args.output) as partial:
+        figure.savefig(partial, dpi=150)
 
 
 def course(run: Path, metric: str) -> list[tuple[int, float]]:

@@ -10,12 +10,13 @@ tool here takes either as a checkpoint.
 
 import argparse
 import contextlib
-import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import gpvit
 import torch
+from common import refuse_to_replace, whole
 from gpvit.engine import inference_config
 from gpvit.errors import UserError
 from gpvit.predictor import config_of
@@ -24,21 +25,24 @@ from gpvit.predictor import config_of
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", help="checkpoint: path or address")
-    parser.add_argument("output", help="file to write; must not exist")
+    parser.add_argument("output", type=Path, help="file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--to-published", action="store_true", help="write the layout of the published files")
     args = parser.parse_args()
-    if os.path.exists(args.output):
-        raise UserError(f"{args.output} exists; remove it or give another name")
-    if args.to_published and args.output.endswith(".safetensors"):
+    refuse_to_replace([args.output], args.overwrite, "output")
+    if args.to_published and args.output.suffix == ".safetensors":
         raise UserError("published files are in PyTorch's format; give the output a name that ends in .pth")
     file = gpvit.checkpoint.read(args.input)
     try:
-        os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
-        print(f"{args.output}: {convert(file, args.output, args.to_published)}")
+        with whole(args.output) as partial:
+            content = convert(file, str(partial), args.to_published)
     except ValueError as error:
         raise UserError(f"cannot convert {args.input}: {error}") from None
-    except (OSError, RuntimeError) as error:
+    except UserError:
+        raise
+    except RuntimeError as error:  # of torch.save, on a full disk
         raise UserError(f"cannot write {args.output}: {str(error).splitlines()[0]}") from None
+    print(f"{args.output}: {content}")
 
 
 def convert(file: gpvit.checkpoint.File, output: str, to_published: bool) -> str:

@@ -40,11 +40,12 @@ from typing import TextIO
 
 import cv2
 import numpy as np
+from common import add_detector, detector, refuse_to_replace
 from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from gpvit.engine.launch import stop_signals_to
-from gpvit.errors import UserError, listed
+from gpvit.errors import UserError
 from gpvit.images import FORMATS, read_image
 from gpvit.video import VideoReader, VideoWriter
 from gpvit.visualize import cut_outs, draw_predictions
@@ -82,7 +83,7 @@ def main() -> int:
         require_window()
     sources = [Source(args.webcam, "webcam.mp4")] if args.webcam else sources_of(args.input, args.output)
     check_targets(sources, args)
-    predictor = Predictor.from_checkpoint(args.weights, args.device, config_file=args.config_file, overrides=args.overrides)
+    predictor = detector(args)
     try:
         run = Run(predictor, args)
         with stop_signals_to(run.stop), run:
@@ -98,8 +99,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="PATH", help="checkpoint, published file or training's folder")
-    parser.add_argument("--config-file", metavar="FILE", help="config of the detector, if its checkpoint carries none")
+    add_detector(parser)
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--input", nargs="+", metavar="PATH", help="pictures, globs, folders, videos")
     inputs.add_argument("--webcam", nargs="?", const="0", metavar="N", help="number of a camera (0), or a stream's address")
@@ -112,8 +112,6 @@ def parse() -> argparse.Namespace:
         "--score-threshold", default=0.5, type=float, metavar="S", help="take what scores at least this (%(default)s)"
     )
     parser.add_argument("--batch-size", default=1, type=int, metavar="N", help="run so many of one size together")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (a GPU if there is one)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     return parser.parse_intermixed_args()
 
 
@@ -189,9 +187,7 @@ def check_targets(sources: list[Source], args: argparse.Namespace) -> None:
         if target.resolve() in seen:
             raise UserError(f"{target} is an input, or would be written twice; give another --output, or run in parts")
         seen.add(target.resolve())
-    there = [str(target) for target in targets if target.exists()]
-    if there and not args.overwrite:
-        raise UserError(f"there is {listed(there)} already; give another --output, or --overwrite")
+    refuse_to_replace(targets, args.overwrite)
 
 
 class CocoResults:

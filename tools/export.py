@@ -7,10 +7,8 @@ on the pictures given.
 """
 
 import argparse
-import glob
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ import gpvit
 import onnxruntime
 import torch
 import torchvision  # noqa: F401 (what is in a .pt2 file calls its operations)
+from common import add_detector, detector, expanded, refuse_to_replace, whole
 from detectron2.modeling import GeneralizedRCNN
 from gpvit import export
 from gpvit.errors import UserError
@@ -35,19 +34,17 @@ TIMED, REPEATS = 3, 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="PATH", help="checkpoint, or folder of a training")
-    parser.add_argument("--config-file", metavar="FILE", help="config of the detector, if not that of the checkpoint")
+    add_detector(parser, device="cpu")
     parser.add_argument("--input", required=True, nargs="+", metavar="IMAGE", help="pictures or globs to check it with")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="to write, .onnx or .pt2; must not exist")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="to write, .onnx or .pt2")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_intermixed_args()
 
     if args.output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--output {args.output}: the name must end in .onnx or .pt2")
-    if args.output.exists():
-        raise UserError(f"{args.output} exists; remove it or give another name")
-    predictor = gpvit.Predictor.from_checkpoint(args.weights, "cpu", config_file=args.config_file, overrides=args.overrides)
-    paths = [path for pattern in args.input for path in sorted(glob.glob(pattern)) or [pattern]]
+    refuse_to_replace([args.output], args.overwrite)
+    predictor = detector(args)
+    paths = expanded(args.input)
     images = [predictor.resize(read_image(path)) for path in paths]
     smallest = export.smallest_side(predictor.model)
     for path, image in zip(paths, images):
@@ -57,15 +54,9 @@ def main() -> None:
                 "smallest that is exported; raise dataloader.short_side"
             )
 
-    partial = args.output.with_name(f"{args.output.stem}.partial{args.output.suffix}")
-    try:
+    with whole(args.output) as partial:
         write(predictor, partial, metadata(predictor))
         report = check(predictor.model, load(partial), images)
-        os.replace(partial, args.output)
-    except OSError as error:
-        raise UserError(f"cannot write {args.output}: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     print(f"{args.output}: {report}")
 
 
@@ -80,7 +71,6 @@ def metadata(predictor: gpvit.Predictor) -> dict[str, int | list[str]]:
 
 
 def write(predictor: gpvit.Predictor, path: Path, metadata: dict[str, int | list[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pt2":
         torch.export.save(export.export(predictor.model), path, extra_files={"metadata.json": json.dumps(metadata)})
     else:

@@ -26,6 +26,7 @@ import jinja2
 import matplotlib
 import numpy as np
 import torch
+from common import refuse_to_replace
 from faster_coco_eval import COCOeval_faster
 from gpvit.errors import UserError
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
@@ -66,12 +67,11 @@ def main() -> int:
     add_inputs(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="the report")
     parser.add_argument("--score-threshold", type=float, help="of confusions and pictures; default: that of the best F1")
-    parser.add_argument("--overwrite", action="store_true", help="write over a report that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
     inputs = read_inputs(args)
     output = args.output or inputs.results.parent / "report.html"
-    if output.exists() and not args.overwrite:
-        raise UserError(f"{output} exists: give another --output, or --overwrite")
+    refuse_to_replace([output], args.overwrite)
     content = collect(inputs, args.score_threshold)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page(content), encoding="utf-8")

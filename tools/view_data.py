@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import matplotlib.figure
 import numpy as np
+from common import refuse_to_replace
 from gpvit import annotations, layouts
 from gpvit.errors import UserError, listed
 from gpvit.images import read_image
@@ -32,7 +33,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of a JSON file, if not found")
     parser.add_argument("--split", choices=("train", "val"), help="which part of a folder; train if there is one")
     parser.add_argument("--output", default="output/view_data", type=Path, metavar="DIR", help="where the pictures go")
-    parser.add_argument("--overwrite", action="store_true", help="write over pictures that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--number", default=16, type=int, help="how many images, chosen at random")
     parser.add_argument("--seed", default=0, type=int, help="another one chooses other images")
     parser.add_argument("--ids", nargs="+", type=int, metavar="ID", help="these images instead")
@@ -42,9 +43,7 @@ def main() -> int:
     records, classes = load(json_file, images)
     records = choose(records, classes, args)
     targets = [args.output / f"{record['image_id']}_{Path(record['file_name']).stem}.png" for record in records]
-    there = [str(path) for path in (*targets, args.output / "sheet.png") if path.exists()]
-    if there and not args.overwrite:
-        raise UserError(f"{listed(there)} would be overwritten: give another --output, or --overwrite")
+    refuse_to_replace([*targets, args.output / "sheet.png"], args.overwrite)
     args.output.mkdir(parents=True, exist_ok=True)
     drawn, errors = draw(records, targets, classes)
     if drawn:
@@ -142,7 +141,8 @@ def save_sheet(pictures: list[tuple[str, np.ndarray]], path: Path) -> None:
         top = sum(heights[number:]) - GAP  # from the bottom
         for x, (title, picture) in zip(range(GAP // 2, width * columns, width), row):
             figure.figimage(picture, x, top - picture.shape[0])
-            figure.text(x / width / columns, (top + 6) / sum(heights), shortened(title, width // 9), fontsize=12)
+            place = x / width / columns, (top + 6) / sum(heights)
+            figure.text(*place, shortened(title, width // 9), fontsize=12, parse_math=False)  # a name may have two $
     figure.savefig(path)
 
 

@@ -10,17 +10,15 @@ maps of the pyramid, the three main components of each as red, green and blue.
 """
 
 import argparse
-import glob
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gpvit
 import matplotlib
 import numpy as np
-import torch
+from common import add_detector, detector, expanded, refuse_to_replace
 from gpvit.errors import UserError
 from gpvit.images import read_image
 from gpvit.inspection import TOKEN_STRIDE, GroupMaps, Inspection, inspect, principal_colours, strongest
@@ -48,22 +46,17 @@ HEAT = ListedColormap(np.column_stack([matplotlib.colormaps["inferno"](RAMP)[:, 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="PATH", help="checkpoint of a detector, or a training's folder")
-    parser.add_argument("--config-file", metavar="FILE", help="its config, if the checkpoint carries none")
+    add_detector(parser)
     parser.add_argument("--input", required=True, nargs="+", metavar="PICTURE", help="pictures or globs")
     parser.add_argument("--output", default="output/groups", type=Path, metavar="DIR", help="where the sheets go")
     parser.add_argument("--tokens", nargs="+", type=int, metavar="N", help="numbers of the group tokens to show, from 0")
-    parser.add_argument("--overwrite", action="store_true", help="replace sheets that are there")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_intermixed_args()
 
-    paths = [Path(path) for pattern in args.input for path in sorted(glob.glob(pattern)) or [pattern]]
+    paths = expanded(args.input)
     targets = [[args.output / f"{path.stem}_{sheet}.png" for sheet in ("groups", "features")] for path in paths]
     check_targets(targets, args.overwrite)
-    predictor = gpvit.Predictor.from_checkpoint(
-        args.weights, args.device, config_file=args.config_file, overrides=args.overrides
-    )
+    predictor = detector(args)
     args.output.mkdir(parents=True, exist_ok=True)
     failed = 0
     for number, (path, (groups, features)) in enumerate(zip(paths, targets), start=1):
@@ -85,8 +78,7 @@ def check_targets(targets: Sequence[Sequence[Path]], overwrite: bool) -> None:
     files = [path for pair in targets for path in pair]
     if len(set(files)) < len(files):
         raise UserError("two inputs have the same name and would be drawn to the same file; give them in two calls")
-    if not overwrite and (existing := [path for path in files if path.exists()]):
-        raise UserError(f"{existing[0]} exists; give another --output, or --overwrite")
+    refuse_to_replace(files, overwrite)
 
 
 def draw_groups(picture: np.ndarray, inspection: Inspection, name: str, tokens: Sequence[int] | None) -> Figure:
@@ -127,7 +119,8 @@ class Sheet:
 
     def text(self, left: float, top: float, text: str, **style: Any) -> None:
         width, height = self.figure.get_size_inches()
-        self.figure.text(left / width, 1 - top / height, text, **{"va": "bottom", "fontsize": 13, **style})
+        style = {"va": "bottom", "fontsize": 13, "parse_math": False, **style}  # the name of a picture may have two $
+        self.figure.text(left / width, 1 - top / height, text, **style)
 
     def panel(self, left: float, top: float, width: float, height: float) -> Axes:
         whole_width, whole_height = self.figure.get_size_inches()
@@ -216,7 +209,8 @@ def draw_features(picture: np.ndarray, inspection: Inspection, name: str) -> Fig
     rows, columns = -(-(1 + len(inspection.levels)) // 3), 3
     width, height = panel_size(inspection.size, 5 * PANEL_AREA)
     figure = Figure(figsize=(columns * width, rows * (height + 0.6) + 0.8), layout="constrained")
-    figure.suptitle(f"Pyramid in {shortened(name)}\nred, green, blue: the three main components of each level", fontsize=15)
+    title = f"Pyramid in {shortened(name)}\nred, green, blue: the three main components of each level"
+    figure.suptitle(title, fontsize=15, parse_math=False)
     axes = figure.subplots(rows, columns).flat
     for axis in axes[1 + len(inspection.levels) :]:
         axis.axis("off")

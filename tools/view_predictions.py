@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import gpvit.data
 import numpy as np
+from common import refuse_to_replace
 from detectron2.data import MetadataCatalog
 from gpvit import annotations, layouts
 from gpvit.engine import load_config
@@ -312,7 +313,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the pictures go")
     parser.add_argument("--number", type=int, default=16, help="how many pictures")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="leave out what scores less")
-    parser.add_argument("--overwrite", action="store_true", help="write over pictures that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
     if args.annotations and not args.images:
         raise UserError("give the folder of the images of --annotations by --images DIR")
@@ -320,8 +321,8 @@ def main() -> int:
         raise UserError(f"--number must be 1 or more, got {args.number}")
     inputs = read_inputs(args)
     output = args.output or inputs.results.parent / "predictions"
-    if output.exists() and any(output.iterdir()) and not args.overwrite:
-        raise UserError(f"{output} is not empty: give another --output, or --overwrite")
+    targets = [output / f"{rank:02}.png" for rank in range(1, args.number + 1)]
+    refuse_to_replace([*targets, output / "sheet.png"], args.overwrite)
     found = inputs.found[inputs.task]
     cases = outcomes(match(inputs.truth, found, inputs.task), inputs.truth, args.score_threshold)
     print(f"{inputs.results}, on {inputs.data}: {inputs.task}, IoU {IOU}, scores from {args.score_threshold:g} on")
@@ -330,7 +331,7 @@ def main() -> int:
     pictures = []
     for case, figure in drawings(inputs, worst_first(inputs.truth, found, cases), args.number, failures):
         pictures.append(as_picture(figure))
-        target = output / f"{len(pictures):02}.png"
+        target = targets[len(pictures) - 1]
         pictures[-1].save(target)
         print(f"{target}: {case.image['file_name']}: {case.counts()}")
     for failure in failures:
