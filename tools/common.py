@@ -3,11 +3,11 @@
 import argparse
 import contextlib
 import glob
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import gpvit
+from gpvit.engine import checkpoints
 from gpvit.errors import UserError, listed
 
 
@@ -44,13 +44,9 @@ def whole(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written.
     """
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
+        with checkpoints.whole(path) as partial:
+            yield partial
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

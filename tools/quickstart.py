@@ -52,7 +52,7 @@ def main(overrides: list[str]) -> int:
     print(f"\nmask AP {aps['as trained']:.3f} on synthetic validation images, {minutes:.1f} minutes. In {OUTPUT}:")
     print("  README.md         what was trained, how it went, what the files are")
     print("  validation.png    ground truth beside predictions\n  curves.png        losses and AP")
-    print("  model_final.pth   the detector (README: drawing its predictions)\n  log.txt           the whole log")
+    print("  model_final.pth   the detector (README: a tour of what to do with it)\n  log.txt           the whole log")
     return 0 if overrides else verdict(aps)
 
 
