@@ -65,7 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_inputs(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="the report")
-    parser.add_argument("--score-threshold", type=float, help="of confusions and pictures; default: that of the best F1")
+    parser.add_argument("--score-threshold", type=float, help="of confusions and pictures; default: of the best F1, or 0.5")
     parser.add_argument("--overwrite", action="store_true", help="write over a report that is there")
     args = parser.parse_args()
     inputs = read_inputs(args)
@@ -98,7 +98,7 @@ def percent(value: float) -> str:
 
 
 def collect(inputs: Inputs, threshold: float | None) -> dict[str, Any]:
-    """Everything that the page shows; ``threshold`` is None for that of the best F1."""
+    """Everything that the page shows; ``threshold`` is None for that of the best F1, or 0.5."""
     found = inputs.found[inputs.task]
     matching = match(inputs.truth, found, inputs.task)
     over_scores = curve(matching)
@@ -203,7 +203,7 @@ def by_class(truth: COCO, precisions: dict[str, np.ndarray], matching: Matching)
 
 
 def advice(over_scores: Curve) -> dict[str, float] | None:
-    """The score threshold of the best F1, and what it gives; None where there is nothing to choose by."""
+    """The score threshold of the best F1, and what it gives; None where no detection is true."""
     best = over_scores.best()
     if best is None:
         return None
