@@ -1,6 +1,7 @@
 """Detectors are handed on whole, through a folder or a Hub, and nothing else is. The Hub is :mod:`stub_hub`."""
 
 import json
+import shlex
 import shutil
 import sys
 import threading
@@ -145,6 +146,41 @@ def test_a_card_has_the_metrics_of_its_own_checkpoint_only(tmp_path: Path) -> No
     assert gpvit.card.training_of(file).metrics == {"bbox/AP": 10.0, "bbox/AP-cat": 1.0}
 
 
+@pytest.mark.parametrize(("done", "ap"), [(1, 11.0), (2, 12.0), (3, 13.0)])
+def test_of_evaluations_after_every_iteration_each_checkpoint_has_its_own(tmp_path: Path, done: int, ap: float) -> None:
+    """As they are noted: the last one, of three, under 3, those before under 0 and 1."""
+    lines = [{"iteration": noted, "bbox/AP": value} for noted, value in ((0, 11.0), (1, 12.0), (3, 13.0))]
+    lines = [*lines[:2], {"iteration": 2, "total_loss": 1.0}, lines[2], [4]]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "config.yaml").write_text("train: {max_iter: 3}\n")
+    file = checkpoint.File(str(tmp_path / "model.pth"), "checkpoint", {}, [], [], about={"iterations": done})
+    assert gpvit.card.training_of(file).metrics == {"bbox/AP": ap}
+
+
+@pytest.mark.parametrize("content", ['{"weights": null}', "[]", "null", "3", "{"])
+def test_an_evaluation_json_of_another_kind_says_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "evaluation.json").write_text(content)
+    file = checkpoint.File(str(tmp_path / "model.pth"), "checkpoint", {}, [], [], about={"iterations": 2})
+    assert gpvit.card.training_of(file).images is None
+
+
+def test_the_command_of_a_card_takes_any_folder(run: Share, model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "o'my $(toys)"
+    run("push", "--weights", model, "--to", target, "--licence", "apache-2.0")
+    assert address_in_command(target / "README.md") == "path/to/o'my $(toys)"
+    run("push", "--weights", target, "--to", tmp_path / "toys", "--licence", "apache-2.0")
+    assert (tmp_path / "toys" / "README.md").read_text() == (model / "README.md").read_text()
+    file = checkpoint.read(str(model))
+    card = gpvit.card.model_card(file, hub.usable_config(file), "mit", "path/to/my toys", gpvit.card.Training())
+    card.save(tmp_path / "README.md")
+    assert address_in_command(tmp_path / "README.md") == "path/to/my toys"
+
+
+def address_in_command(card: Path) -> str:
+    [command] = [line for line in card.read_text().splitlines() if line.startswith("python tools/demo.py")]
+    return shlex.split(command)[3]
+
+
 def test_nothing_is_made_up_where_nothing_is_known(training: Path, tmp_path: Path) -> None:
     checkpoint_file = tmp_path / "model.pth"
     checkpoint_file.write_bytes((training / "model_final.pth").read_bytes())
@@ -247,6 +283,30 @@ def test_a_card_that_was_edited_is_pushed_as_it_is(run: Share, stub: Hub, model:
     card.write_text(edited.replace("license: apache-2.0", "license: {"))
     with pytest.raises(UserError, match="cannot read the header of .*README.md"):
         run("push", "--weights", tmp_path / "toys", "--to", "me/other", "--licence", "apache-2.0")
+
+
+def test_a_pulled_model_is_pushed_with_its_new_address(run: Share, stub: Hub, model: Path, tmp_path: Path) -> None:
+    run("push", "--weights", model, "--to", "me/toys", "--licence", "apache-2.0")
+    run("pull", "me/toys", "--to", tmp_path / "pulled")
+    card = tmp_path / "pulled" / "README.md"
+    card.write_text(card.read_text() + "\nA copy of hf://me/toys. Compare `--weights hf://me/toys-large`.\n")
+    run("push", "--weights", tmp_path / "pulled", "--to", "me/toys-2", "--licence", "apache-2.0")
+    text = stub.repositories["me/toys-2"].commits[-1]["README.md"].decode()
+    assert 'from_checkpoint("hf://me/toys-2")' in text and "--weights hf://me/toys-2 --input" in text
+    assert "hf://me/toys" not in text.replace("hf://me/toys-2", "").split("A copy of")[0]
+    assert text.endswith("A copy of hf://me/toys. Compare `--weights hf://me/toys-large`.\n")
+
+
+def test_only_the_files_of_a_model_are_pulled_whatever_the_cache_has(
+    run: Share, stub: Hub, model: Path, tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in model.iterdir() if path.name != "config.yaml"}
+    files |= {"evil.py": b"raise SystemExit", "more/notes.txt": b"notes"}
+    stub.repositories["me/toys"] = Repository(private=False, commits=[files])
+    for name in ("evil.py", "more/notes.txt"):
+        assert Path(hub.download(f"hf://me/toys/{name}")).is_file()
+    run("pull", "me/toys", "--to", tmp_path / "pulled")
+    assert sorted(path.name for path in (tmp_path / "pulled").iterdir()) == ["README.md", "model.safetensors"]
 
 
 def test_a_model_that_is_there_is_replaced_only_when_told(run: Share, stub: Hub, model: Path) -> None:

@@ -225,6 +225,21 @@ def test_a_single_file_is_split_by_names_alone(source: Path, tmp_path: Path) -> 
     assert parts[0] == parts[1] == parts[2] == parts[3] and not parts[0]["train"].keys() & parts[0]["val"].keys()
 
 
+def test_a_single_file_is_split_whatever_it_is_called(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source / "images", tmp_path / "data" / "images")
+    write(tmp_path / "data" / "annotations" / "train.json", merged(source))
+    layout = layouts.recognise(str(tmp_path / "data"))
+    assert {split: len(layout.read(split).images) for split in layout.splits} == {"train": 10, "val": 2}
+    assert "2 of 12 images are set apart to validate, by seed 0 and their names" in layout.notes
+
+
+def test_val_json_alone_is_evaluated_on(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    shutil.copytree(source / "images", tmp_path / "images")
+    shutil.copy(source / "annotations" / "val.json", tmp_path / "annotations")
+    assert layouts.find(str(tmp_path)) == {"val": layouts.Split(tmp_path / "annotations" / "val.json", tmp_path / "images")}
+
+
 def test_who_splits_and_when_makes_no_difference() -> None:
     names = [f"{number}.jpg" for number in range(12)]
     for given in (names, names[::-1]):
@@ -406,6 +421,12 @@ def put(name: str, content: object) -> Callable[[Path], object]:
     return lambda folder: write(folder / name, content)
 
 
+def shaped(**entries: object) -> dict[str, object]:
+    """A labelme file with one shape, of which some entries are given."""
+    shape = {"label": "disc", "shape_type": "polygon", "points": [[1, 1], [9, 1], [9, 9]], "group_id": None}
+    return {"shapes": [shape | entries], "imagePath": "val_00001.png"}
+
+
 def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
@@ -423,13 +444,19 @@ YAML = {"names": CLASSES}
     [
         (SPLIT["plain"], remove("annotations"), "no annotations are recognised in 12 images; accepted are"),
         (SPLIT["plain"], remove("images"), "of its 8 images, 8 are not in .* and its folders: train_00000"),
-        (SPLIT["plain"], remove("annotations/val.json"), "val.json is missing; accepted are"),
+        (SPLIT["plain"], remove("annotations/train.json"), "there are no annotations for train, only .*/val.json"),
         (SPLIT["COCO"], copy(COCO_2017, "annotations/instances_train2014.json"), "it cannot be told which"),
         (SPLIT["folders in images"], put("annotations/val.json", "{"), "val.json is no JSON .*; correct it, or move it"),
         (SPLIT["COCO"], put("data.yaml", YAML), "COCO in annotations/instances_train2017.*; YOLO in data.yaml; give"),
         (SPLIT["anywhere"], copy("pictures", "old"), "in several folders, .*old/2024/may, .*pictures/2024/may; keep"),
         (SPLIT["anywhere"], remove("pictures/2024/may/val_00001.png"), "of its 4 images, 1 are not in .*val_00001"),
         (SPLIT["labelme"], put("val/val_00001.json", {"shapes": [{"label": 1}]}), "cannot be read as labelme's"),
+        (SPLIT["labelme"], put("val/val_00001.json", shaped(group_id=[1])), r"val_00001.json: .* group_id \[1\] is no"),
+        (SPLIT["labelme"], put("val/val_00001.json", shaped(label=None)), "val_00001.json: .* label None is no text"),
+        (SPLIT["labelme"], put("val/val_00001.json", shaped(label=["a"])), r"val_00001.json: .* label \['a'\] is no text"),
+        (SPLIT["labelme"], put("val/val_00001.json", shaped() | {"imageHeight": "x"}), "val_00001.json: .* literal .*'x'"),
+        (SPLIT["labelme"], put("val/val_00001.json", '{"imageWidth": 1e999, "shapes": []}'), "val_00001.json: .*infinity"),
+        (SPLIT["labelme"], put("val/val_00001.json", '["shapes"]'), "val_00001.json: .* has no attribute 'get'"),
         (SPLIT["labelme"], remove("val/val_00001.png"), "images of 1 labelme files are not found.*val_00001"),
         (SPLIT["labelme"], copy("val/val_00001.json", "val/again.json"), "are of the same image, val/val_00001.png"),
         (UNSPLIT["YOLO"], put(LABEL, "3 0 0 1 0 1 1"), "val_00001.txt: class 3, and"),

@@ -236,6 +236,15 @@ def test_the_best_f1_is_found() -> None:
     assert points.best() == 1
 
 
+def test_without_a_true_detection_there_is_no_best_f1() -> None:
+    truth = truth_of((1, CAT, BOX))
+    points = curve(match(truth, found_in(truth, (1, CAT, FAR, 0.9), (2, CAT, BOX, 0.8)), "bbox"))
+    assert points.f1.tolist() == [0, 0] and points.best() is None
+    without_objects = truth_of()
+    found = found_in(without_objects, (1, CAT, FAR, 0.9))
+    assert curve(match(without_objects, found, "bbox")).best() is None
+
+
 def test_calibration_compares_scores_with_the_share_of_true_ones() -> None:
     truth = truth_of((1, CAT, BOX), (2, CAT, BOX), (1, DOG, FAR, "crowd"))
     found = found_in(

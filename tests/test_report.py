@@ -18,8 +18,9 @@ from detectron2.data.datasets import register_coco_instances
 from gpvit.annotations import read
 from gpvit.errors import UserError
 from gpvit.evaluation import coco_ap
-from gpvit.matching import Outcome, index
+from gpvit.matching import Outcome, index, match, outcomes
 from PIL import Image
+from pycocotools import mask as mask_api
 from test_evaluation import official_figures, truth_as_results
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -182,6 +183,44 @@ def test_a_report_can_be_made_without_detections_or_objects(
     ap = figures_of(run / "report.html")["overall"]["bbox"]["AP"]
     assert ap == (0 if empty == "detections" else None)
     assert "nan" not in re.sub(r"base64,[^\"]*", "", (run / "report.html").read_text()).lower()
+
+
+def test_a_report_says_that_no_detection_is_true_and_takes_the_usual_threshold(
+    monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    path = run / "coco_instances_results.json"
+    results = json.loads(path.read_text())
+    for item in results:
+        height, width = item["segmentation"]["size"]
+        corner = np.zeros((height, width, 1), np.uint8, order="F")
+        corner[0, 0] = 1
+        [mask] = mask_api.encode(corner)
+        item["bbox"], item["segmentation"] = [0, 0, 1, 1], mask | {"counts": mask["counts"].decode()}
+    path.write_text(json.dumps(results))
+    assert call(monkeypatch, report, run) == 0
+    text = (run / "report.html").read_text()
+    assert "No detection found an object, so there is no best threshold; 0.500 is used below." in text
+    assert "The score threshold is 0.500." in text and "best F1, %" not in text
+    assert all(row["best"] is None for row in figures_of(run / "report.html")["classes"])
+
+
+def test_an_object_whose_id_is_0_in_registered_data_can_be_found(run: Path, synthetic_data: Path) -> None:
+    content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
+    for number, item in enumerate(content["annotations"]):
+        item["id"] = number
+    json_file = run / "val.json"
+    json_file.write_text(json.dumps(content))
+    register_coco_instances("with_an_id_of_0", {}, str(json_file), str(synthetic_data / "images"))
+    (run / "config.yaml").write_text("dataloader:\n  test:\n    dataset: {names: with_an_id_of_0}\n")
+    results = truth_as_results(json_file)
+    for item in results:
+        item["segmentation"]["counts"] = item["segmentation"]["counts"].decode()
+    (run / "coco_instances_results.json").write_text(json.dumps(results))
+    inputs = inputs_of(run)
+    for task, found in inputs.found.items():
+        cases = outcomes(match(inputs.truth, found, task), inputs.truth, 0.0).values()
+        assert sum(len(case.true) for case in cases) > 0
+        assert not any(case.missed or case.false for case in cases)
 
 
 def browse(page: Path, profile: Path) -> str:

@@ -30,6 +30,7 @@ from common import refuse_to_replace
 from faster_coco_eval import COCOeval_faster
 from gpvit.errors import UserError
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
+from gpvit.metrics import read_metrics
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -66,7 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_inputs(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="the report")
-    parser.add_argument("--score-threshold", type=float, help="of confusions and pictures; default: that of the best F1")
+    parser.add_argument("--score-threshold", type=float, help="of confusions and pictures; default: of the best F1, or 0.5")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
     inputs = read_inputs(args)
@@ -98,7 +99,7 @@ def percent(value: float) -> str:
 
 
 def collect(inputs: Inputs, threshold: float | None) -> dict[str, Any]:
-    """Everything that the page shows; ``threshold`` is None for that of the best F1."""
+    """Everything that the page shows; ``threshold`` is None for that of the best F1, or 0.5."""
     found = inputs.found[inputs.task]
     matching = match(inputs.truth, found, inputs.task)
     over_scores = curve(matching)
@@ -203,7 +204,7 @@ def by_class(truth: COCO, precisions: dict[str, np.ndarray], matching: Matching)
 
 
 def advice(over_scores: Curve) -> dict[str, float] | None:
-    """The score threshold of the best F1, and what it gives; None where there is nothing to choose by."""
+    """The score threshold of the best F1, and what it gives; None where no detection is true."""
     best = over_scores.best()
     if best is None:
         return None
@@ -365,11 +366,7 @@ def pictures(inputs: Inputs, matching: Matching, threshold: float) -> tuple[list
 
 def training_charts(folder: Path | None) -> list[Markup]:
     """Loss and AP over the iterations, from a training's metrics.json; none without it."""
-    path = folder and folder / "metrics.json"
-    rows = []
-    for line in path.read_text().splitlines() if path and path.is_file() else []:
-        with contextlib.suppress(ValueError):  # a line that was cut short
-            rows.append(json.loads(line))
+    rows = list(read_metrics(folder / "metrics.json")) if folder else []
     lines = {"training loss": {"total_loss": "total"}, "validation AP (%)": {"bbox/AP": "boxes", "segm/AP": "masks"}}
     charts = []
     for title, keys in lines.items():

@@ -127,7 +127,7 @@ def _own_data(root: str, split: str, masks: bool) -> tuple[COCO, Path, str]:
 
 
 def _data_of(config: Path, masks: bool) -> tuple[COCO, Path, str]:
-    """The data that a config evaluates on, as the evaluation takes it."""
+    """The data that a config evaluates on, but for the ids of its objects as the evaluation takes it."""
     hint = "give the data by --data DIR, or --annotations FILE and --images DIR"
     if not config.is_file():
         raise UserError(f"{config} does not exist: {hint}")
@@ -145,7 +145,11 @@ def _data_of(config: Path, masks: bool) -> tuple[COCO, Path, str]:
     if "json_file" not in metadata.as_dict():
         raise UserError(f"data set {name} has no file of annotations in COCO format: {hint}")
     with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(metadata.json_file), Path(metadata.image_root), name
+        truth = COCO(metadata.json_file)
+        for number, item in enumerate(truth.dataset.get("annotations", ()), start=1):
+            item["id"] = number  # some begin at 0, which means no match to pycocotools
+        truth.createIndex()
+    return truth, Path(metadata.image_root), name
 
 
 class Case(NamedTuple):

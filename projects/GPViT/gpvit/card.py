@@ -1,8 +1,9 @@
 """The card of a model that is handed on: what it is, how to use it, how well it did where, and its licence."""
 
-import contextlib
 import json
+import math
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from . import checkpoint
 from .engine.config import load_config
 from .errors import UserError
+from .metrics import read_metrics
 from .published import size_name
 
 PAPER = "https://github.com/ChenhongyiYang/GPViT"
@@ -42,13 +44,14 @@ def training_of(file: checkpoint.File) -> Training:
     folder, done = Path(file.path).parent, file.about.get("iterations")
     if done is None:
         return Training()
-    metrics, images = _metrics(folder / "metrics.json", done), _images(folder / "evaluation.json")
+    images = _images(folder / "evaluation.json")
     try:
-        data = load_config(str(folder / "config.yaml")).dataloader
+        cfg = load_config(str(folder / "config.yaml"))
     except UserError:  # moved away from its folder
-        return Training(images=images, metrics=metrics)
-    names = [_data_name(OmegaConf.select(data, f"{split}.dataset.names")) for split in ("train", "test")]
-    return Training(names[0], names[1], images, metrics)
+        return Training(images=images, metrics=_metrics(folder / "metrics.json", done, final=False))
+    names = [_data_name(OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")) for split in ("train", "test")]
+    final = done >= OmegaConf.select(cfg, "train.max_iter", default=math.inf)
+    return Training(names[0], names[1], images, _metrics(folder / "metrics.json", done, final=final))
 
 
 def _data_name(names: Any) -> str:
@@ -57,14 +60,19 @@ def _data_name(names: Any) -> str:
     return ", ".join(f"{Path(folder).name} ({split})" if folder else split for folder, _, split in parts)
 
 
-def _metrics(path: Path, done: int) -> dict[str, float]:
-    """What was measured after ``done`` iterations; of the averaged weights, where there are any, since these are used."""
+def _metrics(path: Path, done: int, *, final: bool) -> dict[str, float]:
+    """What was measured after ``done`` iterations; of the averaged weights, where there are any, since these are used.
+
+    Args:
+        path: of metrics.json.
+        done: iterations.
+        final: whether these are all iterations of the training.
+    """
+    # The last evaluation is noted under the number of iterations, those before under that of the iteration.
+    noted = (done - 1, done) if final else (done - 1,)
     entries: dict[str, Any] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):  # a line that was cut short
-            entry = json.loads(line)
-            # The last evaluation is noted under the number of iterations, those before under that of the iteration.
-            entries |= entry if entry.get("iteration") in (done - 1, done) else {}
+    for entry in read_metrics(path):
+        entries |= entry if entry["iteration"] in noted else {}
     prefix = "ema_" if any(key.startswith("ema_") for key in entries) else ""
     found = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
     return {key: float(value) for key, value in found.items() if re.match(r"(bbox|segm)/AP", key)}
@@ -76,7 +84,8 @@ def _images(path: Path) -> int | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content["images"] if content.get("weights", "") is None else None
+    made_by_it = isinstance(content, dict) and content.get("weights", "") is None
+    return content.get("images") if made_by_it else None
 
 
 def model_card(file: checkpoint.File, cfg: DictConfig, licence: str, address: str, training: Training) -> ModelCard:
@@ -161,7 +170,7 @@ print([predictor.classes[number] for number in instances.pred_classes], instance
 ```
 
 ```bash
-python tools/demo.py --weights {address} --input 'pictures/*.jpg' --output output/demo
+python tools/demo.py --weights {shlex.quote(address)} --input 'pictures/*.jpg' --output output/demo
 ```
 
 {resized if all(sizes) else ""}Classes and config come with the weights; `config.yaml` is that config once more, to be read.

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from PIL import ExifTags, Image
 
+from .annotations import shown
 from .errors import UserError, listed
 from .images import FORMATS, read_image
 from .layouts import WORDS, Tree, class_names, split_of
@@ -207,8 +208,8 @@ def _labels(json_files: Sequence[Path], tree: Tree) -> dict[str, Labels]:
         elif name in labels:
             raise UserError(f"{labels[name].file} and {file} are of the same image, {name}; remove one")
         else:
-            height, width = entry.get("imageHeight"), entry.get("imageWidth")
-            size = (int(height), int(width)) if height and width else size_of(tree.root / name)
+            height, width = entry["imageHeight"], entry["imageWidth"]
+            size = (height, width) if height > 0 and width > 0 else size_of(tree.root / name)
             labels[name] = Labels(file, size, entry["shapes"])
     if missing:
         raise UserError(f"the images of {len(missing)} labelme files are not found, or twice: {listed(missing)}")
@@ -216,16 +217,25 @@ def _labels(json_files: Sequence[Path], tree: Tree) -> dict[str, Labels]:
 
 
 def _entry(file: Path) -> dict[str, Any]:
-    """The content of a labelme file, whose shapes have what is needed of them."""
+    """The content of a labelme file, whose shapes have what is needed of them; unknown sides of the image are 0."""
     try:
         content = json.loads(file.read_bytes())
-        shapes = [dict(shape) for shape in content["shapes"]]
-        for shape in shapes:
-            shape["shape_type"] = str(shape.get("shape_type") or "polygon")  # of old files, which do not say it
-            shape["label"], shape["points"] = str(shape["label"]), [[float(x), float(y)] for x, y in shape["points"]]
-        return content | {"shapes": shapes}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        sides = {side: int(content.get(side) or 0) for side in ("imageHeight", "imageWidth")}
+        return content | sides | {"shapes": [_shape(shape) for shape in content["shapes"]]}
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as labelme's ({type(error).__name__}: {error})") from None
+
+
+def _shape(shape: dict[str, Any]) -> dict[str, Any]:
+    """A shape of a labelme file with what is needed of it. Raises what _entry catches."""
+    label, group = shape["label"], shape.get("group_id")
+    if not isinstance(label, str | int | float):
+        raise ValueError(f"label {shown(label)} is no text")
+    if not isinstance(group, str | int | float | None):
+        raise ValueError(f"group_id {shown(group)} is no number")
+    kind = str(shape.get("shape_type") or "polygon")  # of old files, which do not say it
+    points = [[float(x), float(y)] for x, y in shape["points"]]
+    return shape | {"label": str(label), "shape_type": kind, "points": points}
 
 
 def _picture_of(file: Path, entry: dict[str, Any], tree: Tree) -> str | None:

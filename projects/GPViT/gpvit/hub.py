@@ -6,6 +6,8 @@ It holds ``model.safetensors`` (weights as used for inference; classes, config, 
 
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -60,8 +62,9 @@ def pull(address: str, folder: Path) -> checkpoint.File:
         raise UserError(f"{address} has no {WEIGHTS}: it is no model that tools/share.py has pushed")
     file = checkpoint.read(str(snapshot / WEIGHTS))
     usable_config(file)
-    for path in snapshot.iterdir():
-        shutil.copyfile(path, folder / path.name)
+    for name in FILES:  # the cache may have others
+        if (snapshot / name).is_file():
+            shutil.copyfile(snapshot / name, folder / name)
     return file
 
 
@@ -134,7 +137,7 @@ def write(weights: str, folder: Path, *, licence: str, address: str, config_file
 
 
 def _copy(source: Path, folder: Path, licence: str, address: str) -> None:
-    """A model that is handed on as it is, but for the address in its card."""
+    """A model that is handed on as it is, but for the address in the code of its card."""
     for name in FILES:
         shutil.copyfile(source / name, folder / name)
     try:
@@ -142,8 +145,23 @@ def _copy(source: Path, folder: Path, licence: str, address: str) -> None:
     except (ValueError, YAMLError) as error:
         raise UserError(f"cannot read the header of {source / CARD}: {' '.join(str(error).split())}") from None
     _check_licence(str(source / CARD), card.data.get("license"), licence)
-    card.text = card.text.replace(local_address(source), address)
+    card.text = _readdressed(card.text, source, address)
     card.save(folder / CARD)
+
+
+def _readdressed(text: str, source: Path, address: str) -> str:
+    """The text of a card with another address where people copy it; prose may still say where the model came from.
+
+    Args:
+        text: of the card.
+        source: the model's folder.
+        address: the new one.
+    """
+    stated = re.search(r'from_checkpoint\("([^"]*)"\)', text)
+    old = stated[1] if stated else local_address(source)
+    text = text.replace(f'from_checkpoint("{old}")', f'from_checkpoint("{address}")')
+    option = re.compile(rf"--weights {re.escape(shlex.quote(old))}(?!\S)")
+    return option.sub(lambda _: f"--weights {shlex.quote(address)}", text)
 
 
 def _check_licence(path: str, stated: str | None, given: str) -> None:

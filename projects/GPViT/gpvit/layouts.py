@@ -74,8 +74,6 @@ class Layout(NamedTuple):
             there = ", ".join(str(found.json_file) for found in self.splits.values())
             raise UserError(f"--data {self.data}: there are no annotations for {split}, only {there}")
         json_file, images = self.splits[split]
-        if not json_file.exists():
-            raise UserError(f"--data {self.data}: {json_file} is missing; accepted are {ACCEPTED}")
         file = annotations.read(json_file, images, masks=masks, train=split == "train")
         file.stop_if_fatal()
         return file
@@ -124,12 +122,13 @@ def recognise(data: str) -> Layout:
 
 
 def _documented(data: str) -> Layout | None:
-    """annotations/{train,val}.json and images/, of which nothing has to be searched."""
-    root = Path(data)
-    splits = {split: Split(root / "annotations" / f"{split}.json", root / "images") for split in ("train", "val")}
-    if not any(split.json_file.exists() for split in splits.values()) or not (root / "images").is_dir():
+    """annotations/{train,val}.json and images/, of which nothing has to be searched; val.json alone is evaluated on."""
+    root, images = Path(data), Path(data) / "images"
+    files = {split: root / "annotations" / f"{split}.json" for split in ("train", "val")}
+    splits = {split: Split(file, images) for split, file in files.items() if file.exists()}
+    if "val" not in splits or not images.is_dir():
         return None
-    folders = [PurePath(entry.name) for entry in os.scandir(root / "images") if entry.is_dir()]
+    folders = [PurePath(entry.name) for entry in os.scandir(images) if entry.is_dir()]
     return None if any(map(split_of, folders)) else Layout(data, "COCO format", splits)
 
 

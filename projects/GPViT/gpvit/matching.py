@@ -138,7 +138,7 @@ def match(truth: COCO, found: COCO, task: str, *, by_class: bool = True) -> Matc
     """Matches detections and objects.
 
     Args:
-        truth: the objects.
+        truth: the objects, with ids from 1 on: to pycocotools, 0 means that there is no match.
         found: the detections, from :func:`index`.
         task: "bbox" or "segm".
         by_class: whether a detection can only find an object of its own class.
@@ -218,8 +218,8 @@ class Curve(NamedTuple):
     f1: np.ndarray
 
     def best(self) -> int | None:
-        """Where F1 is best, at the higher threshold of equals; None where there is no detection or no object."""
-        return int(self.f1.argmax()) if len(self.f1) and np.isfinite(self.f1).any() else None
+        """Where F1 is best, at the higher threshold of equals; None where no detection is true."""
+        return int(self.f1.argmax()) if self.f1.max(initial=0) > 0 else None  # NaN, too, is not
 
 
 def curve(matching: Matching) -> Curve:

@@ -52,7 +52,8 @@ def log_above_bars(handler: logging.StreamHandler) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return record.name != "detectron2.utils.events" and not str(record.msg).startswith("Inference done ")
+    # Detectron2's formatter makes the name d2.utils.events, so that later handlers see this one.
+    return not record.name.endswith(".utils.events") and not str(record.msg).startswith("Inference done ")
 
 
 class ProgressBar(Follower):
