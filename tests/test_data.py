@@ -62,7 +62,7 @@ def test_a_folder_sets_data_and_number_of_classes_of_every_detector(synthetic_da
     ("damage", "message"),
     [
         (lambda d: shutil.rmtree(d / "images"), "of its 8 images, 8 are not in .* and its folders: train_00000.png"),
-        (lambda d: (d / "annotations" / "train.json").unlink(), "train.json is missing"),
+        (lambda d: (d / "annotations" / "train.json").unlink(), "there are no annotations for train, only .*val.json"),
         (lambda d: (d / "annotations" / "train.json").write_text('{"images": ['), "not in COCO format"),
         (lambda d: (d / "annotations" / "train.json").write_text("[]"), "not in COCO format"),
         (lambda d: (d / "annotations" / "train.json").write_text('{"categories": []}'), "no categories"),
