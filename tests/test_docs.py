@@ -42,6 +42,7 @@ ELSEWHERE = {
     "python tools/demo.py --weights hf:": "tests/test_hub.py",
     "python tools/analyze.py": "tests/test_tools.py",
     "python tools/convert_checkpoint.py": "tests/test_tools.py",
+    "python tools/export.py": "tests/test_export.py",
     "python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py": "tests/test_train_net.py",
 }
 HERE = ["train.device=cpu", "train.max_iter=2", "train.eval_period=2", "train.checkpointer.period=2"]

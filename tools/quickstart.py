@@ -49,7 +49,7 @@ def main(overrides: list[str]) -> int:
     aps = check_evaluation(folder, overrides)
     step("4/4 drawing")
     draw(folder, overrides)
-    print(f"\nmask AP {aps['as trained']:.3f} on synthetic validation images, {minutes:.1f} minutes. In {OUTPUT}:")
+    print(f"\nmask AP {100 * aps['as trained']:.1f} % on synthetic validation images, {minutes:.1f} minutes. In {OUTPUT}:")
     print("  README.md         what was trained, how it went, what the files are")
     print("  validation.png    ground truth beside predictions\n  curves.png        losses and AP")
     print("  model_final.pth   the detector (README: a tour of what to do with it)\n  log.txt           the whole log")
@@ -60,7 +60,7 @@ def verdict(aps: dict[str, float]) -> int:
     """Exit code 1, and why, if the whole training gave too little or the evaluation does not tell good from broken."""
     trained, *broken = aps.values()
     if trained < BROKEN_BELOW:
-        print(f"error: mask AP {trained:.3f} is below {BROKEN_BELOW}: something is broken", file=sys.stderr)
+        print(f"error: mask AP {100 * trained:.1f} % is below {100 * BROKEN_BELOW:.0f} %: something is broken", file=sys.stderr)
         return 1
     if max(broken) > trained / 2:
         print("error: a broken detector has more than half of the mask AP: the evaluation is broken", file=sys.stderr)
@@ -84,7 +84,7 @@ def check_evaluation(folder: Path, overrides: list[str]) -> dict[str, float]:
     }
     aps = {name: coco_ap(str(json_file), variant, "segm") for name, variant in variants.items()}
     for name, ap in aps.items():
-        print(f"mask AP {name}: {ap:.3f}")
+        print(f"mask AP {name}: {100 * ap:.1f} %")
     return aps
 
 

@@ -361,7 +361,7 @@ def pictures(inputs: Inputs, matching: Matching, threshold: float) -> tuple[list
         data = base64.b64encode(content.getvalue()).decode()
         worst.append({"caption": f"{case.image['file_name']}: {case.counts()}", "data": data})
     unread = f", {len(failures)} cannot be read (first: {failures[0]})" if failures else ""
-    return worst, f"{len(worst)} of {len(cases)} pictures with false detections or missed objects{unread}"
+    return worst, f"the {len(worst)} worst of {len(cases)} pictures with false detections or missed objects{unread}"
 
 
 def training_charts(folder: Path | None) -> list[Markup]:
