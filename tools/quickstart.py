@@ -60,7 +60,7 @@ def verdict(aps: dict[str, float]) -> int:
     """Exit code 1, and why, if the whole training gave too little or the evaluation does not tell good from broken."""
     trained, *broken = aps.values()
     if trained < BROKEN_BELOW:
-        print(f"error: mask AP {100 * trained:.1f} % is below {100 * BROKEN_BELOW:.0f}: something is broken", file=sys.stderr)
+        print(f"error: mask AP {100 * trained:.1f} % is below {100 * BROKEN_BELOW:.0f}: all is not well", file=sys.stderr)
         return 1
     if max(broken) > trained / 2:
         print("error: a broken detector has more than half of the mask AP: the evaluation is broken", file=sys.stderr)
