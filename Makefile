@@ -1,5 +1,6 @@
 ## make quickstart   install everything, then show the whole path in a few minutes: data, training, evaluation
 ## make test         install everything, then run the tests
+## make test-slow    install everything, then run the tests that take minutes each
 ## make lint         install everything, then check style, format and types
 ## make env          install everything into .venv (once; later calls see that nothing changed)
 ## make clean        remove .venv and output/quickstart
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help quickstart test lint env clean
+.PHONY: help quickstart test test-slow lint env clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -19,6 +20,9 @@ quickstart: env
 
 test: env
 	.venv/bin/python -m pytest $(ARGS)
+
+test-slow: env
+	.venv/bin/python -m pytest -m slow $(ARGS)
 
 lint: env
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
