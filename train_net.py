@@ -101,7 +101,7 @@ def do_train(args, cfg) -> nn.Module:
         save_config(cfg, f"{cfg.train.output_dir}/config.yaml")
     model = instantiate(cfg.model).to(cfg.train.device)
     if state is None and cfg.train.init_checkpoint:
-        gpvit.checkpoint.load(model, cfg.train.init_checkpoint, classes)
+        gpvit.checkpoint.load(model, cfg.train.init_checkpoint, classes, for_training=True)
     ddp = build_ddp(model, **cfg.train.ddp)
     cfg.optimizer.params.model = model
     trainer = Trainer(

@@ -3,7 +3,6 @@
 Files are read without executing anything in them.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -11,14 +10,15 @@ import logging
 import os
 import platform
 import re
+import warnings
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import detectron2
-import numpy as np
 import safetensors.torch
 import torch
 from detectron2.utils.file_io import PathManager
@@ -29,6 +29,7 @@ from . import __version__, published
 from .backbone import GPViT
 from .errors import UserError, listed
 from .published import size_name, width
+from .utils.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -124,21 +125,15 @@ def read(path: str) -> File:
     key: str | None = next((key for key in ("model", "state_dict") if key in content), None)
     if key is None:
         raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {listed(list(content))}")
-    if content.get("ema"):
+    if content.get("ema") is not None:
         key = "ema"  # what a training averaged is what it is for
     tensors, meta = content[key], content.get("meta")
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError(f"cannot use {path}: its '{key}' is not a dict of tensors")
+    require_weights(tensors, f"{path}: '{key}'")
     if key in ("model", "ema"):
-        about: dict[str, Any] = {
-            key: content[key] for key in ("versions", "licence", "source", "iterations") if key in content
-        }
-        if isinstance(trainer := content.get("trainer"), dict) and "iteration" in trainer:
-            about["iterations"] = trainer["iteration"]
         classes, config = content.get("classes"), content.get("inference_config")
         if not isinstance(config, str | None) or not (classes is None or _are_names(classes)):
             raise UserError(f"cannot use {path}: its 'classes' are no list of names, or its 'inference_config' is no text")
-        return File(path, "checkpoint", tensors, classes, [], config, about)
+        return File(path, "checkpoint", tensors, classes, [], config, _facts(content))
     try:
         kind = published.kind_of(tensors)
         weights = published.from_published(tensors, kind)
@@ -147,6 +142,53 @@ def read(path: str) -> File:
     classes = published.classes_of(tensors, meta if isinstance(meta, dict) else {}) if kind.is_detector else None
     dropped = [name for name in tensors if name.startswith(kind.dropped)]
     return File(path, f"published {kind.name} {size_name(weights)}".strip(), weights, classes, dropped)
+
+
+# What a tensor of weights may hold. Complex numbers would lose a part when they are loaded.
+WEIGHT_TYPES = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+)
+
+
+def require_weights(tensors: Any, what: str) -> None:
+    """Raises a UserError, about ``what``, for anything but a dict of names to plain tensors on the CPU."""
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+        raise UserError(f"{what} is not a dict of named tensors")
+    for name, tensor in tensors.items():
+        if fault := _weight_fault(tensor):
+            raise UserError(f"{what} is not a dict of tensors to load: {one_line(name)} {fault}")
+
+
+def _weight_fault(tensor: Any) -> str:
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f"is a {type(tensor).__name__}"
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+        return "is sparse, nested or quantized"
+    if tensor.device.type != "cpu":
+        return f"has no values (device {tensor.device})"
+    if tensor.dtype not in WEIGHT_TYPES:
+        return f"is of {tensor.dtype}"
+    # A few bytes may stand for any number of equal values, by strides of 0, until they are copied.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"repeats its values to the shape {tuple(tensor.shape)}"
+    return ""
+
+
+def _facts(content: dict[str, Any]) -> dict[str, Any]:
+    """What else a checkpoint says of itself, where it is what :attr:`File.about` promises."""
+    found = {key: content.get(key) for key in ("versions", "licence", "source", "iterations")}
+    if isinstance(trainer := content.get("trainer"), dict):
+        found["iterations"] = trainer.get("iteration", found["iterations"])
+    versions = found["versions"]
+    texts = [*versions.keys(), *versions.values()] if isinstance(versions, dict) else [versions]
+    fits = {
+        "versions": all(isinstance(text, str) for text in texts) and isinstance(versions, dict),
+        "licence": isinstance(found["licence"], str),
+        "source": isinstance(found["source"], str),
+        "iterations": type(found["iterations"]) is int and 0 <= found["iterations"] < 2**53,
+    }
+    return {key: found[key] for key, fit in fits.items() if fit}
 
 
 def _are_names(classes: Any) -> bool:
@@ -164,19 +206,52 @@ def read_content(path: str) -> dict[str, Any]:
             return {"model": tensors} | {key: _parsed(value) for key, value in metadata.items() if key != "format"}
         if digest_is_right(local_path) is False:
             raise UserError(f"cannot read {path}: the file is damaged, its digest is wrong")
-        with torch.serialization.safe_globals(_METADATA_TYPES):
+        if fault := _zip_fault(local_path):
+            raise UserError(f"cannot read {path}: {fault}")
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", module="torch")
             content = torch.load(local_path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # torch raises whatever the damage happens to cause
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it contains {refused[1]}, which is code and not data" if refused else "the file is damaged"
-        if local_path != path and not refused:
-            reason += f"; delete {os.path.realpath(local_path)} to download it again"
-        raise UserError(f"cannot read {path}: {reason}") from error
+        raise UserError(f"cannot read {path}: {_why_unread(local_path, path, error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    if not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path} is not a checkpoint: its entries are not named by text")
     return content
+
+
+def _zip_fault(path: str) -> str:
+    """Why a zip file is not to be loaded; "" for one that PyTorch wrote, and for other files.
+
+    PyTorch stores tensors as they are. A deflated entry, or many that share their bytes, would be a small file that takes
+    any amount of memory.
+    """
+    if not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
+        return "it is a compressed archive, which PyTorch does not write; save it again with torch.save"
+    if sum(entry.file_size for entry in entries) > os.path.getsize(path):
+        return "its entries are larger than the file, which PyTorch does not write; save it again with torch.save"
+    return ""
+
+
+def _why_unread(local_path: str, path: str, error: Exception) -> str:
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    with open(local_path, "rb") as file:
+        start = file.read(2)
+    if refused and start[:1] == b"\x80" and refused[1].startswith("numpy"):
+        return (
+            "it is a pickle, as Detectron2's model zoo has them, which is not read since a pickle may run code; it is of "
+            "another model, too"
+        )
+    if refused:
+        return f"it contains {one_line(refused[1])}, which is code and not data"
+    again = "" if local_path == path else f"; delete {os.path.realpath(local_path)} to download it again"
+    return f"the file is damaged{again}"
 
 
 def _parsed(text: str) -> Any:
@@ -264,18 +339,30 @@ def _sha256(file: BinaryIO, length: int) -> str:
     return digest.hexdigest()
 
 
-_numpy_scalar = np.float64(0).__reduce__()[0]
-_numpy_array = np.zeros(0).__reduce__()[0]
+class _Unread:
+    """Takes the place of an object in the metadata of a file: takes all that the file says of it, and does nothing.
 
-# Harmless types that the metadata of published files and of optimizers contain beside tensors.
-_METADATA_TYPES: list[Any] = [
-    argparse.Namespace,
+    The types themselves would not be harmless: NumPy believes what a file says of the layout of an array's memory.
+    """
+
+    def __new__(cls, *_: Any) -> "_Unread":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+# Names that the metadata of published files contain beside plain data. None of these values is ever used.
+_STAND_INS: list[Any] = [
+    (_Unread, "argparse.Namespace"),
+    (_Unread, "numpy.dtype"),
+    (_Unread, "numpy.ndarray"),
     # As NumPy 1 and 2 call them.
-    *((_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((_numpy_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
+    *((_Unread, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *((_Unread, f"numpy.dtypes.{name}DType") for name in ("Float32", "Float64", "Int32", "Int64", "Bool", "Str")),
+    *((_Unread, f"numpy.{name}") for name in ("float32", "float64", "int32", "int64", "bool_", "str_")),
+    *((_Unread, f"pathlib.{name}") for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    (_Unread, "datetime.datetime"),
 ]
 
 # Layers whose shape depends on the classes, by this project's names.
@@ -284,7 +371,13 @@ _CLASS_LAYERS = re.compile(
 )
 
 
-def load(model: nn.Module, file: str | os.PathLike | File, classes: Sequence[str] | None = None) -> None:
+def load(
+    model: nn.Module,
+    file: str | os.PathLike | File,
+    classes: Sequence[str] | None = None,
+    *,
+    for_training: bool = False,
+) -> None:
     """Loads a file into a built model and logs what became of every tensor: loaded, dropped or starting afresh.
 
     A backbone, such as that of a published ImageNet classifier or segmentation model, goes into the GPViT inside the
@@ -295,11 +388,51 @@ def load(model: nn.Module, file: str | os.PathLike | File, classes: Sequence[str
         model: the model.
         file: a path, an address or what :func:`read` returned.
         classes: names of the classes that the model is for; where these or the file's are unknown, their number decides.
+        for_training: whether the model is trained next, so that weights that are NaN or infinite only are a warning.
 
     Raises:
-        UserError: the file cannot be read or does not fit; the message names the keys, and the model is as it was.
+        UserError: the file cannot be read, does not fit, or has weights that are not finite; the message names the keys, and
+            the model is as it was.
     """
     file = file if isinstance(file, File) else read(str(file))
+    match = _match(model, file, classes)
+    if strange := [name for name, tensor in match.kept.items() if not tensor.isfinite().all()]:
+        message = f"{file.path} has weights that are not finite: {listed(strange)}"
+        if not for_training:
+            raise UserError(f"{message}; use another checkpoint")
+        logger.warning(message)
+    match.target.load_state_dict(match.kept, strict=not match.may_miss)
+    unexpected = classes is None and "that depend on the classes" in match.fresh
+    # Who has not said for which classes the model is may not expect it, and need not have set up a log.
+    logger.log(logging.WARNING if unexpected else logging.INFO, match.summary)
+
+
+def require_fit(model: nn.Module, file: File, classes: Sequence[str] | None = None) -> None:
+    """Raises as :func:`load` does for a file that does not fit; the model may be on the device "meta"."""
+    _match(model, file, classes)
+
+
+class _Match(NamedTuple):
+    """What of a file goes where.
+
+    Attributes:
+        target: the part of the model that is loaded.
+        kept: the tensors that go into it.
+        fresh: names of its tensors that are not in the file, by reason.
+        summary: what becomes of every tensor.
+    """
+
+    target: nn.Module
+    kept: dict[str, Tensor]
+    fresh: dict[str, list[str]]
+    summary: str
+
+    @property
+    def may_miss(self) -> set[str]:
+        return {key for keys in self.fresh.values() for key in keys}
+
+
+def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Match:
     target = _backbone_in(model, file) if file.is_backbone else model
     wanted = target.state_dict()
     _check_kind(file, wanted)
@@ -320,7 +453,7 @@ def load(model: nn.Module, file: str | os.PathLike | File, classes: Sequence[str
         dropped["that belong to other classes"] = fresh["that depend on the classes"] = layers
     gone = {key for keys in dropped.values() for key in keys}
     kept = {key: tensor for key, tensor in file.weights.items() if key not in gone}
-    load_strictly(target, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})
+    _require_same(wanted, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})
 
     parts = [f"{file.title} {file.path}: {len(kept)} of {len(file.weights) + len(file.dropped)} tensors loaded"]
     for what, groups in (("dropped", dropped), ("starting afresh", fresh)):
@@ -332,9 +465,7 @@ def load(model: nn.Module, file: str | os.PathLike | File, classes: Sequence[str
         for reason, keys in groups.items():
             if keys:
                 logger.debug(f"{file.path}, {what}, {reason}: {', '.join(keys)}")
-    # Who has not said for which classes the model is may not expect it, and need not have set up a log.
-    unexpected = classes is None and "that depend on the classes" in fresh
-    logger.log(logging.WARNING if unexpected else logging.INFO, "; ".join(parts))
+    return _Match(target, kept, fresh, "; ".join(parts))
 
 
 def _backbone_in(model: nn.Module, file: File) -> GPViT:
@@ -389,13 +520,21 @@ def _is_for_any_class(key: str, wanted: Mapping[str, Tensor]) -> bool:
     return "bbox_pred" in key and len(wanted[key]) == 4 and len(scores) > 2
 
 
-def load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str, may_miss: Collection[str] = ()) -> None:
+def load_strictly(model: nn.Module, weights: Any, path: str) -> None:
     """Copies weights into the model if names and shapes are the same on both sides, else changes nothing.
 
-    Args:
-        may_miss: tensors of the model that need not be there.
+    Raises:
+        UserError: they differ, or these are no weights.
     """
-    wanted = model.state_dict()
+    require_weights(weights, f"{path}: the state of the model")
+    _require_same(model.state_dict(), weights, path)
+    model.load_state_dict(weights)
+
+
+def _require_same(
+    wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str, may_miss: Collection[str] = ()
+) -> None:
+    """Raises a UserError for other names or shapes than wanted, but for those that may be missing."""
     problems = {
         "missing": [key for key in wanted if key not in weights and key not in may_miss],
         "surplus": [key for key in weights if key not in wanted],
@@ -408,4 +547,3 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str, may_m
     if any(problems.values()):
         details = "; ".join(f"{len(keys)} {what} ({listed(keys)})" for what, keys in problems.items() if keys)
         raise UserError(f"{path} does not fit the model: {details}")
-    model.load_state_dict(weights, strict=not may_miss)

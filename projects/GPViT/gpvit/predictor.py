@@ -19,6 +19,7 @@ from .data import CHANNELS, set_num_classes
 from .engine.config import config_from_yaml, load_config, with_overrides
 from .errors import UserError
 from .images import from_pillow, read_image
+from .utils.text import one_line
 
 Picture = str | os.PathLike | np.ndarray | Image.Image
 PUBLISHED_CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "published"
@@ -42,6 +43,8 @@ class Predictor:
         self.path, self.cfg = file.path, cfg
         self.classes: list[str] = file.require_classes()
         set_num_classes(cfg.model, len(self.classes))
+        with torch.device("meta"):  # takes no memory, whatever sizes the config names
+            checkpoint.require_fit(instantiate(cfg.model), file, self.classes)
         self.model = _to_device(instantiate(cfg.model), device).eval()
         checkpoint.load(self.model, file, self.classes)
         self.augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
@@ -68,8 +71,15 @@ class Predictor:
             UserError: as above, or the checkpoint carries no config.
         """
         file = checkpoint.read(str(path))
-        cfg = load_config(config_file) if config_file else config_of(file)
-        return cls(with_overrides(cfg, overrides), file, device)
+        if config_file:
+            return cls(with_overrides(load_config(config_file), overrides), file, device)
+        cfg = with_overrides(config_of(file), overrides)
+        try:
+            return cls(cfg, file, device)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the values in the config cause where they are used
+            raise UserError(f"cannot build the detector of {file.path}: {reason_of(error)}") from error
 
     @overload
     def __call__(self, pictures: Picture, batch_size: int = ...) -> Instances: ...
@@ -111,13 +121,30 @@ class Predictor:
             yield from self._run(batch)
 
     def _run(self, batch: list[dict[str, Any]]) -> list[Instances]:
-        return [output["instances"].to("cpu") for output in self.model(batch)]
+        try:
+            return [output["instances"].to("cpu") for output in self.model(batch)]
+        except Exception as error:  # of a config whose parts do not go together, or a lack of memory
+            height, width = batch[0]["image"].shape[1:]
+            raise UserError(
+                f"the detector of {self.path} failed on an image of {width} x {height} pixels: {reason_of(error)}"
+            ) from error
 
     def resize(self, image: np.ndarray) -> Tensor:
         """A picture as the model takes it: (H, W, 3), RGB, uint8 -> (3, h, w), uint8, in the model's order of channels."""
         resized = T.AugInput(image[:, :, self.channels])
-        self.augmentations(resized)
+        try:
+            self.augmentations(resized)
+        except Exception as error:
+            size = "{1} x {0}".format(*image.shape)
+            raise UserError(
+                f"an image of {size} pixels cannot be resized as {self.path} says: {reason_of(error)}"
+            ) from error
         return torch.from_numpy(resized.image.transpose(2, 0, 1).copy())
+
+
+def reason_of(error: Exception) -> str:
+    """The type of an error and its message, in one line."""
+    return one_line(f"{type(error).__name__}: {str(error).strip()}".removesuffix(": "), 300)
 
 
 def _to_device(model: nn.Module, device: str | None) -> nn.Module:
