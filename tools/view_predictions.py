@@ -24,8 +24,10 @@ from detectron2.data import MetadataCatalog
 from gpvit import annotations, layouts
 from gpvit.engine import load_config
 from gpvit.errors import UserError
+from gpvit.evaluation import check_masks
 from gpvit.images import read_image
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
+from gpvit.utils.text import one_line
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -144,11 +146,16 @@ def _data_of(config: Path, masks: bool) -> tuple[COCO, Path, str]:
     metadata = MetadataCatalog.get(name)
     if "json_file" not in metadata.as_dict():
         raise UserError(f"data set {name} has no file of annotations in COCO format: {hint}")
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(metadata.json_file)
-        for number, item in enumerate(truth.dataset.get("annotations", ()), start=1):
-            item["id"] = number  # some begin at 0, which means no match to pycocotools
-        truth.createIndex()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(metadata.json_file)
+            for number, item in enumerate(truth.dataset.get("annotations", ()), start=1):
+                item["id"] = number  # some begin at 0, which means no match to pycocotools
+            truth.createIndex()
+    except Exception as error:  # pycocotools checks nothing
+        raise UserError(f"cannot read {metadata.json_file} ({type(error).__name__}: {one_line(error)}): {hint}") from None
+    if masks:
+        check_masks(truth, metadata.json_file)
     return truth, Path(metadata.image_root), name
 
 

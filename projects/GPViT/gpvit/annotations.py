@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,10 @@ from .errors import UserError
 from .images import MAX_PIXELS, read_image
 
 SLACK = 1.0  # pixels by which a box may leave its image without being counted: rounding, and boxes that count corners
+# How long the outlines of an object may be, in times of the image's height and width together, and at most in pixels.
+# pycocotools takes 80 bytes for a pixel of outline and does not check whether there is so much memory. In COCO and the
+# data sets at hand no object comes to more than 4 times; an outline around every single pixel of 125 x 125 comes to 250.
+OUTLINE_SIDES, OUTLINE_PIXELS = 250, 10_000_000
 ANEW = "made anew from the mask; without one the object is left out"
 LATER = "correct them; training stops when it comes to one, or skips it if told to"
 
@@ -284,12 +288,17 @@ def _read_images(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
         if not isinstance(name, str) or not name:
             yield Problem("image", id, detail="no file_name")
             name = ""
-        if not (width and height and width * height <= MAX_PIXELS):
+        if not usable_size(height, width):
             yield Problem("image size", id, detail=" x ".join(shown(entry.get(side)) for side in ("width", "height")))
             width = height = 0
         data.images[id] = {"file_name": name, "height": height, "width": width}
         data.objects[id] = []
     data.images = dict(sorted(data.images.items()))
+
+
+def usable_size(height: Any, width: Any) -> bool:
+    """Whether these are whole numbers of pixels of an image that can be read."""
+    return all(type(side) is int and side > 0 for side in (height, width)) and height * width <= MAX_PIXELS
 
 
 def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Iterator[Problem]:
@@ -363,15 +372,36 @@ def _mask(value: Any, height: int, width: int, tell: Tell) -> list[list[float]] 
         fault = run_length_fault(value, height, width)
         if fault:
             return tell("mask", fault)
-        rle = {"size": [height, width], "counts": value["counts"]}
-        rle = rle if isinstance(value["counts"], str) else mask_api.frPyObjects(rle, height, width)
+        rle = compressed(value, height, width)
         return rle if mask_api.area(rle) else tell("mask", "no pixel")
     if not isinstance(value, list):
         return tell("mask", "neither polygons nor RLE")
-    faults = [_polygon_fault(polygon, height, width) for polygon in value]
+    faults = polygon_faults(value, height, width)
     if any(faults):
         tell("polygon", ", ".join(sorted({*faults} - {""})))
     return [polygon for polygon, fault in zip(value, faults) if not fault] or None
+
+
+def polygon_faults(polygons: list[Any], height: int, width: int) -> list[str]:
+    """What is wrong with each polygon of an object in an image of that size, or ""; what is too long for the others, too."""
+    limit = min(OUTLINE_SIDES * (height + width), OUTLINE_PIXELS)
+    faults, total = [], 0.0
+    for polygon in polygons:
+        fault = _polygon_fault(polygon, height, width)
+        if not fault:
+            length = outline_length(np.asarray(polygon, np.float64))
+            if total + length > limit:
+                fault = f"an outline of more than {limit} pixels"
+            else:
+                total += length
+        faults.append(fault)
+    return faults
+
+
+def outline_length(polygon: np.ndarray) -> float:
+    """How many steps pycocotools takes around a polygon (x, y, x, y, ...), in pixels; each point counts for one, too."""
+    points = polygon.reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()) + len(points)
 
 
 def _polygon_fault(polygon: Any, height: int, width: int) -> str:
@@ -388,8 +418,42 @@ def _polygon_fault(polygon: Any, height: int, width: int) -> str:
         low, high = values.min(), values.max()
         if low == high or high <= 0 or low >= side:
             return "no area inside of the image"
-        if low < -side or high > 2 * side:  # pycocotools would ask for memory by the length of the outline
+        if low < -side or high > 2 * side:
             return "further outside of the image than the image is large"
+    return ""
+
+
+def mask_fault(mask: Any, height: int, width: int) -> str:
+    """Why a mask to which the rules were not applied may not go to pycocotools, or "".
+
+    Args:
+        mask: polygons or RLE, of data that is registered with Detectron2 by other means.
+        height, width: of its image.
+    """
+    if not mask:
+        return "it has no mask"
+    if isinstance(mask, dict):
+        fault = run_length_fault(mask, height, width)
+        if not fault and not all(type(side) is int for side in mask["size"]):  # 40.0 == 40
+            fault = f"size {shown(mask['size'])}, which are no integers"
+        return f"its mask has {fault}" if fault else ""
+    if not isinstance(mask, list):
+        return "its mask is neither polygons nor RLE"
+    polygons = []
+    for polygon in mask:
+        numbers = _numbers(polygon.tolist() if isinstance(polygon, np.ndarray) else polygon)
+        if numbers is None:
+            return "a polygon is no list of numbers"
+        polygons.append(numbers[: len(numbers) // 2 * 2])
+    return outlines_fault(polygons, min(OUTLINE_SIDES * (height + width), OUTLINE_PIXELS))
+
+
+def outlines_fault(polygons: Sequence[np.ndarray], limit: int = OUTLINE_PIXELS) -> str:
+    """What would make pycocotools ask for more memory than for ``limit`` pixels of outline, or ""."""
+    if not all((np.abs(polygon) <= OUTLINE_PIXELS).all() for polygon in polygons):  # NaN, too, is not
+        return "a polygon is not finite or far outside of the image"
+    if sum(map(outline_length, polygons)) > limit:
+        return f"its polygons have an outline of more than {limit} pixels"
     return ""
 
 
@@ -398,12 +462,23 @@ def run_length_fault(mask: dict[str, Any], height: int, width: int) -> str:
     size, counts = mask.get("size"), mask.get("counts")
     if size != [height, width]:
         return f"size {shown(size)}, the image has {[height, width]}"
-    lengths = _decode(counts) if isinstance(counts, (str, bytes)) else _numbers(counts)
+    if isinstance(counts, (str, bytes)):
+        lengths = _decode(counts) if len(counts) <= 7 * (height * width + 1) else None  # 7 characters for a pixel
+    else:
+        lengths = _numbers(counts)
     if lengths is None or not ((lengths >= 0) & (lengths <= height * width)).all():
         fills = False
     else:
         fills = lengths.sum() == height * width and not (lengths % 1).any()
     return "" if fills else "run lengths that do not fill the image"
+
+
+def compressed(mask: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """An RLE without fault as pycocotools takes it: its size of integers, not 40.0, and its run lengths as a text."""
+    counts = mask["counts"]
+    if isinstance(counts, (str, bytes)):
+        return {"size": [height, width], "counts": counts}
+    return mask_api.frPyObjects({"size": [height, width], "counts": list(map(int, counts))}, height, width)
 
 
 def _decode(text: str | bytes) -> np.ndarray | None:

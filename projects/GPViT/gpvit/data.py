@@ -22,7 +22,6 @@ from .images import read_image
 
 logger = logging.getLogger(__name__)
 CHANNELS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
-FAR = 1e5  # pixels; pycocotools asks for memory by the length of a polygon's outline
 
 
 def register_folder(root: str, split: str, *, masks: bool = True) -> str:
@@ -214,15 +213,17 @@ class InstanceMapper:
         mapped = {"bbox": box, "bbox_mode": annotation["bbox_mode"], "category_id": int(annotation["category_id"])}
         if self.use_instance_mask:
             mask = annotation.get("segmentation")
-            fault = annotations.run_length_fault(mask, *size) if isinstance(mask, dict) else ""
-            if fault or not mask:
-                raise ValueError(f"its mask has {fault}" if fault else "it has no mask")
+            fault = annotations.mask_fault(mask, *size)
+            if fault:
+                raise ValueError(fault)
             mapped["segmentation"] = copy.deepcopy(mask)  # some transforms work in place
         mapped = utils.transform_instance_annotations(mapped, transforms, new_size)
         polygons = mapped.get("segmentation")
         if isinstance(polygons, list):
-            if not all((abs(polygon) < FAR).all() for polygon in polygons):
-                raise ValueError("a polygon is not finite or far outside of the image")
+            # Those of the original image were within limits; how far a transform enlarges them has none.
+            fault = annotations.outlines_fault([np.ravel(polygon) for polygon in polygons])
+            if fault:
+                raise ValueError(fault)
             if self.instance_mask_format == "bitmask":
                 mapped["segmentation"] = polygons_to_bitmask(polygons, *new_size)
         return mapped

@@ -9,6 +9,9 @@ import detectron2.evaluation.coco_evaluation as coco_evaluation
 from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
 
+from .annotations import mask_fault, usable_size
+from .errors import UserError
+
 # Detectron2 looks its fast implementation up under this name, and has none without its compiled extension.
 coco_evaluation.COCOeval_opt = COCOeval_faster
 
@@ -23,6 +26,8 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         super().__init__(dataset_name, *args, **kwargs)
         if "coco_file" in self._metadata.as_dict():
             self._coco_api = self._metadata.coco_file.coco()
+        elif self._tasks is None or "segm" in self._tasks:
+            check_masks(self._coco_api, self._metadata.json_file)
         self._anything_to_find = any(not item.get("iscrowd") for item in self._coco_api.anns.values())
 
     def evaluate(self, img_ids: Any = None) -> dict[str, Any]:
@@ -36,6 +41,25 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         if coco_eval is None and self._anything_to_find:
             return {metric: 0.0 for metric in results}
         return {metric: value for metric, value in results.items() if math.isfinite(value)}
+
+
+def check_masks(truth: COCO, json_file: str) -> None:
+    """Raises a UserError if a mask of ground truth may not go to pycocotools: it would end the process.
+
+    Args:
+        truth: as the file has it, without the rules of :mod:`gpvit.annotations`.
+        json_file: for the message.
+    """
+    for id, item in truth.anns.items():
+        mask, image = item.get("segmentation"), truth.imgs.get(item.get("image_id"))
+        if not mask or image is None:
+            continue
+        height, width = image.get("height"), image.get("width")
+        if not usable_size(height, width):
+            raise UserError(f"{json_file}: image id {image['id']} has no usable width and height; correct them")
+        fault = mask_fault(mask, height, width)
+        if fault:
+            raise UserError(f"{json_file}: annotation id {id} cannot be used ({fault}); correct or remove it")
 
 
 def coco_ap(json_file: str, results: list[dict], task: str) -> float:

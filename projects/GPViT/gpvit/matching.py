@@ -22,7 +22,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .annotations import run_length_fault
+from .annotations import compressed, run_length_fault
 from .errors import UserError
 
 IOU = 0.5
@@ -79,7 +79,7 @@ def tasks_of(results: list[dict[str, Any]]) -> list[str]:
 
 
 def check_results(results: list[dict[str, Any]], truth: COCO, path: str | os.PathLike) -> None:
-    """Raises a UserError if detections are not of the images and classes of the truth.
+    """Raises a UserError if detections are not of the images and classes of the truth; compresses their masks.
 
     Args:
         results: from :func:`read_results`.
@@ -94,10 +94,13 @@ def check_results(results: list[dict[str, Any]], truth: COCO, path: str | os.Pat
                 "give the data that they were predicted on"
             )
     for number, item in enumerate(results):
-        image = truth.imgs[item["image_id"]]
-        fault = "segmentation" in item and run_length_fault(item["segmentation"], image["height"], image["width"])
+        if "segmentation" not in item:
+            continue
+        image, mask = truth.imgs[item["image_id"]], item["segmentation"]
+        fault = run_length_fault(mask, image["height"], image["width"])
         if fault:
             raise UserError(f"{path}: the mask of detection {number} has {fault}; give the data it was predicted on")
+        item["segmentation"] = compressed(mask, image["height"], image["width"])
 
 
 def index(results: list[dict[str, Any]], truth: COCO, task: str) -> COCO:
