@@ -13,6 +13,7 @@ from pathlib import Path
 from common import refuse_to_replace, whole
 from gpvit.errors import UserError, listed
 from gpvit.metrics import read_metrics
+from gpvit.utils.text import one_line
 from matplotlib.figure import Figure
 
 
@@ -50,7 +51,7 @@ def course(run: Path, metric: str) -> list[tuple[int, float]]:
     points = [(row["iteration"], row[metric]) for row in rows if metric in row]
     if not points:
         known = sorted({key for row in rows for key in row})
-        raise UserError(f"{file} has no {metric}; it has {listed(known)}")
+        raise UserError(f"{file} has no {metric}; it has {listed(list(map(one_line, known)))}")
     return points
 
 

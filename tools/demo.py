@@ -47,6 +47,7 @@ from detectron2.structures import Instances
 from gpvit.engine.launch import stop_signals_to
 from gpvit.errors import UserError
 from gpvit.images import FORMATS, read_image
+from gpvit.utils.files import cut
 from gpvit.video import VideoReader, VideoWriter
 from gpvit.visualize import cut_outs, draw_predictions
 from PIL import Image
@@ -138,7 +139,9 @@ def sources_of(patterns: list[str], output: Path) -> list[Source]:
         root, matches = expand(pattern)
         for match in matches:
             for path in pictures_below(match, output) if match.is_dir() else [match]:
-                found.setdefault(path.absolute(), Source(str(path), path.relative_to(root).as_posix()))
+                name = path.relative_to(root)
+                name = Path(name.name) if ".." in name.parts else name  # else it could leave the output folder
+                found.setdefault(path.absolute(), Source(str(path), name.as_posix()))
     return list(found.values())
 
 
@@ -319,7 +322,7 @@ class Run:
             shutil.rmtree(folder)
         frame = "" if picture.frame is None else f"frame_{picture.frame:06}_"
         for i, rgba in enumerate(cut_outs(picture.image, instances)):
-            name = re.sub(r"[^\w-]+", "-", self.predictor.classes[instances.pred_classes[i]])
+            name = cut(re.sub(r"[^\w-]+", "-", self.predictor.classes[instances.pred_classes[i]]))
             if rgba.size:  # a mask may be empty
                 save_picture(folder / f"{frame}{i + 1:03}_{name}_{100 * instances.scores[i]:.0f}.png", rgba)
 

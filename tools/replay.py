@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from gpvit.engine import Trainer, load_config
 from gpvit.engine.loader import MappedDataset, seed_everything
 from gpvit.errors import UserError, listed
+from gpvit.utils.text import one_line
 
 
 def main() -> int:
@@ -28,8 +29,12 @@ def main() -> int:
     try:
         report = json.loads(args.report.read_bytes())
         processes, iteration, seed = report["processes"], report["iteration"], report["seed"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{args.report} is no report of a training that stopped ({error})") from None
+        for process in processes:
+            numbers = [process["rank"], *(image[key] for image in process["images"] for key in ("index", "position"))]
+            _require_whole(iteration, seed, *numbers)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{args.report} is no report of a training that stopped ({reason})") from None
     cfg = load_config(str(args.report.parent / "config.yaml"))
     if folder := args.data or gpvit.data.folder_of(cfg.dataloader.train.dataset.names):
         gpvit.data.use_folder(cfg, folder, train=True)
@@ -42,10 +47,17 @@ def main() -> int:
     trainer.loss_normalizer = state["trainer"]["loss_normalizer"]
     trainer.grad_scaler.load_state_dict(state["trainer"]["grad_scaler"])
     dataset = MappedDataset(instantiate(cfg.dataloader.train.dataset), instantiate(cfg.dataloader.train.mapper), seed, False)
+    if any(image["index"] >= len(dataset) for process in processes for image in process["images"]):
+        raise UserError(f"{args.report} is of other data: this has {len(dataset)} images to train on")
     found = [repeat(trainer, dataset, process, iteration) for process in processes]
     if not any(found):
         print("all losses and gradients are finite here: the numbers depend on what differs, such as the device")
     return 0 if any(found) else 1
+
+
+def _require_whole(*values: object) -> None:
+    if not all(type(value) is int and 0 <= value < 2**53 for value in values):
+        raise ValueError("a number in it is not whole")
 
 
 def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: int) -> bool:
@@ -79,7 +91,7 @@ def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: i
     trainer.optimizer.zero_grad()
     print(f"process {rank}: {', '.join(f'{name} {loss:.4g}' for name, loss in losses.items())}")
     for image in process["images"]:
-        print(f"  image {image['image_id']}: {image['file_name']}")
+        print(f"  image {one_line(image.get('image_id'))}: {one_line(image.get('file_name'))}")
     if first:
         print(f"  the first output that is not finite is of {first[0]}")
     if bad_gradients:

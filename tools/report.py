@@ -30,7 +30,8 @@ from common import refuse_to_replace
 from faster_coco_eval import COCOeval_faster
 from gpvit.errors import UserError
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
-from gpvit.metrics import read_metrics
+from gpvit.metrics import is_number, read_metrics
+from gpvit.utils.text import one_line
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -393,9 +394,14 @@ def read_speed(folder: Path | None) -> dict[str, Any] | None:
         return None
     try:
         speed = json.loads(path.read_text(encoding="utf-8"))
-        return {"seconds": float(speed["seconds_per_image"]), "device": speed["device"], "images": speed["images"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what an evaluation writes ({type(error).__name__}: {error}); remove it") from None
+        seconds, device, images = speed["seconds_per_image"], speed["device"], speed["images"]
+        if not (is_number(seconds) and seconds > 0 and isinstance(device, str) and is_number(images)):
+            raise ValueError("seconds_per_image, device or images are of another kind")
+        return {"seconds": float(seconds), "device": one_line(device), "images": int(images)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not what an evaluation writes ({type(error).__name__}: {one_line(error)}); remove it"
+        ) from None
 
 
 def read_config(folder: Path | None) -> str:

@@ -20,6 +20,7 @@ from common import refuse_to_replace
 from gpvit import annotations, layouts
 from gpvit.errors import UserError, listed
 from gpvit.images import read_image
+from gpvit.utils.files import cut
 from gpvit.visualize import draw_annotations
 
 COLUMNS = 4
@@ -42,7 +43,7 @@ def main() -> int:
     json_file, images = locate(args.data, args.images, args.split)
     records, classes = load(json_file, images)
     records = choose(records, classes, args)
-    targets = [args.output / f"{record['image_id']}_{Path(record['file_name']).stem}.png" for record in records]
+    targets = [args.output / f"{record['image_id']}_{cut(Path(record['file_name']).stem)}.png" for record in records]
     refuse_to_replace([*targets, args.output / "sheet.png"], args.overwrite)
     args.output.mkdir(parents=True, exist_ok=True)
     drawn, errors = draw(records, targets, classes)

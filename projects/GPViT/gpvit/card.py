@@ -82,10 +82,11 @@ def _images(path: Path) -> int | None:
     """The number of images in an evaluation that a training made."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     made_by_it = isinstance(content, dict) and content.get("weights", "") is None
-    return content.get("images") if made_by_it else None
+    images = content.get("images") if made_by_it else None
+    return images if type(images) is int and 0 < images < 2**53 else None
 
 
 def model_card(file: checkpoint.File, cfg: DictConfig, licence: str, address: str, training: Training) -> ModelCard:

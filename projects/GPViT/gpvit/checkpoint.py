@@ -46,10 +46,14 @@ def fetch(path: str) -> str:
         from .hub import download  # which builds on this module
 
         return download(path)
+    # The cache has a file under its address: one with such parts would be written elsewhere.
+    if "://" in path and {".", ".."} & {*re.split(r"[/\\?#]", path)}:
+        raise UserError(f"cannot download {path}: an address with . or .. as a part is not allowed")
     try:
         local_path = PathManager.get_local_path(path)
-    except (OSError, HTTPException) as error:  # an unreachable address, a broken transfer
-        reason = getattr(error, "reason", error)
+    # An unreachable address, a broken transfer, no address at all, or none that Detectron2 knows.
+    except (OSError, HTTPException, ValueError, RuntimeError) as error:
+        reason = one_line(getattr(error, "reason", error))
         raise UserError(
             f"cannot download {path} ({reason}): put the file somewhere by hand and give its path instead; training may "
             'also start from random weights (train.init_checkpoint="")'

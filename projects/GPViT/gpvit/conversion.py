@@ -16,13 +16,14 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from PIL import ExifTags, Image
 
 from .annotations import shown
 from .errors import UserError, listed
 from .images import FORMATS, read_image
 from .layouts import WORDS, Tree, class_names, split_of
+from .utils.text import one_line
+from .utils.yaml_io import read_yaml
 
 try:
     from supervision import Detections
@@ -97,10 +98,14 @@ def from_yolo(yaml_file: Path, tree: Tree) -> DataSet:
     Raises:
         UserError: no labels, or something in them that cannot be read.
     """
+    try:
+        text = yaml_file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {yaml_file}: {error.strerror}") from None
+    content = read_yaml(text, str(yaml_file))
     classes = class_names(yaml_file)
     if not classes:
         raise UserError(f'{yaml_file} has no "names" of classes, numbered from 0')
-    content = yaml.safe_load(yaml_file.read_bytes())
     if "kpt_shape" in content:
         raise UserError(f"{yaml_file} is of key points (kpt_shape), not of outlines")
     labels = {name: _label_of(name, tree) for name in tree.pictures}
@@ -137,7 +142,7 @@ def _yolo_splits(content: dict, yaml_file: Path, tree: Tree, names: list[str]) -
         bases = (yaml_file.parent / str(content.get("path") or ""), yaml_file.parent)
         # Roboflow's paths begin one folder too high
         tried = [base / end for end in (said, said.removeprefix("../")) for base in bases] if isinstance(said, str) else []
-        if folder := next((folder for folder in tried if folder.is_dir()), None):
+        if folder := next((folder for folder in tried if os.path.isdir(folder)), None):  # False of what is no path, too
             stated.setdefault(folder.resolve(), split)
     above = {name: [stated[f] for f in (tree.root / name).resolve().parents if f in stated] for name in names}
     found: dict[str, str | None] = {name: splits[0] for name, splits in above.items() if splits}
@@ -154,8 +159,8 @@ def _yolo_objects(file: Path, height: int, width: int, classes: int) -> list[Obj
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         found = yolo_annotations_to_detections(lines, (width, height), with_masks=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{file}: {one_line(error, 300)}") from None
     objects = []
     for line, category, box in zip(lines, _numbers(found), found.xyxy):
         if not 0 <= category < classes:
@@ -223,7 +228,7 @@ def _entry(file: Path) -> dict[str, Any]:
         sides = {side: int(content.get(side) or 0) for side in ("imageHeight", "imageWidth")}
         return content | sides | {"shapes": [_shape(shape) for shape in content["shapes"]]}
     except (OSError, ValueError, TypeError, KeyError, OverflowError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read as labelme's ({type(error).__name__}: {error})") from None
+        raise UserError(f"{file}: cannot be read as labelme's ({type(error).__name__}: {one_line(error, 300)})") from None
 
 
 def _shape(shape: dict[str, Any]) -> dict[str, Any]:
@@ -255,8 +260,8 @@ def _labelme_objects(labels: Labels, classes: list[str]) -> list[Object]:
     try:
         numbers = {name: number for number, name in enumerate(classes)}
         found = labelme_shapes_to_detections(shapes, numbers, size[::-1], with_masks=False)
-    except ValueError as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{file}: {one_line(error, 300)}") from None
     outlines: dict[Any, list[list[float]]] = {}
     for number, shape in enumerate(shapes):
         group = shape.get("group_id")

@@ -33,6 +33,7 @@ from .card import model_card, training_of, versions
 from .engine.config import inference_config, load_config
 from .errors import UserError, listed
 from .predictor import Predictor, config_of
+from .utils.text import one_line
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
@@ -219,6 +220,10 @@ def parsed(address: str) -> HfUri:
         uri = parse_hf_uri(address)
     except HfUriError as error:
         raise UserError(f"cannot use {address}: {' '.join(str(error).split())}") from None
+    # huggingface_hub's cache has files under these names.
+    parts = re.split(r"[/\\]", f"{uri.revision or 'main'}/{uri.path_in_repo or WEIGHTS}")
+    if not address.isprintable() or {"", ".", ".."} & {*parts}:
+        raise UserError(f"cannot use {one_line(address)}: its revision and file may have no part that is empty, . or ..")
     if uri.type != "model":
         raise UserError(f"{address} is a {uri.type}; give hf://USER/NAME of a model")
     return uri

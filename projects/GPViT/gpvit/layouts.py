@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-import yaml
 from tabulate import tabulate
 
 from . import annotations
 from .errors import UserError, listed
+from .utils.files import cut
+from .utils.yaml_io import read_yaml
 
 SEED = 0
 VALIDATION = 0.2  # of the images, where nothing says which
@@ -324,8 +325,8 @@ def image_root(json_file: Path, tree: Tree | None = None, split: str | None = No
 def class_names(yaml_file: Path) -> list[str]:
     """The names of the classes in the YAML file of a YOLO data set; none if it is another one."""
     try:
-        content = yaml.safe_load(yaml_file.read_bytes())
-    except (OSError, yaml.YAMLError):
+        content = read_yaml(yaml_file.read_bytes(), str(yaml_file))
+    except (OSError, UserError):
         return []
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict) and {str(key) for key in names} == set(map(str, range(len(names)))):
@@ -433,7 +434,8 @@ def _in_cache(
         raise UserError(f"--data {data}: {error}") from None
     digest = hashlib.sha256(repr((VERSION, SEED, VALIDATION, kind, state)).encode(errors="surrogateescape")).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpvit" / "data"
-    folder = cache / f"{PurePath(os.path.abspath(data)).name.removesuffix('.json')}-{digest[:16]}"
+    name = PurePath(os.path.abspath(data)).name.removesuffix(".json")
+    folder = cache / f"{cut(name)}-{digest[:16]}"
     if not folder.exists():
         contents, notes = make()
         try:

@@ -24,9 +24,12 @@ from pycocotools.cocoeval import COCOeval
 
 from .annotations import compressed, run_length_fault
 from .errors import UserError
+from .metrics import is_number
+from .utils.text import one_line
 
 IOU = 0.5
 SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # what a detection must have for a task of COCO's evaluation
+FARTHEST = 1e8  # pixels: no image is larger, and further out nothing can be drawn
 MISSED = -math.inf  # score of the detection that found a missed object
 DETECTION = [("id", "i8"), ("image", "i8"), ("category", "i8"), ("score", "f8"), ("object", "i8"), ("ignored", "?")]
 OBJECT = [("id", "i8"), ("image", "i8"), ("category", "i8"), ("score", "f8")]
@@ -43,7 +46,7 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"cannot read {path}: {one_line(error)}") from None
     if not isinstance(results, list):
         raise UserError(f"{path} is no list of detections in COCO's results format (coco_instances_results.json)")
     for number, item in enumerate(results):
@@ -55,22 +58,20 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
 def _fault(item: Any, first: dict[str, Any]) -> str:
     if not isinstance(item, dict):
         return "is no object"
-    if not all(isinstance(item.get(key), int) for key in ("image_id", "category_id")):
+    if not all(type(item.get(key)) is int for key in ("image_id", "category_id")):
         return "has no whole numbers as image_id and category_id"
-    if not _finite(item.get("score")):
+    if not is_number(item.get("score")):
         return "has no finite score"
     if not tasks_of([item]):
         return "has neither bbox nor segmentation"
     if tasks_of([item]) != tasks_of([first]):
         return "has not what the first one has of bbox and segmentation"
     box = item.get("bbox", [0, 0, 0, 0])
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_finite, box))):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         return "has a bbox that is not four finite numbers"
+    if min(box[2:]) < 0 or max(map(abs, box)) > FARTHEST:
+        return f"has a bbox of negative width or height, or further out than {FARTHEST:g} pixels"
     return "" if isinstance(item.get("segmentation", {}), dict) else "has a segmentation that is no RLE"
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def tasks_of(results: list[dict[str, Any]]) -> list[str]:
@@ -89,8 +90,9 @@ def check_results(results: list[dict[str, Any]], truth: COCO, path: str | os.Pat
     for name, known in (("image", truth.imgs), ("category", truth.cats)):
         strange = [item[f"{name}_id"] for item in results if item[f"{name}_id"] not in known]
         if strange:
+            first = one_line(strange[0], 40)
             raise UserError(
-                f"{path}: the {name}_id of {len(strange)} detections is not in the annotations (first: {strange[0]}); "
+                f"{path}: the {name}_id of {len(strange)} detections is not in the annotations (first: {first}); "
                 "give the data that they were predicted on"
             )
     for number, item in enumerate(results):
@@ -252,7 +254,7 @@ class Calibration(NamedTuple):
 def calibration(matching: Matching, bins: int = 10) -> Calibration:
     """Sorts detections into bins of equal width by their scores, 0 to 1. Those on crowds do not count."""
     counted = matching.detections[~matching.detections["ignored"]]
-    number = np.clip((counted["score"] * bins).astype(int), 0, bins - 1)
+    number = np.clip(counted["score"] * bins, 0, bins - 1).astype(int)
     count = np.bincount(number, minlength=bins)
     with np.errstate(invalid="ignore"):
         score = np.bincount(number, counted["score"], bins) / count

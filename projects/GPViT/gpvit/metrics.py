@@ -1,16 +1,33 @@
 """What a training wrote down: ``metrics.json``, one JSON object a line."""
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+LARGEST = 1e39  # beyond float32, in which losses are; matplotlib can draw no axis of much larger numbers
+
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of the file; none if there is no file. Skips what a full disk or a kill has cut short."""
+    """The lines of the file, with what is a finite number in them; none if there is no file.
+
+    Every line has its "iteration", from 0 on. Skips what has none, and what a full disk or a kill has cut short.
+    """
+    for _, row in lines_of(path):
+        yield row
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same with each line as it is in the file."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):
+        try:
             row = json.loads(line)
-            if isinstance(row, dict) and "iteration" in row:
-                yield row
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("iteration")) is int and 0 <= row["iteration"] < 2**53:
+            yield line, {key: value for key, value in row.items() if is_number(value)}
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is what a metric, or a score, may be."""
+    return type(value) in (int, float) and abs(value) < LARGEST  # NaN is not

@@ -14,6 +14,7 @@ from matplotlib.transforms import Bbox
 from pycocotools.mask import encode
 
 from .metrics import read_metrics
+from .utils.text import one_line
 
 # The sides of drawings in pixels: smaller pictures are enlarged so that labels on them can be read, and larger ones made
 # smaller, as drawing them would take gigabytes.
@@ -127,14 +128,17 @@ def save_curves(metrics: Path, path: Path) -> None:
     names = {key for row in rows for key in row if "loss" in key} - {"total_loss"}
     for name in ["total_loss", *sorted(names)]:
         points = [(row["iteration"], row[name]) for row in rows if name in row]
-        losses.plot(*zip(*points), label=name, linewidth=2.5 if name == "total_loss" else 1)
+        losses.plot(*zip(*points), label=one_line(name), linewidth=2.5 if name == "total_loss" else 1)
     for task, label in (("bbox", "boxes"), ("segm", "masks")):
         points = [(row["iteration"], row[f"{task}/AP"]) for row in rows if f"{task}/AP" in row]
         if points:
             quality.plot(*zip(*points), marker="o", label=label, clip_on=False)
     losses.set(xlabel="iteration", ylabel="training loss", yscale="log")
     losses.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    quality.set(xlabel="iteration", ylabel="validation AP (%)", xlim=(0, rows[-1]["iteration"] + 1), ylim=(0, 100))
+    for text in losses.get_legend().get_texts():
+        text.set_parse_math(False)  # a name may have $ in it
+    last = max((row["iteration"] for row in rows), default=0)
+    quality.set(xlabel="iteration", ylabel="validation AP (%)", xlim=(0, last + 1), ylim=(0, 100))
     if quality.lines:
         quality.legend()
     for axis in (losses, quality):

@@ -1,7 +1,6 @@
 """Checkpoints of a training: written so that one is always whole, found again, kept in bounds."""
 
 import contextlib
-import json
 import logging
 import re
 import time
@@ -18,7 +17,7 @@ from torch import nn
 
 from .. import checkpoint
 from ..errors import ProcessError, UserError, listed
-from ..metrics import read_metrics
+from ..metrics import lines_of
 from .config import flattened, inference_config
 from .trainer import STOP_EARLY, Follower, StopHook, unwrapped
 
@@ -177,7 +176,7 @@ class Checkpoints(StopHook):
     def forget_metrics(self) -> None:
         """Removes from metrics.json what will be written again, and a line that was cut short."""
         path = self.folder / "metrics.json"
-        kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["iteration"] < self.trainer.done]
+        kept = [line + "\n" for line, row in lines_of(path) if row["iteration"] < self.trainer.done]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(kept))
         partial.replace(path)

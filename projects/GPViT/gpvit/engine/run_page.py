@@ -104,8 +104,10 @@ class RunPage(Follower):
     def _starts(self, resume: bool) -> list[dict[str, Any]]:
         """Time, iteration, command, device and versions of each start, this one last."""
         earlier = []
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            earlier = json.loads((self.folder / "run.json").read_text())["starts"]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            starts = json.loads((self.folder / "run.json").read_text())["starts"]
+            if all(type(start["iteration"]) is int and {"time", "device"} <= {*start} for start in starts):
+                earlier = starts
         start = {
             "time": now(),
             "iteration": self.checkpoints.trainer.done,

@@ -43,3 +43,8 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cut(name: str, limit: int = 100) -> str:
+    """A name of at most so many bytes, for what is made of the names of others: with 256 it could not be written."""
+    return name.encode(errors="replace")[:limit].decode(errors="ignore")
