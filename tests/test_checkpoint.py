@@ -370,6 +370,33 @@ def test_a_missing_file_and_an_unreachable_address_say_what_to_do(monkeypatch: p
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:9/../../../x.pth",
+        "http://127.0.0.1:9/a/../../x.pth",
+        "http://127.0.0.1:9/a/..",
+        "http://127.0.0.1:9/a?b=/..",
+        "http://127.0.0.1:9/a\\..\\x.pth",
+        "detectron2://../../x.pth",
+        "catalog://nothing/here",
+        "http://[bad/x.pth",
+        "hf://me/toys/../../x",
+        "hf://me/toys@..%2f..%2fx/model.safetensors",
+        "hf://me/toys@..",
+        "hf://me/toys/a\\..\\b",
+        "hf://me/toys/x\0",
+    ],
+)
+def test_an_address_that_leads_out_of_the_cache_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "a" / "b" / "cache"))
+    with pytest.raises(UserError, match="cannot (use|download) ") as raised:
+        checkpoint.fetch(address)
+    assert "\n" not in str(raised.value) and not list(tmp_path.rglob("x*"))
+
+
 def test_of_a_folder_the_best_checkpoint_is_taken_then_the_final_and_the_newest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoint of a detector"):
         checkpoint.read(str(tmp_path))

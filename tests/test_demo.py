@@ -447,3 +447,24 @@ def test_a_window_shows_each_picture_until_a_key_is_pressed_and_q_ends(
     assert run("--input", "1.png", "2.png", "3.png", "--show") == 0
     assert len(shown) == 2 and np.array_equal(shown[0], read("out/1.png"))
     assert written() == ["1.png", "2.png"]
+
+
+def test_nothing_is_written_outside_of_the_output_folder(run, squares: Predictor, capsys: pytest.CaptureFixture) -> None:
+    squares.classes = ["../" * 40 + "é" * 300, "\ud800"]
+    save("in/a/one.png", "in/two.png", "three.png")
+    Path("in/a/b").mkdir()
+    before = written(".")
+    assert run("--input", "in/*/../../*.png", "in/a/b/../../two.png", "--cutouts", "--json") == 0
+    new = {*written(".")} - {*before}
+    assert {name.partition("/")[0] for name in new} == {"out"} and {"out/three.png", "out/two.png"} <= new
+    assert len([name for name in new if name.startswith("out/cutouts/")]) == 2
+
+
+def test_a_link_in_the_output_folder_is_not_written_through(run, squares: Predictor) -> None:
+    save("one.png")
+    Path("out").mkdir()
+    Path("out/one.png").symlink_to("../elsewhere.png")
+    for options in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match="out/one.png is a link"):
+            run("--input", "one.png", *options)
+    assert not Path("elsewhere.png").exists()

@@ -1,5 +1,6 @@
 """Detectors are handed on whole, through a folder or a Hub, and nothing else is. The Hub is :mod:`stub_hub`."""
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -307,6 +308,19 @@ def test_only_the_files_of_a_model_are_pulled_whatever_the_cache_has(
         assert Path(hub.download(f"hf://me/toys/{name}")).is_file()
     run("pull", "me/toys", "--to", tmp_path / "pulled")
     assert sorted(path.name for path in (tmp_path / "pulled").iterdir()) == ["README.md", "model.safetensors"]
+
+
+def test_files_of_a_hub_with_names_out_of_the_folder_are_not_written(
+    run: Share, stub: Hub, model: Path, tmp_path: Path
+) -> None:
+    run("push", "--weights", model, "--to", "hf://me/toys", "--licence", "apache-2.0")
+    names = ("../../README.md", "/" + str(tmp_path / "model.safetensors").lstrip("/"), "a/../../config.yaml", "..", "")
+    stub.repositories["me/toys"].commits[-1] |= dict.fromkeys(names, b"elsewhere")
+    with contextlib.suppress(UserError):
+        run("pull", "hf://me/toys", tmp_path / "in" / "toys")
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(tmp_path / "cache")]
+    assert {path.parent for path in files} <= {tmp_path / "in" / "toys"}
+    assert not any(path.read_bytes() == b"elsewhere" for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_a_model_that_is_there_is_replaced_only_when_told(run: Share, stub: Hub, model: Path) -> None:

@@ -592,3 +592,40 @@ def test_the_checker_finds_the_images_of_a_single_file(source: Path, tmp_path: P
     given = shutil.move(given, tmp_path / "data")
     assert check_data.main([str(given)]) == 0
     assert "2 of 8 images are set apart to validate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "reason"),
+    [
+        ("names: &a [x]\nb: [*a, *a]\n", "", "line 1: has an anchor or alias"),
+        ("names: [a]\nb: " + "[" * 1000, "", "line 2: is nested more than 50 levels deep"),
+        ("names: [a]\nb: " + "1" * 10_000, "", "line 2: has a number of 10000 characters"),
+        ("names: [a]\n", "1e30 0.1 0.1 0.2 0.2", "too large"),
+        ("names: [a]\n", "1" * 10_000 + " 0.1 0.1 0.2 0.2", "too large"),
+        ("names: [a]\n", "nan 0.1 0.1 0.2 0.2", "Invalid class id"),
+        ("names: [a]\n", "0 " + "1" * 10_000 + " 0.1 0.2 0.2", "Invalid box"),
+        ("names: [a]\n", "0 inf 0.1 0.5 0.1 0.5 1e400", "finite"),
+    ],
+)
+def test_what_would_choke_a_reader_of_yolo_is_one_line(tmp_path: Path, names: str, label: str, reason: str) -> None:
+    for number in range(2):
+        write(tmp_path / f"images/{number}.png", None)
+        Image.new("RGB", (50, 40)).save(tmp_path / f"images/{number}.png")
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / f"labels/{number}.txt").write_text(label)
+    (tmp_path / "data.yaml").write_text(names)
+    with pytest.raises(UserError, match=reason) as raised:
+        layouts.recognise(str(tmp_path / "data.yaml"))
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 500 + len(str(tmp_path))
+
+
+def test_paths_in_a_yaml_file_that_are_none_are_passed_over(source: Path, tmp_path: Path) -> None:
+    yolo("images/{split}", "labels/{split}", train="x" * 5000, val="a\0b")(source, tmp_path / "data")
+    assert layouts.recognise(str(tmp_path / "data")).splits
+
+
+def test_a_name_of_255_bytes_has_a_cache(source: Path, tmp_path: Path) -> None:
+    json_file = tmp_path / ("é" * 125 + ".json")
+    write(json_file, merged(source))
+    shutil.copytree(source / "images", tmp_path / "images")
+    assert layouts.recognise(str(json_file)).splits.keys() == {"train", "val"}

@@ -270,6 +270,16 @@ GOOD = {"image_id": 1, "category_id": CAT, "score": 0.5, "bbox": BOX}
         ([{k: v for k, v in GOOD.items() if k != "bbox"}], "has neither bbox nor segmentation"),
         ([GOOD, GOOD | {"segmentation": {}}], "detection 1 has not what the first one has"),
         ([GOOD | {"bbox": [1, 2, 3]}], "bbox that is not four finite numbers"),
+        ([GOOD | {"bbox": [1, 2, True, 4]}], "bbox that is not four finite numbers"),
+        ([GOOD | {"bbox": [1, 2, -3, 4]}], "bbox of negative width or height"),
+        ([GOOD | {"bbox": [1, 2, 1e30, 4]}], "bbox of negative width or height, or further out"),
+        ([GOOD | {"image_id": 1.0}], "detection 0 has no whole numbers as image_id and category_id"),
+        ([GOOD | {"category_id": True}], "detection 0 has no whole numbers as image_id and category_id"),
+        ([GOOD | {"score": 10**400}], "detection 0 has no finite score"),
+        ([GOOD | {"score": True}], "detection 0 has no finite score"),
+        (json.dumps([GOOD]).replace("0.5", "1e400"), "detection 0 has no finite score"),
+        (json.dumps([GOOD]).replace("0.5", "1" * 5000), "cannot read .* 5000 digits"),
+        ("[" * 1_000_000, "cannot read"),
         ([GOOD | {"segmentation": [[1, 2, 3, 4, 5, 6]]}], "segmentation that is no RLE"),
     ],
 )
@@ -285,12 +295,38 @@ def test_a_file_that_has_no_results_is_refused(tmp_path: Path, content: object, 
     [
         ({"image_id": 5}, "the image_id of 1 detections is not in the annotations .first: 5.*data that they"),
         ({"category_id": 1}, "the category_id of 1 detections is not in the annotations .first: 1"),
+        ({"image_id": int("9" * 4000)}, "first: 9{39}…"),
         ({"segmentation": {"size": [50, 100], "counts": "a"}}, "mask of detection 1 has size .50, 100., the image has"),
+        ({"segmentation": {"size": "ab", "counts": "a"}}, "mask of detection 1 has size 'ab', the image has"),
+        *(
+            ({"segmentation": {"size": [100, 100], "counts": counts}}, "mask of detection 1 has run lengths that do not")
+            for counts in ([5], [-5, 10_005], [0.5, 9999.5], [2**70], [[10_000]], [], None, 3, "", "a" * 200_000)
+        ),
     ],
 )
 def test_results_of_other_data_are_refused(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_results([GOOD, GOOD | change], truth_of((1, CAT, BOX)), "r.json")
+
+
+@pytest.mark.parametrize("size", [[100, 100], [100.0, 100.0]])
+@pytest.mark.parametrize("counts", [[1010, 40] + [60, 40] * 39 + [5050], [1010.0, 40.0] + [60, 40] * 39 + [5050]])
+def test_uncompressed_masks_of_results_are_those_of_compressed_ones(size: list, counts: list) -> None:
+    mask = np.zeros((100, 100), np.uint8, order="F")
+    mask[10:50, 10:50] = 1
+    truth = indexed(truth_of((1, CAT, BOX)).dataset)
+    truth.anns[1]["segmentation"] = mask_api.encode(mask)
+    results = [GOOD | {"segmentation": {"size": size, "counts": counts}}]
+    check_results(results, truth, "r.json")
+    found = index(results, truth, "segm")
+    assert found.anns[1]["area"] == mask.sum()
+    assert match(truth, found, "segm").detections["object"].tolist() == [1]
+    evaluation = COCOeval_faster(truth, found, "segm")
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
 
 
 def test_results_are_evaluated_for_what_they_have() -> None:

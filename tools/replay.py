@@ -29,9 +29,10 @@ def main() -> int:
     try:
         report = json.loads(args.report.read_bytes())
         processes, iteration, seed = report["processes"], report["iteration"], report["seed"]
+        _require_whole(iteration, seed)
         for process in processes:
             numbers = [process["rank"], *(image[key] for image in process["images"] for key in ("index", "position"))]
-            _require_whole(iteration, seed, *numbers)
+            _require_whole(*numbers)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{args.report} is no report of a training that stopped ({reason})") from None

@@ -17,6 +17,7 @@ import check_data
 import numpy as np
 import pytest
 import torch
+from children import in_a_child
 from conftest import REPOSITORY
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
@@ -28,6 +29,8 @@ from gpvit.annotations import RULES, grouped, read
 from gpvit.data import InstanceMapper, register_folder
 from gpvit.errors import UserError
 from gpvit.evaluation import COCOEvaluator
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
@@ -864,3 +867,144 @@ def test_the_checker_is_a_command(tmp_path: Path, images: Path) -> None:
     assert good.returncode == 0 and "12 of 15 annotations used" in good.stdout and not good.stderr
     bad = subprocess.run([*tool, str(tmp_path / "nowhere")], capture_output=True, text=True)
     assert bad.returncode == 1 and bad.stderr == f"error: {tmp_path / 'nowhere'} does not exist\n"
+
+
+# What would end the process: pycocotools checks neither memory nor lengths.
+
+
+def zigzag(points: int, side: int) -> list[float]:
+    """A polygon that goes to and fro between two corners of an image."""
+    return [0, 0, side, side] * (points // 2)
+
+
+@pytest.mark.parametrize(
+    "polygons",
+    [
+        [zigzag(80_000, 10_000)],
+        [zigzag(1_000, 10_000)] * 300,  # each alone would do
+        [[-9999, -9999, 19999, 19998] * 40_000],
+    ],
+)
+def test_an_outline_too_long_for_memory_is_left_out_and_the_others_are_used(
+    tmp_path: Path, polygons: list[list[float]]
+) -> None:
+    square = [[10, 10, 500, 10, 500, 500]]
+    objects = [
+        {"id": id, "image_id": 1, "category_id": 1, "bbox": [10, 10, 490, 490], "segmentation": mask}
+        for id, mask in ((1, polygons), (2, square), (3, square + polygons))
+    ]
+    images = [{"id": 1, "file_name": "1.png", "height": 10_000, "width": 10_000}]
+    content = {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": objects}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+
+    def work() -> tuple[list[int], list[str]]:
+        data = read(tmp_path / "a.json", tmp_path)
+        masks = [len(item["segmentation"]) for item in data.objects[1]]
+        return masks, [problem.detail for problem in data.problems if problem.kind == "polygon"]
+
+    masks, details = in_a_child(work)
+    assert masks[-2] == 1 and len(details) == 2
+    assert all("an outline of more than 5000000 pixels" in detail for detail in details)
+
+
+def test_an_outline_around_every_pixel_is_not_too_long() -> None:
+    rows = [[x, y, x + 1, y, x + 1, y + 1, x, y + 1] for y in range(0, 60, 2) for x in range(0, 60, 2)]
+    assert annotations.polygon_faults(rows, 60, 60) == [""] * 900
+    comb = [value for x in range(0, 100, 2) for value in (x, 0, x, 99, x + 1, 99, x + 1, 0)]
+    assert annotations.polygon_faults([comb], 100, 100) == [""]
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        ([zigzag(100_000, 32)], "an outline of more than 14000 pixels"),
+        ([[1e9, 1e9, -1e9, 2e9, 0, 0]], "not finite or far outside"),
+        ([["1", "1", "5", "5", "3", "4"]], "no list of numbers"),
+        ({"size": [24, 32], "counts": [100]}, "run lengths that do not fill"),
+        ({"size": [24.0, 32.0], "counts": [700, 68]}, "which are no integers"),
+        ("mask", "neither polygons nor RLE"),
+    ],
+)
+def test_masks_of_registered_data_are_looked_at_before_training_and_evaluation(
+    images: Path, tmp_path: Path, mask: object, reason: str
+) -> None:
+    """Data that Detectron2 reads, without the rules."""
+    item = {"id": 10, "image_id": 1, "category_id": 3, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0, "segmentation": mask}
+    content = valid() | {"annotations": [item]}
+    (tmp_path / "raw.json").write_text(json.dumps(content))
+
+    def work() -> list[str]:
+        MetadataCatalog.get("raw").set(json_file=str(tmp_path / "raw.json"), thing_classes=["cross", "disc"])
+        messages = []
+        for use in (lambda: mapped(images, an_object(id=10, segmentation=mask)), lambda: COCOEvaluator("raw", ("segm",))):
+            try:
+                use()
+            except UserError as error:
+                messages.append(str(error))
+        COCOEvaluator("raw", ("bbox",))  # nobody looks at masks
+        return messages
+
+    messages = in_a_child(work)
+    assert len(messages) == 2 and all(reason in message and "id 10" in message for message in messages)
+
+
+def test_an_outline_that_augmentation_makes_too_long_is_one_line(images: Path) -> None:
+    enlarge = T.ScaleTransform(HEIGHT, WIDTH, HEIGHT * 4000, WIDTH * 4000)
+    enlarge.apply_image = lambda image: image
+    record = {"file_name": str(images / "1.png"), "image_id": 1, "annotations": [an_object(segmentation=[zigzag(300, 24)])]}
+
+    def work() -> str:
+        with pytest.raises(UserError) as raised:
+            InstanceMapper(True, augmentations=[enlarge], **MAPPER)(record)
+        return str(raised.value)
+
+    assert "an outline of more than 10000000 pixels" in in_a_child(work)
+
+
+NUMBERS = st.one_of(
+    st.integers(-40, 80),
+    st.floats(width=32),
+    st.sampled_from([1e9, -1e9, 2**31, 2**63, 10**40, 1e308, 429496729.5, -429496729.5, True, None, "1"]),
+)
+POLYGONS = st.one_of(
+    st.lists(st.integers(-20, 60), min_size=6, max_size=12),
+    st.lists(NUMBERS, max_size=9),
+    st.builds(
+        lambda points, times: points * times, st.lists(st.integers(-30, 60), min_size=2, max_size=4), st.integers(1, 20_000)
+    ),
+)
+COUNTS = st.one_of(
+    st.lists(st.one_of(st.integers(0, HEIGHT * WIDTH), NUMBERS), max_size=6),
+    st.lists(st.integers(0, 800), min_size=1, max_size=3).map(lambda runs: [*runs, HEIGHT * WIDTH - sum(runs)]),
+    st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12),
+    st.text(max_size=4),
+    st.just("o" * 100_000),
+)
+SIZES = st.one_of(st.just([HEIGHT, WIDTH]), st.just([float(HEIGHT), WIDTH]), st.lists(NUMBERS, max_size=3), st.just("24x32"))
+JUNK = st.recursive(st.one_of(NUMBERS, st.text(max_size=3)), lambda inner: st.lists(inner, max_size=3), max_leaves=5)
+MASKS = st.one_of(st.lists(POLYGONS, max_size=4), st.builds(dict, size=SIZES, counts=COUNTS), JUNK)
+SIDES = st.sampled_from([(HEIGHT, WIDTH)] * 6 + [(1, 1), (1, 10**8), (30_000, 3), (10**9, 10**9)])
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_500_made_up_masks_end_no_process(tmp_path: Path, number: int) -> None:
+    """A problem that is listed, or an object whose mask every user of it can fill; no signal, and memory for it."""
+    path = tmp_path / "made_up.json"
+
+    @seed(number)
+    @settings(max_examples=125, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(MASKS, min_size=1, max_size=3), SIDES)
+    def run(masks: list, sides: tuple[int, int]) -> None:
+        objects = [
+            {"id": id, "image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "segmentation": mask}
+            for id, mask in enumerate(masks, start=1)
+        ]
+        image = {"id": 1, "file_name": "1.png", "height": sides[0], "width": sides[1]}
+        path.write_text(json.dumps(valid() | {"images": [image], "annotations": objects}))
+        data = read(path, tmp_path)
+        assert len(data.objects[1]) == len(masks) or data.problems
+        truth = data.coco()
+        for item in truth.anns.values():
+            assert 0 <= truth.annToMask(item).sum() <= sides[0] * sides[1]
+
+    in_a_child(run)

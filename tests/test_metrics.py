@@ -1,0 +1,88 @@
+"""Files that a run writes, with anything in them: what is of no use is skipped, or refused in one line."""
+
+import json
+import sys
+from pathlib import Path
+
+import compare_runs
+import pytest
+import replay
+import report
+from gpvit import card, checkpoint
+from gpvit.errors import UserError
+from gpvit.metrics import read_metrics
+from gpvit.visualize import save_curves
+
+GOOD = [{"iteration": 19, "total_loss": 2.5, "bbox/AP": 10.0}, {"iteration": 39, "total_loss": 1.5, "bbox/AP": 20.0}]
+VALUES = ['"a"', "[1]", "{}", "null", "true", "NaN", "-Infinity", "1e400", "1" + "0" * 400, "1e200"]
+STRANGE = [
+    "[" * 1_000_000,
+    '{"a":' * 100_000,
+    "7",
+    "null",
+    '{"iteration": ' + "1" * 5000 + "}",
+    *(f'{{"iteration": {value}, "total_loss": 1.0, "bbox/AP": 1.0}}' for value in [*VALUES, "1.5", "-1"]),
+    *(f'{{"iteration": 29, "total_loss": {value}, "bbox/AP": {value}}}' for value in VALUES),
+    '{"iteration": 30, "loss_$x$_{\\\\frac": 1.0, "loss_\\\\ud800": 2.0}',
+]
+
+
+def test_strange_lines_of_metrics_are_skipped_by_whoever_reads_them(tmp_path: Path) -> None:
+    first, last = map(json.dumps, GOOD)
+    path = tmp_path / "metrics.json"
+    path.write_text("\n".join([first, *STRANGE, last, first[:20]]))
+    rows = list(read_metrics(path))
+    assert [row for row in rows if "bbox/AP" in row] == GOOD
+    assert {row["iteration"] for row in rows} == {19, 29, 30, 39}
+    save_curves(path, tmp_path / "curves.png")
+    assert len(report.training_charts(tmp_path)) == 2
+    assert compare_runs.course(tmp_path, "bbox/AP") == [(19, 10.0), (39, 20.0)]
+    file = checkpoint.File(str(tmp_path / "model.pth"), "checkpoint", {}, [], [], about={"iterations": 40})
+    assert card.training_of(file).metrics == {"bbox/AP": 20.0}
+
+
+def test_metrics_without_a_usable_line_are_drawn_empty(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("\n".join(STRANGE[:5]))
+    save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+    assert report.training_charts(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "[]",
+        "{",
+        '{"seconds_per_image": 0.5, "device": [1], "images": 3}',
+        '{"seconds_per_image": NaN, "device": "cpu", "images": 3}',
+        '{"seconds_per_image": true, "device": "cpu", "images": 3}',
+        '{"seconds_per_image": 0.5, "device": "cpu", "images": 1e999}',
+        '{"seconds_per_image": "1", "device": "cpu", "images": 3}',
+    ],
+)
+def test_an_evaluation_json_of_another_kind_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(UserError, match="is not what an evaluation writes .*; remove it") as raised:
+        report.read_speed(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "[]",
+        '{"processes": "abc", "iteration": 1, "seed": 1}',
+        '{"processes": 3, "iteration": 1, "seed": 1}',
+        '{"processes": [], "iteration": "../../x", "seed": 1}',
+        '{"processes": [{"rank": 0, "images": [{"index": -1, "position": 0}]}], "iteration": 1, "seed": 1}',
+        '{"processes": [{"rank": 0, "images": [{"index": true, "position": 0}]}], "iteration": 1, "seed": 1}',
+    ],
+)
+def test_a_report_of_another_kind_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    file = tmp_path / "not_finite_0000001.json"
+    file.write_text(content)
+    monkeypatch.setattr(sys, "argv", ["replay.py", str(file)])
+    with pytest.raises(UserError, match="is no report of a training that stopped") as raised:
+        replay.main()
+    assert "\n" not in str(raised.value)
