@@ -317,7 +317,7 @@ def test_files_of_a_hub_with_names_out_of_the_folder_are_not_written(
     names = ("../../README.md", "/" + str(tmp_path / "model.safetensors").lstrip("/"), "a/../../config.yaml", "..", "")
     stub.repositories["me/toys"].commits[-1] |= dict.fromkeys(names, b"elsewhere")
     with contextlib.suppress(UserError):
-        run("pull", "hf://me/toys", tmp_path / "in" / "toys")
+        run("pull", "me/toys", "--to", tmp_path / "in" / "toys")
     files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(tmp_path / "cache")]
     assert {path.parent for path in files} <= {tmp_path / "in" / "toys"}
     assert not any(path.read_bytes() == b"elsewhere" for path in tmp_path.rglob("*") if path.is_file())
