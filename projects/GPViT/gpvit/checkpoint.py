@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import platform
 import re
 import warnings
@@ -243,17 +244,20 @@ def _zip_fault(path: str) -> str:
     return ""
 
 
+# What PyTorch's format before zip files begins with: a pickled number. 0x80 begins any pickle.
+_LEGACY_START = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+
+
 def _why_unread(local_path: str, path: str, error: Exception) -> str:
-    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-    with open(local_path, "rb") as file:
-        start = file.read(2)
-    if refused and start[:1] == b"\x80" and refused[1].startswith("numpy"):
-        return (
-            "it is a pickle, as Detectron2's model zoo has them, which is not read since a pickle may run code; it is of "
-            "another model, too"
-        )
-    if refused:
+    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it contains {one_line(refused[1])}, which is code and not data"
+    with open(local_path, "rb") as file:
+        start = file.read(len(_LEGACY_START))
+    if start[:1] == b"\x80" and start != _LEGACY_START:
+        return (
+            "it is a plain pickle, as Detectron2's model zoo has them, which is not read since a pickle may run code; give "
+            "a published GPViT or a checkpoint of this project"
+        )
     again = "" if local_path == path else f"; delete {os.path.realpath(local_path)} to download it again"
     return f"the file is damaged{again}"
 

@@ -1,0 +1,294 @@
+"""Configs and checkpoints of strangers: nothing in them runs, opens or writes, and what is wrong is one line.
+
+Hypothesis makes them, in child processes, so that a signal shows. Two canaries: a file that a call from a config or a
+pickle would make, and a folder next to the one that a command may write to.
+"""
+
+import io
+import json
+import os
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gpvit.engine.config as config_module
+import gpvit.predictor
+import numpy as np
+import pytest
+import torch
+import yaml
+from children import in_a_child
+from gpvit import Predictor, checkpoint
+from gpvit.errors import UserError
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from test_predictor import write_detector
+from torch import nn
+
+PROCESSES = 4
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.sampled_from([2**31, 10**12, -1, 1e30, float("nan"), float("inf")]),
+    st.sampled_from(["", "x", "BN", "LN", "RGB", "p2", "cpu", "cuda", "../../x", "/etc/passwd", "http://127.0.0.1:9/x"]),
+    st.text(max_size=8),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda children: st.one_of(st.lists(children, max_size=4), st.dictionaries(st.text(max_size=6), children, max_size=3)),
+    max_leaves=6,
+)
+
+
+def calls(canary: Path) -> list[dict[str, Any]]:
+    """Nodes of a config, each of which makes the canary if it is called."""
+    command = f"touch {canary}"
+    proposals = canary.parent / "proposals.pkl"
+    lazily = "torch.nn.utils._deprecation_utils.lazy_deprecated_import"
+    getter = {"_target_": lazily, "all": ["system"], "old_module": "x", "new_module": "os"}
+    system = {"_target_": "detectron2.layers.get_norm", "norm": getter, "out_channels": "system"}
+    load = "detectron2.data.build.load_proposals_into_dataset"
+    return [
+        {"_target_": "os.system", "command": command},
+        {"_target_": "posix.system", "command": command},
+        {"_target_": "gpvit.checkpoint.os.system", "command": command},
+        {"_target_": "builtins.exec", "source": f"open({str(canary)!r}, 'w')"},
+        {"_target_": "detectron2.layers.get_norm", "norm": system, "out_channels": command},
+        {"_target_": load, "dataset_dicts": [], "proposal_file": str(proposals)},
+        {"_target_": "detectron2.evaluation.COCOEvaluator", "dataset_name": "x", "output_dir": str(canary)},
+        {"_target_": "gpvit.utils.files.atomic_write", "path": str(canary / "x")},
+        {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "args": str(canary)}},
+        {"_target_": {"_target_": "detectron2.utils.registry.locate", "name": "os.system"}, "command": command},
+    ]
+
+
+class Canary:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return os.system, (f"touch {self.path}",)
+
+
+def places(node: Any, path: tuple = ()) -> list[tuple]:
+    """The path of every value in nested dicts and lists."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    found = []
+    for key, value in children:
+        found += [(*path, key), *places(value, (*path, key))]
+    return found
+
+
+def replaced(node: Any, path: tuple, value: Any) -> Any:
+    """The same with another value at a place, or without it if the value is ``...``."""
+    if not path:
+        return value
+    copy = dict(node) if isinstance(node, dict) else list(node)
+    if len(path) == 1 and value is ...:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = replaced(node[path[0]], path[1:], value)
+    return copy
+
+
+@st.composite
+def configs(draw: st.DrawFn, valid: dict[str, Any], nodes: list[dict[str, Any]]) -> str:
+    """Texts of configs in which up to three values are others, or missing, or call something."""
+    content: Any = valid
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.sampled_from(places(content)))
+        kind = draw(st.sampled_from(["value", "missing", "same kind", "call", "reference"]))
+        old = content
+        for key in place:
+            old = old[key]
+        if kind == "value":
+            new = draw(VALUES)
+        elif kind == "missing":
+            new = ...
+        elif kind == "same kind" and type(old) in (int, float):
+            new = old + draw(st.integers(-1, 3))
+        elif kind == "call":
+            new = draw(st.sampled_from(nodes))
+        elif kind == "reference":
+            targets = [".".join(map(str, path)) for path in places(content)]
+            new = draw(st.sampled_from(["${%s}", "${.%s}", "${oc.env:%s}", "${%s}${%s}"])).replace(
+                "%s", draw(st.sampled_from(targets))
+            )
+        else:
+            new = old
+        content = replaced(content, place, new)
+        if not content:
+            break
+    text = yaml.safe_dump(content, allow_unicode=True)
+    if draw(st.integers(0, 30)) == 0:
+        text = draw(st.sampled_from(["a: &a [1]\nb: *a\n", "!!python/object/apply:os.system ['x']", "[" * 999, "\0"])) + text
+    return text
+
+
+def try_configs(number: int, examples: int, folder: Path, *, checked: bool = True) -> Counter:
+    """Builds and runs detectors from made-up configs. Returns: how many got how far."""
+    torch.set_num_threads(1)
+    canary, inside = folder / "canary", folder / "inside"
+    inside.mkdir(parents=True)
+    (folder / "proposals.pkl").write_bytes(pickle.dumps(Canary(canary)))
+    write_detector(folder / "good.pth")
+    good = checkpoint.read_content(str(folder / "good.pth"))
+    valid = yaml.safe_load(good["inference_config"])
+    valid["dataloader"] |= {"short_side": 32, "max_size": 64}
+    path = inside / "model.pth"
+    reached: Counter = Counter()
+    instantiate = gpvit.predictor.instantiate
+
+    def counted(node: Any) -> Any:
+        reached["instantiated"] += not reached["now"]
+        reached["now"] = 1
+        return instantiate(node)
+
+    gpvit.predictor.instantiate = counted
+    if not checked:
+        config_module._check_calls = lambda *_: None
+        reached["canaries"] = 0
+
+    @seed(number)
+    @settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(configs(valid, calls(canary)))
+    def run(text: str) -> None:
+        reached["tried"] += 1
+        reached["now"] = 0
+        torch.save(good | {"inference_config": text}, path)
+        try:
+            Predictor.from_checkpoint(path, "cpu")(np.zeros((24, 32, 3), np.uint8))
+            reached["predicted"] += 1
+        except UserError as error:
+            assert "\n" not in str(error)
+        except Exception:
+            if checked:
+                raise
+        if checked:
+            assert not canary.exists()
+        elif canary.exists():
+            reached["canaries"] += 1
+            canary.unlink() if canary.is_file() else canary.rmdir()
+        assert sorted(entry.name for entry in folder.iterdir()) == ["good.pth", "inside", "proposals.pkl"]
+        assert [entry.name for entry in inside.iterdir()] == ["model.pth"]
+
+    run()
+    return reached
+
+
+TENSORS: list[Callable[[], Any]] = [
+    lambda: torch.ones(2, 3).to_sparse(),
+    lambda: torch.ones(2, 3).to_sparse_csr(),
+    lambda: torch.quantize_per_tensor(torch.ones(2, 3), 1.0, 0, torch.qint8),
+    lambda: torch.ones(2, 3, dtype=torch.complex64),
+    lambda: torch.ones(2, 3, device="meta"),
+    lambda: torch.ones(1).expand(2, 3),
+    lambda: torch.ones(1).expand(10**6, 10**6),
+    lambda: torch.full((2, 3), float("nan")),
+    lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    lambda: torch.ones(2, 3).to(torch.float8_e4m3fn),
+    lambda: torch.ones(2, 3, dtype=torch.float64),
+    lambda: nn.Parameter(torch.ones(2, 3)),
+    lambda: torch.ones(3, 2),
+    lambda: torch.ones(()),
+    lambda: [torch.ones(2)],
+]
+KEYS = st.sampled_from(["model", "ema", "state_dict", "classes", "inference_config", "trainer", "versions", "meta", 1, None])
+
+
+@st.composite
+def checkpoints(draw: st.DrawFn, canary: Path) -> bytes:
+    """Files of checkpoints, most of them as they should be, in PyTorch's formats of today and before."""
+    weights: dict[Any, Any] = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+    content: dict[Any, Any] = {"model": weights, "classes": ["a"], "versions": {"torch": "2"}}
+    kinds = ["good", "other entry", "array", "bytes"] * 3 + ["entry", "tensor", "name", "pickle"]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "entry":
+        content[draw(KEYS)] = draw(VALUES)
+    elif kind == "other entry":  # which changes nothing of the weights
+        content[draw(st.sampled_from(["versions", "iterations", "trainer", "meta", "licence", "x"]))] = draw(VALUES)
+    elif kind == "tensor":
+        weights[draw(st.sampled_from(["weight", "more"]))] = draw(st.sampled_from(TENSORS))()
+    elif kind == "name":
+        weights[draw(st.one_of(st.integers(), st.none(), st.text(max_size=5)))] = torch.ones(1)
+    elif kind == "pickle":
+        content[draw(st.sampled_from(["model", "meta", "trainer"]))] = Canary(canary)
+    elif kind == "array":
+        arrays = [np.ones(2), np.float64(1), np.dtype("f8"), np.array([{}], object), np.array(["a"]), np.zeros(1, "i4,f8")]
+        content["meta"] = {"seed": draw(st.sampled_from(arrays))}
+    file = io.BytesIO()
+    zipped = draw(st.booleans()) or kind == "tensor"
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    data = bytearray(file.getvalue())
+    if kind == "bytes":
+        for _ in range(draw(st.integers(1, 3))):
+            data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data)
+
+
+def try_checkpoints(number: int, examples: int, folder: Path) -> Counter:
+    """Reads and loads made-up checkpoints. Returns: how many were read and loaded."""
+    torch.set_num_threads(1)
+    canary, inside = folder / "canary", folder / "inside"
+    inside.mkdir(parents=True)
+    path = inside / "model.pth"
+    reached: Counter = Counter()
+
+    @seed(number)
+    @settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(checkpoints(canary))
+    def run(data: bytes) -> None:
+        reached["tried"] += 1
+        path.write_bytes(data)
+        model = nn.Linear(3, 2)
+        try:
+            file = checkpoint.read(str(path))
+            json.dumps(file.about)
+            checkpoint.load(model, file)
+            reached["loaded"] += 1
+        except UserError as error:
+            assert "\n" not in str(error)
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+        assert [entry.name for entry in folder.iterdir()] == ["inside"]
+
+    run()
+    return reached
+
+
+def in_children(work: Callable[..., Counter], examples: int, folder: Path, **options: Any) -> Counter:
+    """The work of several child processes, two at a time, with a seed and a folder each."""
+
+    def part(number: int) -> Counter:
+        share = examples // PROCESSES
+        return in_a_child(lambda: work(number, share, folder / str(number), **options))
+
+    with ThreadPoolExecutor(2) as pool:
+        return sum(pool.map(part, range(PROCESSES)), Counter())
+
+
+COUNTS = [pytest.param(500, id="500"), pytest.param(0, id="slow", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("examples", COUNTS)
+def test_no_config_in_a_checkpoint_runs_or_writes_anything(tmp_path: Path, examples: int) -> None:
+    reached = in_children(try_configs, examples or 5000, tmp_path)
+    print(dict(reached))
+    assert 3 * reached["instantiated"] >= reached["tried"] >= (examples or 5000)
+    assert reached["predicted"] > 0
+
+
+def test_the_canary_shows_if_names_are_not_checked(tmp_path: Path) -> None:
+    assert in_a_child(lambda: try_configs(0, 40, tmp_path / "0", checked=False))["canaries"] > 0
+
+
+@pytest.mark.parametrize("examples", COUNTS)
+def test_no_checkpoint_runs_anything_or_loads_what_is_no_weight(tmp_path: Path, examples: int) -> None:
+    reached = in_children(try_checkpoints, examples or 2000, tmp_path)
+    print(dict(reached))
+    assert 2 * reached["loaded"] >= reached["tried"] >= (examples or 2000)
