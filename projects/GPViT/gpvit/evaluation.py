@@ -33,7 +33,8 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
 
     def __init__(self, dataset_name: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(dataset_name, *args, **kwargs)
-        self._folder, self._output_dir = self._output_dir, None  # Detectron2 would write in place
+        self._folder: str | None = self._output_dir  # type: ignore[has-type]
+        self._output_dir = None  # Detectron2 would write in place
         self.unwritten = ""
         if "coco_file" in self._metadata.as_dict():
             self._coco_api = self._metadata.coco_file.coco()

@@ -109,7 +109,7 @@ class VideoWriter:
             return
         self._writer.release()
         # OpenCV does not say when the disk is full.
-        frames = cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT)
+        frames = max(0, cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT))
         try:
             with self._file:
                 if frames != self.written:

@@ -28,7 +28,7 @@ from ..visualize import draw_annotations, draw_predictions, save_curves, save_sh
 from .checkpoints import Checkpoints
 from .loader import seeded
 from .run_page import RunPage
-from .setup import reopen_log
+from .setup import open_log
 from .terminal import ProgressBar, has_terminal
 from .trainer import Follower, finite_or_text, going_on, unwrapped
 
@@ -127,14 +127,14 @@ class Writers(Follower):
     def _begin_anew(self) -> None:
         """Somebody has removed the folder, or what is in it: what is open would be written to files that nobody sees."""
         make_folder(self.folder)
-        reopen_log()
+        open_log(str(self.folder))
         logger.error(f"somebody has removed {self.folder / METRICS}: metrics and log begin anew, and the run goes on")
         _, *files = default_writers(str(self.folder), self.trainer.max_iter)
-        kinds = tuple(map(type, files))
+        kinds = {type(file) for file in files}
         for writer in self.writers:
-            if isinstance(writer, kinds):
+            if type(writer) in kinds:
                 self._try(writer, writer.close)
-        self.writers = [writer for writer in self.writers if not isinstance(writer, kinds)] + files
+        self.writers = [writer for writer in self.writers if type(writer) not in kinds] + files
 
     def _on_error_of_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard's raises what :meth:`_try` is told too, and Python would show a traceback of it."""

@@ -30,14 +30,15 @@ def setup(cfg: DictConfig) -> None:
     """
     output_dir, rank = cfg.train.output_dir, comm.get_rank()
     make_folder(output_dir)
-    for name in LOGGERS:
-        try:
-            handlers = setup_logger(output_dir, distributed_rank=rank, name=name).handlers
-        except OSError as error:
-            raise UserError(
-                f"cannot write to train.output_dir={one_line(output_dir, PATH_LIMIT)}: {error.strerror}; give another one"
-            ) from None
-        for handler in handlers:
+    try:
+        loggers = [setup_logger(output_dir, distributed_rank=rank, name=name) for name in LOGGERS]
+        open_log(output_dir)  # on a full disk, closing Detectron2's would be a traceback at the end
+    except OSError as error:
+        raise UserError(
+            f"cannot write to train.output_dir={one_line(output_dir, PATH_LIMIT)}: {error.strerror}; give another one"
+        ) from None
+    for logger in loggers:
+        for handler in logger.handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.INFO)
                 if has_terminal():
@@ -53,16 +54,16 @@ def setup(cfg: DictConfig) -> None:
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
 
 
-def reopen_log() -> None:
-    """Begins the log file of this process anew where somebody has removed it.
+def open_log(folder: str) -> None:
+    """Lets the log of this process go on in a file that is opened now: nobody may see the one that was open any more.
 
     Raises:
         OSError: it cannot be opened.
     """
     for name in LOGGERS:
         for handler in logging.getLogger(name).handlers:
-            path = getattr(getattr(handler, "stream", None), "name", None)
-            if isinstance(handler, logging.StreamHandler) and str(path).endswith("log.txt") and not os.path.exists(path):
+            path = str(getattr(getattr(handler, "stream", None), "name", ""))
+            if isinstance(handler, logging.StreamHandler) and path.startswith(os.path.join(folder, "log.txt")):
                 handler.setStream(open(path, "a"))  # noqa: SIM115 (as long as the process)
 
 
