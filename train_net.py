@@ -4,6 +4,7 @@ python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --num-gpus 8
 python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only train.init_checkpoint=model.pth
 """
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,8 @@ from gpvit.engine import (
 from gpvit.errors import ProcessError, UserError, listed
 from torch import nn
 
+logger = logging.getLogger("gpvit")
+
 
 def do_test(cfg, model, iteration: int | None, weights: str | None = None) -> dict:
     """Evaluates a model on ``cfg.dataloader.test`` by ``cfg.dataloader.evaluator``; rank 0 gets the results.
@@ -46,26 +49,37 @@ def do_test(cfg, model, iteration: int | None, weights: str | None = None) -> di
     Args:
         iteration: iterations that the model was trained for, where they are known.
         weights: the file that it comes from, if that is no training.
+
+    Raises:
+        UserError: an image cannot be read; or, outside of a training, the results cannot be written.
     """
-    loader, times = instantiate(cfg.dataloader.test), []
+    loader, evaluator, times = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator), []
     clock = {event: lambda: times.append(time.perf_counter()) for event in ("on_start", "on_end")}
     try:
         with evaluation_bar(loader) as batches:
-            results = inference_on_dataset(model, batches, instantiate(cfg.dataloader.evaluator), clock)
+            results = inference_on_dataset(model, batches, evaluator, clock)
     except UserError as error:  # an image of this process's part
         raise ProcessError(str(error)) from None
     if comm.is_main_process():
         print_csv_format(results)
         images = len(loader.dataset)
-        save_evaluation(
-            cfg.train.output_dir,
-            results,
-            images=images,
-            seconds_per_image=(times[1] - times[0]) * comm.get_world_size() / images,
-            device=device_name(cfg.train.device),
-            weights=weights,
-            iteration=iteration,
-        )
+        unwritten = getattr(evaluator, "unwritten", "")
+        try:
+            save_evaluation(
+                cfg.train.output_dir,
+                results,
+                images=images,
+                seconds_per_image=(times[1] - times[0]) * comm.get_world_size() / images,
+                device=device_name(cfg.train.device),
+                weights=weights,
+                iteration=iteration,
+            )
+        except UserError as error:
+            unwritten = unwritten or str(error)
+        if unwritten and weights is not None:
+            raise ProcessError(unwritten)
+        if unwritten:
+            logger.error(f"{unwritten}; the training goes on")
     return results
 
 

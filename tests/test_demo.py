@@ -393,7 +393,7 @@ def test_a_webcam_that_is_not_there_is_said_so(run, squares: Predictor, capsys: 
 
 
 def test_a_full_disk_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a.mp4 holds 1 of 2 frames; is the disk full"):  # noqa: SIM117
+    with pytest.raises(UserError, match="a.mp4 would hold 1 of 2 frames; is the disk full"):  # noqa: SIM117
         with VideoWriter(tmp_path / "a.mp4", 4) as writer:
             writer.write(picture())
             writer.written += 1  # one that OpenCV lost
@@ -402,7 +402,7 @@ def test_a_full_disk_is_noticed(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_an_error_in_one_line(run, squares: Predictor) -> None:
     save("a.png")
     Path("file").write_text("")
-    with pytest.raises(UserError, match="cannot write to file/below: .*Not a directory"):
+    with pytest.raises(UserError, match="cannot make the folder file/below: Not a directory"):
         run("--input", "a.png", "--output", "file/below")
 
 

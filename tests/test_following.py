@@ -24,7 +24,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage, EventWriter
 from gpvit.checkpoint import read_content
 from gpvit.engine import argument_parser, launch, load_config
-from gpvit.engine.checkpoints import FREE, known_metrics, whole
+from gpvit.engine.checkpoints import FREE, known_metrics
 from gpvit.engine.following import Pictures, Writers
 from gpvit.engine.run_page import FIRST_LINE, RunPage, launcher
 from gpvit.engine.terminal import AboveBars
@@ -206,12 +206,13 @@ class Failing(EventWriter):
 
 
 def test_a_log_that_cannot_be_written_is_told_once_and_the_training_goes_on(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.WARNING, logger="gpvit")
+    (tmp_path / "metrics.json").touch()
     printer, failing = Failing(), Failing()
     printer.works = True
-    writers = following(Writers(printer, [failing], period=1))
+    writers = following(Writers(printer, [failing], period=1, folder=tmp_path))
     for failing.works in (False, False, True, False):
         writers.trainer.storage.put_image("picture", np.zeros((3, 1, 1), np.uint8))
         writers.after_step()
@@ -219,18 +220,6 @@ def test_a_log_that_cannot_be_written_is_told_once_and_the_training_goes_on(
     writers.after_train()
     assert (printer.written, failing.written) == (5, 1)
     assert caplog.text.count("No space left on device") == 2
-
-
-def test_a_file_is_the_old_or_the_whole_new_one(tmp_path: Path) -> None:
-    target = tmp_path / "file.txt"
-    target.write_text("old")
-    with pytest.raises(OSError), whole(target) as path:
-        path.write_text("ne")
-        raise OSError
-    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
-    with whole(target) as path:
-        path.write_text("new")
-    assert target.read_text() == "new" and list(tmp_path.iterdir()) == [target]
 
 
 def test_the_folder_says_what_was_trained_on_what_and_how_it_went(trained: Path, synthetic_data: Path) -> None:

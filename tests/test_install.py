@@ -8,10 +8,12 @@ import importlib.util
 import os
 import shutil
 import sys
+import venv
 import zipfile
 from collections import namedtuple
 from pathlib import Path
 
+import pip
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "install.py"
@@ -65,6 +67,42 @@ def wheel(tmp_path):
 def read(wheel):
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture
+def scratch(install, tmp_path, monkeypatch):
+    """A new virtual environment with this one's pip, and a folder with the wheel of a package "small"."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    venv.create(tmp_path / "env")
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    (site / "pip").symlink_to(Path(pip.__file__).parent)
+    info = "small-1.dist-info/"
+    files = {
+        "small.py": "",
+        info + "METADATA": "Metadata-Version: 2.1\nName: small\nVersion: 1\n",
+        info + "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        info + "RECORD": "",
+    }
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "small-1-py3-none-any.whl", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return tmp_path
+
+
+@pytest.mark.parametrize("setting", ["target = ELSEWHERE", "prefix = ELSEWHERE", "root = ELSEWHERE", "user = true"])
+def test_a_pip_conf_sends_no_package_elsewhere_and_its_index_counts(install, scratch, monkeypatch, setting):
+    elsewhere = scratch / "elsewhere"
+    (scratch / "pip.conf").write_text(
+        f"[global]\nno-index = true\nfind-links =\n    {scratch}/none\n    {scratch}/wheels\n"
+        f"[install]\n{setting.replace('ELSEWHERE', str(elsewhere))}\n"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(scratch / "pip.conf"))
+    target = install.Target(scratch / "env" / "bin" / "python", scratch / "install.log", isolated=True)
+    target.leave_settings_behind()
+    target.pip("install", "small")
+    assert target.version("small") == "1" and not elsewhere.exists()
 
 
 # --- the Detectron2 wheel ---

@@ -42,6 +42,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from gpvit.engine import detectron2_config, load_config
 from gpvit.errors import UserError
+from gpvit.utils.files import atomic_write
 from evaluating import evaluation
 from limit import Operation, Operations, Rates
 from measure import RETURN_MEMORY, Meter, image_size, in_a_process, machine, memory_since_reset
@@ -105,13 +106,18 @@ def main() -> None:
     if args.part == "evaluation":
         record = evaluation(args.images)
         if args.json:
-            args.json.write_text(json.dumps({"machine": machine(), "images": args.images, **record}, indent=1))
+            save(args.json, {"machine": machine(), "images": args.images, **record})
         return
     task = Task(**{field.name: getattr(args, field.name) for field in fields(Task)})
     names = ["gpvit"] if args.against == "none" else ["gpvit", args.against]
     record = growth(task, names, args.runs, args.growth) if args.growth else comparison(task, names, args.runs)
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "task": asdict(task), **record}, indent=1))
+        save(args.json, {"machine": machine(), "task": asdict(task), **record})
+
+
+def save(path: Path, record: dict[str, Any]) -> None:
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(record, indent=1))
 
 
 def comparison(task: Task, names: list[str], runs: int) -> dict[str, Any]:
@@ -448,7 +454,8 @@ def draw_growth(points: list[dict[str, Any]], names: list[str], path: Path) -> N
         axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=120)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from gpvit import layouts
 from gpvit.annotations import RULES, WHOLE_FILE, CocoFile, Problem, grouped, read
 from gpvit.errors import UserError, listed
+from gpvit.utils.files import atomic_write
 
 MEANING = {"stop": "stops training", "drop": "dropped", "mend": "mended", "note": "to know"}
 
@@ -39,8 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for data in files:
         show(data)
     if args.json:
+        if args.json.resolve() in {Path(data.path).resolve() for data in files}:
+            raise UserError(f"--json {args.json} is the file of annotations itself; give another name")
         rows = [{"file": data.path} | problem._asdict() for data in files for problem in data.problems]
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        with atomic_write(args.json) as partial:
+            partial.write_text(json.dumps(rows, indent=1) + "\n")
         print(f"\n{len(rows)} problems are in {args.json}")
     return int(any(RULES[problem.kind].action == "stop" for data in files for problem in data.problems))
 

@@ -1,14 +1,17 @@
 """What several tools share: the options that choose a detector, names of inputs, and writing without doing harm."""
 
 import argparse
-import contextlib
 import glob
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
 import gpvit
-from gpvit.engine import checkpoints
+import numpy as np
 from gpvit.errors import UserError, listed
+from gpvit.utils.files import PATH_LIMIT, atomic_write
+from gpvit.utils.text import one_line
 
 
 def add_detector(parser: argparse.ArgumentParser, device: str | None = None) -> None:
@@ -39,20 +42,21 @@ def refuse_to_replace(paths: Iterable[Path], overwrite: bool, option: str = "--o
     paths = list(paths)
     if links := [str(path) for path in paths if path.is_symlink()]:
         raise UserError(f"{listed(links)} is a link; remove it, or give another {option}")
-    if not overwrite and (there := [str(path) for path in paths if path.exists()]):
+    if not overwrite and (there := [one_line(path, PATH_LIMIT) for path in paths if os.path.exists(path)]):
         raise UserError(f"there is {listed(there)} already; give another {option}, or --overwrite")
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to in place of ``path``, which becomes that if all goes well and otherwise is left as it was.
+def save_picture(path: Path, pixels: np.ndarray) -> None:
+    """Writes a picture.
+
+    Args:
+        path: the kind of file follows from its name.
+        pixels: (H, W, 3) or (H, W, 4), RGB or RGBA, uint8.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written; what was there is still there.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with checkpoints.whole(path) as partial:
-            yield partial
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from None
+    code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    content = cv2.imencode(path.suffix, cv2.cvtColor(pixels, code))[1].tobytes()
+    with atomic_write(path) as partial:  # OpenCV itself would only print that the disk is full
+        partial.write_bytes(content)

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import refuse_to_replace, whole
+from common import refuse_to_replace
 from gpvit.errors import UserError, listed
 from gpvit.metrics import read_metrics
 from gpvit.utils.text import one_line
+from gpvit.utils.files import atomic_write
 from matplotlib.figure import Figure
 
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     axis.grid(alpha=0.3)
     for text in axis.legend().get_texts():
         text.set_parse_math(False)  # the name of a folder or class may have two $
-    with whole(args.output) as partial:
+    with atomic_write(args.output) as partial:
         figure.savefig(partial, dpi=150)
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import gpvit
 import torch
-from common import refuse_to_replace, whole
+from common import refuse_to_replace
 from gpvit.engine import inference_config
 from gpvit.errors import UserError
 from gpvit.predictor import config_of
+from gpvit.utils.files import atomic_write
 
 
 def main() -> None:
@@ -34,14 +35,9 @@ def main() -> None:
         raise UserError("published files are in PyTorch's format; give the output a name that ends in .pth")
     file = gpvit.checkpoint.read(args.input)
     try:
-        with whole(args.output) as partial:
-            content = convert(file, str(partial), args.to_published)
+        content = convert(file, str(args.output), args.to_published)
     except ValueError as error:
         raise UserError(f"cannot convert {args.input}: {error}") from None
-    except UserError:
-        raise
-    except RuntimeError as error:  # of torch.save, on a full disk
-        raise UserError(f"cannot write {args.output}: {str(error).splitlines()[0]}") from None
     print(f"{args.output}: {content}")
 
 
@@ -50,7 +46,8 @@ def convert(file: gpvit.checkpoint.File, output: str, to_published: bool) -> str
     classes = f", {len(file.classes)} class names" if file.classes else ""
     if to_published:
         content = gpvit.published.to_published(file.weights, file.classes)
-        torch.save(content, output)
+        with atomic_write(output) as partial, partial.open("wb") as output_file:
+            torch.save(content, output_file)
         return f"{len(content['state_dict'])} tensors in the published layout{classes}"
     metadata: dict[str, Any] = {"source": file.path}
     if file.classes:

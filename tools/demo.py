@@ -25,14 +25,14 @@ What cannot be read is listed at the end, with exit code 1; the rest is done all
 """
 
 import argparse
+import contextlib
 import glob
 import itertools
 import json
 import re
-import shutil
 import subprocess
 import sys
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,20 +40,22 @@ from typing import TextIO
 
 import cv2
 import numpy as np
-from common import add_detector, detector, refuse_to_replace
+from common import add_detector, detector, refuse_to_replace, save_picture
 from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from gpvit.engine.launch import stop_signals_to
 from gpvit.errors import UserError
 from gpvit.images import FORMATS, read_image
-from gpvit.utils.files import cut
+from gpvit.utils.files import PATH_LIMIT, atomic_write, cut, make_folder
+from gpvit.utils.text import one_line
 from gpvit.video import VideoReader, VideoWriter
 from gpvit.visualize import cut_outs, draw_predictions
 from PIL import Image
 from tqdm import tqdm
 
 PICTURES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+CUTOUT = re.compile(r"(frame_\d{6,}_)?\d{3,}_[\w-]*_\d+\.png")
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
 
 
@@ -94,7 +96,7 @@ def main() -> int:
                 if source.is_video and not run.stopped:
                     run.video(source)
     except OSError as error:  # inputs that cannot be read are among the run's problems
-        raise UserError(f"cannot write to {args.output}: {error}") from None
+        raise UserError(f"cannot write to {one_line(args.output, PATH_LIMIT)}: {error.strerror or error}") from None
     return run.report()
 
 
@@ -194,12 +196,15 @@ def check_targets(sources: list[Source], args: argparse.Namespace) -> None:
 
 
 class CocoResults:
-    """Writes predictions.json as it comes, and images.json at the end."""
+    """Writes predictions.json as it comes, and images.json at the end, when they take the place of older ones."""
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
         self.folder, self.classes = folder, classes
         self.images: list[dict[str, int | str]] = []
-        self.file: TextIO = (folder / "predictions.json").open("w")
+        with contextlib.ExitStack() as files:
+            partial = files.enter_context(atomic_write(folder / "predictions.json"))
+            self.file: TextIO = files.enter_context(partial.open("w"))
+            self.files = files.pop_all()
         self.separator = "[\n"
 
     def add(self, picture: Picture, instances: Instances) -> None:
@@ -212,11 +217,13 @@ class CocoResults:
             self.separator = ",\n"
 
     def close(self) -> None:
-        self.file.write("\n]\n" if self.separator == ",\n" else "[]\n")
-        self.file.close()
         categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, start=1)]
-        content = {"images": self.images, "categories": categories, "annotations": []}
-        (self.folder / "images.json").write_text(json.dumps(content))
+        content = json.dumps({"images": self.images, "categories": categories, "annotations": []})
+        with self.files:
+            self.file.write("\n]\n" if self.separator == ",\n" else "[]\n")
+            self.file.flush()
+            with atomic_write(self.folder / "images.json") as partial:
+                partial.write_text(content)
 
 
 class Run:
@@ -230,7 +237,8 @@ class Run:
         self.counts = Counter(dict.fromkeys(("picture", "frame", "object"), 0))
         self.problems: list[str] = []
         self.stopped, self.exit_code = False, 0
-        args.output.mkdir(parents=True, exist_ok=True)
+        self.cutouts: defaultdict[Path, set[str]] = defaultdict(set)  # folder -> names that were written
+        make_folder(args.output)
         self.results = CocoResults(args.output, predictor.classes) if args.json else None
 
     def __enter__(self) -> "Run":
@@ -283,6 +291,8 @@ class Run:
                 writer.write(drawn)
                 self.counts["frame"] += 1
                 self.show(drawn, hold=False)
+        if self.args.cutouts:
+            self.forget_old_cutouts(source)
         if writer.written and not sys.stderr.isatty():
             new = self.counts - before
             print(f"{source.path}: {counted(new['object'], 'object')} in {counted(new['frame'], 'frame')} -> {target}")
@@ -318,13 +328,25 @@ class Run:
 
     def cut_out(self, picture: Picture, instances: Instances) -> None:
         folder = self.args.output / "cutouts" / picture.source.name
-        if not picture.frame and folder.exists():  # what --overwrite replaces
-            shutil.rmtree(folder)
         frame = "" if picture.frame is None else f"frame_{picture.frame:06}_"
         for i, rgba in enumerate(cut_outs(picture.image, instances)):
             name = cut(re.sub(r"[^\w-]+", "-", self.predictor.classes[instances.pred_classes[i]]))
             if rgba.size:  # a mask may be empty
-                save_picture(folder / f"{frame}{i + 1:03}_{name}_{100 * instances.scores[i]:.0f}.png", rgba)
+                path = folder / f"{frame}{i + 1:03}_{name}_{100 * instances.scores[i]:.0f}.png"
+                save_picture(path, rgba)
+                self.cutouts[folder].add(path.name)
+        if picture.frame is None:
+            self.forget_old_cutouts(picture.source)
+
+    def forget_old_cutouts(self, source: Source) -> None:
+        """Removes what --overwrite replaces, once the new ones are there."""
+        folder = self.args.output / "cutouts" / source.name
+        written = self.cutouts.pop(folder, set())
+        for path in folder.glob("*.png"):
+            if path.name not in written and CUTOUT.fullmatch(path.name):
+                path.unlink()
+        with contextlib.suppress(OSError):  # there is none, or it has files
+            folder.rmdir()
 
     def show(self, drawn: np.ndarray, *, hold: bool) -> None:
         """In a window; args: hold: until a key is pressed."""
@@ -344,13 +366,6 @@ class Run:
             print(f"error: {counted(len(self.problems), 'input')} cannot be used, or not whole:", file=sys.stderr)
             print(*(f"  {problem}" for problem in self.problems), sep="\n", file=sys.stderr)
         return self.exit_code or (1 if self.problems else 0)
-
-
-def save_picture(path: Path, pixels: np.ndarray) -> None:
-    """Args: path: the kind of file follows from its name; pixels: RGB or RGBA, uint8."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
-    path.write_bytes(cv2.imencode(path.suffix, cv2.cvtColor(pixels, code))[1].tobytes())
 
 
 def counted(number: int, what: str) -> str:

@@ -7,6 +7,7 @@ on the pictures given.
 """
 
 import argparse
+import io
 import json
 import logging
 import sys
@@ -19,11 +20,12 @@ import gpvit
 import onnxruntime
 import torch
 import torchvision  # noqa: F401 (what is in a .pt2 file calls its operations)
-from common import add_detector, detector, expanded, refuse_to_replace, whole
+from common import add_detector, detector, expanded, refuse_to_replace
 from detectron2.modeling import GeneralizedRCNN
 from gpvit import export
 from gpvit.errors import UserError
 from gpvit.images import read_image
+from gpvit.utils.files import atomic_write
 from torch import Tensor, nn
 
 Detections = dict[str, Tensor]
@@ -54,7 +56,7 @@ def main() -> None:
                 "smallest that is exported; raise dataloader.short_side"
             )
 
-    with whole(args.output) as partial:
+    with atomic_write(args.output) as partial:
         write(predictor, partial, metadata(predictor))
         report = check(predictor.model, load(partial), images)
     print(f"{args.output}: {report}")
@@ -72,7 +74,9 @@ def metadata(predictor: gpvit.Predictor) -> dict[str, int | list[str]]:
 
 def write(predictor: gpvit.Predictor, path: Path, metadata: dict[str, int | list[str]]) -> None:
     if path.suffix == ".pt2":
-        torch.export.save(export.export(predictor.model), path, extra_files={"metadata.json": json.dumps(metadata)})
+        content = io.BytesIO()  # on a full disk, PyTorch would end the process
+        torch.export.save(export.export(predictor.model), content, extra_files={"metadata.json": json.dumps(metadata)})
+        path.write_bytes(content.getbuffer())
     else:
         logging.getLogger("onnxscript").setLevel(logging.ERROR)  # its optimizer tells what it leaves alone
         program = export.export_onnx(predictor.model)

@@ -19,6 +19,7 @@ evaluation) and without its stray top-level package `tools`. A Detectron2 that i
 
 # This file must parse, and reach check_python(), on every Python from 3.6 on.
 import argparse
+import ast
 import base64
 import hashlib
 import importlib.util
@@ -92,6 +93,7 @@ def install_venv() -> None:
     target = Target(VENV / "bin" / "python", VENV / "install.log", isolated=True)
     print(f"[1/4] preparing .venv with Python {dotted(sys.version_info[:3])}")
     make_venv(target)
+    target.leave_settings_behind()
     STAMP.write_text("unfinished")
     # The few packages that come as source are built with the pinned setuptools, not with whatever is newest that day.
     target.pip("install", "setuptools", "-c", CONSTRAINTS)
@@ -299,6 +301,15 @@ STEP = re.compile(
 )
 
 
+# pip's options that put packages elsewhere than into the Python that runs it, or nowhere.
+ELSEWHERE = ("target", "prefix", "root", "user", "python", "dry-run")
+
+
+def variable(option: str) -> str:
+    """The environment variable of an option of pip's."""
+    return "PIP_" + option.upper().replace("-", "_")
+
+
 class Target:
     """A Python to ask about its packages and to run pip in: its steps are shown, all its output goes into `log`."""
 
@@ -308,15 +319,34 @@ class Target:
             os.environ, PYTHONUNBUFFERED="1", PIP_PROGRESS_BAR="off", PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1"
         )
         if isolated:  # from a user's settings that send packages elsewhere, or find them there
-            self.environment.update(PIP_USER="0", PYTHONNOUSERSITE="1")
-            for name in ("PIP_TARGET", "PIP_PREFIX", "PYTHONPATH", "PYTHONHOME"):
+            for name in ("PYTHONPATH", "PYTHONHOME", *map(variable, ELSEWHERE)):
                 self.environment.pop(name, None)
+            self.environment.update(PIP_USER="0", PYTHONNOUSERSITE="1")
+
+    def leave_settings_behind(self) -> None:
+        """From now on, those settings in pip's files (pip.conf) that send packages elsewhere do not count; others do.
+
+        The environment goes before the files, but nothing in it says "no target".
+        """
+        said = self.run("-m", "pip", "config", "list")
+        if not said:  # the files cannot be read, which pip will say itself
+            return
+        settings = {}
+        for section in ("global", "download", "install"):  # the later ones go before
+            for name, value in re.findall(rf"^{section}\.([\w-]+)=(.*)$", said, re.MULTILINE):
+                if name not in ELSEWHERE:
+                    settings[variable(name)] = ast.literal_eval(value)
+        self.environment = dict(settings, **self.environment)
+        self.environment["PIP_CONFIG_FILE"] = os.devnull  # for pip, this means: none at all
 
     def ask(self, code: str) -> str:
         """What `code` prints there; empty if it fails."""
+        return self.run("-c", code)
+
+    def run(self, *arguments: str) -> str:
         try:
             return subprocess.run(
-                [str(self.python), "-c", code],
+                [str(self.python), *arguments],
                 env=self.environment,
                 cwd=str(ROOT),
                 text=True,

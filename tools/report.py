@@ -32,6 +32,7 @@ from gpvit.errors import UserError
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
 from gpvit.metrics import is_number, read_metrics
 from gpvit.utils.text import one_line
+from gpvit.utils.files import atomic_write
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -75,8 +76,9 @@ def main() -> int:
     output = args.output or inputs.results.parent / "report.html"
     refuse_to_replace([output], args.overwrite)
     content = collect(inputs, args.score_threshold)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(content), encoding="utf-8")
+    text = page(content)
+    with atomic_write(output) as partial:
+        partial.write_text(text, encoding="utf-8")
     figures = ", ".join(f"{NAMES[task]} AP {percent(table['AP'])}" for task, table in content["overall"].items())
     print(f"{output}: {figures}, {content['worst_note']}")
     return 0

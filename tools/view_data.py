@@ -16,11 +16,11 @@ from typing import Any
 import cv2
 import matplotlib.figure
 import numpy as np
-from common import refuse_to_replace
+from common import refuse_to_replace, save_picture
 from gpvit import annotations, layouts
 from gpvit.errors import UserError, listed
 from gpvit.images import read_image
-from gpvit.utils.files import cut
+from gpvit.utils.files import atomic_write, cut, make_folder
 from gpvit.visualize import draw_annotations
 
 COLUMNS = 4
@@ -45,7 +45,7 @@ def main() -> int:
     records = choose(records, classes, args)
     targets = [args.output / f"{record['image_id']}_{cut(Path(record['file_name']).stem)}.png" for record in records]
     refuse_to_replace([*targets, args.output / "sheet.png"], args.overwrite)
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     drawn, errors = draw(records, targets, classes)
     if drawn:
         save_sheet(drawn, args.output / "sheet.png")
@@ -121,8 +121,7 @@ def draw(
             errors.append(f"{error} (image id {record['image_id']})")
             continue
         picture = draw_annotations(image, record, classes)
-        if not cv2.imwrite(str(target), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-            raise UserError(f"cannot write {target}")
+        save_picture(target, picture)
         scale = CELL / max(picture.shape[:2])
         smaller = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else picture
         objects = len(record["annotations"])
@@ -144,7 +143,8 @@ def save_sheet(pictures: list[tuple[str, np.ndarray]], path: Path) -> None:
             figure.figimage(picture, x, top - picture.shape[0])
             place = x / width / columns, (top + 6) / sum(heights)
             figure.text(*place, shortened(title, width // 9), fontsize=12, parse_math=False)  # a name may have two $
-    figure.savefig(path)
+    with atomic_write(path) as partial:
+        figure.savefig(partial)
 
 
 def shortened(title: str, length: int) -> str:

@@ -22,6 +22,7 @@ from common import add_detector, detector, expanded, refuse_to_replace
 from gpvit.errors import UserError
 from gpvit.images import read_image
 from gpvit.inspection import TOKEN_STRIDE, GroupMaps, Inspection, inspect, principal_colours, strongest
+from gpvit.utils.files import atomic_write, make_folder
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, hsv_to_rgb
@@ -57,7 +58,7 @@ def main() -> int:
     targets = [[args.output / f"{path.stem}_{sheet}.png" for sheet in ("groups", "features")] for path in paths]
     check_targets(targets, args.overwrite)
     predictor = detector(args)
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     failed = 0
     for number, (path, (groups, features)) in enumerate(zip(paths, targets), start=1):
         try:
@@ -67,8 +68,12 @@ def main() -> int:
             failed += 1
             continue
         inspection = inspect(predictor, picture)
-        draw_groups(picture, inspection, path.name, args.tokens).savefig(groups, dpi=DPI)
-        draw_features(picture, inspection, path.name).savefig(features, dpi=DPI)
+        for target, figure in (
+            (groups, draw_groups(picture, inspection, path.name, args.tokens)),
+            (features, draw_features(picture, inspection, path.name)),
+        ):
+            with atomic_write(target) as partial:
+                figure.savefig(partial, dpi=DPI)
         print(f"[{number}/{len(paths)}] {path} -> {groups}, {features}", flush=True)
     return 1 if failed else 0
 

@@ -28,6 +28,7 @@ from gpvit.evaluation import check_masks
 from gpvit.images import read_image
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
 from gpvit.utils.text import one_line
+from gpvit.utils.files import atomic_write, make_folder
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -337,18 +338,21 @@ def main() -> int:
     found = inputs.found[inputs.task]
     cases = outcomes(match(inputs.truth, found, inputs.task), inputs.truth, args.score_threshold)
     print(f"{inputs.results}, on {inputs.data}: {inputs.task}, IoU {IOU}, scores from {args.score_threshold:g} on")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     failures: list[str] = []
     pictures = []
     for case, figure in drawings(inputs, worst_first(inputs.truth, found, cases), args.number, failures):
         pictures.append(as_picture(figure))
         target = targets[len(pictures) - 1]
-        pictures[-1].save(target)
+        with atomic_write(target) as partial:
+            pictures[-1].save(partial)
         print(f"{target}: {case.image['file_name']}: {case.counts()}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if pictures:
-        sheet(pictures).save(output / "sheet.png")
+        page = sheet(pictures)
+        with atomic_write(output / "sheet.png") as partial:
+            page.save(partial)
         print(f"{output / 'sheet.png'}: all of them")
     return 1 if failures else 0
 

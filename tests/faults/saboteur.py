@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -64,6 +65,8 @@ class Sabotage:
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
         if strikes("disk_emptied", self.iter):
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        if strikes("folder_removed", self.iter):
+            shutil.rmtree(self.output_dir)
         super().run_step(batches)
 
     def _write_metrics(self, values: dict[str, torch.Tensor]) -> None:
@@ -115,6 +118,8 @@ def fail_in_loading(dataset: MappedDataset, item: tuple[int, int]) -> None:
 
 
 def main(args: Any) -> None:
+    if strikes("disk_full_from_the_start", 0):  # too full for a config, with room for what is printed
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
     np.random.seed()  # forked processes would all choose the same "random" seed
     original = MappedDataset.__getitem__
 

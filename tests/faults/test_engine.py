@@ -130,7 +130,8 @@ def train(forks: multiprocessing.context.BaseContext, synthetic_data: Path) -> C
         finally:
             for pid in session(process.pid):
                 os.kill(pid, signal.SIGKILL)
-        return Run(process.exitcode, output.read_text(), folder, time.perf_counter() - start)
+        printed = output.read_text() if output.exists() else ""  # somebody may have removed it
+        return Run(process.exitcode, printed, folder, time.perf_counter() - start)
 
     return run
 
@@ -270,7 +271,40 @@ def test_training_goes_on_with_a_full_disk_and_saves_when_there_is_room_again(
     job = train(tmp_path / "full", *options, faults="disk_full:3")
     assert job.code == 1 and len(job.errors) == 1 and "model_final.pth: " in job.errors[0], job.output
     assert newest(str(job.folder))["trainer"]["iteration"] == 2
-    assert not list(job.folder.glob("*.partial"))
+    assert not list(job.folder.glob("*.partial*"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and "t.txt" not in path.name}
+
+
+@pytest.mark.parametrize("arguments", [["--resume"], ["--eval-only", "train.init_checkpoint=FOLDER"]])
+def test_a_disk_that_is_full_from_the_start_is_one_line_and_leaves_all_that_was_there(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, arguments: list[str]
+) -> None:
+    shutil.copytree(undisturbed(1).folder, tmp_path / "run")
+    (tmp_path / "run" / "instances_predictions.pth").write_text("old")
+    before = contents(tmp_path / "run")
+    arguments = [argument.replace("FOLDER", str(tmp_path / "run")) for argument in arguments]
+    job = train(tmp_path / "run", *arguments, faults="disk_full_from_the_start:0", EVALUATION="on")
+    assert job.code == 1 and len(job.errors) == 1, job.output
+    assert re.search("cannot write .*: File too large; the old one is intact", job.errors[0])
+    assert "Traceback" not in job.output and "Exception ignored" not in job.output
+    after = contents(tmp_path / "run")
+    if "--eval-only" in arguments:
+        after.pop("evaluation.json", None)  # for which there was room
+        after.pop("coco_instances_results.json", None)
+    assert after == before
+
+
+def test_a_folder_that_is_removed_is_made_anew_and_the_training_goes_on(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
+) -> None:
+    job = train(tmp_path / "run", faults="folder_removed:4")
+    assert job.code == 0 and "Traceback" not in job.log
+    assert job.log.count("somebody has removed") == 1
+    assert same(job.final(), undisturbed(1).final())
+    assert list(losses(job.folder)) == list(range(4, ITERATIONS)) and (job.folder / "README.md").exists()
 
 
 @pytest.mark.parametrize(

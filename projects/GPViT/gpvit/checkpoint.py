@@ -3,7 +3,6 @@
 Files are read without executing anything in them.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -31,6 +30,7 @@ from .backbone import GPViT
 from .errors import UserError, listed
 from .published import size_name, width
 from .utils.text import one_line
+from .utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -270,11 +270,17 @@ def _parsed(text: str) -> Any:
 
 
 def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
-    """Writes weights with metadata such as ``classes``; a ``.safetensors`` file or, by any other name, PyTorch's."""
+    """Writes weights with metadata such as ``classes``; a ``.safetensors`` file or, by any other name, PyTorch's.
+
+    Raises:
+        UserError: the file cannot be written; what was there is still there.
+    """
     if path.endswith(".safetensors"):
         tensors = {key: tensor.contiguous() for key, tensor in weights.items()}
         texts = {"format": "pt"} | {key: json.dumps(value) for key, value in metadata.items()}
-        Path(path).write_bytes(safetensors.torch.save(tensors, texts))
+        content = safetensors.torch.save(tensors, texts)
+        with atomic_write(path) as partial:
+            partial.write_bytes(content)
     else:
         save({"model": dict(weights)} | metadata, path)
 
@@ -302,24 +308,11 @@ def save(content: dict[str, Any], path: str) -> None:
     Raises:
         UserError: the file cannot be written, for example on a full disk; what was there is still there.
     """
-    partial = f"{path}.partial"
-    try:
-        with open(partial, "w+b") as file:
-            torch.save(content, file)
-            file.seek(-2, os.SEEK_END)
-            file.write(DIGEST_LENGTH.to_bytes(2, "little"))  # the length of the comment is what a zip file ends with
-            file.write(DIGEST_MARK + _sha256(file, file.tell()).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            os.remove(partial)
-        # PyTorch answers a failed write by errors of its own.
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise UserError(
-            f"cannot write {path}: {str(reason).splitlines()[0]}; the checkpoints before it are intact"
-        ) from error
+    with atomic_write(path) as partial, open(partial, "w+b") as file:
+        torch.save(content, file)
+        file.seek(-2, os.SEEK_END)
+        file.write(DIGEST_LENGTH.to_bytes(2, "little"))  # the length of the comment is what a zip file ends with
+        file.write(DIGEST_MARK + _sha256(file, file.tell()).encode())
 
 
 def digest_is_right(path: str) -> bool | None:

@@ -2,15 +2,19 @@
 
 import contextlib
 import io
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import detectron2.evaluation.coco_evaluation as coco_evaluation
+import torch
 from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
 
 from .annotations import mask_fault, usable_size
 from .errors import UserError
+from .utils.files import atomic_write
 
 # Detectron2 looks its fast implementation up under this name, and has none without its compiled extension.
 coco_evaluation.COCOeval_opt = COCOeval_faster
@@ -20,10 +24,19 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
     """Detectron2's COCO evaluator, with AP 0 where nothing is found, and none where there is nothing to find.
 
     Detectron2's calls both NaN. One's own data is what :mod:`gpvit.annotations` makes of it for training, too.
+
+    What is found goes to Detectron2's files, ``instances_predictions.pth`` and ``coco_instances_results.json``, each the
+    old one or the complete new one. Metrics do not depend on whether it can be written.
+
+    Attributes:
+        unwritten: why the last evaluation could not write its files, in one line; "" if it could.
     """
 
     def __init__(self, dataset_name: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(dataset_name, *args, **kwargs)
+        self._folder: str | None = self._output_dir  # type: ignore[has-type]
+        self._output_dir = None  # Detectron2 would write in place
+        self.unwritten = ""
         if "coco_file" in self._metadata.as_dict():
             self._coco_api = self._metadata.coco_file.coco()
         elif self._tasks is None or "segm" in self._tasks:
@@ -35,6 +48,26 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         if self._do_evaluation and not self._anything_to_find:
             self._logger.warning(f"{self._metadata.json_file} has no object to find, so there is no AP")
         return results
+
+    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
+        self.unwritten = ""
+        if self._folder:
+            try:
+                self._write(predictions, Path(self._folder))
+            except UserError as error:
+                self.unwritten = str(error)
+        super()._eval_predictions(predictions, img_ids)
+
+    def _write(self, predictions: list[dict[str, Any]], folder: Path) -> None:
+        """Writes down what was found; the numbers of the classes are the model's here, and in COCO's file the data's."""
+        with atomic_write(folder / "instances_predictions.pth") as path, path.open("wb") as file:
+            torch.save(predictions, file)
+        numbers = self._metadata.as_dict().get("thing_dataset_id_to_contiguous_id", {})
+        ids = {number: id for id, number in numbers.items()}
+        found = [result for prediction in predictions for result in prediction["instances"]]
+        for_coco = [result | {"category_id": ids.get(result["category_id"], result["category_id"])} for result in found]
+        with atomic_write(folder / "coco_instances_results.json") as path:
+            path.write_text(json.dumps(for_coco))
 
     def _derive_coco_results(self, coco_eval: Any, iou_type: str, class_names: Any = None) -> dict[str, float]:
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)

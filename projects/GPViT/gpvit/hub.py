@@ -33,6 +33,7 @@ from .card import model_card, training_of, versions
 from .engine.config import inference_config, load_config
 from .errors import UserError, listed
 from .predictor import Predictor, config_of
+from .utils.files import PATH_LIMIT, atomic_write
 from .utils.text import one_line
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
@@ -133,21 +134,25 @@ def write(weights: str, folder: Path, *, licence: str, address: str, config_file
     metadata = {key: value for key, value in file.about.items() if key == "iterations"}
     metadata |= {"classes": file.classes, "inference_config": inference_config(cfg), "versions": versions(file)}
     checkpoint.write(str(folder / WEIGHTS), file.weights, **metadata, licence=licence, source=_origin(file))
-    (folder / CONFIG).write_text(inference_config(cfg), encoding="utf-8")
-    card.save(folder / CARD)
+    with atomic_write(folder / CONFIG) as path:
+        path.write_text(inference_config(cfg), encoding="utf-8")
+    with atomic_write(folder / CARD) as path:
+        card.save(path)
 
 
 def _copy(source: Path, folder: Path, licence: str, address: str) -> None:
     """A model that is handed on as it is, but for the address in the code of its card."""
     for name in FILES:
-        shutil.copyfile(source / name, folder / name)
+        with atomic_write(folder / name) as path:
+            shutil.copyfile(source / name, path)
     try:
         card = ModelCard((source / CARD).read_text(encoding="utf-8"))
     except (ValueError, YAMLError) as error:
         raise UserError(f"cannot read the header of {source / CARD}: {' '.join(str(error).split())}") from None
     _check_licence(str(source / CARD), card.data.get("license"), licence)
     card.text = _readdressed(card.text, source, address)
-    card.save(folder / CARD)
+    with atomic_write(folder / CARD) as path:
+        card.save(path)
 
 
 def _readdressed(text: str, source: Path, address: str) -> str:
@@ -211,7 +216,7 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
             for path in Path(partial).iterdir():
                 os.replace(path, folder / path.name)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error}") from None
+        raise UserError(f"cannot write {one_line(folder, PATH_LIMIT)}: {error.strerror or error}") from None
 
 
 def parsed(address: str) -> HfUri:

@@ -1,5 +1,6 @@
 """Videos and cameras, frame by frame, by OpenCV."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 
 from .errors import UserError
+from .utils.files import atomic_write
 
 DEFAULT_FPS = 25.0  # where a video or a camera does not say
 MISSING = 0.05  # of the frames that a file says it has: some only estimate it
@@ -66,20 +68,21 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes an MP4 file; a context.
+    """Writes an MP4 file; a context, at whose end it takes the place of one that was there.
 
     Args:
         path: of the file, which is opened with the first frame.
         fps: frames a second.
 
     Raises:
-        UserError: it cannot be written, or is not whole at the end.
+        UserError: it cannot be written, or is not whole at the end; the old one is intact.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path, self.fps = path, fps
         self.written = 0
         self._writer: cv2.VideoWriter | None = None
+        self._file, self._partial = contextlib.ExitStack(), path
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -92,11 +95,13 @@ class VideoWriter:
         self.written += 1
 
     def _open(self, width: int, height: int) -> cv2.VideoWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # MPEG-4 Part 2: what OpenCV's packages bring along; for H.264 they have no encoder.
-        writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
-        if not writer.isOpened():
-            raise UserError(f"cannot write {self.path}: OpenCV cannot make this file ({width} x {height} pixels)")
+        with contextlib.ExitStack() as file:
+            self._partial = file.enter_context(atomic_write(self.path))
+            # MPEG-4 Part 2: what OpenCV's packages bring along; for H.264 they have no encoder.
+            writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
+            if not writer.isOpened():
+                raise UserError(f"cannot write {self.path}: OpenCV cannot make this file ({width} x {height} pixels)")
+            self._file = file.pop_all()
         return writer
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -104,6 +109,11 @@ class VideoWriter:
             return
         self._writer.release()
         # OpenCV does not say when the disk is full.
-        frames = cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT)
-        if frames != self.written and error is None:
-            raise UserError(f"{self.path} holds {frames:.0f} of {self.written} frames; is the disk full?")
+        frames = max(0, cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT))
+        try:
+            with self._file:
+                if frames != self.written:
+                    raise UserError(f"{self.path} would hold {frames:.0f} of {self.written} frames; is the disk full?")
+        except UserError:
+            if error is None:  # else that is what is to be told
+                raise

@@ -1,10 +1,9 @@
 """Checkpoints of a training: written so that one is always whole, found again, kept in bounds."""
 
-import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 from .. import checkpoint
 from ..errors import ProcessError, UserError, listed
 from ..metrics import lines_of
+from ..utils.files import atomic_write
 from .config import flattened, inference_config
 from .trainer import STOP_EARLY, Follower, StopHook, unwrapped
 
@@ -31,17 +31,6 @@ FREE = re.compile(
     r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
     r"|dataloader\.train\.(seed|start_iter|skip)"  # which train_net.py sets
 )
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to. At any moment ``path`` is what it was before or all that was written."""
-    partial = path.with_stem(f"{path.stem}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Checkpoints(StopHook):
@@ -174,12 +163,15 @@ class Checkpoints(StopHook):
             self.ended = trainer.done
 
     def forget_metrics(self) -> None:
-        """Removes from metrics.json what will be written again, and a line that was cut short."""
+        """Removes from metrics.json what will be written again, and a line that was cut short.
+
+        Raises:
+            UserError: it cannot be written; it is as it was.
+        """
         path = self.folder / "metrics.json"
         kept = [line + "\n" for line, row in lines_of(path) if row["iteration"] < self.trainer.done]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
+        with atomic_write(path) as partial:
+            partial.write_text("".join(kept))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "without_better": self.without_better, "evaluated": self.evaluated}

@@ -20,6 +20,7 @@ from yaml import YAMLError
 from ..errors import UserError, listed
 from ..utils.text import one_line
 from ..utils.yaml_io import read_yaml
+from ..utils.files import atomic_write
 
 
 def detectron2_config(path: str) -> DictConfig:
@@ -63,8 +64,14 @@ def with_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def save_config(cfg: DictConfig, path: str) -> None:
-    """Saves a config as plain YAML."""
-    Path(path).write_text(_yaml(_plain(OmegaConf.to_container(cfg, resolve=False))))
+    """Saves a config as plain YAML.
+
+    Raises:
+        UserError: it cannot be written; what was there is still there.
+    """
+    text = _yaml(_plain(OmegaConf.to_container(cfg, resolve=False)))
+    with atomic_write(path) as partial:
+        partial.write_text(text)
 
 
 def inference_config(cfg: DictConfig) -> str:

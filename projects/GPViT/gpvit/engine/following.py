@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import json
 import logging
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,19 @@ from torch import nn
 
 from ..errors import UserError
 from ..images import read_image
+from ..utils.files import PATH_LIMIT, atomic_write, make_folder
+from ..utils.text import one_line
 from ..visualize import draw_annotations, draw_predictions, save_curves, save_sheet
-from .checkpoints import Checkpoints, whole
+from .checkpoints import Checkpoints
 from .loader import seeded
 from .run_page import RunPage
+from .setup import open_log
 from .terminal import ProgressBar, has_terminal
 from .trainer import Follower, finite_or_text, going_on, unwrapped
 
 logger = logging.getLogger(__name__)
 
+METRICS = "metrics.json"
 SURE = 0.5  # score
 LARGEST_SIDE = 1000  # pixels of a drawn picture; larger ones would fill the event files
 
@@ -52,7 +58,7 @@ def build_followers(
         records: the training data.
 
     Raises:
-        UserError: Weights & Biases is asked for and cannot be used.
+        UserError: Weights & Biases is asked for and cannot be used, or metrics.json cannot be opened.
     """
     folder, test = Path(cfg.train.output_dir), cfg.dataloader.test
     validation = instantiate(test.dataset)
@@ -60,12 +66,16 @@ def build_followers(
     if cfg.train.get("pictures"):  # which older configs lack, and wandb
         mapper, classes = instantiate(test.mapper), checkpoints.classes
         followers.append(Pictures(validation, mapper, classes, count=cfg.train.pictures, folder=folder))
-    printer, *files = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+    try:
+        printer, *files = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+    except OSError as error:
+        path = one_line(folder / METRICS, PATH_LIMIT)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
     if cfg.train.get("wandb"):
         from .weights_and_biases import WandbWriter  # needs a package that others do not
 
         files.insert(0, WandbWriter(cfg.train.wandb, folder, checkpoints.config, resume=args.resume))
-    followers += [Writers(printer, files, cfg.train.log_period), Curves(folder)]
+    followers += [Writers(printer, files, cfg.train.log_period, folder), Curves(folder)]
     splits = {"train": (cfg.dataloader.train.dataset.names, records), "val": (test.dataset.names, validation)}
     followers.append(RunPage(cfg, args.config_file, model, seed, splits, checkpoints, resume=args.resume))
     if has_terminal():
@@ -80,33 +90,58 @@ class Writers(Follower):
         printer: of lines in the log; every ``period`` iterations and at the end.
         writers: of files; also at each evaluation.
         period: iterations.
+        folder: of the run.
     """
 
-    def __init__(self, printer: EventWriter, writers: Sequence[EventWriter], period: int) -> None:
-        self.printer, self.writers, self.period = printer, writers, period
-        self.failing: set[EventWriter] = set()
+    def __init__(self, printer: EventWriter, writers: Sequence[EventWriter], period: int, folder: Path) -> None:
+        self.printer, self.writers, self.period, self.folder = printer, list(writers), period, folder
+        self.failing: set[object] = set()
+        self._hook_before = threading.excepthook
+
+    def before_train(self) -> None:
+        threading.excepthook = self._on_error_of_a_thread
 
     def after_step(self) -> None:
         if self.trainer.done % self.period == 0 or self.trainer.done == self.trainer.max_iter:
-            self._write([self.printer, *self.writers])
+            self._write(log=True)
 
     def after_evaluation(self) -> None:
-        self._write(self.writers)
+        self._write(log=False)
 
     def after_train(self) -> None:
-        self._write([self.printer, *self.writers])
+        self._write(log=True)
         for writer in self.writers:
             self._try(writer, writer.close)
+        threading.excepthook = self._hook_before
 
     def on_stop(self) -> None:
         self.after_train()
 
-    def _write(self, writers: Sequence[EventWriter]) -> None:
-        for writer in writers:
+    def _write(self, *, log: bool) -> None:
+        if not os.path.exists(self.folder / METRICS):
+            self._try(self, self._begin_anew)
+        for writer in [self.printer, *self.writers] if log else self.writers:
             self._try(writer, writer.write)
         self.trainer.storage.clear_images()  # TensorBoard's writer does, if it comes so far
 
-    def _try(self, writer: EventWriter, action: Callable[[], None]) -> None:
+    def _begin_anew(self) -> None:
+        """Somebody has removed the folder, or what is in it: what is open would be written to files that nobody sees."""
+        make_folder(self.folder)
+        open_log(str(self.folder))
+        logger.error(f"somebody has removed {self.folder / METRICS}: metrics and log begin anew, and the run goes on")
+        _, *files = default_writers(str(self.folder), self.trainer.max_iter)
+        kinds = {type(file) for file in files}
+        for writer in self.writers:
+            if type(writer) in kinds:
+                self._try(writer, writer.close)
+        self.writers = [writer for writer in self.writers if type(writer) not in kinds] + files
+
+    def _on_error_of_a_thread(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard's raises what :meth:`_try` is told too, and Python would show a traceback of it."""
+        if not (isinstance(args.exc_value, OSError) and "tensorboard" in type(args.thread).__module__):
+            self._hook_before(args)
+
+    def _try(self, writer: object, action: Callable[[], None]) -> None:
         """A failure is told once, until the writer has worked again."""
         try:
             action()
@@ -172,8 +207,7 @@ class Pictures(Follower):
             return
         for number, (name, pair) in enumerate(drawn):  # names from two folders may be the same
             self.trainer.storage.put_image(f"pictures/{number} {name}", np.hstack(pair).transpose(2, 0, 1))
-        self.folder.mkdir(exist_ok=True)
-        with whole(self.folder / f"{self.trainer.done:07}.png") as path:
+        with atomic_write(self.folder / f"{self.trainer.done:07}.png") as path:
             save_sheet([pair for _, pair in drawn], path)
 
 
@@ -202,8 +236,8 @@ class Curves(Follower):
         self.folder = folder
 
     def after_evaluation(self) -> None:
-        with going_on("no curves.png this time"), whole(self.folder / "curves.png") as path:
-            save_curves(self.folder / "metrics.json", path)
+        with going_on("no curves.png this time"), atomic_write(self.folder / "curves.png") as path:
+            save_curves(self.folder / METRICS, path)
 
 
 def save_evaluation(
@@ -216,7 +250,7 @@ def save_evaluation(
     weights: str | None,
     iteration: int | None,
 ) -> None:
-    """Writes ``evaluation.json``.
+    """Writes ``evaluation.json``. Raises a UserError if it cannot be written; the old one is intact.
 
     Args:
         folder: of the run.
@@ -235,5 +269,6 @@ def save_evaluation(
         "weights": weights,
         "iteration": iteration,
     }
-    with going_on("no evaluation.json this time"), whole(Path(folder, "evaluation.json")) as path:
-        path.write_text(json.dumps(finite_or_text(content), indent=1))
+    text = json.dumps(finite_or_text(content), indent=1)
+    with atomic_write(Path(folder, "evaluation.json")) as path:
+        path.write_text(text)

@@ -19,7 +19,8 @@ from .. import checkpoint
 from ..data import folder_of
 from ..errors import UserError
 from ..metrics import read_metrics
-from .checkpoints import Checkpoints, whole
+from ..utils.files import atomic_write
+from .checkpoints import Checkpoints
 from .setup import device_name
 from .trainer import Follower, going_on
 
@@ -84,7 +85,7 @@ class RunPage(Follower):
             logger.warning(f"{self.path} was not written by a training: it stays as it is")
 
     def before_train(self) -> None:
-        with going_on("no run.json"), whole(self.folder / "run.json") as path:
+        with going_on("no run.json"), atomic_write(self.folder / "run.json") as path:
             path.write_text(json.dumps({"starts": self.starts}, indent=1))
         self._write(f"In training since {self.starts[-1]['time']}, from iteration {self.trainer.done:,}.")
 
@@ -120,10 +121,11 @@ class RunPage(Follower):
     def _write(self, state: str) -> None:
         if not self.is_ours:
             return
-        with going_on("no README.md this time"), whole(self.path) as path:
+        with going_on("no README.md this time"):
             sections = [self._results(), self._origin(), self._use(), self._files()]
             parts = [FIRST_LINE, f"# {self.folder.resolve().name}", state, *sum(sections, [])]
-            path.write_text("\n\n".join(parts) + "\n")
+            with atomic_write(self.path) as path:
+                path.write_text("\n\n".join(parts) + "\n")
 
     def _results(self) -> list[str]:
         """The AP of each evaluation, as a table and as curves, and which checkpoint is the one to use."""

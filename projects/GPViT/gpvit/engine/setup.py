@@ -10,20 +10,35 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
+from ..errors import UserError
+from ..utils.files import PATH_LIMIT, make_folder
+from ..utils.text import one_line
 from .launch import share_cores
 from .loader import seed_everything
 from .terminal import has_terminal, log_above_bars
+
+LOGGERS = ("detectron2", "fvcore", "gpvit")
 
 
 def setup(cfg: DictConfig) -> None:
     """Sets up log and threads.
 
     As Detectron2's ``default_setup``, but the details of the machine go to the log file and not over the screen.
+
+    Raises:
+        UserError: the folder of the run cannot be made, or written to.
     """
     output_dir, rank = cfg.train.output_dir, comm.get_rank()
-    os.makedirs(output_dir, exist_ok=True)
-    for name in ("detectron2", "fvcore", "gpvit"):
-        for handler in setup_logger(output_dir, distributed_rank=rank, name=name).handlers:
+    make_folder(output_dir)
+    try:
+        loggers = [setup_logger(output_dir, distributed_rank=rank, name=name) for name in LOGGERS]
+        open_log(output_dir)  # on a full disk, closing Detectron2's would be a traceback at the end
+    except OSError as error:
+        raise UserError(
+            f"cannot write to train.output_dir={one_line(output_dir, PATH_LIMIT)}: {error.strerror}; give another one"
+        ) from None
+    for logger in loggers:
+        for handler in logger.handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.INFO)
                 if has_terminal():
@@ -37,6 +52,19 @@ def setup(cfg: DictConfig) -> None:
     logger.info(f"{comm.get_world_size()} x {cfg.train.device}; what is found and made goes to {output_dir}")
     share_cores(cfg.train.device)
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
+
+
+def open_log(folder: str) -> None:
+    """Lets the log of this process go on in a file that is opened now: nobody may see the one that was open any more.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    for name in LOGGERS:
+        for handler in logging.getLogger(name).handlers:
+            path = str(getattr(getattr(handler, "stream", None), "name", ""))
+            if isinstance(handler, logging.StreamHandler) and path.startswith(os.path.join(folder, "log.txt")):
+                handler.setStream(open(path, "a"))  # noqa: SIM115 (as long as the process)
 
 
 def shared_seed(seed: int) -> int:

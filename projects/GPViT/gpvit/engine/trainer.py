@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import ProcessError, UserError
+from ..utils.files import atomic_write
 from .launch import stop_signals_to
 from .loader import seed_everything
 
@@ -54,7 +55,8 @@ def going_on(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        logger.error(f"{what} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); the run goes on")
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        logger.error(f"{what} ({kind}{(str(error).splitlines() or [''])[0]}); the run goes on")
 
 
 class _StopNow(SystemExit):
@@ -325,8 +327,9 @@ class Trainer(TrainerBase):
         path = os.path.join(self.output_dir, f"not_finite_{self.iter:07}{suffix}.json")
         if processes:  # gathered in process 0
             content = {"iteration": self.iter, "seed": self.seed, "gradient_norm": norm, "processes": processes}
-            with open(path, "w") as file:
-                json.dump(finite_or_text(content), file, indent=1)
+            text = json.dumps(finite_or_text(content), indent=1)
+            with going_on("what the iteration saw is not written down"), atomic_write(path) as partial:
+                partial.write_text(text)
         return path
 
     def _write_metrics(self, values: dict[str, Tensor]) -> None:
@@ -378,7 +381,8 @@ def _loading_failed(iteration: int, error: BaseException) -> str:
 
 
 def _where_to_look(report: str) -> str:
-    return f"`python tools/replay.py {report}` repeats it; to go on, change its cause, or begin from an earlier checkpoint"
+    repeat = f"`python tools/replay.py {report}` repeats it" if os.path.exists(report) else "It cannot be repeated"
+    return f"{repeat}; to go on, change its cause, or begin from an earlier checkpoint"
 
 
 @torch.no_grad()

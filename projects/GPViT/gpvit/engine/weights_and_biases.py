@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..errors import UserError
+from ..utils.files import atomic_write
 
 try:
     import wandb
@@ -27,7 +28,7 @@ class WandbWriter(EventWriter):
         resume: whether to go on with the run of that id.
 
     Raises:
-        UserError: W&B cannot begin a run, for example because it has no API key.
+        UserError: W&B cannot begin a run, for example because it has no API key, or its id cannot be kept.
     """
 
     def __init__(self, project: str, folder: Path, config: dict[str, Any], *, resume: bool) -> None:
@@ -40,7 +41,8 @@ class WandbWriter(EventWriter):
         except wandb.Error as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(f"train.wandb={project}: {reason}; WANDB_MODE=offline needs no account") from None
-        path.write_text(self.run.id)
+        with atomic_write(path) as partial:
+            partial.write_text(self.run.id)
         self.run.define_metric("*", step_metric="iteration")  # a resumed training may repeat iterations
         self._last_write = -1
 

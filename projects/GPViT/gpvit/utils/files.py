@@ -1,39 +1,102 @@
 """Writing files so that nothing that was there is lost."""
 
 import contextlib
+import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
+from .text import one_line
+
+PATH_LIMIT = 300  # characters of a path in a message
+NAME_LIMIT = 255  # bytes of a file's name, on all usual file systems
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """A path to write to in place of ``path``, which at any moment is what it was before or the complete new file.
 
-    The folder is made if there is none. The path to write to is next to ``path`` and has its suffix; what a killed
-    process left there is replaced by the next write.
+    The folder is made if there is none. The path to write to is next to ``path``, hidden, and has its suffix; what a
+    killed process left there is replaced by the next write. A link stays, and what it points to is replaced; to a device
+    or a pipe, such as /dev/stdout, is written directly.
+
+    Whatever writes should get a file that Python opened, or write in Python: of failures in C++, an ``OSError`` behind
+    them is what tells a full disk from a bug.
 
     Raises:
         UserError: it cannot be written; the old file is intact.
     """
-    path = Path(path)
-    partial = path.with_stem(f"{path.stem}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target = Path(os.path.realpath(path))
+        if os.path.exists(target) and not target.is_file() and not target.is_dir():
+            yield target
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_replaceable(target)
+        partial = _partial(target)
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()  # it may be a link to somewhere else
         try:
             yield partial
+            if target.exists():
+                partial.chmod(target.stat().st_mode & 0o7777)  # a private file stays private
             _flush_to_disk(partial)
-            partial.replace(path)
+            partial.replace(target)
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; what was there before is intact") from error
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        failure = _os_error(error)
+        if failure is None:
+            raise
+        kept = "; the old one is intact" if os.path.exists(path) else ""
+        raise UserError(f"cannot write {one_line(path, PATH_LIMIT)}: {_reason(failure)}{kept}") from error
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Makes a folder for what is to be written, and those above it, where there is none.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        if isinstance(error, FileExistsError):
+            reason = "there is a file of this name"
+        raise UserError(f"cannot make the folder {one_line(path, PATH_LIMIT)}: {reason}") from None
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises an OSError where writing to the file itself would: renaming needs no right but to its folder."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _partial(path: Path) -> Path:
+    """Where the new content of a file is written: no pattern for files of this kind matches it."""
+    name = f".{path.stem}.partial{path.suffix}"
+    if len(os.fsencode(name)) > NAME_LIMIT:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.partial{path.suffix}"
+    return path.with_name(name)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError that an error is or came from: PyTorch answers a failed write by errors of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _reason(error: OSError) -> str:
+    return one_line(error.strerror or error, PATH_LIMIT)
 
 
 def _flush_to_disk(path: Path) -> None:

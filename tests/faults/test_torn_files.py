@@ -1,0 +1,363 @@
+"""Files are the old ones or the complete new ones: after a kill at any moment, on a full disk, and in place of links."""
+
+import json
+import os
+import random
+import resource
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import demo
+import gpvit.checkpoint
+import numpy as np
+import pytest
+import torch
+import view_data
+import view_groups
+from common import save_picture
+from detectron2.structures import Boxes, Instances
+from gpvit import hub
+from gpvit.engine import checkpoints, save_config, save_evaluation
+from gpvit.engine.run_page import RunPage
+from gpvit.errors import UserError
+from gpvit.evaluation import COCOEvaluator
+from gpvit.utils.files import atomic_write, make_folder
+from gpvit.video import VideoWriter
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from PIL import Image
+
+TEXT = "text " * 3000
+SEEDS = range(10)
+LIMIT = 100  # bytes of a file, on the "full disk"
+
+
+def noise(version: int) -> np.ndarray:
+    return np.random.default_rng(version).integers(0, 255, (90, 120, 3), np.uint8)
+
+
+def config(folder: Path, version: int) -> None:
+    save_config(OmegaConf.create({"a": [version] * 300}), str(folder / "config.yaml"))
+
+
+def metrics(folder: Path, version: int) -> None:
+    if not (folder / "all").exists():
+        (folder / "all").write_text("".join(f'{{"iteration": {i}, "loss": 1.5}}\n' for i in range(300)))
+        (folder / "metrics.json").symlink_to("all")  # which is written over, by way of the link
+    # Each version is shorter than the one before it, and so never comes back.
+    trainer = SimpleNamespace(done=300 - version)
+    checkpoints.Checkpoints.forget_metrics(SimpleNamespace(folder=folder, trainer=trainer))
+
+
+def evaluation(folder: Path, version: int) -> None:
+    options = dict(images=1, seconds_per_image=1.0, device="cpu", weights=None, iteration=version)
+    save_evaluation(str(folder), {"bbox": {"AP": float(version)}, "text": TEXT}, **options)
+
+
+def page(folder: Path, version: int) -> None:
+    page = RunPage.__new__(RunPage)
+    page.folder, page.path, page.is_ours = folder, folder / "README.md", True
+    page._results = page._origin = page._use = page._files = lambda: [TEXT]
+    page._write(f"version {version}")
+
+
+def starts(folder: Path, version: int) -> None:
+    page = RunPage.__new__(RunPage)
+    page.folder, page.is_ours, page.trainer = folder, False, SimpleNamespace(done=0)
+    page.starts = [{"time": str(version), "command": TEXT}]
+    page.before_train()
+
+
+def coco_results(folder: Path, version: int) -> None:
+    evaluator = COCOEvaluator.__new__(COCOEvaluator)
+    evaluator._metadata = SimpleNamespace(as_dict=lambda: {"thing_dataset_id_to_contiguous_id": {7: 0}})
+    found = [{"image_id": 1, "category_id": 0, "bbox": [0, 0, 1, version], "score": 0.5}] * 100
+    evaluator._write([{"image_id": 1, "instances": found}], folder)
+
+
+def predictions(folder: Path, version: int) -> None:
+    results = demo.CocoResults(folder, ["cat"])
+    found = Instances((90, 120), pred_boxes=Boxes(torch.ones(20, 4)), scores=torch.full((20,), 1 / (version + 2)))
+    found.pred_classes = torch.zeros(20, dtype=torch.int64)
+    try:
+        for _ in range(5 + version):
+            results.add(demo.Picture(demo.Source("a.png", "a.png"), noise(version)), found)
+    finally:
+        results.close()
+
+
+def pil_picture(folder: Path, version: int) -> None:
+    with atomic_write(folder / "pil.png") as path:
+        Image.fromarray(noise(version)).save(path)
+
+
+def video(folder: Path, version: int) -> None:
+    with VideoWriter(folder / "video.mp4", 4) as writer:
+        writer.write(noise(version))
+
+
+def model_folder(folder: Path, version: int) -> None:
+    with hub.new_folder(folder / "model", overwrite=True) as partial:
+        for name in hub.FILES:
+            (partial / name).write_text(f"{version} {TEXT}")
+
+
+# What is written, to a file below a folder in one of several versions.
+WRITERS: dict[str, Callable[[Path, int], None]] = {
+    "config.yaml": config,
+    "all": metrics,
+    "evaluation.json": evaluation,
+    "README.md": page,
+    "run.json": starts,
+    "coco_instances_results.json": coco_results,
+    "instances_predictions.pth": coco_results,
+    "predictions.json": predictions,
+    "images.json": predictions,
+    "sheet.png": lambda folder, version: view_data.save_sheet([("a", noise(version))], folder / "sheet.png"),
+    "cv2.png": lambda folder, version: save_picture(folder / "cv2.png", noise(version)),
+    "pil.png": pil_picture,
+    "video.mp4": video,
+    "model.pth": lambda folder, version: gpvit.checkpoint.write(
+        str(folder / "model.pth"), {"weight": torch.full((5000,), float(version))}
+    ),
+    "model.safetensors": lambda folder, version: gpvit.checkpoint.write(
+        str(folder / "model.safetensors"), {"weight": torch.full((5000,), float(version))}
+    ),
+    "model/README.md": model_folder,
+}
+
+
+def forked(action: Callable[[], None]) -> int:
+    """The number of a process that does it; its exit code is 0 if it comes to the end."""
+    if pid := os.fork():
+        return pid
+    code = 70
+    try:
+        action()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(name: str, tmp_path: Path) -> None:
+    write, versions = WRITERS[name], []
+    for version in range(3):
+        start = time.perf_counter()
+        write(tmp_path, version)
+        seconds = time.perf_counter() - start
+        versions.append((tmp_path / name).read_bytes())
+    assert len(set(versions)) == 3
+
+    def write_forever() -> None:
+        while True:
+            for version in range(3):
+                if name == "all":
+                    (tmp_path / name).unlink()
+                    (tmp_path / "metrics.json").unlink()
+                write(tmp_path, version)
+
+    if name == "all":  # metrics.json is only ever made shorter
+        write_forever = lambda: [write(tmp_path, version) for version in range(1, 300)]  # noqa: E731
+        (tmp_path / "all").unlink()
+        (tmp_path / "metrics.json").unlink()
+        write(tmp_path, 0)
+        lines = (tmp_path / name).read_bytes().splitlines(keepends=True)
+        versions = [b"".join(lines[:length]) for length in range(301)]
+    for seed in SEEDS:
+        pid = forked(write_forever)
+        time.sleep(random.Random(seed).uniform(0.3, 2.3) * max(seconds, 0.002))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert (tmp_path / name).read_bytes() in versions, seed
+    for path in tmp_path.glob(".*"):  # what the killed ones left does no harm
+        assert "partial" in path.name or path.is_dir()
+    if name != "all":
+        write(tmp_path, 1)
+        assert (tmp_path / name).read_bytes() == versions[1]
+
+
+def fill_the_disk() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS.keys() - {"README.md", "run.json", "model/README.md", "images.json"}))
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path, 0)
+    before = contents(tmp_path)
+
+    def write() -> None:
+        fill_the_disk()
+        with pytest.raises(UserError, match="cannot write .*|would hold 0 of 1 frames; is the disk full") as caught:
+            WRITERS[name](tmp_path, 1)
+        assert "\n" not in str(caught.value)
+
+    assert os.waitpid(forked(write), 0)[1] == 0
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, synthetic_data: Path) -> Path:
+    """What the tools below read."""
+    content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    found = [{key: item[key] for key in keys} | {"score": 0.9} for item in content["annotations"] if not item["iscrowd"]]
+    for item in found:
+        item.pop("segmentation")
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    (tmp_path / "metrics.json").write_text('{"iteration": 0, "segm/AP": 1}\n{"iteration": 1, "segm/AP": 2}\n')
+    gpvit.checkpoint.write(str(tmp_path / "in.pth"), {"weight": torch.arange(3.0)}, classes=["cat"])
+    save_picture(tmp_path / "a.png", noise(0))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "old"),
+    [
+        ("report.py --results results.json --data DATA --output report.html", "report.html"),
+        ("view_predictions.py --results results.json --data DATA --output out --number 1", "out/01.png"),
+        ("view_data.py DATA --split val --output out --ids 1", "out/1_val_00000.png"),
+        ("view_groups.py --weights none --input a.png --output out", "out/a_groups.png"),
+        ("compare_runs.py . --output comparison.png", "comparison.png"),
+        ("compare_runs.py . --output comparison.svg", "comparison.svg"),
+        ("convert_checkpoint.py in.pth out.safetensors", "out.safetensors"),
+        ("convert_checkpoint.py in.pth out.pth", "out.pth"),
+        ("check_data.py DATA --annotations-only --json problems.json", "problems.json"),
+    ],
+)
+def test_a_tool_on_a_full_disk_says_one_line_and_leaves_the_old_file(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, synthetic_data: Path, arguments: str, old: str
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(view_groups, "detector", lambda args: None)
+    monkeypatch.setattr(view_groups, "inspect", lambda *args: None)
+    for name in ("draw_groups", "draw_features"):
+        monkeypatch.setattr(view_groups, name, lambda *args: Figure())
+    Path(old).parent.mkdir(exist_ok=True)
+    Path(old).write_text("old")
+    before = contents(folder)
+    tool, *options = arguments.replace("DATA", str(synthetic_data)).split()
+    options += ["--overwrite"] if tool != "check_data.py" else []
+    code, output = run_tool(tool, options)
+    assert code == 1 and len([line for line in output if line.startswith("error: ")]) == 1, output
+    assert output[-1].startswith(f"error: cannot write {old}") and output[-1].endswith("; the old one is intact")
+    assert not any("Traceback" in line for line in output)
+    assert contents(folder) == before
+
+
+def run_tool(tool: str, options: list[str]) -> tuple[int, list[str]]:
+    """The exit code of a tool on a full disk, and the lines that it prints."""
+    source, sink = os.pipe()
+
+    def run() -> None:
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        sys.argv = [tool, *options]
+        fill_the_disk()
+        code: Any = 0
+        try:
+            module = view_groups if tool == "view_groups.py" else __import__(tool.removesuffix(".py"))
+            code = module.main()
+        except UserError as error:  # as each of them does
+            print(f"error: {error}", file=sys.stderr)
+            code = 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code or 0)
+
+    pid = forked(run)
+    os.close(sink)
+    with open(source) as pipe:
+        lines = pipe.read().splitlines()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), lines
+
+
+def test_cutouts_stay_until_the_new_ones_are_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "cutouts" / "a.png"
+    folder.mkdir(parents=True)
+    old = ["001_cat_90.png", "002_cat_80.png", "notes.png", "notes.txt"]
+    for name in old:
+        (folder / name).write_text("old")
+    run = demo.Run.__new__(demo.Run)
+    run.args, run.cutouts = SimpleNamespace(output=tmp_path), demo.defaultdict(set)
+    run.predictor = SimpleNamespace(classes=["cat"])
+    found = Instances((90, 120), scores=torch.tensor([0.7]), pred_classes=torch.tensor([0]))
+    source = demo.Source("a.png", "a.png")
+    monkeypatch.setattr(demo, "cut_outs", lambda *args: [noise(0)])
+
+    def cut_out() -> None:
+        fill_the_disk()
+        with pytest.raises(UserError, match="No space|too large"):
+            run.cut_out(demo.Picture(source, noise(0)), found)
+
+    assert os.waitpid(forked(cut_out), 0)[1] == 0
+    assert contents(folder) == dict.fromkeys(old, b"old")
+    run.cut_out(demo.Picture(source, noise(0)), found)
+    assert contents(folder).keys() == {"001_cat_70.png", "notes.png", "notes.txt"}
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    target, link = tmp_path / "other" / "target.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    with atomic_write(link) as path:
+        path.write_text("new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert [path.name for path in target.parent.iterdir()] == ["target.txt"]
+
+
+def test_a_pipe_or_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()), daemon=True)
+    reader.start()
+    with atomic_write(tmp_path / "pipe") as path:
+        path.write_text("new")
+    reader.join(5)
+    assert read == ["new"] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_names_as_long_as_they_may_be_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / ("ä" * 125 + ".html")
+    for text in ("one", "two"):
+        with atomic_write(target) as path:
+            path.write_text(text)
+        assert target.read_text() == text and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_bug_while_writing_is_no_full_disk(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="a bug") as caught, atomic_write(target) as path:
+        path.write_text("ne")
+        raise RuntimeError("a bug")
+    assert not isinstance(caught.value, UserError)
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300, "null\0"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UserError, match="cannot make the folder") as caught:
+        make_folder(tmp_path / name)
+    assert "\n" not in str(caught.value) and (tmp_path / "file").read_text() == "old"
+    if name != "null\0":
+        with pytest.raises(UserError, match="cannot write"), atomic_write(tmp_path / name / "a.txt") as path:
+            path.write_text("new")
