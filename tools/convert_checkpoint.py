@@ -20,6 +20,7 @@ from common import refuse_to_replace, whole
 from gpvit.engine import inference_config
 from gpvit.errors import UserError
 from gpvit.predictor import config_of
+from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
 
 
 def main() -> None:
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--to-published", action="store_true", help="write the layout of the published files")
     args = parser.parse_args()
+    print_anything()
     refuse_to_replace([args.output], args.overwrite, "output")
     if args.to_published and args.output.suffix == ".safetensors":
         raise UserError("published files are in PyTorch's format; give the output a name that ends in .pth")
@@ -42,7 +44,7 @@ def main() -> None:
         raise
     except RuntimeError as error:  # of torch.save, on a full disk
         raise UserError(f"cannot write {args.output}: {str(error).splitlines()[0]}") from None
-    print(f"{args.output}: {content}")
+    print(one_line(f"{args.output}: {content}", LINE_LIMIT))
 
 
 def convert(file: gpvit.checkpoint.File, output: str, to_published: bool) -> str:

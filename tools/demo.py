@@ -47,12 +47,14 @@ from detectron2.structures import Instances
 from gpvit.engine.launch import stop_signals_to
 from gpvit.errors import UserError
 from gpvit.images import FORMATS, read_image
+from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
 from gpvit.video import VideoReader, VideoWriter
 from gpvit.visualize import cut_outs, draw_predictions
 from PIL import Image
 from tqdm import tqdm
 
 PICTURES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+NAME_LIMIT = 40  # characters of a class in the name of a file, which may have 255 bytes
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
 
 
@@ -79,6 +81,7 @@ class Picture:
 
 def main() -> int:
     args = parse()
+    print_anything()
     if args.show:
         require_window()
     sources = [Source(args.webcam, "webcam.mp4")] if args.webcam else sources_of(args.input, args.output)
@@ -196,7 +199,7 @@ class CocoResults:
     def __init__(self, folder: Path, classes: list[str]) -> None:
         self.folder, self.classes = folder, classes
         self.images: list[dict[str, int | str]] = []
-        self.file: TextIO = (folder / "predictions.json").open("w")
+        self.file: TextIO = (folder / "predictions.json").open("w", encoding="utf-8")
         self.separator = "[\n"
 
     def add(self, picture: Picture, instances: Instances) -> None:
@@ -213,7 +216,7 @@ class CocoResults:
         self.file.close()
         categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, start=1)]
         content = {"images": self.images, "categories": categories, "annotations": []}
-        (self.folder / "images.json").write_text(json.dumps(content))
+        (self.folder / "images.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 class Run:
@@ -252,7 +255,8 @@ class Run:
             self.counts["picture"] += 1
             if bar.disable:
                 number = f"{numbers[picture.source]}/{len(sources)}"
-                print(f"[{number}] {picture.source.path}: {counted(len(instances), 'object')} -> {target}", flush=True)
+                found = f"{picture.source.path}: {counted(len(instances), 'object')}"
+                print(one_line(f"[{number}] {found} -> {target}", LINE_LIMIT), flush=True)
             self.show(drawn, hold=True)
 
     def read(self, sources: Iterable[Source]) -> Iterator[Picture]:
@@ -282,10 +286,11 @@ class Run:
                 self.show(drawn, hold=False)
         if writer.written and not sys.stderr.isatty():
             new = self.counts - before
-            print(f"{source.path}: {counted(new['object'], 'object')} in {counted(new['frame'], 'frame')} -> {target}")
+            found = f"{counted(new['object'], 'object')} in {counted(new['frame'], 'frame')}"
+            print(one_line(f"{source.path}: {found} -> {target}", LINE_LIMIT))
 
     def frames(self, source: Source, reader: VideoReader) -> Iterator[Picture]:
-        bar = tqdm(reader, desc=source.name, total=reader.frames, unit="frame", disable=None)
+        bar = tqdm(reader, desc=one_line(source.name), total=reader.frames, unit="frame", disable=None)
         try:
             for number, image in enumerate(bar):
                 yield Picture(source, image, number)
@@ -319,7 +324,7 @@ class Run:
             shutil.rmtree(folder)
         frame = "" if picture.frame is None else f"frame_{picture.frame:06}_"
         for i, rgba in enumerate(cut_outs(picture.image, instances)):
-            name = re.sub(r"[^\w-]+", "-", self.predictor.classes[instances.pred_classes[i]])
+            name = re.sub(r"[^\w-]+", "-", self.predictor.classes[instances.pred_classes[i]])[:NAME_LIMIT]
             if rgba.size:  # a mask may be empty
                 save_picture(folder / f"{frame}{i + 1:03}_{name}_{100 * instances.scores[i]:.0f}.png", rgba)
 
@@ -336,7 +341,7 @@ class Run:
     def report(self) -> int:
         """Says what was done; the exit code."""
         done = ", ".join(counted(number, what) for what, number in self.counts.items() if number or what == "object")
-        print(f"{done} -> {self.args.output}")
+        print(f"{done} -> {one_line(self.args.output, PATH_LIMIT)}")
         if self.problems:
             print(f"error: {counted(len(self.problems), 'input')} cannot be used, or not whole:", file=sys.stderr)
             print(*(f"  {problem}" for problem in self.problems), sep="\n", file=sys.stderr)

@@ -26,6 +26,9 @@ from gpvit.engine import load_config
 from gpvit.errors import UserError
 from gpvit.images import read_image
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
+from gpvit.utils.fonts import draw_all_characters
+from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
+from gpvit.visualize import NAME_LIMIT
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -198,9 +201,10 @@ def draw(image: np.ndarray, case: Case, truth: COCO, found: COCO, *, masks: bool
         for item, style in items:
             name = truth.cats[item["category_id"]]["name"] if len(items) <= MANY else ""
             _draw_item(axes, item, style, name, image.shape[:2])
-    title = f"{rank}. {case.image['file_name']}: {case.counts()}"
+    title = f"{rank}. {one_line(case.image['file_name'])}: {case.counts()}"
     figure.text(0.5, 1 - 4 / total[1], title, ha="center", va="top", fontsize=10, parse_math=False)
     _draw_legend(figure)
+    draw_all_characters(figure)
     return figure
 
 
@@ -237,7 +241,7 @@ def _draw_item(axes: Axes, item: dict[str, Any], style: Style, name: str, size: 
     halo = [withStroke(linewidth=3.5, foreground="white", alpha=0.7)]
     outline = [x, x + w, x + w, x, x], [y, y, y + h, y + h, y]
     axes.plot(*outline, color=style.colour, linestyle=style.line, linewidth=1.8, path_effects=halo)
-    score = f"{item['score']:.0%}" if "score" in item and name else ""
+    name, score = one_line(name, NAME_LIMIT), f"{item['score']:.0%}" if "score" in item and name else ""
     axes.text(
         min(max(x, 0), size[1]),
         max(y, 0),
@@ -319,6 +323,7 @@ def main() -> int:
     parser.add_argument("--score-threshold", type=float, default=0.5, help="leave out what scores less")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
+    print_anything()
     if args.annotations and not args.images:
         raise UserError("give the folder of the images of --annotations by --images DIR")
     if args.number < 1:
@@ -329,7 +334,8 @@ def main() -> int:
     refuse_to_replace([*targets, output / "sheet.png"], args.overwrite)
     found = inputs.found[inputs.task]
     cases = outcomes(match(inputs.truth, found, inputs.task), inputs.truth, args.score_threshold)
-    print(f"{inputs.results}, on {inputs.data}: {inputs.task}, IoU {IOU}, scores from {args.score_threshold:g} on")
+    how = f"{inputs.task}, IoU {IOU}, scores from {args.score_threshold:g} on"
+    print(one_line(f"{inputs.results}, on {inputs.data}: {how}", LINE_LIMIT))
     output.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
     pictures = []
@@ -337,12 +343,12 @@ def main() -> int:
         pictures.append(as_picture(figure))
         target = targets[len(pictures) - 1]
         pictures[-1].save(target)
-        print(f"{target}: {case.image['file_name']}: {case.counts()}")
+        print(one_line(f"{target}: {case.image['file_name']}: {case.counts()}", LINE_LIMIT))
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if pictures:
         sheet(pictures).save(output / "sheet.png")
-        print(f"{output / 'sheet.png'}: all of them")
+        print(one_line(f"{output / 'sheet.png'}: all of them", LINE_LIMIT))
     return 1 if failures else 0
 
 

@@ -29,6 +29,7 @@ from . import __version__, published
 from .backbone import GPViT
 from .errors import UserError, listed
 from .published import size_name, width
+from .utils.text import PAGE_LIMIT, PATH_LIMIT, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ class File:
         classes: names of a detector's classes, where they are known.
         dropped: names in the file of tensors that have no place in a detector.
         config: what :func:`gpvit.engine.inference_config` gave, where the file has it.
-        about: other facts that came with it: "versions", "licence", "source", "iterations" of its training.
+        about: other facts that came with it, where it has them: "versions" (str by str), "licence" and "source" (str),
+            "iterations" of its training (int).
     """
 
     path: str
@@ -130,11 +132,7 @@ def read(path: str) -> File:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"cannot use {path}: its '{key}' is not a dict of tensors")
     if key in ("model", "ema"):
-        about: dict[str, Any] = {
-            key: content[key] for key in ("versions", "licence", "source", "iterations") if key in content
-        }
-        if isinstance(trainer := content.get("trainer"), dict) and "iteration" in trainer:
-            about["iterations"] = trainer["iteration"]
+        about = _about(content)
         classes, config = content.get("classes"), content.get("inference_config")
         if not isinstance(config, str | None) or not (classes is None or _are_names(classes)):
             raise UserError(f"cannot use {path}: its 'classes' are no list of names, or its 'inference_config' is no text")
@@ -147,6 +145,18 @@ def read(path: str) -> File:
     classes = published.classes_of(tensors, meta if isinstance(meta, dict) else {}) if kind.is_detector else None
     dropped = [name for name in tensors if name.startswith(kind.dropped)]
     return File(path, f"published {kind.name} {size_name(weights)}".strip(), weights, classes, dropped)
+
+
+def _about(content: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of this project says about itself, of the types that :class:`File` promises."""
+    about: dict[str, Any] = {key: str(content[key]) for key in ("licence", "source") if key in content}
+    if isinstance(versions := content.get("versions"), dict):
+        about["versions"] = {str(name): str(version) for name, version in versions.items()}
+    trainer = content.get("trainer")
+    iterations = trainer.get("iteration") if isinstance(trainer, dict) else content.get("iterations")
+    if isinstance(iterations, int):
+        about["iterations"] = iterations
+    return about
 
 
 def _are_names(classes: Any) -> bool:
@@ -322,7 +332,8 @@ def load(model: nn.Module, file: str | os.PathLike | File, classes: Sequence[str
     kept = {key: tensor for key, tensor in file.weights.items() if key not in gone}
     load_strictly(target, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})
 
-    parts = [f"{file.title} {file.path}: {len(kept)} of {len(file.weights) + len(file.dropped)} tensors loaded"]
+    path, total = one_line(file.path, PATH_LIMIT), len(file.weights) + len(file.dropped)
+    parts = [f"{file.title} {path}: {len(kept)} of {total} tensors loaded"]
     for what, groups in (("dropped", dropped), ("starting afresh", fresh)):
         counts = {reason: len(keys) for reason, keys in groups.items() if keys}
         if what == "starting afresh" and outside:
@@ -331,7 +342,8 @@ def load(model: nn.Module, file: str | os.PathLike | File, classes: Sequence[str
             parts.append(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
         for reason, keys in groups.items():
             if keys:
-                logger.debug(f"{file.path}, {what}, {reason}: {', '.join(keys)}")
+                names = one_line(", ".join(keys), PAGE_LIMIT)
+                logger.debug(f"{path}, {what}, {reason}: {names}")
     # Who has not said for which classes the model is may not expect it, and need not have set up a log.
     unexpected = classes is None and "that depend on the classes" in fresh
     logger.log(logging.WARNING if unexpected else logging.INFO, "; ".join(parts))

@@ -17,8 +17,9 @@ from detectron2.utils.logger import log_first_n
 from omegaconf import DictConfig
 
 from . import annotations, layouts
-from .errors import UserError
+from .errors import UserError, listed
 from .images import read_image
+from .utils.text import one_line
 
 logger = logging.getLogger(__name__)
 CHANNELS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
@@ -34,7 +35,8 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
         masks: whether every annotation must have a mask.
 
     Returns:
-        The name under which Detectron2 knows it; the metadata has the class names, in the order of their ids.
+        The name under which Detectron2 knows it; the metadata has the class names, in the order of their ids:
+        "class_names" as they are in the file, "thing_classes" as they are shown.
 
     Raises:
         UserError: files are missing, or the annotations have a problem that stops.
@@ -56,7 +58,8 @@ def _register(root: str, split: str, data: annotations.CocoFile, summary: str) -
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, records)
     MetadataCatalog.get(name).set(
-        thing_classes=list(data.categories.values()),
+        thing_classes=[one_line(name) for name in data.categories.values()],  # Detectron2 prints them
+        class_names=list(data.categories.values()),
         thing_dataset_id_to_contiguous_id={id: i for i, id in enumerate(data.categories)},
         json_file=data.path,
         image_root=data.image_root,
@@ -77,7 +80,7 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     if train and classes["train"] != classes["val"]:
         raise UserError(
             f"--data {root}: {files['train'].path} and {files['val'].path} declare different classes: "
-            f"{classes['train']} and {classes['val']}"
+            f"{listed(classes['train'])} and {listed(classes['val'])}"
         )
     summary = layout.summary(files)
     for split, data in files.items():
@@ -115,7 +118,8 @@ def set_num_classes(model: DictConfig, num_classes: int) -> None:
 def class_names(loader: DictConfig) -> list[str]:
     """The class names of the data set behind a loader's config."""
     names = loader.dataset.names
-    return list(MetadataCatalog.get(names if isinstance(names, str) else names[0]).thing_classes)
+    metadata = MetadataCatalog.get(names if isinstance(names, str) else names[0])
+    return list(metadata.get("class_names", metadata.get("thing_classes")))
 
 
 class InstanceMapper:

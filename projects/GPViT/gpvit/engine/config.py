@@ -62,7 +62,7 @@ def with_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def save_config(cfg: DictConfig, path: str) -> None:
     """Saves a config as plain YAML."""
-    Path(path).write_text(_yaml(_plain(OmegaConf.to_container(cfg, resolve=False))))
+    Path(path).write_text(_yaml(_plain(OmegaConf.to_container(cfg, resolve=False))), encoding="utf-8")
 
 
 def inference_config(cfg: DictConfig) -> str:

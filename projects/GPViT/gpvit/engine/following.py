@@ -20,6 +20,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..images import read_image
+from ..utils.text import LINE_LIMIT, one_line
 from ..visualize import draw_annotations, draw_predictions, save_curves, save_sheet
 from .checkpoints import Checkpoints, whole
 from .loader import seeded
@@ -113,7 +114,8 @@ class Writers(Follower):
             self.failing.discard(writer)
         except Exception as error:
             if writer not in self.failing:
-                logger.error(f"{type(writer).__name__} failed, metrics may be missing ({error}); the run goes on")
+                reason = one_line(error, LINE_LIMIT)
+                logger.error(f"{type(writer).__name__} failed, metrics may be missing ({reason}); the run goes on")
             self.failing.add(writer)
 
 
@@ -171,7 +173,7 @@ class Pictures(Follower):
         if not drawn:
             return
         for number, (name, pair) in enumerate(drawn):  # names from two folders may be the same
-            self.trainer.storage.put_image(f"pictures/{number} {name}", np.hstack(pair).transpose(2, 0, 1))
+            self.trainer.storage.put_image(f"pictures/{number} {one_line(name)}", np.hstack(pair).transpose(2, 0, 1))
         self.folder.mkdir(exist_ok=True)
         with whole(self.folder / f"{self.trainer.done:07}.png") as path:
             save_sheet([pair for _, pair in drawn], path)
@@ -236,4 +238,4 @@ def save_evaluation(
         "iteration": iteration,
     }
     with going_on("no evaluation.json this time"), whole(Path(folder, "evaluation.json")) as path:
-        path.write_text(json.dumps(finite_or_text(content), indent=1))
+        path.write_text(json.dumps(finite_or_text(content), indent=1), encoding="utf-8")

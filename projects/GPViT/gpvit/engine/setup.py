@@ -1,5 +1,6 @@
 """What happens before a job begins."""
 
+import io
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
+from ..utils.text import PATH_LIMIT, one_line, show_control_characters
 from .launch import share_cores
 from .loader import seed_everything
 from .terminal import has_terminal, log_above_bars
@@ -24,7 +26,11 @@ def setup(cfg: DictConfig) -> None:
     os.makedirs(output_dir, exist_ok=True)
     for name in ("detectron2", "fvcore", "gpvit"):
         for handler in setup_logger(output_dir, distributed_rank=rank, name=name).handlers:
-            if getattr(handler, "stream", None) is sys.stdout:
+            handler.addFilter(show_control_characters)
+            stream = getattr(handler, "stream", None)
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # of a locale that lacks characters
+            if stream is sys.stdout:
                 handler.setLevel(logging.INFO)
                 if has_terminal():
                     log_above_bars(handler)
@@ -34,7 +40,8 @@ def setup(cfg: DictConfig) -> None:
     if comm.is_main_process():
         logger.debug("Command line: %s", " ".join(sys.argv))
         logger.debug("Environment:\n%s", collect_env_info())
-    logger.info(f"{comm.get_world_size()} x {cfg.train.device}; what is found and made goes to {output_dir}")
+    where = one_line(output_dir, PATH_LIMIT)
+    logger.info(f"{comm.get_world_size()} x {cfg.train.device}; what is found and made goes to {where}")
     share_cores(cfg.train.device)
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
 

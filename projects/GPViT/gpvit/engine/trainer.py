@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import ProcessError, UserError
+from ..utils.text import LINE_LIMIT, one_line
 from .launch import stop_signals_to
 from .loader import seed_everything
 
@@ -54,7 +55,8 @@ def going_on(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        logger.error(f"{what} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); the run goes on")
+        reason = one_line(next(iter(str(error).splitlines()), ""), LINE_LIMIT)
+        logger.error(f"{what} ({type(error).__name__}: {reason}); the run goes on")
 
 
 class _StopNow(SystemExit):
@@ -218,7 +220,7 @@ class Trainer(TrainerBase):
         self._data_time = time.perf_counter() - self._step_start
         reasons = [reason for image in batch for reason in image["skipped"]]
         for reason in reasons if self.skip_budget else ():
-            logger.warning(f"left out: {reason}")
+            logger.warning(f"left out: {one_line(reason, LINE_LIMIT)}")
         if any("image" not in image for image in batch):
             error = reasons[-1]  # nothing took its place
         code, skipped = self._agree(STOP_ERROR if error else self.request, len(reasons))
@@ -325,7 +327,7 @@ class Trainer(TrainerBase):
         path = os.path.join(self.output_dir, f"not_finite_{self.iter:07}{suffix}.json")
         if processes:  # gathered in process 0
             content = {"iteration": self.iter, "seed": self.seed, "gradient_norm": norm, "processes": processes}
-            with open(path, "w") as file:
+            with open(path, "w", encoding="utf-8") as file:
                 json.dump(finite_or_text(content), file, indent=1)
         return path
 
