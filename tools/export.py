@@ -24,6 +24,7 @@ from detectron2.modeling import GeneralizedRCNN
 from gpvit import export
 from gpvit.errors import UserError
 from gpvit.images import read_image
+from gpvit.utils.paths import utf8_path
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
 from torch import Tensor, nn
 
@@ -56,9 +57,9 @@ def main() -> None:
                 "smallest that is exported; raise dataloader.short_side"
             )
 
-    with whole(args.output) as partial:
-        write(predictor, partial, metadata(predictor))
-        report = check(predictor.model, load(partial), images)
+    with whole(args.output) as partial, utf8_path(partial) as path:
+        write(predictor, Path(path), metadata(predictor))
+        report = check(predictor.model, load(Path(path)), images)
     print(one_line(f"{args.output}: {report}", LINE_LIMIT))
 
 

@@ -35,8 +35,8 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
         masks: whether every annotation must have a mask.
 
     Returns:
-        The name under which Detectron2 knows it; the metadata has the class names, in the order of their ids:
-        "class_names" as they are in the file, "thing_classes" as they are shown.
+        The name under which Detectron2 knows it; the metadata has the class names, in the order of their ids, as they
+        are shown (:func:`.one_line`).
 
     Raises:
         UserError: files are missing, or the annotations have a problem that stops.
@@ -59,12 +59,11 @@ def _register(root: str, split: str, data: annotations.CocoFile, summary: str) -
     DatasetCatalog.register(name, records)
     MetadataCatalog.get(name).set(
         thing_classes=[one_line(name) for name in data.categories.values()],  # Detectron2 prints them
-        class_names=list(data.categories.values()),
         thing_dataset_id_to_contiguous_id={id: i for i, id in enumerate(data.categories)},
         json_file=data.path,
         image_root=data.image_root,
         evaluator_type="coco",
-        coco_file=data,  # for gpvit.evaluation
+        coco_file=data,  # for gpvit.evaluation and class_names
     )
     return name
 
@@ -119,7 +118,9 @@ def class_names(loader: DictConfig) -> list[str]:
     """The class names of the data set behind a loader's config."""
     names = loader.dataset.names
     metadata = MetadataCatalog.get(names if isinstance(names, str) else names[0])
-    return list(metadata.get("class_names", metadata.get("thing_classes")))
+    if file := metadata.get("coco_file"):
+        return list(file.categories.values())  # "thing_classes" are these as they are shown
+    return list(metadata.thing_classes)
 
 
 class InstanceMapper:

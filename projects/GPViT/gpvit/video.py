@@ -1,8 +1,6 @@
 """Videos and cameras, frame by frame, by OpenCV."""
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +9,7 @@ import cv2
 import numpy as np
 
 from .errors import UserError
+from .utils.paths import utf8_path
 
 DEFAULT_FPS = 25.0  # where a video or a camera does not say
 MISSING = 0.05  # of the frames that a file says it has: some only estimate it
@@ -18,21 +17,6 @@ MISSING = 0.05  # of the frames that a file says it has: some only estimate it
 # What OpenCV and its decoders would write to the terminal; what matters is an error here.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-
-@contextlib.contextmanager
-def for_opencv(path: str | os.PathLike) -> Iterator[str]:
-    """A path for OpenCV, which ends the process at one that is not UTF-8: of such a file, that of a link to it."""
-    text = os.fspath(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        with tempfile.TemporaryDirectory() as folder:
-            link = os.path.join(folder, f"link{os.path.splitext(text)[1]}")
-            os.symlink(os.path.abspath(text), link)
-            yield link
-    else:
-        yield text
 
 
 class VideoReader:
@@ -54,7 +38,7 @@ class VideoReader:
         if source.isdecimal():
             self._capture = cv2.VideoCapture(int(source))
         else:
-            with for_opencv(source) as path:
+            with utf8_path(source) as path:
                 self._capture = cv2.VideoCapture(path)
         if not self._capture.isOpened() and source.isdecimal():
             raise UserError(f"camera {source}: cannot be opened; is it there, unused, and may it be read?")
@@ -115,7 +99,7 @@ class VideoWriter:
     def _open(self, width: int, height: int) -> cv2.VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # MPEG-4 Part 2: what OpenCV's packages bring along; for H.264 they have no encoder.
-        with for_opencv(self.path) as path:
+        with utf8_path(self.path) as path:
             writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
         if not writer.isOpened():
             raise UserError(f"cannot write {self.path}: OpenCV cannot make this file ({width} x {height} pixels)")
@@ -126,7 +110,7 @@ class VideoWriter:
             return
         self._writer.release()
         # OpenCV does not say when the disk is full.
-        with for_opencv(self.path) as path:
+        with utf8_path(self.path) as path:
             frames = cv2.VideoCapture(path).get(cv2.CAP_PROP_FRAME_COUNT)
         if frames != self.written and error is None:
             raise UserError(f"{self.path} holds {frames:.0f} of {self.written} frames; is the disk full?")

@@ -1,6 +1,7 @@
 """What process 0 shows and writes down of a training, beside its checkpoints, for people to follow it."""
 
 import argparse
+import atexit
 import contextlib
 import json
 import logging
@@ -12,14 +13,14 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import default_writers
 from detectron2.structures import Instances
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig
 from torch import nn
 
 from ..errors import UserError
 from ..images import read_image
+from ..utils.paths import utf8_path
 from ..utils.text import LINE_LIMIT, one_line
 from ..visualize import draw_annotations, draw_predictions, save_curves, save_sheet
 from .checkpoints import Checkpoints, whole
@@ -61,7 +62,11 @@ def build_followers(
     if cfg.train.get("pictures"):  # which older configs lack, and wandb
         mapper, classes = instantiate(test.mapper), checkpoints.classes
         followers.append(Pictures(validation, mapper, classes, count=cfg.train.pictures, folder=folder))
-    printer, *files = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+    printer = CommonMetricPrinter(cfg.train.max_iter)
+    until_exit = contextlib.ExitStack()
+    atexit.register(until_exit.close)
+    events = until_exit.enter_context(utf8_path(folder))
+    files: list[EventWriter] = [JSONWriter(str(folder / "metrics.json")), TensorboardXWriter(events)]
     if cfg.train.get("wandb"):
         from .weights_and_biases import WandbWriter  # needs a package that others do not
 
