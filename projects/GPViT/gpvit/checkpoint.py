@@ -29,6 +29,7 @@ from . import __version__, published
 from .backbone import GPViT
 from .errors import UserError, listed
 from .published import size_name, width
+from .utils.paths import utf8_path
 from .utils.text import PAGE_LIMIT, PATH_LIMIT, one_line
 
 logger = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def read_content(path: str) -> dict[str, Any]:
     local_path = fetch(path)
     try:
         if local_path.endswith(".safetensors"):
-            with safe_open(local_path, framework="pt") as file:
+            with utf8_path(local_path) as readable, safe_open(readable, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
             return {"model": tensors} | {key: _parsed(value) for key, value in metadata.items() if key != "format"}

@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 from .utils.text import LINE_LIMIT, one_line
 
-NAME_LIMIT = 300  # characters of one of several names; they may be paths
+NAME_LIMIT = 400  # characters of one of several names; they may be paths
 
 
 class UserError(RuntimeError):
