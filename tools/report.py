@@ -405,7 +405,11 @@ def read_speed(folder: Path | None) -> dict[str, Any] | None:
         return None
     try:
         speed = json.loads(path.read_text(encoding="utf-8"))
-        return {"seconds": float(speed["seconds_per_image"]), "device": speed["device"], "images": speed["images"]}
+        return {
+            "seconds": float(speed["seconds_per_image"]),
+            "device": one_line(speed["device"]),
+            "images": one_line(speed["images"]),
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what an evaluation writes ({type(error).__name__}: {error}); remove it") from None
 

@@ -16,11 +16,12 @@ from .engine.config import load_config
 from .errors import UserError
 from .metrics import read_metrics
 from .published import size_name
-from .utils.text import LINE_LIMIT, PATH_LIMIT, markdown, one_line
+from .utils.text import PATH_LIMIT, markdown, one_line
 
 PAPER = "https://github.com/ChenhongyiYang/GPViT"
 TASKS = {"bbox": "boxes", "segm": "masks"}
 COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
+MOST_VERSIONS = 10  # that a card lists; a training notes 4
 VALIDATION = "the training's validation data"  # where its name is not known
 
 
@@ -222,8 +223,8 @@ def _results(file: checkpoint.File, training: Training) -> str:
 
 def _versions(file: checkpoint.File) -> str:
     what = "Trained" if "versions" in file.about else "Written to this file"
-    shown = markdown(", ".join(" ".join(version) for version in versions(file).items()), LINE_LIMIT)
-    return f"## Versions\n\n{what} with {shown}."
+    stated = [markdown(" ".join(version)) for version in versions(file).items()]
+    return f"## Versions\n\n{what} with {', '.join(stated[:MOST_VERSIONS])}."
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

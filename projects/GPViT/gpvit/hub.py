@@ -33,6 +33,7 @@ from .card import model_card, python_text, shell_text, training_of, versions
 from .engine.config import inference_config, load_config
 from .errors import UserError, listed
 from .predictor import Predictor, config_of
+from .utils.text import one_line
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
@@ -167,7 +168,7 @@ def _readdressed(text: str, source: Path, address: str) -> str:
 
 
 def _check_licence(path: str, stated: str | None, given: str) -> None:
-    if stated not in (None, given):
+    if stated is not None and one_line(stated) != one_line(given):  # as the header of a card has it
         raise UserError(f"{path} says that its licence is {stated}, and --licence says {given}")
 
 

@@ -11,7 +11,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from ..utils.text import PATH_LIMIT, one_line, show_control_characters
+from ..utils.text import PAGE_LIMIT, PATH_LIMIT, one_line, show_control_characters
 from .launch import share_cores
 from .loader import seed_everything
 from .terminal import has_terminal, log_above_bars
@@ -38,7 +38,7 @@ def setup(cfg: DictConfig) -> None:
                 handler.handleError = lambda record: None  # on a full disk: a traceback on the screen for each line
     logger = logging.getLogger("gpvit")
     if comm.is_main_process():
-        logger.debug("Command line: %s", " ".join(sys.argv))
+        logger.debug("Command line: %s", one_line(" ".join(sys.argv), PAGE_LIMIT))
         logger.debug("Environment:\n%s", collect_env_info())
     where = one_line(output_dir, PATH_LIMIT)
     logger.info(f"{comm.get_world_size()} x {cfg.train.device}; what is found and made goes to {where}")
