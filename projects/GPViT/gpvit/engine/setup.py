@@ -28,7 +28,7 @@ def setup(cfg: DictConfig) -> None:
         for handler in setup_logger(output_dir, distributed_rank=rank, name=name).handlers:
             handler.addFilter(show_control_characters)
             stream = getattr(handler, "stream", None)
-            if isinstance(stream, io.TextIOWrapper):
+            if isinstance(stream, io.TextIOWrapper) and not stream.closed:
                 stream.reconfigure(errors="backslashreplace")  # of a locale that lacks characters
             if stream is sys.stdout:
                 handler.setLevel(logging.INFO)
