@@ -38,6 +38,7 @@ from gpvit.engine import (
     shared_seed,
 )
 from gpvit.errors import ProcessError, UserError, listed
+from gpvit.utils.text import print_anything
 from torch import nn
 
 logger = logging.getLogger("gpvit")
@@ -191,6 +192,7 @@ def main(args) -> nn.Module:
 
 if __name__ == "__main__":
     args = argument_parser().parse_intermixed_args()
+    print_anything()
     try:
         cfg = configure(args)
         if cfg.train.init_checkpoint and not args.resume:

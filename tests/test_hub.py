@@ -191,10 +191,6 @@ def test_nothing_is_made_up_where_nothing_is_known(training: Path, tmp_path: Pat
     assert "Trained for 2 iterations." in card.text
 
 
-def test_class_names_are_no_markdown() -> None:
-    assert gpvit.card._plain("a|b\n# [c](http://d)") == r"a\|b \# \[c\](http://d)"
-
-
 def test_a_folder_is_replaced_only_when_told_and_only_if_it_is_a_model(
     run: Share, training: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from gpvit import layouts
 from gpvit.annotations import RULES, WHOLE_FILE, CocoFile, Problem, grouped, read
 from gpvit.errors import UserError, listed
 from gpvit.utils.files import atomic_write
+from gpvit.utils.text import PATH_LIMIT, one_line, print_anything
 
 MEANING = {"stop": "stops training", "drop": "dropped", "mend": "mended", "note": "to know"}
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all problems with all ids to this file")
     parser.add_argument("--rules", action="store_true", help="print what is done about each kind of problem, and end")
     args = parser.parse_args(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names in the files may be no text
+    print_anything()
     if args.rules:
         print("| problem | | what training and evaluation make of it, or what to do |\n|---|---|---|")
         for rule in RULES.values():
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--json {args.json} is the file of annotations itself; give another name")
         rows = [{"file": data.path} | problem._asdict() for data in files for problem in data.problems]
         with atomic_write(args.json) as partial:
-            partial.write_text(json.dumps(rows, indent=1) + "\n")
-        print(f"\n{len(rows)} problems are in {args.json}")
+            partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        print(f"\n{len(rows)} problems are in {one_line(args.json, PATH_LIMIT)}")
     return int(any(RULES[problem.kind].action == "stop" for data in files for problem in data.problems))
 
 
@@ -55,7 +56,7 @@ def check(path: Path | None, images: Path | None, masks: bool, open_images: bool
         raise UserError(f"{path} does not exist" if path else "give a folder or a JSON file; see --help")
     if path.is_file() and (images or not open_images):
         file = read(path, images or "", masks=masks, open_images=open_images)
-        print(f"{path}\n{layouts.table({'all': file})}")
+        print(f"{one_line(path, PATH_LIMIT)}\n{layouts.table({'all': file})}")
         return [file]
     layout = recognised(path)
     files = {

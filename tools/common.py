@@ -10,8 +10,8 @@ import cv2
 import gpvit
 import numpy as np
 from gpvit.errors import UserError, listed
-from gpvit.utils.files import PATH_LIMIT, atomic_write
-from gpvit.utils.text import one_line
+from gpvit.utils.files import atomic_write
+from gpvit.utils.text import PATH_LIMIT, one_line
 
 
 def add_detector(parser: argparse.ArgumentParser, device: str | None = None) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from common import refuse_to_replace
 from gpvit.errors import UserError, listed
 from gpvit.metrics import read_metrics
-from gpvit.utils.text import one_line
+from gpvit.utils.text import one_line, print_anything
 from gpvit.utils.files import atomic_write
+from gpvit.utils.fonts import draw_all_characters
 from matplotlib.figure import Figure
 
 
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="picture to write")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args(arguments)
+    print_anything()
     if args.output.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"--output {args.output}: the name must end in .png, .svg or .pdf")
     refuse_to_replace([args.output], args.overwrite)
@@ -32,13 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     axis = figure.subplots()
     for run in args.runs:
         iterations, values = zip(*course(run, args.metric))
-        axis.plot(iterations, values, marker="o" if len(values) < 50 else "", label=run.name)
-        print(f"{run.name}: last {values[-1]:.4g}, best {max(values):.4g}")
+        axis.plot(iterations, values, marker="o" if len(values) < 50 else "", label=one_line(run.name))
+        print(f"{one_line(run.name)}: last {values[-1]:.4g}, best {max(values):.4g}")
     axis.set_xlabel("iteration")
-    axis.set_ylabel(args.metric, parse_math=False)
+    axis.set_ylabel(one_line(args.metric), parse_math=False)
     axis.grid(alpha=0.3)
     for text in axis.legend().get_texts():
         text.set_parse_math(False)  # the name of a folder or class may have two $
+    draw_all_characters(figure)
     with atomic_write(args.output) as partial:
         figure.savefig(partial, dpi=150)
 

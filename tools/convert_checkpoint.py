@@ -21,6 +21,7 @@ from gpvit.engine import inference_config
 from gpvit.errors import UserError
 from gpvit.predictor import config_of
 from gpvit.utils.files import atomic_write
+from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
 
 
 def main() -> None:
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--to-published", action="store_true", help="write the layout of the published files")
     args = parser.parse_args()
+    print_anything()
     refuse_to_replace([args.output], args.overwrite, "output")
     if args.to_published and args.output.suffix == ".safetensors":
         raise UserError("published files are in PyTorch's format; give the output a name that ends in .pth")
@@ -38,7 +40,7 @@ def main() -> None:
         content = convert(file, str(args.output), args.to_published)
     except ValueError as error:
         raise UserError(f"cannot convert {args.input}: {error}") from None
-    print(f"{args.output}: {content}")
+    print(one_line(f"{args.output}: {content}", LINE_LIMIT))
 
 
 def convert(file: gpvit.checkpoint.File, output: str, to_published: bool) -> str:

@@ -47,8 +47,8 @@ from detectron2.structures import Instances
 from gpvit.engine.launch import stop_signals_to
 from gpvit.errors import UserError
 from gpvit.images import FORMATS, read_image
-from gpvit.utils.files import PATH_LIMIT, atomic_write, cut, make_folder
-from gpvit.utils.text import one_line
+from gpvit.utils.files import atomic_write, cut, make_folder
+from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
 from gpvit.video import VideoReader, VideoWriter
 from gpvit.visualize import cut_outs, draw_predictions
 from PIL import Image
@@ -82,6 +82,7 @@ class Picture:
 
 def main() -> int:
     args = parse()
+    print_anything()
     if args.show:
         require_window()
     sources = [Source(args.webcam, "webcam.mp4")] if args.webcam else sources_of(args.input, args.output)
@@ -203,7 +204,7 @@ class CocoResults:
         self.images: list[dict[str, int | str]] = []
         with contextlib.ExitStack() as files:
             partial = files.enter_context(atomic_write(folder / "predictions.json"))
-            self.file: TextIO = files.enter_context(partial.open("w"))
+            self.file: TextIO = files.enter_context(partial.open("w", encoding="utf-8"))
             self.files = files.pop_all()
         self.separator = "[\n"
 
@@ -223,7 +224,7 @@ class CocoResults:
             self.file.write("\n]\n" if self.separator == ",\n" else "[]\n")
             self.file.flush()
             with atomic_write(self.folder / "images.json") as partial:
-                partial.write_text(content)
+                partial.write_text(content, encoding="utf-8")
 
 
 class Run:
@@ -263,7 +264,8 @@ class Run:
             self.counts["picture"] += 1
             if bar.disable:
                 number = f"{numbers[picture.source]}/{len(sources)}"
-                print(f"[{number}] {picture.source.path}: {counted(len(instances), 'object')} -> {target}", flush=True)
+                found = f"{picture.source.path}: {counted(len(instances), 'object')}"
+                print(one_line(f"[{number}] {found} -> {target}", LINE_LIMIT), flush=True)
             self.show(drawn, hold=True)
 
     def read(self, sources: Iterable[Source]) -> Iterator[Picture]:
@@ -295,10 +297,11 @@ class Run:
             self.forget_old_cutouts(source)
         if writer.written and not sys.stderr.isatty():
             new = self.counts - before
-            print(f"{source.path}: {counted(new['object'], 'object')} in {counted(new['frame'], 'frame')} -> {target}")
+            found = f"{counted(new['object'], 'object')} in {counted(new['frame'], 'frame')}"
+            print(one_line(f"{source.path}: {found} -> {target}", LINE_LIMIT))
 
     def frames(self, source: Source, reader: VideoReader) -> Iterator[Picture]:
-        bar = tqdm(reader, desc=source.name, total=reader.frames, unit="frame", disable=None)
+        bar = tqdm(reader, desc=one_line(source.name), total=reader.frames, unit="frame", disable=None)
         try:
             for number, image in enumerate(bar):
                 yield Picture(source, image, number)
@@ -361,7 +364,7 @@ class Run:
     def report(self) -> int:
         """Says what was done; the exit code."""
         done = ", ".join(counted(number, what) for what, number in self.counts.items() if number or what == "object")
-        print(f"{done} -> {self.args.output}")
+        print(f"{done} -> {one_line(self.args.output, PATH_LIMIT)}")
         if self.problems:
             print(f"error: {counted(len(self.problems), 'input')} cannot be used, or not whole:", file=sys.stderr)
             print(*(f"  {problem}" for problem in self.problems), sep="\n", file=sys.stderr)

@@ -26,6 +26,8 @@ from gpvit import export
 from gpvit.errors import UserError
 from gpvit.images import read_image
 from gpvit.utils.files import atomic_write
+from gpvit.utils.paths import utf8_path
+from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
 from torch import Tensor, nn
 
 Detections = dict[str, Tensor]
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="to write, .onnx or .pt2")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_intermixed_args()
+    print_anything()
 
     if args.output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--output {args.output}: the name must end in .onnx or .pt2")
@@ -56,10 +59,10 @@ def main() -> None:
                 "smallest that is exported; raise dataloader.short_side"
             )
 
-    with atomic_write(args.output) as partial:
-        write(predictor, partial, metadata(predictor))
-        report = check(predictor.model, load(partial), images)
-    print(f"{args.output}: {report}")
+    with atomic_write(args.output) as partial, utf8_path(partial) as path:
+        write(predictor, Path(path), metadata(predictor))
+        report = check(predictor.model, load(Path(path)), images)
+    print(one_line(f"{args.output}: {report}", LINE_LIMIT))
 
 
 def metadata(predictor: gpvit.Predictor) -> dict[str, int | list[str]]:

@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from gpvit.engine import Trainer, load_config
 from gpvit.engine.loader import MappedDataset, seed_everything
 from gpvit.errors import UserError, listed
-from gpvit.utils.text import one_line
+from gpvit.utils.text import PATH_LIMIT, one_line, print_anything
 
 
 def main() -> int:
@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--data", metavar="DIR", help="own data, if it is no longer where the training had it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    print_anything()
     try:
         report = json.loads(args.report.read_bytes())
         processes, iteration, seed = report["processes"], report["iteration"], report["seed"]
@@ -82,7 +83,7 @@ def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: i
         try:
             losses = {name: float(loss) for name, loss in trainer.forward_and_backward(batch).items()}
         except FloatingPointError as error:  # Detectron2's, of proposals
-            print(f"process {rank}: {error}")
+            print(one_line(f"process {rank}: {error}", PATH_LIMIT))
             losses = {"proposals": float("nan")}
     for handle in handles:
         handle.remove()
@@ -92,7 +93,7 @@ def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: i
     trainer.optimizer.zero_grad()
     print(f"process {rank}: {', '.join(f'{name} {loss:.4g}' for name, loss in losses.items())}")
     for image in process["images"]:
-        print(f"  image {one_line(image.get('image_id'))}: {one_line(image.get('file_name'))}")
+        print(f"  image {one_line(image.get('image_id'))}: {one_line(image.get('file_name'), PATH_LIMIT)}")
     if first:
         print(f"  the first output that is not finite is of {first[0]}")
     if bad_gradients:

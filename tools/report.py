@@ -31,7 +31,7 @@ from faster_coco_eval import COCOeval_faster
 from gpvit.errors import UserError
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
 from gpvit.metrics import is_number, read_metrics
-from gpvit.utils.text import one_line
+from gpvit.utils.text import LINE_LIMIT, one_line, print_anything, several_lines
 from gpvit.utils.files import atomic_write
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
@@ -72,6 +72,7 @@ def main() -> int:
     parser.add_argument("--score-threshold", type=float, help="of confusions and pictures; default: of the best F1, or 0.5")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
+    print_anything()
     inputs = read_inputs(args)
     output = args.output or inputs.results.parent / "report.html"
     refuse_to_replace([output], args.overwrite)
@@ -80,7 +81,7 @@ def main() -> int:
     with atomic_write(output) as partial:
         partial.write_text(text, encoding="utf-8")
     figures = ", ".join(f"{NAMES[task]} AP {percent(table['AP'])}" for task, table in content["overall"].items())
-    print(f"{output}: {figures}, {content['worst_note']}")
+    print(one_line(f"{output}: {figures}, {content['worst_note']}", LINE_LIMIT))
     return 0
 
 
@@ -91,9 +92,15 @@ def page(content: dict[str, Any]) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=shown,
     )
     environment.filters["percent"] = percent
     return environment.get_template("report.html.jinja").render(content)
+
+
+def shown(value: Any) -> Any:
+    """What the page shows of a value from a file."""
+    return value if isinstance(value, Markup) else one_line(value, LINE_LIMIT)
 
 
 def percent(value: float) -> str:
@@ -197,7 +204,11 @@ def by_class(truth: COCO, precisions: dict[str, np.ndarray], matching: Matching)
     rows = []
     for number, id in enumerate(sorted(truth.cats)):
         of_class = matching.of_class(id)
-        row = {"name": truth.cats[id]["name"], "objects": len(of_class.objects), "detections": len(of_class.detections)}
+        row = {
+            "name": one_line(truth.cats[id]["name"]),
+            "objects": len(of_class.objects),
+            "detections": len(of_class.detections),
+        }
         for task, precision in precisions.items():
             precision = precision[:, :, number]
             parts = [precision[..., 0], precision[0, :, 0], precision[5, :, 0], *(precision[..., i] for i in (1, 2, 3))]
@@ -326,7 +337,7 @@ def calibration_chart(calibrated: Calibration) -> Markup:
 
 def confusions(truth: COCO, counts: np.ndarray) -> dict[str, Any]:
     """A matrix of confusions for the page: of many classes, those that are confused most, and the others in one."""
-    names = [truth.cats[id]["name"] for id in sorted(truth.cats)]
+    names = [one_line(truth.cats[id]["name"]) for id in sorted(truth.cats)]
     between = counts[:-1, :-1] * (1 - np.eye(len(names), dtype=np.int64))
     rows, columns = np.unravel_index(np.argsort(-between, axis=None, kind="stable")[:10], between.shape)
     pairs = [(names[r], names[c], int(between[r, c])) for r, c in zip(rows, columns) if between[r, c]]
@@ -361,8 +372,8 @@ def pictures(inputs: Inputs, matching: Matching, threshold: float) -> tuple[list
     for case, figure in drawings(inputs, cases, PICTURES, failures, PICTURE_PANE):
         content = io.BytesIO()
         as_picture(figure).save(content, "JPEG", quality=82)
-        data = base64.b64encode(content.getvalue()).decode()
-        worst.append({"caption": f"{case.image['file_name']}: {case.counts()}", "data": data})
+        data = Markup(base64.b64encode(content.getvalue()).decode())
+        worst.append({"caption": f"{one_line(case.image['file_name'])}: {case.counts()}", "data": data})
     unread = f", {len(failures)} cannot be read (first: {failures[0]})" if failures else ""
     return worst, f"the {len(worst)} worst of {len(cases)} pictures with false detections or missed objects{unread}"
 
@@ -406,10 +417,11 @@ def read_speed(folder: Path | None) -> dict[str, Any] | None:
         ) from None
 
 
-def read_config(folder: Path | None) -> str:
+def read_config(folder: Path | None) -> Markup:
     """The config of a training; empty without it."""
     path = folder and folder / "config.yaml"
-    return path.read_text(encoding="utf-8") if path and path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path and path.is_file() else ""
+    return escape(several_lines(text))
 
 
 if __name__ == "__main__":

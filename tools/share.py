@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gpvit import hub
 from gpvit.errors import UserError, listed
+from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
 
 
 def main() -> None:
@@ -36,6 +37,7 @@ def main() -> None:
     for subparser in (push_parser, pull_parser):
         subparser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     args = parser.parse_args()
+    print_anything()
     if args.command == "push":
         push(args)
     else:
@@ -48,14 +50,15 @@ def push(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write(args, Path(folder), address)
             page = hub.push(Path(folder), address, private=args.private, overwrite=args.overwrite)
-        print(f'{page}: load it with gpvit.Predictor.from_checkpoint("{address}")')
+        print(one_line(f'{page}: load it with gpvit.Predictor.from_checkpoint("{address}")', LINE_LIMIT))
         return
     if args.private:
         raise UserError(f"--private is for the Hub, and {args.to} is a folder")
     target = Path(args.to).expanduser()
     with hub.new_folder(target, args.overwrite) as folder:
         write(args, folder, hub.local_address(target))
-    print(f"{target}: {', '.join(hub.FILES)}; complete {hub.CARD} by what others should know")
+    files = ", ".join(hub.FILES)
+    print(f"{one_line(target, PATH_LIMIT)}: {files}; complete {hub.CARD} by what others should know")
 
 
 def write(args: argparse.Namespace, folder: Path, address: str) -> None:
@@ -68,7 +71,9 @@ def pull(args: argparse.Namespace) -> None:
     with hub.new_folder(folder, args.overwrite) as partial:
         file = hub.pull(address, partial)
     classes = file.require_classes()
-    print(f"{folder}: {len(classes)} classes ({listed(classes)}), licence {file.about.get('licence', 'not stated')}")
+    licence = one_line(file.about.get("licence", "not stated"))
+    path = one_line(folder, PATH_LIMIT)
+    print(f"{path}: {len(classes)} classes ({listed(classes)}), licence {licence}")
 
 
 def address_of(target: str) -> str:

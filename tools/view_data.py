@@ -21,6 +21,8 @@ from gpvit import annotations, layouts
 from gpvit.errors import UserError, listed
 from gpvit.images import read_image
 from gpvit.utils.files import atomic_write, cut, make_folder
+from gpvit.utils.fonts import draw_all_characters
+from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
 from gpvit.visualize import draw_annotations
 
 COLUMNS = 4
@@ -40,6 +42,7 @@ def main() -> int:
     parser.add_argument("--ids", nargs="+", type=int, metavar="ID", help="these images instead")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only objects of these, and images with them")
     args = parser.parse_args()
+    print_anything()
     json_file, images = locate(args.data, args.images, args.split)
     records, classes = load(json_file, images)
     records = choose(records, classes, args)
@@ -49,7 +52,7 @@ def main() -> int:
     drawn, errors = draw(records, targets, classes)
     if drawn:
         save_sheet(drawn, args.output / "sheet.png")
-        print(f"{len(drawn)} of {json_file} -> {args.output / 'sheet.png'}")
+        print(one_line(f"{len(drawn)} of {json_file} -> {args.output / 'sheet.png'}", LINE_LIMIT))
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return int(bool(errors))
@@ -89,7 +92,7 @@ def choose(records: list[dict[str, Any]], classes: list[str], args: argparse.Nam
     """The images that are asked for, with the objects that are."""
     if args.classes:
         if unknown := sorted({*args.classes} - {*classes}):
-            raise UserError(f"there are no classes {listed(unknown)}; there are {', '.join(classes)}")
+            raise UserError(f"there are no classes {listed(unknown)}; there are {listed(classes)}")
         for record in records:
             record["annotations"] = [o for o in record["annotations"] if classes[o["category_id"]] in args.classes]
         records = [record for record in records if record["annotations"]]
@@ -125,8 +128,9 @@ def draw(
         scale = CELL / max(picture.shape[:2])
         smaller = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else picture
         objects = len(record["annotations"])
-        drawn.append((f"{record['image_id']}: {Path(path).name}, {objects} object{'s' * (objects != 1)}", smaller))
-        print(f"[{number}/{len(records)}] {path}: {objects} objects -> {target}")
+        name = one_line(Path(path).name)
+        drawn.append((f"{record['image_id']}: {name}, {objects} object{'s' * (objects != 1)}", smaller))
+        print(one_line(f"[{number}/{len(records)}] {path}: {objects} objects -> {target}", LINE_LIMIT))
     return drawn, errors
 
 
@@ -143,6 +147,7 @@ def save_sheet(pictures: list[tuple[str, np.ndarray]], path: Path) -> None:
             figure.figimage(picture, x, top - picture.shape[0])
             place = x / width / columns, (top + 6) / sum(heights)
             figure.text(*place, shortened(title, width // 9), fontsize=12, parse_math=False)  # a name may have two $
+    draw_all_characters(figure)
     with atomic_write(path) as partial:
         figure.savefig(partial)
 

@@ -23,6 +23,8 @@ from gpvit.errors import UserError
 from gpvit.images import read_image
 from gpvit.inspection import TOKEN_STRIDE, GroupMaps, Inspection, inspect, principal_colours, strongest
 from gpvit.utils.files import atomic_write, make_folder
+from gpvit.utils.fonts import draw_all_characters
+from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, hsv_to_rgb
@@ -53,6 +55,7 @@ def main() -> int:
     parser.add_argument("--tokens", nargs="+", type=int, metavar="N", help="numbers of the group tokens to show, from 0")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_intermixed_args()
+    print_anything()
 
     paths = expanded(args.input)
     targets = [[args.output / f"{path.stem}_{sheet}.png" for sheet in ("groups", "features")] for path in paths]
@@ -74,7 +77,7 @@ def main() -> int:
         ):
             with atomic_write(target) as partial:
                 figure.savefig(partial, dpi=DPI)
-        print(f"[{number}/{len(paths)}] {path} -> {groups}, {features}", flush=True)
+        print(one_line(f"[{number}/{len(paths)}] {path} -> {groups}, {features}", LINE_LIMIT), flush=True)
     return 1 if failed else 0
 
 
@@ -96,6 +99,7 @@ def draw_groups(picture: np.ndarray, inspection: Inspection, name: str, tokens: 
     sheet.draw_head(name)
     for row, (block, maps) in enumerate(inspection.groups.items()):
         sheet.draw_block(row, block, maps, shown[block])
+    draw_all_characters(sheet.figure)
     return sheet.figure
 
 
@@ -180,6 +184,7 @@ def limits(low: float, high: float) -> list[str]:
 
 
 def shortened(name: str) -> str:
+    name = one_line(name)
     return name if len(name) <= 32 else f"{name[:15]}...{name[-14:]}"
 
 
@@ -226,6 +231,7 @@ def draw_features(picture: np.ndarray, inspection: Inspection, name: str) -> Fig
         show(axis, colours.numpy(), inspection.size, inspection.strides[level])
         size = f"{values.shape[2]} x {values.shape[1]} cells"
         axis.set_title(f"{level}, stride {inspection.strides[level]}\n{size}, {share:.0%} of variance", fontsize=13)
+    draw_all_characters(figure)
     return figure
 
 

@@ -27,8 +27,10 @@ from gpvit.errors import UserError
 from gpvit.evaluation import check_masks
 from gpvit.images import read_image
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
-from gpvit.utils.text import one_line
+from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
 from gpvit.utils.files import atomic_write, make_folder
+from gpvit.utils.fonts import draw_all_characters
+from gpvit.visualize import NAME_LIMIT
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -206,9 +208,10 @@ def draw(image: np.ndarray, case: Case, truth: COCO, found: COCO, *, masks: bool
         for item, style in items:
             name = truth.cats[item["category_id"]]["name"] if len(items) <= MANY else ""
             _draw_item(axes, item, style, name, image.shape[:2])
-    title = f"{rank}. {case.image['file_name']}: {case.counts()}"
+    title = f"{rank}. {one_line(case.image['file_name'])}: {case.counts()}"
     figure.text(0.5, 1 - 4 / total[1], title, ha="center", va="top", fontsize=10, parse_math=False)
     _draw_legend(figure)
+    draw_all_characters(figure)
     return figure
 
 
@@ -245,7 +248,7 @@ def _draw_item(axes: Axes, item: dict[str, Any], style: Style, name: str, size: 
     halo = [withStroke(linewidth=3.5, foreground="white", alpha=0.7)]
     outline = [x, x + w, x + w, x, x], [y, y, y + h, y + h, y]
     axes.plot(*outline, color=style.colour, linestyle=style.line, linewidth=1.8, path_effects=halo)
-    score = f"{item['score']:.0%}" if "score" in item and name else ""
+    name, score = one_line(name, NAME_LIMIT), f"{item['score']:.0%}" if "score" in item and name else ""
     axes.text(
         min(max(x, 0), size[1]),
         max(y, 0),
@@ -327,6 +330,7 @@ def main() -> int:
     parser.add_argument("--score-threshold", type=float, default=0.5, help="leave out what scores less")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
+    print_anything()
     if args.annotations and not args.images:
         raise UserError("give the folder of the images of --annotations by --images DIR")
     if args.number < 1:
@@ -337,7 +341,8 @@ def main() -> int:
     refuse_to_replace([*targets, output / "sheet.png"], args.overwrite)
     found = inputs.found[inputs.task]
     cases = outcomes(match(inputs.truth, found, inputs.task), inputs.truth, args.score_threshold)
-    print(f"{inputs.results}, on {inputs.data}: {inputs.task}, IoU {IOU}, scores from {args.score_threshold:g} on")
+    how = f"{inputs.task}, IoU {IOU}, scores from {args.score_threshold:g} on"
+    print(one_line(f"{inputs.results}, on {inputs.data}: {how}", LINE_LIMIT))
     make_folder(output)
     failures: list[str] = []
     pictures = []
@@ -346,14 +351,14 @@ def main() -> int:
         target = targets[len(pictures) - 1]
         with atomic_write(target) as partial:
             pictures[-1].save(partial)
-        print(f"{target}: {case.image['file_name']}: {case.counts()}")
+        print(one_line(f"{target}: {case.image['file_name']}: {case.counts()}", LINE_LIMIT))
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if pictures:
         page = sheet(pictures)
         with atomic_write(output / "sheet.png") as partial:
             page.save(partial)
-        print(f"{output / 'sheet.png'}: all of them")
+        print(one_line(f"{output / 'sheet.png'}: all of them", LINE_LIMIT))
     return 1 if failures else 0
 
 

@@ -1,12 +1,16 @@
 """Text of strangers as it is shown."""
 
+import io
+import logging
 import os
 import re
+import sys
 from html import escape
 
 import markdown as markdown_library  # TensorBoard brings it
 import pytest
-from gpvit.utils.text import markdown, one_line
+from gpvit.errors import UserError, listed
+from gpvit.utils.text import markdown, markdown_code, one_line, print_anything, several_lines, show_control_characters
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,58 @@ def test_nothing_in_a_name_is_markup(text: str) -> None:
     assert f"<li>classes: {visible}</li>" in html
     assert f"<td>{visible}</td>" in html
     assert "http" not in markdown(text).lower() and "www" not in markdown(text).lower()
+
+
+@pytest.mark.parametrize("text", ["a`b", "|", "<b>x", "&lt;", "plain_name*", "`", "a\nb`", "``` `` `"])
+def test_code_in_markdown_is_code_alone(text: str) -> None:
+    html = render(f"# Title\n\n- config: {markdown_code(text)}\n\n| name |\n|---|\n| {markdown_code(text)} |\n")
+    visible = escape(text.replace("\n", r"\n"), quote=False)
+    assert f"<li>config: <code>{visible}</code></li>" in html
+    assert f"<td><code>{visible}</code></td>" in html
+
+
+def test_text_of_several_lines_keeps_these_alone() -> None:
+    assert several_lines("a\tb\nc\r\x1b[1m\ud800") == "a\tb\nc\\r\\x1b[1m\\ud800"
+    assert several_lines("a\n" * 10, limit=4) == "a\na…"
+
+
+def test_a_log_shows_control_characters_and_keeps_tables() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(show_control_characters)
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    logger.info("%s\n| a | b |", "\x1b[31m\udce9")
+    try:
+        raise ValueError("\x1b]0;title\x07")
+    except ValueError:
+        logger.exception("100%")  # no arguments, so no formatting
+    lines = stream.getvalue().splitlines()
+    assert lines[:3] == [r"\x1b[31m\xe9", "| a | b |", "100%"]
+    assert lines[-1] == r"ValueError: \x1b]0;title\x07"
+
+
+def test_a_terminal_that_lacks_characters_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii"))
+    print_anything()
+    print("上…\ud800")
+    sys.stdout.flush()
+    assert content.getvalue() == b"\\u4e0a\\u2026\\ud800\n"
+
+
+def test_an_error_is_one_line_of_limited_length() -> None:
+    assert str(UserError("a\nb\x1b[31m: \udce9 \n")) == r"a\nb\x1b[31m: \xe9"
+    assert len(str(UserError("x" * 10_000))) == 2000
+    assert listed(["a\nb", 3, "x" * 10_000])[:20] == r"a\nb, 3, xxxxxxxxxxx"
+    assert len(listed(["x" * 10_000] * 9)) < 2100
+
+
+def test_an_error_of_a_data_loading_process_is_its_last_line() -> None:
+    message = "UserError: a.png"  # a name may begin so
+    traceback = f'Traceback (most recent call last):\n  File "x.py"\ngpvit.errors.UserError: {message}\n'
+    passed_on = f"Caught UserError in DataLoader worker process 0.\nOriginal {traceback}"
+    assert str(UserError(passed_on)) == str(UserError(message)) == message
 
 
 def render(text: str) -> str:

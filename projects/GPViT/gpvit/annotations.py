@@ -25,6 +25,7 @@ from pycocotools.coco import COCO
 
 from .errors import UserError
 from .images import MAX_PIXELS, read_image
+from .utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 SLACK = 1.0  # pixels by which a box may leave its image without being counted: rounding, and boxes that count corners
 # How long the outlines of an object may be, in times of the image's height and width together, and at most in pixels.
@@ -118,7 +119,8 @@ class CocoFile:
     def summary(self) -> str:
         used = sum(len(objects) for objects in self.objects.values())
         return (
-            f"{self.path}: {len(self.images)} images, {used} of {self.annotations} annotations used, "
+            f"{one_line(self.path, PATH_LIMIT)}: {len(self.images)} images, "
+            f"{used} of {self.annotations} annotations used, "
             f"{len(self.categories)} classes"
         )
 
@@ -139,7 +141,7 @@ class CocoFile:
         self.stop_if_fatal()
         log_first_n(logging.INFO, self.summary(), name=__name__, key="message")
         for kind, problems in grouped(self.problems).items():
-            message = f"{self.path}: {phrase(kind, problems)}: {RULES[kind].then}"
+            message = one_line(f"{self.path}: {phrase(kind, problems)}: {RULES[kind].then}", LINE_LIMIT)
             level = logging.INFO if RULES[kind].action == "note" else logging.WARNING
             log_first_n(level, message, name=__name__, key="message")
         contiguous = {id: i for i, id in enumerate(self.categories)}
@@ -541,7 +543,8 @@ def _open_images(data: CocoFile) -> Iterator[Problem]:
         if (height, width) != (image["height"], image["width"]):
             sizes = f"{width} x {height}, not {image['width']} x {image['height']}"
             turned = "; is it turned by EXIF?" if (width, height) == (image["height"], image["width"]) else ""
-            return Problem("size differs", id, detail=f"{image['file_name']} is {sizes}{turned}")
+            name = one_line(image["file_name"], PATH_LIMIT)
+            return Problem("size differs", id, detail=f"{name} is {sizes}{turned}")
         return None
 
     known = [id for id, image in data.images.items() if image["file_name"] and image["height"]]

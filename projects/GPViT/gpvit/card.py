@@ -16,10 +16,12 @@ from .engine.config import load_config
 from .errors import UserError
 from .metrics import read_metrics
 from .published import size_name
+from .utils.text import PATH_LIMIT, markdown, one_line
 
 PAPER = "https://github.com/ChenhongyiYang/GPViT"
 TASKS = {"bbox": "boxes", "segm": "masks"}
 COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
+MOST_VERSIONS = 10  # that a card lists; a training notes 4
 VALIDATION = "the training's validation data"  # where its name is not known
 
 
@@ -28,7 +30,7 @@ class Training:
     """What the folder of a training says about a checkpoint in it; empty where it says nothing.
 
     Attributes:
-        train_data, val_data: names of the data sets, without the folders that they are in.
+        train_data, val_data: names of the data sets in one line, without the folders they are in.
         images: how many were evaluated.
         metrics: COCO's metrics of the validation data, 0 to 100, by names such as "bbox/AP" and "segm/AP-cat".
     """
@@ -57,7 +59,8 @@ def training_of(file: checkpoint.File) -> Training:
 def _data_name(names: Any) -> str:
     """ "photos (val)" of "/home/me/photos:val": where somebody keeps data is nobody else's business."""
     parts = [str(name).rpartition(":") for name in ([names] if isinstance(names, str) else names or [])]
-    return ", ".join(f"{Path(folder).name} ({split})" if folder else split for folder, _, split in parts)
+    shown = [f"{Path(folder).name} ({split})" if folder else split for folder, _, split in parts]
+    return one_line(", ".join(shown))
 
 
 def _metrics(path: Path, done: int, *, final: bool) -> dict[str, float]:
@@ -75,7 +78,8 @@ def _metrics(path: Path, done: int, *, final: bool) -> dict[str, float]:
         entries |= entry if entry["iteration"] in noted else {}
     prefix = "ema_" if any(key.startswith("ema_") for key in entries) else ""
     found = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
-    return {key: float(value) for key, value in found.items() if re.match(r"(bbox|segm)/AP", key)}
+    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    return {key: float(value) for key, value in numbers.items() if re.match(r"(bbox|segm)/AP", key)}
 
 
 def _images(path: Path) -> int | None:
@@ -106,9 +110,9 @@ def model_card(file: checkpoint.File, cfg: DictConfig, licence: str, address: st
         _classes(file, training),
         _results(file, training),
         _versions(file),
-        f"## Licence\n\n{licence}",
+        f"## Licence\n\n{markdown(licence)}",
     )
-    header = _header(file, licence, name, training).to_yaml()
+    header = _header(file, one_line(licence), one_line(name), training).to_yaml()
     return ModelCard(f"---\n{header}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n")
 
 
@@ -150,13 +154,13 @@ def _summary(file: checkpoint.File, name: str) -> str:
     size, finds = size_name(file.weights), "boxes and masks" if has_masks(file) else "boxes"
     backbone = f"[GPViT]({PAPER})" + (f"-{size}" if size else "")
     return (
-        f"# {name}\n\nA {checkpoint.architecture(file.weights)} on a {backbone} backbone. It finds objects of "
+        f"# {markdown(name)}\n\nA {checkpoint.architecture(file.weights)} on a {backbone} backbone. It finds objects of "
         f"{len(file.classes or [])} classes in pictures, and gives {finds}, classes and scores."
     )
 
 
 def _use(cfg: DictConfig, address: str) -> str:
-    sizes = [cfg.dataloader.get(key) for key in ("short_side", "max_size")]
+    sizes = [markdown(cfg.dataloader.get(key) or "") for key in ("short_side", "max_size")]
     resized = "Pictures of any size; the shorter side is scaled to {} pixels, the longer to {} at most. ".format(*sizes)
     return f"""## Use
 
@@ -165,25 +169,37 @@ With GPViT for Detectron2, in Python and from the shell:
 ```python
 import gpvit
 
-predictor = gpvit.Predictor.from_checkpoint("{address}")
+predictor = gpvit.Predictor.from_checkpoint({python_text(address)})
 instances = predictor("picture.jpg")
 print([predictor.classes[number] for number in instances.pred_classes], instances.scores)
 ```
 
 ```bash
-python tools/demo.py --weights {shlex.quote(address)} --input 'pictures/*.jpg' --output output/demo
+python tools/demo.py --weights {shell_text(address)} --input 'pictures/*.jpg' --output output/demo
 ```
 
 {resized if all(sizes) else ""}Classes and config come with the weights; `config.yaml` is that config once more, to be read.
 No file here is code."""
 
 
+def python_text(address: str) -> str:
+    """An address as Python code in a card."""
+    return one_line(json.dumps(address, ensure_ascii=False), PATH_LIMIT)
+
+
+def shell_text(address: str) -> str:
+    """An address as part of a shell command in a card."""
+    return one_line(shlex.quote(address), PATH_LIMIT)
+
+
 def _classes(file: checkpoint.File, training: Training) -> str:
     names, metrics = file.classes or [], training.metrics
-    kinds = [kind for kind in TASKS if any(f"{kind}/AP-{name}" in metrics for name in names)]
+    kinds = [kind for kind in TASKS if any(_metric(kind, name) in metrics for name in names)]
     if not kinds:
-        return "## Classes\n\n" + ", ".join(map(_plain, names))
-    rows = [[_plain(name), *(_figure(metrics.get(f"{kind}/AP-{name}")) for kind in kinds)] for name in names]
+        return "## Classes\n\n" + ", ".join(map(markdown, names))
+    rows = []
+    for name in names:
+        rows.append([markdown(name), *(_figure(metrics.get(_metric(kind, name))) for kind in kinds)])
     return "## Classes\n\n" + _table(["class", *(f"AP of {TASKS[kind]}" for kind in kinds)], rows)
 
 
@@ -195,10 +211,11 @@ def _results(file: checkpoint.File, training: Training) -> str:
         if f"{kind}/AP" in metrics
     ]
     trained = f"Trained for {file.about['iterations']} iterations" if "iterations" in file.about else ""
-    trained += f" on {_plain(training.train_data)}." if trained and training.train_data else "." if trained else ""
+    if trained:
+        trained += f" on {markdown(training.train_data)}." if training.train_data else "."
     if not rows:
         return f"## Training\n\n{trained}" if trained else ""
-    where = _plain(training.val_data) if training.val_data else VALIDATION
+    where = markdown(training.val_data) if training.val_data else VALIDATION
     where = f"{training.images} images of {where}" if training.images else where
     said = f"COCO's AP, 0 to 100, as the training measured it on {where}; other pictures may give other figures."
     return f"## Training and results\n\n{trained} {said}\n\n" + _table(["", *COLUMNS.values()], rows)
@@ -206,7 +223,8 @@ def _results(file: checkpoint.File, training: Training) -> str:
 
 def _versions(file: checkpoint.File) -> str:
     what = "Trained" if "versions" in file.about else "Written to this file"
-    return f"## Versions\n\n{what} with " + ", ".join(" ".join(version) for version in versions(file).items()) + "."
+    stated = [markdown(" ".join(version)) for version in versions(file).items()]
+    return f"## Versions\n\n{what} with {', '.join(stated[:MOST_VERSIONS])}."
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -214,10 +232,10 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _metric(kind: str, name: str) -> str:
+    """What the AP of a class is called in metrics.json."""
+    return f"{kind}/AP-{one_line(name)}"
+
+
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
-
-
-def _plain(text: str) -> str:
-    """One line in which nothing is taken for Markdown."""
-    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(text.split()))

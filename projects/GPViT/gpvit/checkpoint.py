@@ -29,8 +29,9 @@ from . import __version__, published
 from .backbone import GPViT
 from .errors import UserError, listed
 from .published import size_name, width
-from .utils.text import one_line
+from .utils.text import PAGE_LIMIT, PATH_LIMIT, one_line
 from .utils.files import atomic_write
+from .utils.paths import utf8_path
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ class File:
         classes: names of a detector's classes, where they are known.
         dropped: names in the file of tensors that have no place in a detector.
         config: what :func:`gpvit.engine.inference_config` gave, where the file has it.
-        about: other facts that came with it: "versions", "licence", "source", "iterations" of its training.
+        about: other facts that came with it, where it has them: "versions" (str by str), "licence" and "source" (str),
+            "iterations" of its training (int).
     """
 
     path: str
@@ -205,7 +207,7 @@ def read_content(path: str) -> dict[str, Any]:
     local_path = fetch(path)
     try:
         if local_path.endswith(".safetensors"):
-            with safe_open(local_path, framework="pt") as file:
+            with utf8_path(local_path) as readable, safe_open(readable, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
             return {"model": tensors} | {key: _parsed(value) for key, value in metadata.items() if key != "format"}
@@ -456,7 +458,8 @@ def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Matc
     kept = {key: tensor for key, tensor in file.weights.items() if key not in gone}
     _require_same(wanted, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})
 
-    parts = [f"{file.title} {file.path}: {len(kept)} of {len(file.weights) + len(file.dropped)} tensors loaded"]
+    path, total = one_line(file.path, PATH_LIMIT), len(file.weights) + len(file.dropped)
+    parts = [f"{file.title} {path}: {len(kept)} of {total} tensors loaded"]
     for what, groups in (("dropped", dropped), ("starting afresh", fresh)):
         counts = {reason: len(keys) for reason, keys in groups.items() if keys}
         if what == "starting afresh" and outside:
@@ -465,7 +468,8 @@ def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Matc
             parts.append(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
         for reason, keys in groups.items():
             if keys:
-                logger.debug(f"{file.path}, {what}, {reason}: {', '.join(keys)}")
+                names = one_line(", ".join(keys), PAGE_LIMIT)
+                logger.debug(f"{path}, {what}, {reason}: {names}")
     return _Match(target, kept, fresh, "; ".join(parts))
 
 

@@ -17,8 +17,9 @@ from detectron2.utils.logger import log_first_n
 from omegaconf import DictConfig
 
 from . import annotations, layouts
-from .errors import UserError
+from .errors import UserError, listed
 from .images import read_image
+from .utils.text import one_line
 
 logger = logging.getLogger(__name__)
 CHANNELS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
@@ -33,7 +34,8 @@ def register_folder(root: str, split: str, *, masks: bool = True) -> str:
         masks: whether every annotation must have a mask.
 
     Returns:
-        The name under which Detectron2 knows it; the metadata has the class names, in the order of their ids.
+        The name under which Detectron2 knows it; the metadata has the class names, in the order of their ids, as they
+        are shown (:func:`.one_line`).
 
     Raises:
         UserError: files are missing, or the annotations have a problem that stops.
@@ -55,12 +57,12 @@ def _register(root: str, split: str, data: annotations.CocoFile, summary: str) -
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, records)
     MetadataCatalog.get(name).set(
-        thing_classes=list(data.categories.values()),
+        thing_classes=[one_line(name) for name in data.categories.values()],  # Detectron2 prints them
         thing_dataset_id_to_contiguous_id={id: i for i, id in enumerate(data.categories)},
         json_file=data.path,
         image_root=data.image_root,
         evaluator_type="coco",
-        coco_file=data,  # for gpvit.evaluation
+        coco_file=data,  # for gpvit.evaluation and class_names
     )
     return name
 
@@ -76,7 +78,7 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     if train and classes["train"] != classes["val"]:
         raise UserError(
             f"--data {root}: {files['train'].path} and {files['val'].path} declare different classes: "
-            f"{classes['train']} and {classes['val']}"
+            f"{listed(classes['train'])} and {listed(classes['val'])}"
         )
     summary = layout.summary(files)
     for split, data in files.items():
@@ -114,7 +116,10 @@ def set_num_classes(model: DictConfig, num_classes: int) -> None:
 def class_names(loader: DictConfig) -> list[str]:
     """The class names of the data set behind a loader's config."""
     names = loader.dataset.names
-    return list(MetadataCatalog.get(names if isinstance(names, str) else names[0]).thing_classes)
+    metadata = MetadataCatalog.get(names if isinstance(names, str) else names[0])
+    if file := metadata.get("coco_file"):
+        return list(file.categories.values())  # "thing_classes" are these as they are shown
+    return list(metadata.thing_classes)
 
 
 class InstanceMapper:

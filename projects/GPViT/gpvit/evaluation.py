@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from .annotations import mask_fault, usable_size
 from .errors import UserError
 from .utils.files import atomic_write
+from .utils.text import PATH_LIMIT, one_line
 
 # Detectron2 looks its fast implementation up under this name, and has none without its compiled extension.
 coco_evaluation.COCOeval_opt = COCOeval_faster
@@ -46,7 +47,8 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
     def evaluate(self, img_ids: Any = None) -> dict[str, Any]:
         results = super().evaluate(img_ids)
         if self._do_evaluation and not self._anything_to_find:
-            self._logger.warning(f"{self._metadata.json_file} has no object to find, so there is no AP")
+            path = one_line(self._metadata.json_file, PATH_LIMIT)
+            self._logger.warning(f"{path} has no object to find, so there is no AP")
         return results
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
@@ -70,7 +72,9 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
             path.write_text(json.dumps(for_coco))
 
     def _derive_coco_results(self, coco_eval: Any, iou_type: str, class_names: Any = None) -> dict[str, float]:
-        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        # They become names of metrics, and a table in the log.
+        names = class_names and [one_line(name) for name in class_names]
+        results = super()._derive_coco_results(coco_eval, iou_type, names)
         if coco_eval is None and self._anything_to_find:
             return {metric: 0.0 for metric in results}
         return {metric: value for metric, value in results.items() if math.isfinite(value)}

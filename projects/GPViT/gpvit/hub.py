@@ -5,9 +5,9 @@ It holds ``model.safetensors`` (weights as used for inference; classes, config, 
 """
 
 import contextlib
+import json
 import os
 import re
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ from omegaconf import DictConfig
 from yaml import YAMLError
 
 from . import checkpoint
-from .card import model_card, training_of, versions
+from .card import model_card, python_text, shell_text, training_of, versions
 from .engine.config import inference_config, load_config
 from .errors import UserError, listed
 from .predictor import Predictor, config_of
-from .utils.files import PATH_LIMIT, atomic_write
-from .utils.text import one_line
+from .utils.files import atomic_write
+from .utils.text import PATH_LIMIT, one_line
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
@@ -163,15 +163,17 @@ def _readdressed(text: str, source: Path, address: str) -> str:
         source: the model's folder.
         address: the new one.
     """
-    stated = re.search(r'from_checkpoint\("([^"]*)"\)', text)
-    old = stated[1] if stated else local_address(source)
-    text = text.replace(f'from_checkpoint("{old}")', f'from_checkpoint("{address}")')
-    option = re.compile(rf"--weights {re.escape(shlex.quote(old))}(?!\S)")
-    return option.sub(lambda _: f"--weights {shlex.quote(address)}", text)
+    old = local_address(source)
+    if stated := re.search(r'from_checkpoint\(("(?:[^"\\]|\\.)*")\)', text):
+        text = text.replace(stated[0], f"from_checkpoint({python_text(address)})")
+        with contextlib.suppress(ValueError):  # somebody has written something else
+            old = json.loads(stated[1])
+    option = re.compile(rf"--weights {re.escape(shell_text(old))}(?!\S)")
+    return option.sub(lambda _: f"--weights {shell_text(address)}", text)
 
 
 def _check_licence(path: str, stated: str | None, given: str) -> None:
-    if stated not in (None, given):
+    if stated is not None and one_line(stated) != one_line(given):  # as the header of a card has it
         raise UserError(f"{path} says that its licence is {stated}, and --licence says {given}")
 
 

@@ -32,6 +32,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import UserError
+from .utils.text import PATH_LIMIT, one_line
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # of Pillow's others, some run programs
@@ -71,7 +72,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     except Exception as error:  # what decoders raise on damaged files is not limited to a few types
         details = " ".join(str(error).split())
         problem = f"it is damaged or incomplete ({type(error).__name__}: {details}); replace it"
-    raise UserError(f"{_printable(path)}: cannot be read: {problem}")
+    raise UserError(f"{one_line(Path(path), PATH_LIMIT)}: cannot be read: {problem}")
 
 
 class _Refused(ValueError):
@@ -186,8 +187,3 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF; the picture is there all the same
         return 1
-
-
-def _printable(path: str | os.PathLike) -> str:
-    text = os.fspath(path)
-    return text if text.isprintable() else repr(text)

@@ -30,6 +30,7 @@ from . import annotations
 from .errors import UserError, listed
 from .utils.files import cut
 from .utils.yaml_io import read_yaml
+from .utils.text import LINE_LIMIT, one_line
 
 SEED = 0
 VALIDATION = 0.2  # of the images, where nothing says which
@@ -44,6 +45,7 @@ ACCEPTED = (
     "labels/) and labelme (a JSON file beside each image)"
 )
 SHOWN = 20  # classes in a table
+NAME_LIMIT = 40  # characters of a name in it
 VERSION = 1  # of what is written to the cache
 
 
@@ -81,7 +83,8 @@ class Layout(NamedTuple):
 
     def summary(self, files: Mapping[str, annotations.CocoFile]) -> str:
         """What was found, in a few lines; files by split."""
-        return "\n".join([f"{self.data}: {self.name}", *(f"  {note}" for note in self.notes), table(files)])
+        lines = [f"{self.data}: {self.name}", *(f"  {note}" for note in self.notes)]
+        return "\n".join([*(one_line(line, LINE_LIMIT) for line in lines), table(files)])
 
 
 def find(data: str) -> Mapping[str, Split]:
@@ -434,7 +437,7 @@ def _in_cache(
         raise UserError(f"--data {data}: {error}") from None
     digest = hashlib.sha256(repr((VERSION, SEED, VALIDATION, kind, state)).encode(errors="surrogateescape")).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpvit" / "data"
-    name = PurePath(os.path.abspath(data)).name.removesuffix(".json")
+    name = re.sub(r"[^\w.-]+", "-", PurePath(os.path.abspath(data)).name.removesuffix(".json"))
     folder = cache / f"{cut(name)}-{digest[:16]}"
     if not folder.exists():
         contents, notes = make()
@@ -472,7 +475,7 @@ def table(files: Mapping[str, annotations.CocoFile]) -> str:
     classes = {id: name for data in files.values() for id, name in data.categories.items()}
     totals = {id: [count[id] for count in counts.values()] for id in classes}
     order = sorted(classes, key=lambda id: (-sum(totals[id]), id))
-    rows += [[f"  {classes[id]}", *totals[id]] for id in order[:SHOWN]]
+    rows += [[f"  {one_line(classes[id], NAME_LIMIT)}", *totals[id]] for id in order[:SHOWN]]
     if len(order) > SHOWN:
         rest = [sum(column) for column in zip(*(totals[id] for id in order[SHOWN:]))]
         rows.append([f"  and {len(order) - SHOWN} classes more", *rest])

@@ -11,6 +11,7 @@ import numpy as np
 
 from .errors import UserError
 from .utils.files import atomic_write
+from .utils.paths import utf8_path
 
 DEFAULT_FPS = 25.0  # where a video or a camera does not say
 MISSING = 0.05  # of the frames that a file says it has: some only estimate it
@@ -36,7 +37,11 @@ class VideoReader:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+        if source.isdecimal():
+            self._capture = cv2.VideoCapture(int(source))
+        else:
+            with utf8_path(source) as path:
+                self._capture = cv2.VideoCapture(path)
         if not self._capture.isOpened() and source.isdecimal():
             raise UserError(f"camera {source}: cannot be opened; is it there, unused, and may it be read?")
         if not self._capture.isOpened():
@@ -98,7 +103,8 @@ class VideoWriter:
         with contextlib.ExitStack() as file:
             self._partial = file.enter_context(atomic_write(self.path))
             # MPEG-4 Part 2: what OpenCV's packages bring along; for H.264 they have no encoder.
-            writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
+            path = file.enter_context(utf8_path(self._partial))
+            writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
             if not writer.isOpened():
                 raise UserError(f"cannot write {self.path}: OpenCV cannot make this file ({width} x {height} pixels)")
             self._file = file.pop_all()
@@ -109,7 +115,8 @@ class VideoWriter:
             return
         self._writer.release()
         # OpenCV does not say when the disk is full.
-        frames = max(0, cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT))
+        with utf8_path(self._partial) as path:
+            frames = max(0, cv2.VideoCapture(path).get(cv2.CAP_PROP_FRAME_COUNT))
         try:
             with self._file:
                 if frames != self.written:

@@ -14,12 +14,14 @@ from matplotlib.transforms import Bbox
 from pycocotools.mask import encode
 
 from .metrics import read_metrics
+from .utils.fonts import draw_all_characters
 from .utils.text import one_line
 
 # The sides of drawings in pixels: smaller pictures are enlarged so that labels on them can be read, and larger ones made
 # smaller, as drawing them would take gigabytes.
 SMALLEST_SIDE = 640
 LARGEST_SIDE = 2560
+NAME_LIMIT = 40  # characters of a name on a drawing
 
 
 def draw_predictions(image: np.ndarray, instances: Instances, classes: Sequence[str], *, resize: bool = True) -> np.ndarray:
@@ -29,7 +31,8 @@ def draw_predictions(image: np.ndarray, instances: Instances, classes: Sequence[
         resize: whether the drawing may be larger or smaller than the picture, as labels and memory want it.
     """
     numbers = instances.pred_classes.tolist()
-    labels = [f"{classes[number]} {score:.0%}" for number, score in zip(numbers, instances.scores.tolist())]
+    names = [one_line(classes[number], NAME_LIMIT) for number in numbers]
+    labels = [f"{name} {score:.0%}" for name, score in zip(names, instances.scores.tolist())]
     # Encoded: of arrays, the Visualizer refuses those that are two pixels wide.
     masks = (
         [encode(np.asfortranarray(mask)) for mask in instances.pred_masks.byte()] if instances.has("pred_masks") else None
@@ -59,7 +62,8 @@ def draw_annotations(image: np.ndarray, record: dict[str, Any], classes: Sequenc
     """The same with the objects of its record in Detectron2's data set format."""
     objects = record["annotations"]
     numbers = [item["category_id"] for item in objects]
-    labels = [classes[item["category_id"]] + (" (crowd)" if item.get("iscrowd") else "") for item in objects]
+    names = [one_line(classes[number], NAME_LIMIT) for number in numbers]
+    labels = [name + (" (crowd)" if item.get("iscrowd") else "") for name, item in zip(names, objects)]
     boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects]
     masks = [item["segmentation"] for item in objects] if all("segmentation" in item for item in objects) else None
     return _draw(image, numbers, labels, boxes, masks)
@@ -84,6 +88,7 @@ def _draw(
     picture = visualizer.get_output()
     for text in picture.ax.texts:
         text.set_parse_math(False)  # a name may have $ in it
+    draw_all_characters(picture.fig)
     _spread_labels(picture)
     return picture.get_image()
 
@@ -125,7 +130,8 @@ def save_curves(metrics: Path, path: Path) -> None:
     rows = list(read_metrics(metrics))
     figure = matplotlib.figure.Figure(figsize=(12, 4.5), layout="constrained")
     losses, quality = figure.subplots(1, 2)
-    names = {key for row in rows for key in row if "loss" in key} - {"total_loss"}
+    # With "/" they are of an evaluation, and may be named after a class such as "glossy".
+    names = {key for row in rows for key in row if "loss" in key and "/" not in key} - {"total_loss"}
     for name in ["total_loss", *sorted(names)]:
         points = [(row["iteration"], row[name]) for row in rows if name in row]
         losses.plot(*zip(*points), label=one_line(name), linewidth=2.5 if name == "total_loss" else 1)

@@ -18,6 +18,7 @@ from .. import checkpoint
 from ..errors import ProcessError, UserError, listed
 from ..metrics import lines_of
 from ..utils.files import atomic_write
+from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from .config import flattened, inference_config
 from .trainer import STOP_EARLY, Follower, StopHook, unwrapped
 
@@ -101,7 +102,8 @@ class Checkpoints(StopHook):
             self.saved = self.trainer.done
         for path in sorted(self.folder.glob("model_[0-9]*.pth"))[: -self.max_to_keep]:
             path.unlink(missing_ok=True)
-        logger.info(f"saved {self.folder / name}.pth in {time.perf_counter() - start:.1f} seconds")
+        saved = one_line(self.folder / f"{name}.pth", PATH_LIMIT)
+        logger.info(f"saved {saved} in {time.perf_counter() - start:.1f} seconds")
 
     def try_to_save(self, name: str, consequence: str) -> None:
         """As :meth:`save`, but a full disk, which may be emptied before the next one is due, only says so."""
@@ -148,7 +150,8 @@ class Checkpoints(StopHook):
             self._end_early()
 
     def _end_early(self) -> None:
-        logger.info(f"{self.best_metric} got no better in {self.without_better} evaluations: the training ends")
+        metric, number = one_line(self.best_metric), self.without_better
+        logger.info(f"{metric} got no better in {number} evaluations: the training ends")
         self.trainer.request = max(self.trainer.request, STOP_EARLY)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -171,7 +174,7 @@ class Checkpoints(StopHook):
         path = self.folder / "metrics.json"
         kept = [line + "\n" for line, row in lines_of(path) if row["iteration"] < self.trainer.done]
         with atomic_write(path) as partial:
-            partial.write_text("".join(kept))
+            partial.write_text("".join(kept), encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "without_better": self.without_better, "evaluated": self.evaluated}
@@ -185,7 +188,8 @@ def known_metrics(cfg: DictConfig, classes: list[str]) -> list[str]:
     tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks")
     if not tasks:
         return []
-    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", *(f"AP-{name}" for name in classes if len(classes) > 1)]
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    names += [f"AP-{one_line(name)}" for name in classes if len(classes) > 1]
     prefixes = ("", "ema_") if cfg.train.ema_decay else ("",)
     return [f"{prefix}{task}/{name}" for prefix in prefixes for task in tasks for name in names]
 
@@ -266,7 +270,7 @@ def newest(folder: str) -> dict[str, Any] | None:
     if error:
         raise UserError(error)
     if state is not None:
-        logger.info(f"resuming from {state['path']}")
+        logger.info(f"resuming from {one_line(state['path'], PATH_LIMIT)}")
     return state
 
 
@@ -293,7 +297,7 @@ def _first_good(paths: list[Path]) -> dict[str, Any] | None:
             if missing := {"model", "classes", "trainer", "config", "seed"} - content.keys():
                 raise UserError(f"{path} is no state of a training: it has no {listed(sorted(missing))}")
         except (UserError, OSError) as error:
-            logger.warning(f"{error}; looking for another checkpoint")
+            logger.warning(f"{one_line(error, LINE_LIMIT)}; looking for another checkpoint")
         else:
             return content | {"path": str(path)}
     return None

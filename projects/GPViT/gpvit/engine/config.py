@@ -71,7 +71,7 @@ def save_config(cfg: DictConfig, path: str) -> None:
     """
     text = _yaml(_plain(OmegaConf.to_container(cfg, resolve=False)))
     with atomic_write(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def inference_config(cfg: DictConfig) -> str:

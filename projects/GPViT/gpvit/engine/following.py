@@ -1,6 +1,7 @@
 """What process 0 shows and writes down of a training, beside its checkpoints, for people to follow it."""
 
 import argparse
+import atexit
 import contextlib
 import json
 import logging
@@ -14,16 +15,16 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import default_writers
 from detectron2.structures import Instances
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig
 from torch import nn
 
 from ..errors import UserError
 from ..images import read_image
-from ..utils.files import PATH_LIMIT, atomic_write, make_folder
-from ..utils.text import one_line
+from ..utils.files import atomic_write, make_folder
+from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
+from ..utils.paths import utf8_path
 from ..visualize import draw_annotations, draw_predictions, save_curves, save_sheet
 from .checkpoints import Checkpoints
 from .loader import seeded
@@ -66,8 +67,9 @@ def build_followers(
     if cfg.train.get("pictures"):  # which older configs lack, and wandb
         mapper, classes = instantiate(test.mapper), checkpoints.classes
         followers.append(Pictures(validation, mapper, classes, count=cfg.train.pictures, folder=folder))
+    printer = CommonMetricPrinter(cfg.train.max_iter)
     try:
-        printer, *files = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        files = file_writers(folder)
     except OSError as error:
         path = one_line(folder / METRICS, PATH_LIMIT)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
@@ -81,6 +83,14 @@ def build_followers(
     if has_terminal():
         followers.append(ProgressBar(checkpoints.trainer.done, cfg.train.max_iter))
     return followers
+
+
+def file_writers(folder: Path) -> list[EventWriter]:
+    """Detectron2's writers of metrics.json and for TensorBoard. Raises an OSError if they cannot write."""
+    until_exit = contextlib.ExitStack()  # TensorBoard opens files as long as the process runs
+    atexit.register(until_exit.close)
+    events = until_exit.enter_context(utf8_path(folder))
+    return [JSONWriter(str(folder / METRICS)), TensorboardXWriter(events)]
 
 
 class Writers(Follower):
@@ -128,8 +138,10 @@ class Writers(Follower):
         """Somebody has removed the folder, or what is in it: what is open would be written to files that nobody sees."""
         make_folder(self.folder)
         open_log(str(self.folder))
-        logger.error(f"somebody has removed {self.folder / METRICS}: metrics and log begin anew, and the run goes on")
-        _, *files = default_writers(str(self.folder), self.trainer.max_iter)
+        logger.error(
+            f"somebody has removed {one_line(self.folder / METRICS, PATH_LIMIT)}: metrics and log begin anew, and the run goes on"
+        )
+        files = file_writers(self.folder)
         kinds = {type(file) for file in files}
         for writer in self.writers:
             if type(writer) in kinds:
@@ -148,7 +160,8 @@ class Writers(Follower):
             self.failing.discard(writer)
         except Exception as error:
             if writer not in self.failing:
-                logger.error(f"{type(writer).__name__} failed, metrics may be missing ({error}); the run goes on")
+                reason = one_line(error, LINE_LIMIT)
+                logger.error(f"{type(writer).__name__} failed, metrics may be missing ({reason}); the run goes on")
             self.failing.add(writer)
 
 
@@ -206,7 +219,7 @@ class Pictures(Follower):
         if not drawn:
             return
         for number, (name, pair) in enumerate(drawn):  # names from two folders may be the same
-            self.trainer.storage.put_image(f"pictures/{number} {name}", np.hstack(pair).transpose(2, 0, 1))
+            self.trainer.storage.put_image(f"pictures/{number} {one_line(name)}", np.hstack(pair).transpose(2, 0, 1))
         with atomic_write(self.folder / f"{self.trainer.done:07}.png") as path:
             save_sheet([pair for _, pair in drawn], path)
 
@@ -271,4 +284,4 @@ def save_evaluation(
     }
     text = json.dumps(finite_or_text(content), indent=1)
     with atomic_write(Path(folder, "evaluation.json")) as path:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")

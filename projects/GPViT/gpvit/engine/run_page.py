@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..metrics import read_metrics
 from ..utils.files import atomic_write
 from .checkpoints import Checkpoints
+from ..utils.text import LINE_LIMIT, PATH_LIMIT, markdown, markdown_code, one_line
 from .setup import device_name
 from .trainer import Follower, going_on
 
@@ -80,13 +81,13 @@ class RunPage(Follower):
         self.path = self.folder / "README.md"
         self.is_ours = not self.path.exists()
         with contextlib.suppress(OSError):  # a folder of this name, or no right to read it
-            self.is_ours |= self.path.read_text(errors="replace").startswith(FIRST_LINE)
+            self.is_ours |= self.path.read_text(encoding="utf-8", errors="replace").startswith(FIRST_LINE)
         if not self.is_ours:
-            logger.warning(f"{self.path} was not written by a training: it stays as it is")
+            logger.warning(f"{one_line(self.path, PATH_LIMIT)} was not written by a training: it stays as it is")
 
     def before_train(self) -> None:
         with going_on("no run.json"), atomic_write(self.folder / "run.json") as path:
-            path.write_text(json.dumps({"starts": self.starts}, indent=1))
+            path.write_text(json.dumps({"starts": self.starts}, indent=1), encoding="utf-8")
         self._write(f"In training since {self.starts[-1]['time']}, from iteration {self.trainer.done:,}.")
 
     def after_evaluation(self) -> None:
@@ -106,9 +107,10 @@ class RunPage(Follower):
         """Time, iteration, command, device and versions of each start, this one last."""
         earlier = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            starts = json.loads((self.folder / "run.json").read_text())["starts"]
-            if all(type(start["iteration"]) is int and {"time", "device"} <= {*start} for start in starts):
-                earlier = starts
+            found = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["starts"]
+            types = {"time": str, "iteration": int, "device": str}
+            if all(type(start[key]) is kind for start in found for key, kind in types.items()):
+                earlier = found
         start = {
             "time": now(),
             "iteration": self.checkpoints.trainer.done,
@@ -123,9 +125,9 @@ class RunPage(Follower):
             return
         with going_on("no README.md this time"):
             sections = [self._results(), self._origin(), self._use(), self._files()]
-            parts = [FIRST_LINE, f"# {self.folder.resolve().name}", state, *sum(sections, [])]
+            parts = [FIRST_LINE, f"# {markdown(self.folder.resolve().name)}", state, *sum(sections, [])]
             with atomic_write(self.path) as path:
-                path.write_text("\n\n".join(parts) + "\n")
+                path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
     def _results(self) -> list[str]:
         """The AP of each evaluation, as a table and as curves, and which checkpoint is the one to use."""
@@ -133,10 +135,11 @@ class RunPage(Follower):
         if not rows:
             return []
         names = sorted(set().union(*rows.values()), key=lambda name: (name.split("/")[0], len(name), name))
-        lines = [f"| iterations | {' | '.join(names)} |", "|---:" * (len(names) + 1) + "|"]
+        lines = [f"| iterations | {' | '.join(map(markdown, names))} |", "|---:" * (len(names) + 1) + "|"]
         for done, row in rows.items():
             lines.append(f"| {done:,} | " + " | ".join(f"{row[name]:.1f}" if name in row else "" for name in names) + " |")
-        pictures = [f"![]({p.relative_to(self.folder)})" for p in sorted(self.folder.glob("pictures/[0-9]*.png"))[-1:]]
+        numbered = [path.name for path in self.folder.glob("pictures/[0-9]*.png") if path.stem.isdecimal()]
+        pictures = [f"![](pictures/{name})" for name in sorted(numbered)[-1:]]
         curves = ["![](curves.png)"] if (self.folder / "curves.png").exists() else []
         return ["## Results (validation, %)", "\n".join(lines), self._best(rows), *curves, *pictures]
 
@@ -146,27 +149,31 @@ class RunPage(Follower):
         if name is None:
             return ""
         done = max((done for done, row in rows.items() if name in row), key=lambda done: rows[done][name])
-        told = f"Best {name}: {rows[done][name]:.1f}, after {done:,} iterations"
+        told = f"Best {markdown(name)}: {rows[done][name]:.1f}, after {done:,} iterations"
         files = ["model_final.pth"] if done == self.trainer.done else []
         files = ["model_best.pth", *files, f"model_{done:07}.pth"]
         kept = next((file for file in files if (self.folder / file).exists()), None)
         if kept is None:
-            return f"{told}; `train.checkpointer.best_metric={name}` would have kept its checkpoint."
+            option = markdown_code(f"train.checkpointer.best_metric={name}")
+            return f"{told}; {option} would have kept its checkpoint."
         return f"{told}, in `{kept}`."
 
     def _origin(self) -> list[str]:
         last = self.starts[-1]
-        starts = [f"| {start['time']} | {start['iteration']:,} | {start['device']} |" for start in self.starts]
+        starts = []
+        for start in self.starts:
+            time, device = markdown(start["time"]), markdown(start["device"])
+            starts.append(f"| {time} | {start['iteration']:,} | {device} |")
         facts = [
-            f"- config: `{self.config_file}` with the overrides of the command; all of it is in `config.yaml`",
+            f"- config: {markdown_code(self.config_file)} with the overrides of the command; all of it is in `config.yaml`",
             f"- model: {self.model}",
             f"- {len(self.classes)} classes: {shortened(self.classes)}",
             f"- seed: {self.seed}",
-            f"- versions: {last['versions']}",
+            f"- versions: {markdown(last['versions'], LINE_LIMIT)}",
         ]
         return [
             "## What was trained",
-            f"```bash\n{last['command']}\n```",
+            f"```bash\n{one_line(last['command'], LINE_LIMIT)}\n```",
             "\n".join(facts),
             "\n".join(["| data | file | images | objects |", "|---|---|---:|---:|", *self.data]),
             "\n".join(["| started | at iteration | on |", "|---|---:|---|", *starts]),
@@ -177,9 +184,9 @@ class RunPage(Follower):
             checkpoint.in_folder(str(self.folder))
         except UserError:
             return []
-        folder = shlex.quote(str(self.folder))
+        folder = one_line(shlex.quote(str(self.folder)), PATH_LIMIT)
         data = folder_of(self.cfg.dataloader.test.dataset.names)
-        option = f" --data {shlex.quote(data)}" if data else ""
+        option = f" --data {one_line(shlex.quote(data), PATH_LIMIT)}" if data else ""
         evaluation = [
             f"python train_net.py --config-file {folder}/config.yaml --eval-only{option} \\",
             f"    train.init_checkpoint={folder} train.output_dir={folder}/evaluation",
@@ -192,7 +199,8 @@ class RunPage(Follower):
 
     def _files(self) -> list[str]:
         found = [(pattern, what) for pattern, what in FILES.items() if any(self.folder.glob(pattern))]
-        rows = [f"| `{pattern}` | {what.format(best_metric=self.checkpoints.best_metric)} |" for pattern, what in found]
+        best_metric = markdown(self.checkpoints.best_metric)
+        rows = [f"| `{pattern}` | {what.format(best_metric=best_metric)} |" for pattern, what in found]
         return ["## Files", "\n".join(["| file | |", "|---|---|", *rows])]
 
 
@@ -225,7 +233,7 @@ def described(model: nn.Module) -> str:
 def where(names: Any) -> str:
     """The files of annotations behind data sets of Detectron2; their names, if they have none."""
     names = [names] if isinstance(names, str) else names
-    return ", ".join(f"`{MetadataCatalog.get(name).get('json_file', name)}`" for name in names)
+    return ", ".join(markdown_code(MetadataCatalog.get(name).get("json_file", name)) for name in names)
 
 
 def counted(records: Iterable[dict[str, Any]]) -> str:
@@ -234,7 +242,7 @@ def counted(records: Iterable[dict[str, Any]]) -> str:
 
 
 def shortened(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(markdown, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def now() -> str:

@@ -1,5 +1,6 @@
 """What happens before a job begins."""
 
+import io
 import logging
 import os
 import sys
@@ -11,8 +12,8 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from ..errors import UserError
-from ..utils.files import PATH_LIMIT, make_folder
-from ..utils.text import one_line
+from ..utils.files import make_folder
+from ..utils.text import PAGE_LIMIT, PATH_LIMIT, one_line, show_control_characters
 from .launch import share_cores
 from .loader import seed_everything
 from .terminal import has_terminal, log_above_bars
@@ -39,7 +40,11 @@ def setup(cfg: DictConfig) -> None:
         ) from None
     for logger in loggers:
         for handler in logger.handlers:
-            if getattr(handler, "stream", None) is sys.stdout:
+            handler.addFilter(show_control_characters)
+            stream = getattr(handler, "stream", None)
+            if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+                stream.reconfigure(errors="backslashreplace")  # of a locale that lacks characters
+            if stream is sys.stdout:
                 handler.setLevel(logging.INFO)
                 if has_terminal():
                     log_above_bars(handler)
@@ -47,9 +52,10 @@ def setup(cfg: DictConfig) -> None:
                 handler.handleError = lambda record: None  # on a full disk: a traceback on the screen for each line
     logger = logging.getLogger("gpvit")
     if comm.is_main_process():
-        logger.debug("Command line: %s", " ".join(sys.argv))
+        logger.debug("Command line: %s", one_line(" ".join(sys.argv), PAGE_LIMIT))
         logger.debug("Environment:\n%s", collect_env_info())
-    logger.info(f"{comm.get_world_size()} x {cfg.train.device}; what is found and made goes to {output_dir}")
+    where = one_line(output_dir, PATH_LIMIT)
+    logger.info(f"{comm.get_world_size()} x {cfg.train.device}; what is found and made goes to {where}")
     share_cores(cfg.train.device)
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
 
@@ -64,7 +70,7 @@ def open_log(folder: str) -> None:
         for handler in logging.getLogger(name).handlers:
             path = str(getattr(getattr(handler, "stream", None), "name", ""))
             if isinstance(handler, logging.StreamHandler) and path.startswith(os.path.join(folder, "log.txt")):
-                handler.setStream(open(path, "a"))  # noqa: SIM115 (as long as the process)
+                handler.setStream(open(path, "a", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115 (as long as the process)
 
 
 def shared_seed(seed: int) -> int:

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import ProcessError, UserError
 from ..utils.files import atomic_write
+from ..utils.text import LINE_LIMIT, one_line
 from .launch import stop_signals_to
 from .loader import seed_everything
 
@@ -56,7 +57,8 @@ def going_on(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        logger.error(f"{what} ({kind}{(str(error).splitlines() or [''])[0]}); the run goes on")
+        reason = one_line(next(iter(str(error).splitlines()), ""), LINE_LIMIT)
+        logger.error(f"{what} ({kind}{reason}); the run goes on")
 
 
 class _StopNow(SystemExit):
@@ -220,7 +222,7 @@ class Trainer(TrainerBase):
         self._data_time = time.perf_counter() - self._step_start
         reasons = [reason for image in batch for reason in image["skipped"]]
         for reason in reasons if self.skip_budget else ():
-            logger.warning(f"left out: {reason}")
+            logger.warning(f"left out: {one_line(reason, LINE_LIMIT)}")
         if any("image" not in image for image in batch):
             error = reasons[-1]  # nothing took its place
         code, skipped = self._agree(STOP_ERROR if error else self.request, len(reasons))
@@ -329,7 +331,7 @@ class Trainer(TrainerBase):
             content = {"iteration": self.iter, "seed": self.seed, "gradient_norm": norm, "processes": processes}
             text = json.dumps(finite_or_text(content), indent=1)
             with going_on("what the iteration saw is not written down"), atomic_write(path) as partial:
-                partial.write_text(text)
+                partial.write_text(text, encoding="utf-8")
         return path
 
     def _write_metrics(self, values: dict[str, Tensor]) -> None:

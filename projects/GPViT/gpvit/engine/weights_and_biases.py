@@ -11,6 +11,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..errors import UserError
 from ..utils.files import atomic_write
+from ..utils.text import LINE_LIMIT, one_line
 
 try:
     import wandb
@@ -33,16 +34,16 @@ class WandbWriter(EventWriter):
 
     def __init__(self, project: str, folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         path = folder / "wandb_id"
-        id = path.read_text() if resume and path.exists() else None
+        id = path.read_text(encoding="utf-8") if resume and path.exists() else None
+        name = one_line(folder.resolve().name)
+        config = {key: one_line(value, LINE_LIMIT) for key, value in config.items()}
         try:
-            self.run = wandb.init(
-                project=project, name=folder.resolve().name, dir=str(folder), config=config, id=id, resume="allow"
-            )
+            self.run = wandb.init(project=project, name=name, dir=str(folder), config=config, id=id, resume="allow")
         except wandb.Error as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(f"train.wandb={project}: {reason}; WANDB_MODE=offline needs no account") from None
         with atomic_write(path) as partial:
-            partial.write_text(self.run.id)
+            partial.write_text(self.run.id, encoding="utf-8")
         self.run.define_metric("*", step_metric="iteration")  # a resumed training may repeat iterations
         self._last_write = -1
 

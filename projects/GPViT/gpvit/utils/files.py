@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
-from .text import one_line
+from .text import PATH_LIMIT, one_line
 
-PATH_LIMIT = 300  # characters of a path in a message
 NAME_LIMIT = 255  # bytes of a file's name, on all usual file systems
 
 

@@ -4,11 +4,17 @@ Whoever wrote the file chose the text. On a terminal it could move the cursor or
 markup. Everything that is shown goes through one of these functions; what is compared or looked up does not.
 """
 
+import io
+import logging
 import os
 import re
+import sys
 import unicodedata
 
 LIMIT = 120  # characters of a name
+PATH_LIMIT = 500  # characters of a path
+LINE_LIMIT = 2000  # characters of a line with names and paths in it
+PAGE_LIMIT = 100_000  # characters of a text of many lines
 JOINERS = "\u200c\u200d"  # part of words in Persian and in Indic scripts, and of emoji
 
 
@@ -25,6 +31,12 @@ def one_line(text: object, limit: int = LIMIT) -> str:
     string = os.fsdecode(text) if isinstance(text, bytes | os.PathLike) else str(text)
     # Only so many characters can be seen, however long the text is.
     shown = "".join(map(_visible, string[: limit + 1]))
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def several_lines(text: str, limit: int = PAGE_LIMIT) -> str:
+    """The text with its line breaks and tabs, and all else as :func:`one_line` shows it."""
+    shown = "".join(c if c in "\n\t" else _visible(c) for c in text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
@@ -49,6 +61,27 @@ def markdown(text: object, limit: int = LIMIT) -> str:
     return re.sub(r"[<>&|~$@]|\b(?:https?|ftp|mailto|www)(?=[:.])", _entity, escaped, flags=re.IGNORECASE)
 
 
+def markdown_code(text: object, limit: int = PATH_LIMIT) -> str:
+    """The text as one line of code in Markdown, also in a table."""
+    shown = one_line(text, limit)
+    # Nothing can be escaped between backquotes, and tables end a cell there all the same.
+    return f"<code>{markdown(text, limit)}</code>" if re.search("[`|<]", shown) else f"`{shown}`"
+
+
 def _entity(match: re.Match[str]) -> str:
     """The first character by its number."""
     return f"&#{ord(match[0][0])};{match[0][1:]}"
+
+
+def print_anything() -> None:
+    """Lets a terminal without some characters show their escapes, where printing would raise an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def show_control_characters(record: logging.LogRecord) -> bool:
+    """A filter for handlers of a log, after which a record is text of :func:`several_lines`."""
+    record.msg, record.args = several_lines(record.getMessage()), None
+    if record.exc_info and not record.exc_text:
+        record.exc_text = several_lines(logging.Formatter().formatException(record.exc_info))
+    return True
