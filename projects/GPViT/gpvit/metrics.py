@@ -1,10 +1,12 @@
-"""What a training wrote down: ``metrics.json``, one JSON object a line."""
+"""What a run wrote down: ``metrics.json``, one JSON object a line, and ``evaluation.json``."""
 
 import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from .errors import UserError
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -14,3 +16,17 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
             if isinstance(row, dict) and "iteration" in row:
                 yield row
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What ``evaluation.json`` says; empty if there is no file. Raises a UserError if it is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{path} is not what an evaluation writes ({reason}); remove it") from None
+    return content

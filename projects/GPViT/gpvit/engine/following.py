@@ -208,32 +208,31 @@ class Curves(Follower):
 
 def save_evaluation(
     folder: str,
-    results: dict[str, Any],
+    results: dict[str, Any] | None,
+    about: dict[str, Any],
     *,
-    images: int,
-    seconds_per_image: float,
-    device: str,
-    weights: str | None,
-    iteration: int | None,
+    images: int | None = None,
+    seconds_per_image: float | None = None,
+    device: str | None = None,
 ) -> None:
     """Writes ``evaluation.json``.
 
     Args:
         folder: of the run.
-        results: as Detectron2's evaluators give them.
+        results: as Detectron2's evaluators give them; None while there are none yet.
+        about: what they are of: "weights", the file that the model comes from, or None in a training; "iteration",
+            iterations that it was trained for, where they are known; "data", see :func:`gpvit.evaluation.evaluated_data`;
+            "settings", see :func:`.settings`.
         images: how many were evaluated.
         seconds_per_image: of one process, from the first image to the last: reading, the model, collecting its results.
         device: of the model.
-        weights: the file that the model comes from; None in a training.
-        iteration: iterations that it was trained for, where they are known.
     """
     content = {
         "results": results,
         "images": images,
         "seconds_per_image": seconds_per_image,
         "device": device,
-        "weights": weights,
-        "iteration": iteration,
+        **about,
     }
     with going_on("no evaluation.json this time"), whole(Path(folder, "evaluation.json")) as path:
         path.write_text(json.dumps(finite_or_text(content), indent=1))
