@@ -30,7 +30,7 @@ from common import refuse_to_replace
 from faster_coco_eval import COCOeval_faster
 from gpvit.errors import UserError
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
-from gpvit.metrics import read_metrics
+from gpvit.metrics import read_evaluation, read_metrics
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -391,8 +391,10 @@ def read_speed(folder: Path | None) -> dict[str, Any] | None:
     path = folder and folder / "evaluation.json"
     if not path or not path.is_file():
         return None
+    speed = read_evaluation(path)
+    if speed.get("seconds_per_image", 0) is None:  # the evaluation did not come to its end
+        return None
     try:
-        speed = json.loads(path.read_text(encoding="utf-8"))
         return {"seconds": float(speed["seconds_per_image"]), "device": speed["device"], "images": speed["images"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what an evaluation writes ({type(error).__name__}: {error}); remove it") from None
