@@ -4,10 +4,12 @@ python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --num-gpus 8
 python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only train.init_checkpoint=model.pth
 """
 
+import contextlib
 import logging
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import gpvit.checkpoint
 import gpvit.data
@@ -17,6 +19,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from gpvit.engine import (
+    DATA,
     Checkpoints,
     Evaluation,
     Trainer,
@@ -26,41 +29,52 @@ from gpvit.engine import (
     check_unchanged,
     choose_device,
     device_name,
-    digest,
     evaluation_bar,
     launch,
     load_config,
+    loading_failure,
     newest,
+    refuse_evaluated,
+    refuse_to_replace_results,
     refuse_used,
     save_config,
     save_evaluation,
+    settings,
     setup,
+    share_batches,
     shared_seed,
 )
 from gpvit.errors import ProcessError, UserError, listed
+from gpvit.evaluation import evaluated_data
+from gpvit.utils.files import lock_folder
+from gpvit.utils.fingerprint import dataset_fingerprint, like
 from gpvit.utils.text import print_anything
 from torch import nn
 
 logger = logging.getLogger("gpvit")
 
 
-def do_test(cfg, model, iteration: int | None, weights: str | None = None) -> dict:
+def do_test(cfg, model, about: dict[str, Any]) -> dict:
     """Evaluates a model on ``cfg.dataloader.test`` by ``cfg.dataloader.evaluator``; rank 0 gets the results.
 
     Args:
-        iteration: iterations that the model was trained for, where they are known.
-        weights: the file that it comes from, if that is no training.
+        about: what evaluation.json says the results are of, in rank 0.
 
     Raises:
         UserError: an image cannot be read; or, outside of a training, the results cannot be written.
     """
-    loader, evaluator, times = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator), []
+    loader, evaluator = share_batches(instantiate(cfg.dataloader.test)), instantiate(cfg.dataloader.evaluator)
+    times: list[float] = []
     clock = {event: lambda: times.append(time.perf_counter()) for event in ("on_start", "on_end")}
     try:
         with evaluation_bar(loader) as batches:
             results = inference_on_dataset(model, batches, evaluator, clock)
     except UserError as error:  # an image of this process's part
         raise ProcessError(str(error)) from None
+    except (RuntimeError, OSError) as error:
+        if reason := loading_failure(error):
+            raise ProcessError(f"evaluation: {reason}") from error
+        raise
     if comm.is_main_process():
         print_csv_format(results)
         images = len(loader.dataset)
@@ -69,19 +83,30 @@ def do_test(cfg, model, iteration: int | None, weights: str | None = None) -> di
             save_evaluation(
                 cfg.train.output_dir,
                 results,
+                about,
                 images=images,
                 seconds_per_image=(times[1] - times[0]) * comm.get_world_size() / images,
                 device=device_name(cfg.train.device),
-                weights=weights,
-                iteration=iteration,
             )
         except UserError as error:
             unwritten = unwritten or str(error)
-        if unwritten and weights is not None:
+        if unwritten and about["weights"] is not None:
             raise ProcessError(unwritten)
         if unwritten:
             logger.error(f"{unwritten}; the training goes on")
     return results
+
+
+def describe_results(cfg, iteration: int | None, weights: str | None = None) -> dict[str, Any]:
+    """What evaluation.json says the results are of.
+
+    Args:
+        iteration: iterations that the model was trained for, where they are known.
+        weights: the file that it comes from, if that is no training.
+    """
+    masks = "segm" in (cfg.dataloader.evaluator.get("tasks") or ())
+    data = evaluated_data(cfg.dataloader.test.dataset.names, masks=masks)
+    return {"weights": weights, "iteration": iteration, "settings": settings(cfg), "data": data}
 
 
 def do_train(args, cfg) -> nn.Module:
@@ -98,22 +123,27 @@ def do_train(args, cfg) -> nn.Module:
     """
     if not args.resume:
         refuse_used(cfg.train.output_dir)
+    refuse_evaluated(cfg.train.output_dir)
     state = newest(cfg.train.output_dir) if args.resume else None
     seed = state["seed"] if state is not None else shared_seed(cfg.train.seed)
     start_iter = state["trainer"]["iteration"] if state is not None else 0
     cfg.dataloader.train.update(seed=seed, start_iter=start_iter, skip=cfg.train.skip_budget > 0)
     loader = instantiate(cfg.dataloader.train)
     classes = gpvit.data.class_names(cfg.dataloader.train)
-    checkpoints = Checkpoints(cfg, classes, digest(loader.dataset.records), **cfg.train.checkpointer)
+    records = loader.dataset.records
+    checkpoints = Checkpoints(cfg, classes, dataset_fingerprint(records, classes), **cfg.train.checkpointer)
     if state is not None:
         if state["classes"] != classes:
             raise UserError(
                 f"{state['path']} is of a training for other classes ({listed(state['classes'])}) than the data has "
                 f"({listed(classes)}): begin anew in another train.output_dir, from its weights if you like"
             )
-        check_unchanged(state["config"], checkpoints.config, state["path"])
+        data = like(state["config"].get(DATA, ""), records, classes)
+        check_unchanged(state["config"], checkpoints.config | {DATA: data}, state["path"])
+    about = {}
     if comm.is_main_process():
         save_config(cfg, f"{cfg.train.output_dir}/config.yaml")
+        about = describe_results(cfg, None)
     model = instantiate(cfg.model).to(cfg.train.device)
     if state is None and cfg.train.init_checkpoint:
         gpvit.checkpoint.load(model, cfg.train.init_checkpoint, classes, for_training=True)
@@ -144,8 +174,12 @@ def do_train(args, cfg) -> nn.Module:
     followers = []
     if comm.is_main_process():
         checkpoints.forget_metrics()
-        followers = build_followers(args, cfg, model, checkpoints, seed, loader.dataset.records)
-    evaluation = Evaluation(cfg.train.eval_period, lambda net: do_test(cfg, net, trainer.done), checkpoints, followers)
+        followers = build_followers(args, cfg, model, checkpoints, seed, records)
+
+    def evaluate(net: nn.Module) -> dict:
+        return do_test(cfg, net, about | {"iteration": trainer.done})
+
+    evaluation = Evaluation(cfg.train.eval_period, evaluate, checkpoints, followers)
     trainer.register_hooks([evaluation, *followers])
     trainer.train(loader, cfg.train.max_iter)
     return model
@@ -167,27 +201,57 @@ def configure(args):
     return cfg
 
 
+@contextlib.contextmanager
+def alone_in(folder: str) -> Iterator[None]:
+    """Keeps other runs out of the output folder, and this one, all of its processes, if there is another."""
+    with contextlib.ExitStack() as stack:
+        raise_together(lambda: stack.enter_context(lock_folder(folder)))
+        yield
+
+
+def raise_together(action: Callable[[], object]) -> None:
+    """Does something in process 0; a UserError is raised in all."""
+    error = ""
+    if comm.is_main_process():
+        try:
+            action()
+        except UserError as failure:
+            error = str(failure)
+    if error := next(filter(None, comm.all_gather(error)), ""):
+        raise UserError(error)
+
+
+def evaluate_only(cfg) -> nn.Module:
+    """Evaluates ``train.init_checkpoint``."""
+    file = gpvit.checkpoint.read(cfg.train.init_checkpoint)
+    classes = file.require_classes()
+    wanted = gpvit.data.class_names(cfg.dataloader.test)
+    if classes != wanted:
+        raise UserError(
+            f"{file.path} was trained for other classes ({listed(classes)}) than the data has ({listed(wanted)})"
+        )
+    folder, about = cfg.train.output_dir, {}
+    if comm.is_main_process():
+        about = describe_results(cfg, file.about.get("iterations"), file.path)
+    raise_together(lambda: refuse_to_replace_results(folder, about))
+    setup(cfg)
+    model = instantiate(cfg.model).to(cfg.train.device)
+    gpvit.checkpoint.load(model, file, classes)
+    if comm.is_main_process():
+        save_evaluation(folder, None, about)  # so that what an evaluation that is stopped leaves is known to be of this one
+        save_config(cfg, f"{folder}/config.yaml")
+    do_test(cfg, model, about)
+    return model
+
+
 def main(args) -> nn.Module:
     """What each process runs; returns the trained or evaluated model."""
     cfg = configure(args)
-    setup(cfg)
-    if args.eval_only:
-        file = gpvit.checkpoint.read(cfg.train.init_checkpoint)
-        classes = file.require_classes()
-        wanted = gpvit.data.class_names(cfg.dataloader.test)
-        if classes != wanted:
-            raise UserError(
-                f"{file.path} was trained for other classes ({listed(classes)}) than the data has ({listed(wanted)})"
-            )
-        model = instantiate(cfg.model).to(cfg.train.device)
-        gpvit.checkpoint.load(model, file, classes)
-        folder = Path(cfg.train.output_dir)
-        of_training = [*folder.glob("model_*.pth"), *folder.glob("metrics.json")]
-        if comm.is_main_process() and not of_training:  # whose config.yaml stays
-            save_config(cfg, f"{folder}/config.yaml")
-        do_test(cfg, model, file.about.get("iterations"), file.path)
-        return model
-    return do_train(args, cfg)
+    with alone_in(cfg.train.output_dir):
+        if args.eval_only:
+            return evaluate_only(cfg)
+        setup(cfg)
+        return do_train(args, cfg)
 
 
 if __name__ == "__main__":

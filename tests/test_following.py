@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -259,17 +260,65 @@ def test_the_command_for_evaluation_that_the_folder_gives_works(trained: Path) -
     assert (trained / "config.yaml").read_bytes() == config and (trained / "evaluation.json").read_bytes() == results
 
 
-def test_an_evaluation_is_written_down_with_its_speed_and_leaves_the_trainings_config(
-    trained: Path, synthetic_data: Path, capfd: pytest.CaptureFixture
-) -> None:
-    before, config = json.loads((trained / "evaluation.json").read_text()), (trained / "config.yaml").read_bytes()
+def test_an_evaluation_is_written_down_with_its_speed_and_its_data(trained: Path, synthetic_data: Path) -> None:
+    before = json.loads((trained / "evaluation.json").read_text())
     assert before["iteration"] == 4 and before["images"] == 4 and before["weights"] is None
     assert {"AP", "AP50"} <= before["results"]["segm"].keys() and "CPU" in before["device"]
     assert 0 < before["seconds_per_image"] < 5
-    train(trained, synthetic_data, "--eval-only", f"train.init_checkpoint={trained / 'model_0000002.pth'}")
-    after = json.loads((trained / "evaluation.json").read_text())
-    assert after["weights"] == str(trained / "model_0000002.pth")
-    assert (trained / "config.yaml").read_bytes() == config
+    data = before["data"]
+    assert data["name"] == f"coco:{synthetic_data}:val" and data["file"] == str(synthetic_data / "annotations" / "val.json")
+    assert data["masks"] and data["fingerprint"].startswith("2:")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_evaluation_alone_never_replaces_what_a_run_wrote(trained: Path, synthetic_data: Path) -> None:
+    before = contents(trained)
+    with pytest.raises(UserError, match=f"is the folder of a training .*for example train.output_dir={trained}/evaluation"):
+        train(trained, synthetic_data, "--eval-only", f"train.init_checkpoint={trained / 'model_0000002.pth'}")
+    assert contents(trained) == before
+
+
+def test_an_evaluation_is_replaced_by_the_same_one_alone(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(synthetic_data, data)
+    options = ("--eval-only", f"train.init_checkpoint={trained / 'model_0000002.pth'}")
+    train(out, synthetic_data, *options)
+    train(out, data, *options)  # the same at another place
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["weights"] == str(trained / "model_0000002.pth") and evaluation["iteration"] == 2
+    (out / "evaluation.json").write_text(json.dumps(evaluation | {"results": None, "images": None}))
+    train(out, data, *options)  # as after one that was killed
+    before = contents(out)
+    path = data / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"annotations": content["annotations"][1:]}))
+    final = f"train.init_checkpoint={trained / 'model_final.pth'}"
+    for folder, arguments, what in (
+        (data, options, "data"),
+        (synthetic_data, ("--eval-only", final), "weights, iteration"),
+        (synthetic_data, (*options, "dataloader.short_side=96"), "settings"),
+    ):
+        message = f"results of an evaluation with other {what}: .*train.output_dir={tmp_path / 'evaluation'}$"
+        with pytest.raises(UserError, match=message):
+            train(out, folder, *arguments)
+    (out / "log.txt").unlink()
+    for arguments in ((), ("--resume",)):
+        with pytest.raises(UserError, match="has the results of an evaluation: give the training another train.output_dir"):
+            train(out, synthetic_data, *arguments)
+    after = contents(out)
+    assert all(after[path] == before[path] for path in before if path.name != "log.txt")
+
+
+def test_an_evaluation_that_does_not_say_what_it_is_of_is_not_replaced(
+    trained: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "coco_instances_results.json").write_text("precious")
+    with pytest.raises(UserError, match="has the results of an evaluation with other weights, iteration, settings and|data"):
+        train(tmp_path, synthetic_data, "--eval-only", f"train.init_checkpoint={trained / 'model_final.pth'}")
+    assert (tmp_path / "coco_instances_results.json").read_text() == "precious"
 
 
 def test_a_readme_of_somebody_else_is_left_as_it_is(synthetic_data: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import report
 import view_predictions
 from detectron2.data.datasets import register_coco_instances
 from gpvit.annotations import read
+from gpvit.data import register_folder
 from gpvit.errors import UserError
-from gpvit.evaluation import coco_ap
+from gpvit.evaluation import coco_ap, evaluated_data
 from gpvit.matching import Outcome, index, match, outcomes
 from PIL import Image
 from pycocotools import mask as mask_api
@@ -330,6 +331,60 @@ def test_drawing_goes_on_past_pictures_that_are_missing_or_of_another_size(
     assert f"{first}: cannot be read" in errors and f"{second}: is 30 x 20 pixels, and " in errors
     call(monkeypatch, report, run, "--annotations", truth, "--images", images)
     assert "2 cannot be read" in (run / "report.html").read_text()
+
+
+def say_what_it_is_of(run: Path, name: str, **changes: Any) -> None:
+    """Writes what an evaluation says of its data next to its results."""
+    data = evaluated_data(name, masks=True) | changes
+    (run / "evaluation.json").write_text(json.dumps({"weights": None, "seconds_per_image": None, "data": data}))
+
+
+@pytest.mark.parametrize("kind", ["folder", "registered", "boxes"])
+def test_results_are_shown_with_the_data_that_they_are_of_alone(
+    monkeypatch: pytest.MonkeyPatch, run: Path, synthetic_data: Path, tmp_path: Path, kind: str
+) -> None:
+    data, path = tmp_path / "data", run / "coco_instances_results.json"
+    shutil.copytree(synthetic_data, data)
+    annotations = data / "annotations" / "val.json"
+    name = register_folder(str(data), "val", masks=kind != "boxes")
+    if kind == "registered":
+        name = f"registered_{data}"
+        register_coco_instances(name, {}, str(annotations), str(data / "images"))
+    (run / "config.yaml").write_text(f"dataloader:\n  test:\n    dataset: {{names: '{name}'}}\n")
+    if kind == "boxes":
+        path.write_text(
+            json.dumps([{k: v for k, v in item.items() if k != "segmentation"} for item in json.loads(path.read_text())])
+        )
+    say_what_it_is_of(run, name)
+    ways = ([run], [run, "--data", data], ["--results", path, "--annotations", annotations, "--images", data / "images"])
+    for arguments in ways:
+        inputs_of(*arguments)
+    empty = path.read_text()
+    path.write_text("[]")  # which does not say whether masks were evaluated
+    inputs_of(run)
+    path.write_text(empty)
+    content = json.loads(annotations.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    annotations.write_text(json.dumps(content))
+    for arguments in ways:
+        for tool in (report, view_predictions):
+            with pytest.raises(UserError, match=f"results.json is of other data than .*: of {name} .*or evaluate again"):
+                call(monkeypatch, tool, *arguments)
+    assert not (run / "report.html").exists() and not (run / "predictions").exists()
+    path.rename(run / "mine.json")  # nobody has said what this is of
+    inputs_of("--results", run / "mine.json", "--data", data)
+
+
+def test_results_of_an_older_evaluation_are_shown_with_a_note(
+    run: Path, synthetic_data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (run / "evaluation.json").write_text('{"weights": null, "seconds_per_image": 1, "device": "CPU", "images": 4}')
+    inputs_of(run)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not say which data coco_instances_results.json is of" in line
+    (run / "evaluation.json").write_text("[1")
+    with pytest.raises(UserError, match="evaluation.json is not what an evaluation writes"):
+        inputs_of(run)
 
 
 def test_nothing_is_written_over_without_being_told(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:

@@ -40,10 +40,10 @@ from detectron2.modeling import FPN, GeneralizedRCNN, SwinTransformer
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
+from evaluating import evaluation
 from gpvit.engine import detectron2_config, load_config
 from gpvit.errors import UserError
 from gpvit.utils.files import atomic_write
-from evaluating import evaluation
 from limit import Operation, Operations, Rates
 from measure import RETURN_MEMORY, Meter, image_size, in_a_process, machine, memory_since_reset
 from omegaconf import DictConfig

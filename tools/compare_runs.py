@@ -13,9 +13,9 @@ from pathlib import Path
 from common import refuse_to_replace
 from gpvit.errors import UserError, listed
 from gpvit.metrics import read_metrics
-from gpvit.utils.text import one_line, print_anything
 from gpvit.utils.files import atomic_write
 from gpvit.utils.fonts import draw_all_characters
+from gpvit.utils.text import one_line, print_anything
 from matplotlib.figure import Figure
 
 

@@ -41,9 +41,9 @@ from typing import TextIO
 import cv2
 import numpy as np
 from common import add_detector, detector, refuse_to_replace, save_picture
-from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
+from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
 from gpvit.engine.launch import stop_signals_to
 from gpvit.errors import UserError
 from gpvit.images import FORMATS, read_image

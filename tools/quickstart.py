@@ -19,7 +19,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
-from gpvit.engine import load_config
+from gpvit.engine import load_config, share_batches
 from gpvit.errors import UserError
 from gpvit.evaluation import coco_ap
 from gpvit.images import read_image
@@ -110,7 +110,8 @@ def untrained_results(folder: Path, overrides: list[str]) -> list[dict]:
     gpvit.data.use_folder(cfg, str(folder), train=False)
     cfg.train.output_dir = str(OUTPUT / "untrained")
     torch.manual_seed(0)
-    inference_on_dataset(instantiate(cfg.model), instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+    loader = share_batches(instantiate(cfg.dataloader.test))
+    inference_on_dataset(instantiate(cfg.model), loader, instantiate(cfg.dataloader.evaluator))
     return json.loads((OUTPUT / "untrained" / "coco_instances_results.json").read_text())
 
 

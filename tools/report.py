@@ -30,9 +30,9 @@ from common import refuse_to_replace
 from faster_coco_eval import COCOeval_faster
 from gpvit.errors import UserError
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
-from gpvit.metrics import is_number, read_metrics
-from gpvit.utils.text import LINE_LIMIT, one_line, print_anything, several_lines
+from gpvit.metrics import is_number, read_evaluation, read_metrics
 from gpvit.utils.files import atomic_write
+from gpvit.utils.text import LINE_LIMIT, one_line, print_anything, several_lines
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -405,13 +405,15 @@ def read_speed(folder: Path | None) -> dict[str, Any] | None:
     path = folder and folder / "evaluation.json"
     if not path or not path.is_file():
         return None
+    speed = read_evaluation(path)
+    if speed.get("seconds_per_image", 0) is None:  # the evaluation did not come to its end
+        return None
     try:
-        speed = json.loads(path.read_text(encoding="utf-8"))
         seconds, device, images = speed["seconds_per_image"], speed["device"], speed["images"]
         if not (is_number(seconds) and seconds > 0 and isinstance(device, str) and is_number(images)):
             raise ValueError("seconds_per_image, device or images are of another kind")
         return {"seconds": float(seconds), "device": one_line(device), "images": int(images)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(
             f"{path} is not what an evaluation writes ({type(error).__name__}: {one_line(error)}); remove it"
         ) from None

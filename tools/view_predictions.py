@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +22,16 @@ import numpy as np
 from common import refuse_to_replace
 from detectron2.data import MetadataCatalog
 from gpvit import annotations, layouts
+from gpvit.annotations import CocoFile
 from gpvit.engine import load_config
 from gpvit.errors import UserError
-from gpvit.evaluation import check_masks
+from gpvit.evaluation import check_masks, coco_fingerprint
 from gpvit.images import read_image
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
-from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
+from gpvit.metrics import read_evaluation
 from gpvit.utils.files import atomic_write, make_folder
 from gpvit.utils.fonts import draw_all_characters
+from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
 from gpvit.visualize import NAME_LIMIT
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -100,6 +102,15 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images of --annotations")
 
 
+class Source(NamedTuple):
+    """Ground truth, and how its annotations are read again, with or without masks, for their fingerprint."""
+
+    truth: COCO
+    images: Path | None
+    data: str
+    read: Callable[[bool], CocoFile]
+
+
 def read_inputs(args: argparse.Namespace) -> Inputs:
     """Results and truth. Raises a UserError if something is missing or does not fit together."""
     if args.folder is None and args.results is None:
@@ -112,26 +123,55 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     results = read_results(path)
     masks = "segm" in tasks_of(results)
     if args.annotations:
-        file = annotations.read(args.annotations, args.images or "", masks=masks)
-        file.stop_if_fatal()
-        truth, images, data = file.coco(), args.images, str(args.annotations)
+        source = _from_file(args.annotations, args.images, masks)
     elif args.data:
-        truth, images, data = _own_data(args.data, args.split, masks)
+        source = _own_data(args.data, args.split, masks)
     elif args.folder:
-        truth, images, data = _data_of(args.folder / "config.yaml", masks)
+        source = _data_of(args.folder / "config.yaml", masks)
     else:
         raise UserError("give the data of the results by --data DIR, or --annotations FILE and --images DIR")
-    check_results(results, truth, path)
-    found = {task: index(results, truth, task) for task in tasks_of(results)}
-    return Inputs(path, args.folder, truth, images, found, data)
+    if path.name == RESULTS:  # what others wrote is not what evaluation.json is about
+        check_data(path, source)
+    check_results(results, source.truth, path)
+    found = {task: index(results, source.truth, task) for task in tasks_of(results)}
+    return Inputs(path, args.folder, source.truth, source.images, found, source.data)
 
 
-def _own_data(root: str, split: str, masks: bool) -> tuple[COCO, Path, str]:
-    file = layouts.read(root, split, masks=masks)
-    return file.coco(), Path(file.image_root), f"{root}, {split}"
+def check_data(results: Path, source: Source) -> None:
+    """Raises a UserError if results are of other data than that by what the evaluation wrote next to them."""
+    path = results.with_name("evaluation.json")
+    evaluated = read_evaluation(path).get("data")
+    if not isinstance(evaluated, dict) or not isinstance(evaluated.get("fingerprint"), str):
+        if path.exists():
+            note = f"note: {path} does not say which data {results.name} is of; taken for that of {source.data}"
+            print(note, file=sys.stderr)
+        return
+    if coco_fingerprint(source.read(bool(evaluated.get("masks")))) != evaluated["fingerprint"]:
+        name, file = (one_line(evaluated.get(key)) for key in ("name", "file"))
+        raise UserError(
+            f"{results} is of other data than {source.data}: of {name} ({file}) as it was when it was evaluated; give "
+            "that by --data or --annotations, or evaluate again"
+        )
 
 
-def _data_of(config: Path, masks: bool) -> tuple[COCO, Path, str]:
+def _from_file(path: Path, images: Path | None, masks: bool) -> Source:
+    def read(masks: bool) -> CocoFile:
+        return annotations.read(path, images or "", masks=masks)
+
+    file = read(masks)
+    file.stop_if_fatal()
+    return Source(file.coco(), images, str(path), read)
+
+
+def _own_data(root: str, split: str, masks: bool) -> Source:
+    def read(masks: bool) -> CocoFile:
+        return layouts.read(root, split, masks=masks)
+
+    file = read(masks)
+    return Source(file.coco(), Path(file.image_root), f"{root}, {split}", read)
+
+
+def _data_of(config: Path, masks: bool) -> Source:
     """The data that a config evaluates on, but for the ids of its objects as the evaluation takes it."""
     hint = "give the data by --data DIR, or --annotations FILE and --images DIR"
     if not config.is_file():
@@ -159,7 +199,11 @@ def _data_of(config: Path, masks: bool) -> tuple[COCO, Path, str]:
         raise UserError(f"cannot read {metadata.json_file} ({type(error).__name__}: {one_line(error)}): {hint}") from None
     if masks:
         check_masks(truth, metadata.json_file)
-    return truth, Path(metadata.image_root), name
+
+    def read(masks: bool) -> CocoFile:
+        return annotations.read(metadata.json_file, metadata.image_root, masks=masks)
+
+    return Source(truth, Path(metadata.image_root), name, read)
 
 
 class Case(NamedTuple):

@@ -6,6 +6,7 @@ starts the processes anew, nothing happens any more. With ORDER, each process wr
 ORDER.RANK, one JSON a line; with GRADIENTS, it fails where a parameter has none.
 """
 
+import ctypes
 import functools
 import json
 import multiprocessing
@@ -13,7 +14,9 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,10 @@ class Sabotage:
                 os.kill(os.getppid(), signal.Signals[name])
             if strikes(f"{name}_group", self.iter):  # as Ctrl-C in a terminal: to data-loading processes, too
                 os.killpg(0, signal.Signals[name])
+            if strikes(f"{name}_soon", self.iter):  # when it waits for data
+                threading.Timer(0.5, os.kill, (os.getpid(), signal.Signals[name])).start()
+            if strikes(f"{name}_parent_soon", self.iter):
+                threading.Timer(0.5, os.kill, (os.getppid(), signal.Signals[name])).start()
         if strikes("disk_full", self.iter):
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
         if strikes("disk_emptied", self.iter):
@@ -132,7 +139,7 @@ def main(args: Any) -> None:
     if metrics := os.environ.get("METRICS"):  # iteration -> what the evaluation finds
 
         def do_test(cfg: Any, model: torch.nn.Module, iteration: int) -> dict:
-            return {"segm": {"AP": json.loads(metrics)[str(Checkpoints.current.trainer.done)]}}
+            return {"segm": {os.environ.get("METRIC", "AP"): json.loads(metrics)[str(Checkpoints.current.trainer.done)]}}
 
         def remember(checkpoints: Checkpoints, *args: Any, **kwargs: Any) -> None:
             create(checkpoints, *args, **kwargs)
@@ -151,6 +158,21 @@ def main(args: Any) -> None:
             time.sleep(1000)
 
         train_net.do_test = do_test
+    after_evaluation = Checkpoints.after_evaluation
+
+    def kill_at_best(checkpoints: Checkpoints, metrics: dict[str, float]) -> None:
+        after_evaluation(checkpoints, metrics)
+        if strikes("kill_at_best", checkpoints.trainer.done):  # nothing else has heard of the evaluation yet
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpoints.after_evaluation = kill_at_best
+    if strikes("SIGTERM_before", 0):
+
+        def build_ddp(model: torch.nn.Module, **options: Any) -> None:
+            os.kill(os.getppid() if comm.get_world_size() > 1 else os.getpid(), signal.SIGTERM)
+            time.sleep(1000)
+
+        train_net.build_ddp = build_ddp
     if strikes("blind", 0):  # to what the other processes see
         checkpoints._newest = lambda folder: None
     train_net.main(args)
@@ -179,6 +201,8 @@ def run(command: list[str], environment: dict[str, str], output: str) -> None:
     """
     os.setsid()
     os.environ.update(environment)
+    if size := environment.get("SHARED_MEMORY"):
+        make_shared_memory(size)
     with open(output, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -188,6 +212,14 @@ def run(command: list[str], environment: dict[str, str], output: str) -> None:
     mp = sys.modules["detectron2.engine.launch"].mp
     mp.start_processes = functools.partial(mp.start_processes, start_method="fork")
     start(command)
+
+
+def make_shared_memory(size: str) -> None:
+    """Gives this process, which must be root's, a /dev/shm of its own."""
+    new_mount_namespace = 0x20000
+    ctypes.CDLL(None).unshare(new_mount_namespace)
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
 
 
 def start(command: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Training survives each of these faults, and goes on as if it had not been; the faults are real, on a CPU."""
 
 import functools
+import hashlib
 import json
 import math
 import multiprocessing
@@ -9,6 +10,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ import torch
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit.engine import load_config, newest
+from gpvit.utils.files import lock_folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 import saboteur
@@ -235,6 +238,58 @@ def test_a_data_loading_process_that_dies_or_hangs_is_a_named_error(
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "workers", "fault"),
+    [(1, 1, "SIGTERM_soon:4"), (1, 0, "SIGINT_soon:4"), (2, 1, "SIGTERM_parent_soon:4:0"), (2, 1, "SIGTERM_soon:4:1")],
+)
+def test_a_signal_while_waiting_for_data_stops_at_once_and_leaves_nobody_behind(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, workers: int, fault: str
+) -> None:
+    undisturbed(ranks)
+    options = [f"dataloader.train.num_workers={workers}", "dataloader.train.timeout=100"]
+    job = train(tmp_path, *options, ranks=ranks, faults=f"{fault},worker_hangs:9")
+    assert job.code == (130 if "SIGINT" in fault else 143) and "Traceback" not in job.output, job.output
+    assert job.seconds < 15  # with 4 iterations, and not the 5 seconds that PyTorch gives each process of its
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 4
+    assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_before_the_training_loop_ends_quietly(train: Callable[..., Run], tmp_path: Path, ranks: int) -> None:
+    job = train(tmp_path, ranks=ranks, faults="SIGTERM_before:0")
+    assert job.code == 143 and "Traceback" not in job.output, job.output
+    line = "error: stopped by SIGTERM outside of the training loop, where there is nothing to save"
+    assert job.errors == [line] or (ranks == 2 and not job.errors)  # the first process may be ended before it can say so
+
+
+@pytest.fixture(scope="module")
+def _mounts() -> None:
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    if shutil.which("unshare") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no right to mount anything")
+
+
+@pytest.mark.usefixtures("_mounts")
+@pytest.mark.parametrize(
+    ("size", "options", "environment"),
+    [
+        ("8k", ["dataloader.train.num_workers=1"], {}),
+        ("100k", ["dataloader.train.num_workers=1"], {}),
+        ("100k", ["dataloader.test.num_workers=1", "dataloader.short_side=200"], {"EVALUATION": "on"}),
+    ],
+)
+def test_a_full_shared_memory_is_named_at_once(
+    train: Callable[..., Run], tmp_path: Path, size: str, options: list[str], environment: dict[str, str]
+) -> None:
+    options = ["dataloader.train.num_workers=0", "dataloader.train.timeout=100", "train.eval_period=2", *options]
+    job = train(tmp_path, *options, SHARED_MEMORY=size, **environment)
+    assert job.code == 1 and job.seconds < 20 and "Traceback" not in job.output, job.output
+    (line,) = job.errors
+    assert "no room in /dev/shm" in line and "--shm-size" in line and "num_workers=0" in line
+    if environment:
+        assert newest(str(tmp_path))["trainer"]["iteration"] == 2
+
+
 @pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)])
 def test_out_of_memory_stops_all_with_the_image_sizes_and_resumes(
     train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, rank: int
@@ -302,7 +357,7 @@ def test_a_folder_that_is_removed_is_made_anew_and_the_training_goes_on(
 ) -> None:
     job = train(tmp_path / "run", faults="folder_removed:4")
     assert job.code == 0 and "Traceback" not in job.log
-    assert job.log.count("somebody has removed") == 1
+    assert job.log.count("metrics.json was removed") == 1
     assert same(job.final(), undisturbed(1).final())
     assert list(losses(job.folder)) == list(range(4, ITERATIONS)) and (job.folder / "README.md").exists()
 
@@ -363,6 +418,65 @@ def test_data_may_move_and_not_change(train: Callable[..., Run], synthetic_data:
     path.write_text(json.dumps(content))
     job = train(tmp_path / "out", "train.max_iter=2", "--resume", data=data)
     assert job.code == 1 and len(job.errors) == 1 and "content of the training data: " in job.errors[0], job.output
+
+
+def digest_of_version_1(data: Path) -> str:
+    """What checkpoints had of their data until November 2026."""
+    found = hashlib.sha256()
+    for record in gpvit.data.layouts.read(str(data), "train").records():
+        if any(not item["iscrowd"] for item in record["annotations"]):
+            image = os.path.basename(record["file_name"]), record["image_id"], record["width"], record["height"]
+            objects = [(item["category_id"], *map(float, item["bbox"])) for item in record["annotations"]]
+            found.update(repr((image, objects)).encode())
+    return found.hexdigest()[:16]
+
+
+def test_a_training_of_an_older_version_is_resumed_with_its_data_and_no_other(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], synthetic_data: Path, tmp_path: Path
+) -> None:
+    content = gpvit.checkpoint.read_content(str(undisturbed(1).folder / "model_0000006.pth"))
+    key = "content of the training data"
+    for folder, digest in (("same", digest_of_version_1(synthetic_data)), ("other", "0123456789abcdef")):
+        (tmp_path / folder).mkdir()
+        old = content | {"config": content["config"] | {key: digest}}
+        gpvit.checkpoint.save(old, str(tmp_path / folder / "model_0000006.pth"))
+    job = train(tmp_path / "same", "--resume")
+    assert job.code == 0 and same(job.final(), undisturbed(1).final())
+    saved = gpvit.checkpoint.read_content(str(job.folder / "model_final.pth"))["config"][key]
+    assert saved.startswith("2:") and saved == content["config"][key]
+    job = train(tmp_path / "other", "--resume")
+    assert job.code == 1 and f"{key}: 0123456789abcdef -> {digest_of_version_1(synthetic_data)}" in job.errors[0]
+
+
+def test_masks_may_not_change_either(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run], synthetic_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(synthetic_data / "annotations", data / "annotations")
+    (data / "images").symlink_to(synthetic_data / "images")
+    path = data / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    polygon = next(a["segmentation"][0] for a in content["annotations"] if isinstance(a["segmentation"], list))
+    polygon[0] += 0.25
+    path.write_text(json.dumps(content))
+    (tmp_path / "out").mkdir()
+    shutil.copy(undisturbed(1).folder / "model_0000006.pth", tmp_path / "out")
+    job = train(tmp_path / "out", "--resume", data=data)
+    assert job.code == 1 and "content of the training data: " in job.errors[0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_in_a_folder_that_another_one_writes_to_is_refused(
+    train: Callable[..., Run], tmp_path: Path, ranks: int
+) -> None:
+    folder = tmp_path / "out"
+    with lock_folder(folder):
+        for arguments in ([], ["--resume"], ["--eval-only", "train.init_checkpoint=nothing.pth"]):
+            job = train(folder, *arguments, ranks=ranks)
+            assert job.code == 1 and len(job.errors) == 1 and "Traceback" not in job.output, job.output
+            assert f"another run writes to {folder} (process {os.getpid()} on " in job.errors[0]
+            assert sorted(path.name for path in folder.iterdir()) == [".lock", "output.txt"]
+    assert train(folder, "train.max_iter=1", ranks=ranks).code == 0
 
 
 def test_the_same_seed_gives_the_same_training_with_any_number_of_data_loading_processes(
@@ -542,6 +656,88 @@ def test_the_best_checkpoint_is_kept_and_a_training_that_gets_no_better_ends_als
     assert again.code == 0 and again.final()["trainer"]["iteration"] == 5
 
 
+BEST = ["train.checkpointer.best_metric=segm/AP", "train.ema_decay=0", "dataloader.train.num_workers=0"]
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def with_best(train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The job that nothing happened to, evaluated after 2, 4 and 6 iterations; the second time is the best."""
+    options = [*BEST, "train.eval_period=2", "train.checkpointer.period=100"]
+    job = train(tmp_path_factory.mktemp("with_best"), *options, METRICS=json.dumps({2: 10, 4: 30, 6: 20, 8: 20}))
+    assert job.code == 0 and state(job.folder / "model_best.pth")["trainer"]["iteration"] == 4
+    return job
+
+
+@pytest.mark.parametrize("iteration", [2, 4])
+def test_a_training_that_has_only_its_best_checkpoint_goes_on_from_there(
+    train: Callable[..., Run], with_best: Run, tmp_path: Path, iteration: int
+) -> None:
+    options = [*BEST, "train.eval_period=2", "train.checkpointer.period=100"]
+    metrics = json.dumps({2: 10, 4: 30, 6: 20, 8: 20})
+    assert train(tmp_path, *options, faults=f"kill_at_best:{iteration}", METRICS=metrics).code == -9
+    assert [path.name for path in tmp_path.glob("model_*")] == ["model_best.pth"]
+    job = train(tmp_path, *options, "--resume", METRICS=metrics)
+    assert job.code == 0 and f"training from iteration {iteration} to" in job.log, job.output
+    assert same(job.final(), with_best.final())
+    assert losses(job.folder).items() <= losses(with_best.folder).items()
+    assert same(state(tmp_path / "model_best.pth"), state(with_best.folder / "model_best.pth"))
+
+
+def test_the_best_checkpoint_stands_in_for_damaged_ones(train: Callable[..., Run], with_best: Run, tmp_path: Path) -> None:
+    options = [*BEST, "train.eval_period=2", "train.checkpointer.period=3"]
+    metrics = json.dumps({2: 10, 4: 30, 6: 20, 8: 20})
+    train(tmp_path, *options, faults="kill:7", METRICS=metrics)
+    damage(tmp_path / "model_0000006.pth")
+    job = train(tmp_path, *options, "--resume", METRICS=metrics)
+    assert job.code == 0 and "training from iteration 4 to" in job.log
+    assert same(job.final()["model"], with_best.final()["model"])
+    assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == 4
+
+
+def test_a_damaged_best_checkpoint_is_not_the_end_of_the_others_and_alone_is_not_written_over(
+    train: Callable[..., Run], with_best: Run, tmp_path: Path
+) -> None:
+    shutil.copy(with_best.folder / "model_best.pth", tmp_path)
+    damage(tmp_path / "model_best.pth")
+    before = (tmp_path / "model_best.pth").read_bytes()
+    job = train(tmp_path, *BEST, "--resume", METRICS="{}")
+    assert job.code == 1 and "1 checkpoints, and none of them can be read" in job.errors[0]
+    assert (tmp_path / "model_best.pth").read_bytes() == before
+
+
+def test_the_best_checkpoint_is_not_replaced_by_a_worse_one_after_a_restart(
+    train: Callable[..., Run], tmp_path: Path
+) -> None:
+    options = [*BEST, "train.eval_period=2", "train.checkpointer.period=2"]
+    train(tmp_path, *options, faults="kill_at_best:4", METRICS=json.dumps({2: 10, 4: 30}))
+    assert (tmp_path / "model_0000004.pth").exists()  # which does not know of this evaluation
+    best = (tmp_path / "model_best.pth").read_bytes()
+    job = train(tmp_path, *options, "--resume", METRICS=json.dumps({4: 20, 6: 25, 8: 29}))
+    assert job.code == 0 and (tmp_path / "model_best.pth").read_bytes() == best
+
+
+def test_another_metric_has_its_own_best(train: Callable[..., Run], with_best: Run, tmp_path: Path) -> None:
+    shutil.copy(with_best.folder / "model_best.pth", tmp_path)
+    options = ["train.eval_period=2", "train.checkpointer.best_metric=segm/AP50", *BEST[1:]]
+    job = train(tmp_path, *options, "--resume", METRICS=json.dumps({4: 1, 6: 3, 8: 2}), METRIC="AP50")
+    assert job.code == 0 and "was that by segm/AP, now segm/AP50 counts" in job.log, job.output
+    assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == 6
+
+
+def test_new_checkpoints_are_kept_and_not_damaged_ones_in_their_place(train: Callable[..., Run], tmp_path: Path) -> None:
+    train(tmp_path, "dataloader.train.num_workers=0", faults="kill:7")
+    damage(tmp_path / "model_0000006.pth")
+    options = ["--resume", "train.checkpointer.period=1", "train.checkpointer.max_to_keep=1"]
+    train(tmp_path, *options, "dataloader.train.num_workers=0", faults="kill:5")
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 5
+
+
 def test_old_checkpoints_are_removed_also_across_restarts(train: Callable[..., Run], tmp_path: Path) -> None:
     options = ["train.checkpointer.period=1", "train.checkpointer.max_to_keep=2", "dataloader.train.num_workers=0"]
     train(tmp_path, *options, faults="kill:3")
@@ -584,11 +780,14 @@ def test_all_processes_stop_when_the_loss_of_one_is_not_finite(forks: Any, tmp_p
     assert all("loss or gradient is not finite" in result for result in results)
 
 
-def test_a_best_checkpoint_is_not_the_one_to_resume_from(train: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_stop_behind_the_best_checkpoint_leaves_a_numbered_one_that_a_better_one_does_not_replace(
+    train: Callable[..., Run], tmp_path: Path
+) -> None:
     options = ["train.eval_period=1", "train.checkpointer.best_metric=segm/AP", "train.checkpointer.period=3"]
     metrics = {1: 10, 2: 10, 3: 10, 4: 20, 5: 30}
     train(tmp_path, *options, "dataloader.train.num_workers=0", faults="SIGTERM:4", METRICS=json.dumps(metrics))
-    assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == newest(str(tmp_path))["trainer"]["iteration"]
+    assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == 4
+    assert state(tmp_path / "model_0000004.pth")["trainer"]["iteration"] == 4
 
 
 def test_a_seed_that_was_not_given_is_the_same_for_all_processes_and_when_resumed(

@@ -29,9 +29,9 @@ from . import __version__, published
 from .backbone import GPViT
 from .errors import UserError, listed
 from .published import size_name, width
-from .utils.text import PAGE_LIMIT, PATH_LIMIT, one_line
 from .utils.files import atomic_write
 from .utils.paths import utf8_path
+from .utils.text import PAGE_LIMIT, PATH_LIMIT, one_line
 
 logger = logging.getLogger(__name__)
 

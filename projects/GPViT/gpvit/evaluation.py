@@ -4,17 +4,22 @@ import contextlib
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import detectron2.evaluation.coco_evaluation as coco_evaluation
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
 from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
 
-from .annotations import mask_fault, usable_size
+from . import annotations
+from .annotations import CocoFile, mask_fault, usable_size
 from .errors import UserError
 from .utils.files import atomic_write
+from .utils.fingerprint import dataset_fingerprint
 from .utils.text import PATH_LIMIT, one_line
 
 # Detectron2 looks its fast implementation up under this name, and has none without its compiled extension.
@@ -110,3 +115,40 @@ def coco_ap(json_file: str, results: list[dict], task: str) -> float:
         evaluation.accumulate()
         evaluation.summarize()
     return float(evaluation.stats[0])
+
+
+def evaluated_data(names: Any, *, masks: bool) -> dict[str, Any]:
+    """What evaluation.json says of the data that results are of.
+
+    Args:
+        names: of the dataset in Detectron2.
+        masks: whether masks are evaluated.
+
+    Returns:
+        "name"; "file" of the annotations; "masks", whether they were read with their masks; "fingerprint", see
+        :func:`coco_fingerprint`. Only the name of data that is not in COCO format, or of several datasets.
+    """
+    if not isinstance(names, str):
+        return {"name": ", ".join(names)}
+    metadata = MetadataCatalog.get(names).as_dict()
+    file: CocoFile | None = metadata.get("coco_file")
+    if file is not None:
+        masks = any("segmentation" in item for objects in file.objects.values() for item in objects)
+    elif os.path.isfile(metadata.get("json_file", "")):
+        file = annotations.read(metadata["json_file"], metadata.get("image_root", ""), masks=masks)
+    else:
+        return {"name": names}
+    return {"name": names, "file": file.path, "masks": masks, "fingerprint": coco_fingerprint(file)}
+
+
+def coco_fingerprint(file: CocoFile) -> str:
+    """The fingerprint of annotations as this project reads them, by the ids of the file, which results refer to.
+
+    The way to them does not matter: a folder, a dataset registered with Detectron2, or a file by its name.
+    """
+    mode = {"bbox_mode": BoxMode.XYWH_ABS}
+    records = (
+        image | {"image_id": id, "annotations": [item | mode for item in file.objects[id]]}
+        for id, image in file.images.items()
+    )
+    return dataset_fingerprint(records, [f"{id} {name}" for id, name in file.categories.items()])

@@ -29,8 +29,8 @@ from tabulate import tabulate
 from . import annotations
 from .errors import UserError, listed
 from .utils.files import cut
-from .utils.yaml_io import read_yaml
 from .utils.text import LINE_LIMIT, one_line
+from .utils.yaml_io import read_yaml
 
 SEED = 0
 VALIDATION = 0.2  # of the images, where nothing says which

@@ -1,9 +1,12 @@
-"""What a training wrote down: ``metrics.json``, one JSON object a line."""
+"""What a run wrote down: ``metrics.json``, one JSON object a line, and ``evaluation.json``."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from .errors import UserError
+from .utils.text import LINE_LIMIT, one_line
 
 LARGEST = 1e39  # beyond float32, in which losses are; matplotlib can draw no axis of much larger numbers
 
@@ -31,3 +34,17 @@ def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def is_number(value: Any) -> bool:
     """Whether this is what a metric, or a score, may be."""
     return type(value) in (int, float) and abs(value) < LARGEST  # NaN is not
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What ``evaluation.json`` says; empty if there is no file. Raises a UserError if it is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        reason = one_line(f"{type(error).__name__}: {error}", LINE_LIMIT)
+        raise UserError(f"{path} is not what an evaluation writes ({reason}); remove it") from None
+    return content

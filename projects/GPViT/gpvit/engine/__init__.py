@@ -1,13 +1,24 @@
-from .checkpoints import Checkpoints, Evaluation, check_unchanged, newest, refuse_used
+from .checkpoints import (
+    DATA,
+    Checkpoints,
+    Evaluation,
+    check_unchanged,
+    newest,
+    refuse_evaluated,
+    refuse_to_replace_results,
+    refuse_used,
+    settings,
+)
 from .config import config_from_yaml, detectron2_config, inference_config, load_config, save_config, with_overrides
 from .following import build_followers, save_evaluation
 from .launch import argument_parser, choose_device, launch
-from .loader import build_train_loader, digest
+from .loader import build_train_loader, loading_failure, share_batches
 from .setup import device_name, setup, shared_seed
 from .terminal import evaluation_bar
 from .trainer import Trainer, build_ddp
 
 __all__ = [
+    "DATA",
     "Checkpoints",
     "Evaluation",
     "Trainer",
@@ -20,16 +31,20 @@ __all__ = [
     "config_from_yaml",
     "detectron2_config",
     "device_name",
-    "digest",
     "evaluation_bar",
     "inference_config",
     "launch",
     "load_config",
+    "loading_failure",
     "newest",
+    "refuse_evaluated",
+    "refuse_to_replace_results",
     "refuse_used",
     "save_config",
     "save_evaluation",
+    "settings",
     "setup",
+    "share_batches",
     "shared_seed",
     "with_overrides",
 ]

@@ -1,6 +1,8 @@
 """Checkpoints of a training: written so that one is always whole, found again, kept in bounds."""
 
+import hashlib
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from torch import nn
 
 from .. import checkpoint
 from ..errors import ProcessError, UserError, listed
-from ..metrics import lines_of
+from ..metrics import lines_of, read_evaluation
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from .config import flattened, inference_config
@@ -32,6 +34,10 @@ FREE = re.compile(
     r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
     r"|dataloader\.train\.(seed|start_iter|skip)"  # which train_net.py sets
 )
+DATA = "content of the training data"  # a key beside those of the config
+
+OF_TRAINING = ("model_*.pth", "metrics.json", "run.json")
+OF_EVALUATION = ("evaluation.json", "coco_instances_results.json", "instances_predictions.pth")
 
 
 class Checkpoints(StopHook):
@@ -40,7 +46,7 @@ class Checkpoints(StopHook):
     Args:
         cfg: the training's config, saved with the state.
         classes: names of the classes, saved with the state.
-        data: :func:`.loader.digest` of the training data, saved with the state.
+        data: :func:`.dataset_fingerprint` of the training data, saved with the state.
         period: iterations between two checkpoints, model_0001000.pth and so on by the iterations that are done.
         max_to_keep: checkpoints to keep, the newest ones; also those of earlier runs in the folder count.
         best_metric: as in metrics.json ("bbox/AP", "segm/AP"): the checkpoint where it was highest is kept as
@@ -70,7 +76,7 @@ class Checkpoints(StopHook):
         self.period, self.max_to_keep = period, max_to_keep
         self.best_metric, self.patience = best_metric, patience
         self.inference_config = inference_config(cfg)
-        self.config = flattened(cfg) | {"content of the training data": data}
+        self.config = flattened(cfg) | {DATA: data}
         self.saved = -1  # iterations that were done at the last save
         self.ended = -1  # at the end that the training is resumed from
         self.best, self.without_better, self.evaluated = float("-inf"), 0, -1  # iterations done then
@@ -100,7 +106,9 @@ class Checkpoints(StopHook):
         checkpoint.save(self.content(), str(self.folder / f"{name}.pth"))
         if name != "model_best":
             self.saved = self.trainer.done
-        for path in sorted(self.folder.glob("model_[0-9]*.pth"))[: -self.max_to_keep]:
+        # What has more iterations was damaged, or the training would have been resumed from there.
+        earlier = [path for path in numbered(self.folder) if int(path.stem.removeprefix("model_")) <= self.trainer.done]
+        for path in earlier[: -self.max_to_keep]:
             path.unlink(missing_ok=True)
         saved = one_line(self.folder / f"{name}.pth", PATH_LIMIT)
         logger.info(f"saved {saved} in {time.perf_counter() - start:.1f} seconds")
@@ -164,6 +172,10 @@ class Checkpoints(StopHook):
         self.saved = trainer.done
         if Path(state["path"]).name == "model_final.pth":
             self.ended = trainer.done
+        metric = state["config"].get("train.checkpointer.best_metric", self.best_metric)
+        if metric != self.best_metric:
+            logger.warning(f"the best checkpoint so far was that by {metric or 'no metric'}, now {self.best_metric} counts")
+            self.best, self.without_better = float("-inf"), 0
 
     def forget_metrics(self) -> None:
         """Removes from metrics.json what will be written again, and a line that was cut short.
@@ -251,6 +263,11 @@ class Evaluation(HookBase):
         comm.synchronize()
 
 
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints on the way, the oldest first."""
+    return sorted(path for path in folder.glob("model_[0-9]*.pth") if re.fullmatch(r"model_\d+", path.stem))
+
+
 def newest(folder: str) -> dict[str, Any] | None:
     """The state in the good checkpoint of a folder with most iterations; None if there is no checkpoint at all.
 
@@ -275,17 +292,21 @@ def newest(folder: str) -> dict[str, Any] | None:
 
 
 def _newest(folder: Path) -> dict[str, Any] | None:
-    paths = sorted(folder.glob("model_[0-9]*.pth"), reverse=True)
-    final = [path for path in [folder / "model_final.pth"] if path.exists()]
-    if not paths and not final:
+    # An earlier end may have been gone beyond, and the best may be the only one. It comes before a numbered one of the same
+    # iterations, which was written before the evaluation that it was the best of, and so knows of no such metric.
+    final, best = ([path] if (path := folder / f"model_{name}.pth").exists() else [] for name in ("final", "best"))
+    paths = numbered(folder)[::-1]
+    if not (final or best or paths):
         return None
-    # An earlier end may have been gone beyond, so the numbered ones count, too.
-    states = [state for candidates in (final, paths) if (state := _first_good(candidates)) is not None]
-    if not states:
-        raise UserError(
-            f"{folder} has {len(paths + final)} checkpoints, and none of them can be read; give another train.output_dir"
-        )
-    return max(states, key=lambda state: state["trainer"]["iteration"])
+    newest = None
+    for candidates in (final, best, paths):
+        state = _first_good(candidates)
+        if newest is None or (state and state["trainer"]["iteration"] > newest["trainer"]["iteration"]):
+            newest = state
+    if newest is None:
+        count = len(final + best + paths)
+        raise UserError(f"{folder} has {count} checkpoints, and none of them can be read; give another train.output_dir")
+    return newest
 
 
 def _first_good(paths: list[Path]) -> dict[str, Any] | None:
@@ -309,6 +330,45 @@ def refuse_used(folder: str) -> None:
         raise UserError(
             f"{folder} has checkpoints of a training ({found[-1].name}): add --resume, or give another train.output_dir"
         )
+
+
+def refuse_evaluated(folder: str) -> None:
+    """Raises a UserError if a folder has the results of ``--eval-only``, which those of a training would replace."""
+    if any(Path(folder).glob("evaluation.json")) and not any(map(any, map(Path(folder).glob, OF_TRAINING))):
+        raise UserError(f"{folder} has the results of an evaluation: give the training another train.output_dir")
+
+
+def settings(cfg: DictConfig) -> str:
+    """A hash of what results depend on beside weights and data."""
+    return hashlib.sha256(inference_config(cfg).encode()).hexdigest()[:16]
+
+
+def refuse_to_replace_results(folder: str, about: dict[str, Any]) -> None:
+    """Raises a UserError if an evaluation would replace what a training, or an evaluation of something else, wrote.
+
+    Args:
+        folder: where its results would go.
+        about: what evaluation.json will say of "weights", "iteration", "settings" and "data".
+    """
+    there = {pattern: sorted(Path(folder).glob(pattern)) for pattern in (*OF_TRAINING, *OF_EVALUATION)}
+    parent = Path(folder) if any(there[pattern] for pattern in OF_TRAINING) else Path(folder).parent
+    names = ("evaluation", *(f"evaluation-{number}" for number in range(2, 100)))
+    free = next((name for name in names if not (parent / name).exists()), "...")
+    suggestion = f"give the evaluation a folder of its own, for example train.output_dir={parent / free}"
+    if found := [path.name for pattern in OF_TRAINING for path in there[pattern]]:
+        raise UserError(f"{folder} is the folder of a training ({found[0]}), whose results stay as they are: {suggestion}")
+    if any(there[pattern] for pattern in OF_EVALUATION):
+        earlier = read_evaluation(Path(folder, "evaluation.json"))
+        others = [key for key, value in about.items() if _comparable(earlier.get(key)) != _comparable(value)]
+        if others:
+            raise UserError(f"{folder} has the results of an evaluation with other {listed(others)}: {suggestion}")
+
+
+def _comparable(value: Any) -> Any:
+    """Data by their content alone, wherever they are; a path as an absolute one."""
+    if isinstance(value, dict):
+        return value.get("fingerprint")
+    return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
 
 
 def check_unchanged(saved: dict[str, str], present: dict[str, str], path: str) -> None:

@@ -18,9 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ..errors import UserError, listed
+from ..utils.files import atomic_write
 from ..utils.text import one_line
 from ..utils.yaml_io import read_yaml
-from ..utils.files import atomic_write
 
 
 def detectron2_config(path: str) -> DictConfig:

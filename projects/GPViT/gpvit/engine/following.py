@@ -23,8 +23,8 @@ from torch import nn
 from ..errors import UserError
 from ..images import read_image
 from ..utils.files import atomic_write, make_folder
-from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..utils.paths import utf8_path
+from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..visualize import draw_annotations, draw_predictions, save_curves, save_sheet
 from .checkpoints import Checkpoints
 from .loader import seeded
@@ -138,9 +138,8 @@ class Writers(Follower):
         """Somebody has removed the folder, or what is in it: what is open would be written to files that nobody sees."""
         make_folder(self.folder)
         open_log(str(self.folder))
-        logger.error(
-            f"somebody has removed {one_line(self.folder / METRICS, PATH_LIMIT)}: metrics and log begin anew, and the run goes on"
-        )
+        path = one_line(self.folder / METRICS, PATH_LIMIT)
+        logger.error(f"{path} was removed: metrics and log begin again, and the run goes on")
         files = file_writers(self.folder)
         kinds = {type(file) for file in files}
         for writer in self.writers:
@@ -255,32 +254,31 @@ class Curves(Follower):
 
 def save_evaluation(
     folder: str,
-    results: dict[str, Any],
+    results: dict[str, Any] | None,
+    about: dict[str, Any],
     *,
-    images: int,
-    seconds_per_image: float,
-    device: str,
-    weights: str | None,
-    iteration: int | None,
+    images: int | None = None,
+    seconds_per_image: float | None = None,
+    device: str | None = None,
 ) -> None:
     """Writes ``evaluation.json``. Raises a UserError if it cannot be written; the old one is intact.
 
     Args:
         folder: of the run.
-        results: as Detectron2's evaluators give them.
+        results: as Detectron2's evaluators give them; None while there are none yet.
+        about: what they are of: "weights", the file that the model comes from, or None in a training; "iteration",
+            iterations that it was trained for, where they are known; "data", see :func:`gpvit.evaluation.evaluated_data`;
+            "settings", see :func:`.settings`.
         images: how many were evaluated.
         seconds_per_image: of one process, from the first image to the last: reading, the model, collecting its results.
         device: of the model.
-        weights: the file that the model comes from; None in a training.
-        iteration: iterations that it was trained for, where they are known.
     """
     content = {
         "results": results,
         "images": images,
         "seconds_per_image": seconds_per_image,
         "device": device,
-        "weights": weights,
-        "iteration": iteration,
+        **about,
     }
     text = json.dumps(finite_or_text(content), indent=1)
     with atomic_write(Path(folder, "evaluation.json")) as path:

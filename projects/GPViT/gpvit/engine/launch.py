@@ -79,17 +79,31 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
     else:
         if device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Detectron2 gives each process a GPU and takes NCCL
+        signals: list[int] = []  # that were passed on
+
+        def pass_on(number: int, frame: object) -> None:
+            """Gives a signal to the processes of the job, which stop together."""
+            signals.append(number)
+            started = [process.pid for process in multiprocessing.active_children() if process.pid is not None]
+            if not started:
+                raise _Stopped(number)
+            for pid in started:
+                os.kill(pid, number)
+
         try:
             spawns = args.num_gpus * args.num_machines > 1
-            with stop_signals_to(_pass_on if spawns else _stop):
+            with stop_signals_to(pass_on if spawns else _stop):
                 detectron2.engine.launch(
                     _run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args)
                 )
         except _Stopped as stop:
-            where = "outside of the training loop, where there is nothing to save"
-            print(f"error: stopped by {stop.signal.name} {where}", file=sys.stderr)
+            stop.print()
             raise
         except ProcessExitedException as error:
+            if -error.exit_code in signals:  # it had not even begun
+                stopped = _Stopped(-error.exit_code)
+                stopped.print()
+                raise stopped from None
             if error.exit_code in (1, 128 + signal.SIGINT, 128 + signal.SIGTERM):
                 sys.exit(error.exit_code)  # the process has said why
             if error.exit_code > 0:
@@ -109,16 +123,15 @@ class _Stopped(SystemExit):
         super().__init__(128 + number)
         self.signal = signal.Signals(number)
 
+    def print(self) -> None:
+        where = "outside of the training loop, where there is nothing to save"
+        print(f"error: stopped by {self.signal.name} {where}", file=sys.stderr)
+
 
 def _stop(number: int, frame: object) -> None:
+    for further in (signal.SIGTERM, signal.SIGINT):  # the launcher may send one when another process has ended
+        signal.signal(further, signal.SIG_IGN)
     raise _Stopped(number)
-
-
-def _pass_on(number: int, frame: object) -> None:
-    """Gives a signal to the processes of the job, which stop together."""
-    for process in multiprocessing.active_children():
-        if process.pid is not None:  # which it is before the process is started
-            os.kill(process.pid, number)
 
 
 @contextmanager
@@ -136,7 +149,13 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
     try:
-        main(args)
+        with stop_signals_to(_stop):
+            try:
+                main(args)
+            except _Stopped as stop:
+                if comm.get_local_rank() == 0:
+                    stop.print()
+                sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except UserError as error:

@@ -5,24 +5,28 @@ and put into batches of one orientation. Iteration i takes batch i, each process
 image is drawn from generators seeded with its position.
 """
 
-import hashlib
+import errno
 import os
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
+from detectron2.structures import Instances
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ..errors import UserError
+from ..errors import ProcessError, UserError
 
 TRIES = 20  # images tried in place of one that cannot be used
+SHARED_MEMORY = "/dev/shm"  # what data-loading processes hand images over in
 
 
 def build_train_loader(
@@ -63,21 +67,105 @@ def build_train_loader(
         batch_sampler=BatchSampler(orientations, total_batch_size, seed, start_iter),
         num_workers=num_workers,
         timeout=timeout if num_workers else 0,
-        collate_fn=trivial_batch_collator,
+        collate_fn=into_shared_memory,
         worker_init_fn=_leave_signals_to_the_trainer,
         pin_memory=pin_memory,
         prefetch_factor=prefetch_factor if num_workers else None,
     )
 
 
-def digest(records: Iterable[dict[str, Any]]) -> str:
-    """A hash of a data set: the names and sizes of its images, the classes and boxes of their objects."""
-    found = hashlib.sha256()
-    for record in records:
-        image = os.path.basename(record["file_name"]), record["image_id"], record.get("width"), record.get("height")
-        objects = [(item["category_id"], *map(float, item["bbox"])) for item in record.get("annotations", ())]
-        found.update(repr((image, objects)).encode())
-    return found.hexdigest()[:16]
+def into_shared_memory(batch: list[Any], collate: Callable[[list[Any]], Any] = trivial_batch_collator) -> Any:
+    """A batch of a data-loading process, put where the training process finds it.
+
+    PyTorch does so, too, but in a thread whose errors nobody hears of: if there is no room, the training process waits.
+
+    Raises:
+        UserError: there is no room.
+    """
+    batch = collate(batch)
+    if get_worker_info() is not None:
+        try:
+            _share(batch)
+        except RuntimeError as error:
+            raise UserError(no_shared_memory(str(error).splitlines()[0])) from None
+    return batch
+
+
+def _share(value: Any) -> None:
+    if isinstance(value, Tensor):
+        if value.numel():
+            value.share_memory_()
+    elif isinstance(value, dict):
+        for item in value.values():
+            _share(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _share(item)
+    elif isinstance(value, Instances):
+        _share(value.get_fields())
+    elif isinstance(tensor := getattr(value, "tensor", None), Tensor):  # of boxes and masks
+        _share(tensor)
+
+
+def no_shared_memory(reason: str) -> str:
+    return (
+        f"no room in {SHARED_MEMORY}, in which data-loading processes hand over images ({reason}): make it larger (in "
+        "Docker: --shm-size=8g), or do without such processes (dataloader.train.num_workers=0 "
+        "dataloader.test.num_workers=0)"
+    )
+
+
+def loading_failure(error: BaseException) -> str | None:
+    """What an error of PyTorch's about its data-loading processes means, in one line; None for other errors."""
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError):  # a queue or a lock for such a process
+        return no_shared_memory(text) if error.errno == errno.ENOSPC and _shared_memory_is_full() else None
+    if "shared memory" in text:  # "... killed by signal: Bus error. It is possible that ... out of shared memory"
+        return no_shared_memory(text)
+    return f"a data-loading process failed: {text}" if "DataLoader" in text else None
+
+
+def _shared_memory_is_full() -> bool:
+    with suppress(OSError):
+        space = os.statvfs(SHARED_MEMORY)
+        return space.f_bavail * space.f_frsize <= 2**16  # a process needs a quarter of it to begin
+    return False
+
+
+def share_batches(loader: DataLoader) -> DataLoader:
+    """Makes the data-loading processes of a loader that was built elsewhere say if they have no room.
+
+    Raises:
+        ProcessError: there is no room to start them.
+    """
+    _require_room(loader)
+    loader.collate_fn = partial(into_shared_memory, collate=loader.collate_fn)
+    return loader
+
+
+def start_loading(batches: Iterable[Any]) -> Iterator[Any]:
+    """Starts the data-loading processes of a loader, if it has any. Raises a ProcessError if there is no room."""
+    _require_room(batches)
+    try:
+        return iter(batches)
+    except OSError as error:
+        if reason := loading_failure(error):
+            raise ProcessError(reason) from error
+        raise
+
+
+def _require_room(loader: Iterable[Any]) -> None:
+    # Asked before, since PyTorch leaves tracebacks of half a loader behind.
+    if getattr(loader, "num_workers", 0) and _shared_memory_is_full():
+        raise ProcessError(no_shared_memory("it is full"))
+
+
+def stop_workers(batches: Iterator[Any]) -> None:
+    """Ends the data-loading processes behind an iterator, also those that hang; PyTorch gives each of these 5 seconds."""
+    for worker in getattr(batches, "_workers", ()):
+        worker.terminate()
 
 
 class BatchSampler(Sampler):

@@ -20,8 +20,8 @@ from ..data import folder_of
 from ..errors import UserError
 from ..metrics import read_metrics
 from ..utils.files import atomic_write
-from .checkpoints import Checkpoints
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, markdown, markdown_code, one_line
+from .checkpoints import Checkpoints
 from .setup import device_name
 from .trainer import Follower, going_on
 
@@ -33,19 +33,20 @@ FIRST_LINE = "<!-- Written by train_net.py, and anew at each evaluation. -->"
 FILES = {
     "model_best.pth": "the checkpoint with the best {best_metric}",
     "model_final.pth": "the checkpoint of the last iteration",
-    "model_[0-9]*.pth": "checkpoints on the way, by the iterations that were done; `--resume` takes the newest",
+    "model_[0-9]*.pth": "checkpoints on the way, by the iterations that were done; `--resume` takes the newest of all",
     "config.yaml": "the whole config, overrides included; `--config-file` takes it",
     "log.txt*": "the log, one file for each process, of all starts",
     "metrics.json": "losses, AP, learning rate and times: one JSON object a line",
     "curves.png": "losses and AP over the iterations",
     "pictures": "truth and prediction for a few validation pictures, by the iterations that were done",
-    "evaluation.json": "the last evaluation: AP, number of images, seconds for each",
+    "evaluation.json": "the last evaluation: AP, number of images, seconds for each, and which data it was of",
     "coco_instances_results.json": "what the last evaluation found, in COCO's format",
     "instances_predictions.pth": "the same as PyTorch saves it",
     "events.out.tfevents.*": "for TensorBoard",
     "not_finite_*.json": "iterations that failed; `python tools/replay.py FILE` repeats one",
     "wandb": "for Weights & Biases; `wandb_id` is the run there",
     "run.json": "when, where and by which command the training was started, for this page",
+    ".lock": "keeps a second run out of the folder; of the operating system's kind, so that nothing is to be removed",
 }
 
 

@@ -25,7 +25,7 @@ from ..errors import ProcessError, UserError
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, one_line
 from .launch import stop_signals_to
-from .loader import seed_everything
+from .loader import loading_failure, seed_everything, start_loading, stop_workers
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def going_on(what: str) -> Iterator[None]:
 
 
 class _StopNow(SystemExit):
-    """A signal in an evaluation, which other processes may not have had yet."""
+    """A signal in an evaluation or while waiting for data, which other processes may not have had yet."""
 
 
 class _EarlyStop(Exception):
@@ -123,7 +123,7 @@ class Trainer(TrainerBase):
         self.done = 0  # iterations
         self.skipped = 0  # images
         self.request = GO_ON
-        self.evaluating = False
+        self.stops_at_once = False  # when a signal comes
         self._waited = self._worked = 0.0  # seconds: for data, and in all
         # Whether weights, optimizer, schedule and count are those between two iterations. A step makes it False, and
         # Checkpoints, behind the hooks that belong to the step, True.
@@ -148,7 +148,7 @@ class Trainer(TrainerBase):
             logger.info(f"training from iteration {self.done} to {max_iter}")
         self.iter = self.start_iter = self.done
         self.max_iter = max_iter
-        batches = iter(data_loader) if self.done < max_iter else iter(())
+        batches = start_loading(data_loader) if self.done < max_iter else iter(())
         with EventStorage(self.done) as self.storage, stop_signals_to(self._request_stop):
             try:
                 self.before_train()
@@ -163,6 +163,7 @@ class Trainer(TrainerBase):
             except (Exception, SystemExit) as error:
                 if isinstance(error, SystemExit) and isinstance(error.code, int):
                     logger.info(f"{signal.Signals(error.code - 128).name}: stopping after {self.done} iterations")
+                stop_workers(batches)
                 for hook in self._hooks:
                     if isinstance(hook, StopHook):
                         hook.on_stop()
@@ -170,8 +171,8 @@ class Trainer(TrainerBase):
                     comm.synchronize()  # none ends before the state is saved
                 if isinstance(error, UserError):
                     raise
-                if "DataLoader" in str(error):  # PyTorch interrupts whatever the process is at, when one of them dies
-                    raise ProcessError(_loading_failed(self.iter, error)) from error
+                if reason := loading_failure(error):  # PyTorch interrupts whatever the process is at, when one dies
+                    raise ProcessError(f"iteration {self.iter}: {reason}") from error
                 if "gloo" in str(error) or isinstance(error, dist.DistError):
                     raise ProcessError(f"another process ended in iteration {self.iter}") from error
                 raise
@@ -216,9 +217,13 @@ class Trainer(TrainerBase):
         """The next batch, if no process has a reason to stop; else none goes on."""
         error, batch = None, []
         try:
-            batch = next(batches)
+            with self.interruptible():
+                batch = next(batches)
+        except _StopNow:
+            pass  # the others hear of it below
         except RuntimeError as failure:  # what PyTorch raises for its data-loading processes
-            error = _loading_failed(self.iter, failure)
+            reason = loading_failure(failure) or f"a data-loading process failed: {str(failure).splitlines()[0]}"
+            error = f"iteration {self.iter}: {reason}"
         self._data_time = time.perf_counter() - self._step_start
         reasons = [reason for image in batch for reason in image["skipped"]]
         for reason in reasons if self.skip_budget else ():
@@ -343,18 +348,20 @@ class Trainer(TrainerBase):
     def _request_stop(self, number: int, frame: object) -> None:
         """Turns a signal into a request to stop after the iteration; further ones change nothing."""
         self.request = 128 + number  # no log from here: the signal may have come in the middle of a line of it
-        if self.evaluating:
-            self.evaluating = False
+        if self.stops_at_once:
+            self.stops_at_once = False
             raise _StopNow(self.request)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """While nothing of the training changes, in an evaluation, a signal stops it at once."""
-        if self.request >= 128:
-            raise _StopNow(self.request)
-        self.evaluating = True
-        yield
-        self.evaluating = False
+        """While nothing of the training changes, in an evaluation or waiting for data, a signal stops it at once."""
+        self.stops_at_once = True
+        try:
+            if self.request >= 128:  # looked at when later ones already raise, so that none is missed
+                raise _StopNow(self.request)
+            yield
+        finally:
+            self.stops_at_once = False
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict() | {
@@ -376,10 +383,6 @@ class Trainer(TrainerBase):
         self.loss_normalizer = state["loss_normalizer"]
         if self.ema is not None:
             self.ema.n_averaged.fill_(state["ema_steps"])
-
-
-def _loading_failed(iteration: int, error: BaseException) -> str:
-    return f"a data-loading process failed in iteration {iteration}: {str(error).splitlines()[0]}"
 
 
 def _where_to_look(report: str) -> str:
