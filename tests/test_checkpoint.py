@@ -1,17 +1,24 @@
 """Reading, loading and saving weights."""
 
 import argparse
+import copy
+import datetime
 import logging
 import os
+import pickle
+import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gpvit
 import numpy as np
 import published
 import pytest
 import torch
+from children import in_a_child
 from conftest import REPOSITORY
 from detectron2.config import instantiate
 from gpvit import checkpoint
@@ -444,3 +451,145 @@ def test_every_size_has_an_address() -> None:
     assert IMAGENET_WEIGHTS["L1"] == (
         "https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1/gpvit_l1_in1k_300e.pth"
     )
+
+
+def published_metadata() -> dict[str, Any]:
+    """What the official tools write next to the weights, with every type that has been seen or may be met."""
+    return {
+        "mmcv_version": "1.4.8",
+        "time": "Mon Oct 10 10:10:10 2022",
+        "epoch": 12,
+        "iter": 87_960,
+        "env_info": "sys.platform: linux\nPython: 3.8",
+        "config": "model = dict(type='MaskRCNN')\n",
+        "seed": np.int64(3),
+        "exp_name": "l1.py",
+        "hook_msgs": {"best_score": np.float64(0.481), "last_ckpt": Path("work_dirs/epoch_12.pth")},
+        "CLASSES": ("a", "b"),
+        "PALETTE": [[1, 2, 3]],
+        "fp16": {"loss_scaler": {"cur_scale": 512.0, "cur_iter": 5}},
+        "args": argparse.Namespace(lr=np.float32(0.1), flag=np.bool_(True), name=np.str_("x"), none=None),
+        "array": np.zeros((2, 2)),
+        "date": datetime.datetime(2022, 10, 10),
+        "ordered": OrderedDict(a=1),
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_published_files_with_metadata_of_every_type_are_read(
+    classifier_file: Path, tmp_path: Path, zipped: bool, protocol: int
+) -> None:
+    weights = checkpoint.read_content(str(classifier_file))["state_dict"]
+    optimizer = torch.optim.AdamW(nn.Linear(2, 1).parameters()).state_dict()
+    content = {"meta": published_metadata(), "state_dict": OrderedDict(weights), "optimizer": optimizer}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    file = checkpoint.read(str(tmp_path / "a.pth"))
+    assert file.is_backbone and len(file.weights) + len(file.dropped) == len(weights)
+    meta = checkpoint.read_content(str(tmp_path / "a.pth"))["meta"]
+    assert meta["CLASSES"] == ("a", "b") and meta["epoch"] == 12
+    for key in ("seed", "array", "args", "date"):  # nothing that a file says is done to these
+        assert type(meta[key]).__module__ == "gpvit.checkpoint" and not vars(meta[key])
+
+
+def write_lying_array(path: Path) -> None:
+    """A file that calls the memory of an object an array of numbers, as NumPy's pickles may."""
+    text = lambda string: b"X" + struct.pack("<I", len(string)) + string.encode()  # noqa: E731
+    number = lambda value: b"J" + struct.pack("<i", value)  # noqa: E731
+    dtype = lambda code: b"cnumpy\ndtype\n" + text(code) + b"\x89\x88\x87R"  # noqa: E731
+    state = (
+        b"(" + number(3) + text("<") + dtype("O8") + number(1) + b"\x85\x86NN" + number(-1) + number(-1) + number(0) + b"tb"
+    )
+    pointer = b"c_codecs\nencode\n" + text("A" * 8) + text("latin1") + b"\x86R"
+    array = b"cnumpy\nndarray\n(" + number(1) + b"\x85" + dtype("f8") + state + pointer + b"tR"
+    pickled = b"\x80\x02}(" + text("model") + b"}" + text("ema") + array + b"u."
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in (("data.pkl", pickled), ("byteorder", "little"), ("version", "3\n")):
+            file.writestr(f"a/{name}", content)
+
+
+def test_an_array_that_lies_about_its_memory_is_one_line_and_no_signal(tmp_path: Path) -> None:
+    write_lying_array(tmp_path / "a.pth")
+
+    def read() -> str:
+        with pytest.raises(UserError) as error:
+            checkpoint.read(str(tmp_path / "a.pth"))
+        return str(error.value)
+
+    assert "'ema' is not a dict of tensors by name" in in_a_child(read)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "fault"),
+    [
+        (lambda: torch.ones(2).to_sparse(), "is sparse"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), "quantized"),
+        (lambda: torch.ones(2, dtype=torch.complex64), "is of torch.complex64"),
+        (lambda: torch.ones(2, device="meta"), "has no values"),
+        (lambda: torch.ones(1).expand(10**9), "repeats its values"),
+        (lambda: {"nested": torch.ones(1)}, "is a dict"),
+    ],
+)
+def test_what_is_no_plain_tensor_is_no_weight(tmp_path: Path, tensor: Callable[[], Any], fault: str) -> None:
+    torch.save({"model": {"weight": tensor()}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=f"weight {fault}|{fault}") as error:
+        checkpoint.read(str(tmp_path / "a.pth"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {1: 2, None: 3},
+        {"state_dict": {1: torch.ones(1)}},
+        {"state_dict": {"a": torch.ones(1), 2: torch.ones(1)}},
+        {"model": {1: torch.ones(1)}},
+        {"model": {"a": torch.ones(1)}, "ema": torch.ones(2)},
+        {"model": {"a": torch.ones(1)}, "ema": [1]},
+    ],
+)
+def test_names_that_are_no_text_are_one_line(tmp_path: Path, content: dict) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"not a checkpoint|not a dict of named tensors"):
+        checkpoint.read(str(tmp_path / "a.pth"))
+
+
+def test_a_compressed_file_and_one_whose_entries_share_bytes_are_refused_before_they_take_memory(tmp_path: Path) -> None:
+    torch.save({"model": {"weight": torch.zeros(1_000_000)}}, tmp_path / "good.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "good.pth") as good,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in good.infolist():
+            bomb.writestr(entry.filename, good.read(entry))
+    assert (tmp_path / "bomb.pth").stat().st_size < 100_000
+    with pytest.raises(UserError, match="compressed archive"):
+        checkpoint.read(str(tmp_path / "bomb.pth"))
+    with zipfile.ZipFile(tmp_path / "good.pth", "a") as file:
+        largest = max(file.infolist(), key=lambda entry: entry.file_size)
+        twin = copy.copy(largest)
+        twin.filename = "archive/data/1"
+        file.filelist.append(twin)
+        file._didModify = True
+    with pytest.raises(UserError, match="entries are larger than the file"):
+        checkpoint.read(str(tmp_path / "good.pth"))
+
+
+def test_weights_that_are_not_finite_are_an_error_for_use_and_a_warning_before_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = {"weight": torch.full((2, 3), float("nan")), "bias": torch.zeros(2)}
+    checkpoint.write(str(tmp_path / "a.pth"), weights)
+    model = nn.Linear(3, 2)
+    with pytest.raises(UserError, match="not finite: weight; use another checkpoint"):
+        checkpoint.load(model, str(tmp_path / "a.pth"))
+    assert model.weight.isfinite().all()
+    checkpoint.load(model, str(tmp_path / "a.pth"), for_training=True)
+    assert "not finite: weight" in caplog.text and model.weight.isnan().all()
+
+
+def test_a_pickle_of_another_program_is_not_called_damaged(tmp_path: Path) -> None:
+    for protocol in (2, 4):
+        (tmp_path / "model_final.pkl").write_bytes(pickle.dumps({"model": {"w": np.zeros(3)}}, protocol))
+        with pytest.raises(UserError, match="is a plain pickle, as Detectron2's model zoo has them"):
+            checkpoint.read(str(tmp_path / "model_final.pkl"))

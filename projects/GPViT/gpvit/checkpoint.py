@@ -135,7 +135,7 @@ def read(path: str) -> File:
     if content.get("ema") is not None:
         key = "ema"  # what a training averaged is what it is for
     tensors, meta = content[key], content.get("meta")
-    require_weights(tensors, f"{path}: '{key}'")
+    require_weights(tensors, f"cannot use {path}: its '{key}'")
     if key in ("model", "ema"):
         classes, config = content.get("classes"), content.get("inference_config")
         if not isinstance(config, str | None) or not (classes is None or _are_names(classes)):
@@ -161,7 +161,7 @@ WEIGHT_TYPES = frozenset(
 def require_weights(tensors: Any, what: str) -> None:
     """Raises a UserError, about ``what``, for anything but a dict of names to plain tensors on the CPU."""
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise UserError(f"{what} is not a dict of named tensors")
+        raise UserError(f"{what} is not a dict of tensors by name")
     for name, tensor in tensors.items():
         if fault := _weight_fault(tensor):
             raise UserError(f"{what} is not a dict of tensors to load: {one_line(name)} {fault}")
@@ -531,7 +531,7 @@ def load_strictly(model: nn.Module, weights: Any, path: str) -> None:
     Raises:
         UserError: they differ, or these are no weights.
     """
-    require_weights(weights, f"{path}: the state of the model")
+    require_weights(weights, f"cannot use {path}: the state of the model")
     _require_same(model.state_dict(), weights, path)
     model.load_state_dict(weights)
 
