@@ -94,7 +94,7 @@ def data(base: Path, synthetic_data: Path) -> Path:
 @pytest.fixture(scope="module")
 def training(base: Path, data: Path) -> tuple[Path, str]:
     """The folder of a training run on it, and what was printed meanwhile."""
-    folder, printed = base / "run", io.StringIO()
+    folder, printed = base / FOLDER, io.StringIO()
     before = {name: list(logging.getLogger(name).handlers) for name in ("detectron2", "fvcore", "gpvit")}
     options = ["train.device=cpu", f"train.output_dir={folder_override(folder)}", "train.eval_period=2"]
     command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(data), *TINY, *options]
