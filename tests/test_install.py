@@ -11,9 +11,9 @@ import sys
 import venv
 import zipfile
 from collections import namedtuple
+from importlib.metadata import distribution  # importing pip would take setuptools its distutils
 from pathlib import Path
 
-import pip
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "install.py"
@@ -76,7 +76,7 @@ def scratch(install, tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     venv.create(tmp_path / "env")
     (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
-    (site / "pip").symlink_to(Path(pip.__file__).parent)
+    (site / "pip").symlink_to(distribution("pip").locate_file("pip"))
     info = "small-1.dist-info/"
     files = {
         "small.py": "",

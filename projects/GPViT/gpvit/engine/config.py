@@ -159,7 +159,7 @@ RUN_CALLS = MODEL_CALLS | {
     "detectron2.data.transforms.RandomRotation",
     "detectron2.data.transforms.RandomSaturation",
     "detectron2.data.transforms.ResizeScale",
-    "detectron2.modeling.backbone.vit.get_vit_lr_decay_rate",
+    "detectron2.modeling.get_vit_lr_decay_rate",
     "detectron2.solver.WarmupParamScheduler",
     "detectron2.solver.get_default_optimizer_params",
     "fvcore.common.param_scheduler.ConstantParamScheduler",
