@@ -57,8 +57,8 @@ def metrics(folder: Path, version: int) -> None:
 
 
 def evaluation(folder: Path, version: int) -> None:
-    options = dict(images=1, seconds_per_image=1.0, device="cpu", weights=None, iteration=version)
-    save_evaluation(str(folder), {"bbox": {"AP": float(version)}, "text": TEXT}, **options)
+    results, about = {"bbox": {"AP": float(version)}, "text": TEXT}, {"weights": None, "iteration": version}
+    save_evaluation(str(folder), results, about, images=1, seconds_per_image=1.0, device="cpu")
 
 
 def page(folder: Path, version: int) -> None:

@@ -9,6 +9,7 @@ import errno
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -261,3 +262,6 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     """Ctrl-C and SIGTERM reach all processes of a group; the trainer still needs the ones that load its data."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgid(0, 0)
+    # A trainer that is stopped while it fetches a batch hangs up, which the thread that hands it over would show.
+    show = sys.excepthook
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, EOFError | ConnectionError) else show(kind, *rest)
