@@ -100,6 +100,27 @@ def test_a_flipped_bit_anywhere_is_found_and_the_checkpoint_before_is_used(
         newest(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        ({"trainer": None}, "trainer is of another type"),
+        ({"trainer": {"iteration": "9"}}, "does not say its iteration"),
+        ({"trainer": {}}, "does not say its iteration"),
+        ({"seed": "0"}, "seed is of another type"),
+        ({"config": {"a": [1]}}, "classes or config are not text"),
+        ({"classes": [None]}, "classes or config are not text"),
+        ({"model": [1]}, "model is of another type"),
+    ],
+)
+def test_a_whole_file_with_another_state_is_passed_over_and_said(
+    tmp_path: Path, entry: dict[str, Any], fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))
+    gpvit.checkpoint.save(tensors(2) | entry, str(tmp_path / "model_0000002.pth"))
+    assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+    assert fault in caplog.text
+
+
 @pytest.mark.parametrize("text", ["", "model_0000009.pth", None])
 def test_a_last_checkpoint_file_of_detectron2_does_not_matter(tmp_path: Path, text: str | None) -> None:
     gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))

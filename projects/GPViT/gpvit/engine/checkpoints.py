@@ -163,7 +163,20 @@ class Checkpoints(StopHook):
         self.trainer.request = max(self.trainer.request, STOP_EARLY)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Brings trainer, weights and hooks to the state that :func:`newest` found."""
+        """Brings trainer, weights and hooks to the state that :func:`newest` found.
+
+        Raises:
+            UserError: it does not fit this run.
+        """
+        try:
+            self._restore(state)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a state of another shape causes in optimizer, schedule or hooks
+            reason = one_line(f"{type(error).__name__}: {error}", LINE_LIMIT)
+            raise UserError(f"{state['path']} does not fit this training run ({reason})") from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         trainer = self.trainer
         checkpoint.load_strictly(unwrapped(trainer.model), state["model"], state["path"])
         if trainer.ema is not None:
@@ -315,13 +328,27 @@ def _first_good(paths: list[Path]) -> dict[str, Any] | None:
             if not checkpoint.digest_is_right(str(path)):
                 raise UserError(f"{path} is damaged: its digest is missing or wrong")
             content = checkpoint.read_content(str(path))
-            if missing := {"model", "classes", "trainer", "config", "seed"} - content.keys():
-                raise UserError(f"{path} is no state of a training: it has no {listed(sorted(missing))}")
+            if fault := _state_fault(content):
+                raise UserError(f"{path} is not the state of a training run: {fault}")
         except (UserError, OSError) as error:
             logger.warning(f"{one_line(error, LINE_LIMIT)}; looking for another checkpoint")
         else:
             return content | {"path": str(path)}
     return None
+
+
+def _state_fault(content: dict[str, Any]) -> str:
+    """Why a training run cannot be resumed from what a file holds; "" if it has all entries, each of its type."""
+    types = {"model": dict, "classes": list, "trainer": dict, "config": dict, "seed": int}
+    if missing := types.keys() - content.keys():
+        return f"it has no {listed(sorted(missing))}"
+    if wrong := [key for key, kind in types.items() if not isinstance(content[key], kind)]:
+        return f"{listed(wrong)} is of another type"
+    iteration = content["trainer"].get("iteration")
+    if type(iteration) is not int or not 0 <= iteration < 2**53:
+        return "it does not say its iteration"
+    texts = [*content["classes"], *content["config"].keys(), *content["config"].values()]
+    return "" if all(isinstance(text, str) for text in texts) else "its classes or config are not text"
 
 
 def refuse_used(folder: str) -> None:
