@@ -1,7 +1,8 @@
-"""Trains and evaluates the detectors of configs/.
+r"""Trains and evaluates the detectors of configs/.
 
 python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --num-gpus 8
-python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only train.init_checkpoint=model.pth
+python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only \
+    train.init_checkpoint=model.pth train.output_dir=output/evaluation
 """
 
 import contextlib

@@ -398,19 +398,19 @@ def test_a_published_file_is_evaluated_and_fine_tuned(
     (folder / "annotations" / "val.json").write_text(json.dumps(content))
     (folder / "images").symlink_to(real_data / "coco_val_ccby" / "images")
 
-    def run_published(*arguments: str) -> nn.Module:
+    def run_published(output: str, *arguments: str) -> nn.Module:
         command = ["--config-file", str(REPOSITORY / "configs" / "published" / f"{config}.py"), "train.device=cpu"]
-        command += [f"train.init_checkpoint={weights}", f"train.output_dir={tmp_path / 'out'}", *arguments]
+        command += [f"train.init_checkpoint={weights}", f"train.output_dir={tmp_path / output}", *arguments]
         command += ["dataloader.short_side=64", "dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
         return train_net.main(argument_parser().parse_intermixed_args(command))
 
-    run_published("--eval-only", "--data", str(folder))
-    results = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    run_published("evaluation", "--eval-only", "--data", str(folder))
+    results = json.loads((tmp_path / "evaluation" / "coco_instances_results.json").read_text())
     assert {result["image_id"] for result in results} == set(ids) and len(results) > 100
     assert ("segmentation" in results[0]) == (kind == "maskrcnn")
 
     tiny = ["train.max_iter=1", "train.eval_period=0", "dataloader.train.total_batch_size=2"]
-    model = run_published("--data", str(synthetic_data), *tiny)
+    model = run_published("out", "--data", str(synthetic_data), *tiny)
     log = (tmp_path / "out" / "log.txt").read_text()
     layers = 6 if kind == "maskrcnn" else 2
     assert f"starting afresh: {layers} that depend on the classes" in log
