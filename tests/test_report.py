@@ -456,5 +456,5 @@ def test_a_config_of_data_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match="config.yaml names no data set to evaluate on: give the data by --data DIR"):
         call(monkeypatch, view_predictions, run)
     config.write_text("dataloader: !!python/object:os.system {}\n")
-    with pytest.raises(UserError, match="cannot read .*config.yaml.*give the data by --data DIR"):
+    with pytest.raises(UserError, match="config.yaml: line 1: has the tag .*give the data by --data DIR"):
         call(monkeypatch, view_predictions, run)

@@ -144,7 +144,7 @@ def check_data(results: Path, source: Source) -> None:
     if not isinstance(evaluated, dict) or not isinstance(evaluated.get("fingerprint"), str):
         if path.exists():
             note = f"note: {path} does not say which data {results.name} is of; taken for that of {source.data}"
-            print(note, file=sys.stderr)
+            print(one_line(note, LINE_LIMIT), file=sys.stderr)
         return
     if coco_fingerprint(source.read(bool(evaluated.get("masks")))) != evaluated["fingerprint"]:
         name, file = (one_line(evaluated.get(key)) for key in ("name", "file"))

@@ -1,6 +1,7 @@
 """YAML of strangers: read as yaml.safe_load does, or refused in one line, at once."""
 
 import importlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -95,3 +96,10 @@ def test_two_thousand_names_of_classes_are_nothing_unusual() -> None:
     names = {number: f"class {number}" for number in range(2000)}
     assert read_yaml(yaml.safe_dump({"names": names}), "data.yaml") == {"names": names}
     assert re.match(r"\d", yaml.safe_dump(names))  # numbers as keys
+
+
+def test_a_file_name_that_is_not_utf_8_comes_back_from_yaml() -> None:
+    name = os.fsdecode(b"caf\xe9")
+    assert read_yaml(yaml.safe_dump({"output_dir": name}), "x") == {"output_dir": name}
+    with pytest.raises(UserError, match="line 2: has an anchor"):
+        read_yaml(yaml.safe_dump({"output_dir": name}) + "b: &a 1", "x")

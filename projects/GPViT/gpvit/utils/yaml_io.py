@@ -5,6 +5,7 @@ in base 60 takes hours, and of two equal keys the first is lost without a word. 
 of this.
 """
 
+import re
 from typing import Any
 
 import yaml
@@ -21,7 +22,9 @@ MAX_NUMBER = {"tag:yaml.org,2002:int": 20, "tag:yaml.org,2002:float": 40}
 _NAMES = ("binary", "bool", "float", "int", "map", "null", "omap", "pairs", "seq", "set", "str", "timestamp")
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in _NAMES}
 _MERGE = "tag:yaml.org,2002:merge"
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML can be built without the C library
+_CLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML can be built without the C library
+# Bytes of a file name that is not UTF-8, as PyYAML writes them; the C library does not read these.
+_SURROGATE = re.compile(r"\\u[dD][89A-Fa-f]")
 
 
 def read_yaml(text: str | bytes, source: str) -> Any:
@@ -39,8 +42,9 @@ def read_yaml(text: str | bytes, source: str) -> Any:
         size = len(text) if isinstance(text, bytes) else len(text.encode())
         if size > MAX_BYTES:
             raise UserError(f"{one_line(source, 1000)}: is of {size} bytes, more than {MAX_BYTES}")
-        _check_events(text)
-        return yaml.load(text, _Loader)
+        fast = _SURROGATE.search(text if isinstance(text, str) else text.decode("latin1")) is None
+        _check_events(text, _CLoader if fast else yaml.SafeLoader)
+        return yaml.load(text, _FastLoader if fast else _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{one_line(source, 1000)}: {_reason(error)}") from None
     except (ValueError, OverflowError) as error:  # such as a date that no calendar has
@@ -49,26 +53,34 @@ def read_yaml(text: str | bytes, source: str) -> Any:
         raise UserError(f"{one_line(source, 1000)}: has a value that is not of its tag") from None
 
 
-class _Loader(_SafeLoader):  # type: ignore[misc, valid-type]
-    """PyYAML's, which takes no key twice."""
+class _EachKeyOnce:
+    """For a loader, which takes no key twice then."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         own = [key for key, _ in node.value if key.tag != _MERGE]
-        mapping = super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)  # type: ignore[misc]
         # With merged keys there are more; all were made, and constructing one again only looks it up.
         seen = set()
         for key in own:
-            value = self.construct_object(key, deep=True)
+            value = self.construct_object(key, deep=True)  # type: ignore[attr-defined]
             if value in seen:
                 raise _refused(f"has the key {one_line(value, 40)} twice", key)
             seen.add(value)
         return mapping
 
 
-def _check_events(text: str | bytes) -> None:
+class _Loader(_EachKeyOnce, yaml.SafeLoader):
+    pass
+
+
+class _FastLoader(_EachKeyOnce, _CLoader):  # type: ignore[misc, valid-type]
+    pass
+
+
+def _check_events(text: str | bytes, loader_class: Any) -> None:
     """Raises a YAMLError for what is not to be built. The events of a text come one by one and are small."""
     depth = values = 0
-    loader = _SafeLoader(text)
+    loader = loader_class(text)
     try:
         while loader.check_event():
             event = loader.get_event()
