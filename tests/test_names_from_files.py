@@ -239,9 +239,7 @@ def test_predictions_are_drawn_and_reported(
 ) -> None:
     call(view_predictions.main, capsys, monkeypatch, run, "--number", "1")
     assert decoded(run / "predictions" / "01.png").std() > 10
-    (run / "evaluation.json").write_text(
-        json.dumps({"seconds_per_image": 1, "device": f"<script>{LONG}\x1b", "images": 3})
-    )
+    (run / "evaluation.json").write_text(json.dumps({"seconds_per_image": 1, "device": f"<script>{LONG}\x1b", "images": 3}))
     call(report.main, capsys, monkeypatch, run, "--output", base / "report.html")
     page = (base / "report.html").read_text(encoding="utf-8")
     require_plain(page)

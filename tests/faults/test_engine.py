@@ -240,7 +240,12 @@ def test_a_data_loading_process_that_dies_or_hangs_is_a_named_error(
 
 @pytest.mark.parametrize(
     ("ranks", "workers", "fault"),
-    [(1, 1, "SIGTERM_soon:4"), (1, 0, "SIGINT_soon:4"), (2, 1, "SIGTERM_parent_soon:4:0"), (2, 1, "SIGTERM_soon:4:1")],
+    [
+        (1, 1, "SIGTERM_soon:4"),
+        (1, 0, "SIGINT_soon:4"),
+        (2, 1, "SIGTERM_parent_soon:4:0"),
+        pytest.param(2, 1, "SIGTERM_soon:4:1", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_while_waiting_for_data_stops_at_once_and_leaves_nobody_behind(
     train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, workers: int, fault: str
@@ -678,7 +683,7 @@ def with_best(train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactor
     return job
 
 
-@pytest.mark.parametrize("iteration", [2, 4])
+@pytest.mark.parametrize("iteration", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_training_that_has_only_its_best_checkpoint_goes_on_from_there(
     train: Callable[..., Run], with_best: Run, tmp_path: Path, iteration: int
 ) -> None:
