@@ -7,6 +7,7 @@ python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only \
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ from gpvit.evaluation import evaluated_data
 from gpvit.utils.files import lock_folder
 from gpvit.utils.fingerprint import dataset_fingerprint, like
 from gpvit.utils.text import print_anything
+from omegaconf import OmegaConf
 from torch import nn
 
 logger = logging.getLogger("gpvit")
@@ -105,7 +107,7 @@ def describe_results(cfg, iteration: int | None, weights: str | None = None) -> 
         iteration: iterations that the model was trained for, where they are known.
         weights: the file that it comes from, if that is no training.
     """
-    masks = "segm" in (cfg.dataloader.evaluator.get("tasks") or ())
+    masks = "segm" in (OmegaConf.select(cfg, "dataloader.evaluator.tasks") or ())
     data = evaluated_data(cfg.dataloader.test.dataset.names, masks=masks)
     return {"weights": weights, "iteration": iteration, "settings": settings(cfg), "data": data}
 
@@ -239,7 +241,8 @@ def evaluate_only(cfg) -> nn.Module:
     model = instantiate(cfg.model).to(cfg.train.device)
     gpvit.checkpoint.load(model, file, classes)
     if comm.is_main_process():
-        save_evaluation(folder, None, about)  # so that what an evaluation that is stopped leaves is known to be of this one
+        if not os.path.exists(f"{folder}/evaluation.json"):  # an earlier one is of the same
+            save_evaluation(folder, None, about)  # so that what a stopped evaluation leaves is known to be of this one
         save_config(cfg, f"{folder}/config.yaml")
     do_test(cfg, model, about)
     return model

@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from gpvit.engine import Trainer, load_config
 from gpvit.engine.loader import MappedDataset, seed_everything
 from gpvit.errors import UserError, listed
-from gpvit.utils.text import PATH_LIMIT, one_line, print_anything
+from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
 
 
 def main() -> int:
@@ -37,24 +37,38 @@ def main() -> int:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{args.report} is no report of a training that stopped ({reason})") from None
-    cfg = load_config(str(args.report.parent / "config.yaml"))
-    if folder := args.data or gpvit.data.folder_of(cfg.dataloader.train.dataset.names):
-        gpvit.data.use_folder(cfg, folder, train=True)
-    gpvit.data.require_files(cfg.dataloader.train)
-    cfg.optimizer.params.model = model = instantiate(cfg.model).to(args.device)
-    state = gpvit.checkpoint.read_content(str(args.report.parent / f"model_{iteration:07}.pth"))
-    gpvit.checkpoint.load_strictly(model, state["model"], "the checkpoint")
-    options = dict(seed=seed, output_dir="", amp=cfg.train.amp, accumulate=cfg.train.accumulate)
-    trainer = Trainer(model, instantiate(cfg.optimizer), **options)
-    trainer.loss_normalizer = state["trainer"]["loss_normalizer"]
-    trainer.grad_scaler.load_state_dict(state["trainer"]["grad_scaler"])
-    dataset = MappedDataset(instantiate(cfg.dataloader.train.dataset), instantiate(cfg.dataloader.train.mapper), seed, False)
+    try:
+        trainer, dataset = prepared(args, iteration, seed)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the values in config and checkpoint cause where they are used
+        reason = one_line(f"{type(error).__name__}: {error}", LINE_LIMIT)
+        raise UserError(f"{args.report.parent} is not the folder of a run that can be repeated ({reason})") from error
     if any(image["index"] >= len(dataset) for process in processes for image in process["images"]):
         raise UserError(f"{args.report} is of other data: this has {len(dataset)} images to train on")
     found = [repeat(trainer, dataset, process, iteration) for process in processes]
     if not any(found):
         print("all losses and gradients are finite here: the numbers depend on what differs, such as the device")
     return 0 if any(found) else 1
+
+
+def prepared(args: argparse.Namespace, iteration: int, seed: int) -> tuple[Trainer, MappedDataset]:
+    """Trainer and data of the run as they were before the iteration."""
+    cfg = load_config(str(args.report.parent / "config.yaml"))
+    if folder := args.data or gpvit.data.folder_of(cfg.dataloader.train.dataset.names):
+        gpvit.data.use_folder(cfg, folder, train=True)
+    gpvit.data.require_files(cfg.dataloader.train)
+    state = gpvit.checkpoint.read_content(str(args.report.parent / f"model_{iteration:07}.pth"))
+    with torch.device("meta"):  # takes no memory, whatever sizes the config names
+        gpvit.checkpoint.require_same(instantiate(cfg.model), state["model"], "the checkpoint")
+    cfg.optimizer.params.model = model = instantiate(cfg.model).to(args.device)
+    gpvit.checkpoint.load_strictly(model, state["model"], "the checkpoint")
+    options = dict(seed=seed, output_dir="", amp=cfg.train.amp, accumulate=cfg.train.accumulate)
+    trainer = Trainer(model, instantiate(cfg.optimizer), **options)
+    trainer.loss_normalizer = state["trainer"]["loss_normalizer"]
+    trainer.grad_scaler.load_state_dict(state["trainer"]["grad_scaler"])
+    records, mapper = instantiate(cfg.dataloader.train.dataset), instantiate(cfg.dataloader.train.mapper)
+    return trainer, MappedDataset(records, mapper, seed, False)
 
 
 def _require_whole(*values: object) -> None:

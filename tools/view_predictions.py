@@ -295,7 +295,7 @@ def _draw_item(axes: Axes, item: dict[str, Any], style: Style, name: str, size: 
     name, score = one_line(name, NAME_LIMIT), f"{item['score']:.0%}" if "score" in item and name else ""
     axes.text(
         min(max(x, 0), size[1]),
-        max(y, 0),
+        min(max(y, 0), size[0]),
         " ".join(filter(None, (style.sign, name, score))),
         color="white",
         fontsize=7,

@@ -58,11 +58,15 @@ def test_the_config_of_a_checkpoint_is_that_of_a_detector() -> None:
         (GOOD.replace("[]", "{}"), "augmentations must be a list"),
         (GOOD.replace("RGB", "RGB, x: 1"), "InstanceMapper has no argument x"),
         (GOOD.replace("[]", str([0] * 1001)), "1001 items"),
-        (GOOD.replace("test:", "short_side: 1000000000, test:"), "at most 20000 pixels"),
-        (GOOD.replace("test:", "short_side: 1.0e+9, test:"), "at most 20000 pixels"),
-        (f"far: 1000000000\n{GOOD}".replace("test:", "short_side: '${far}', test:"), "at most 20000 pixels"),
+        (GOOD.replace("test:", "short_side: 1000000000, test:"), "at most 10000 pixels"),
+        (GOOD.replace("test:", "short_side: 1.0e+9, test:"), "at most 10000 pixels"),
+        (f"far: 1000000000\n{GOOD}".replace("test:", "short_side: '${far}', test:"), "at most 10000 pixels"),
         (GOOD.replace("[]", "[{_target_: torch.optim.AdamW}]"), "would call torch.optim.AdamW"),
         (GOOD + "1: 2", "keys must be text"),
+        (GOOD.replace("RetinaNet}", "RetinaNet, head: {pre_nms_topk: [1000000, 1]}}"), "pre_nms_topk"),
+        (GOOD.replace("RetinaNet}", "RetinaNet, head: {output_size: 700}}"), "output_size is 700, at most 64"),
+        (f"x: [{'1, ' * 30_000}]", "more than 20000 values"),
+        ("e: '$'\nx: '${e}{oc.env:HOME}'", "refer to its own values only"),
     ):
         with pytest.raises(UserError, match=message) as error:
             config_from_yaml(text, "x")

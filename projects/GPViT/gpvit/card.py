@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from . import checkpoint
 from .engine.config import load_config
@@ -52,13 +52,15 @@ def training_of(file: checkpoint.File) -> Training:
     except UserError:  # moved away from its folder
         return Training(images=images, metrics=_metrics(folder / "metrics.json", done, final=False))
     names = [_data_name(OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")) for split in ("train", "test")]
-    final = done >= OmegaConf.select(cfg, "train.max_iter", default=math.inf)
+    max_iter = OmegaConf.select(cfg, "train.max_iter")
+    final = done >= (max_iter if type(max_iter) is int else math.inf)
     return Training(names[0], names[1], images, _metrics(folder / "metrics.json", done, final=final))
 
 
 def _data_name(names: Any) -> str:
     """ "photos (val)" of "/home/me/photos:val": where somebody keeps data is nobody else's business."""
-    parts = [str(name).rpartition(":") for name in ([names] if isinstance(names, str) else names or [])]
+    listed_names = [names] if isinstance(names, str) else names if isinstance(names, list | ListConfig) else []
+    parts = [str(name).rpartition(":") for name in listed_names]
     shown = [f"{Path(folder).name} ({split})" if folder else split for folder, _, split in parts]
     return one_line(", ".join(shown))
 

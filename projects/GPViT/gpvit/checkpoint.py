@@ -11,8 +11,7 @@ import pickle
 import platform
 import re
 import warnings
-import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -31,6 +30,7 @@ from .errors import UserError, listed
 from .published import size_name, width
 from .utils.files import atomic_write
 from .utils.paths import utf8_path
+from .utils.pickles import content_fault
 from .utils.text import PAGE_LIMIT, PATH_LIMIT, one_line
 
 logger = logging.getLogger(__name__)
@@ -168,10 +168,10 @@ def require_weights(tensors: Any, what: str) -> None:
 
 
 def _weight_fault(tensor: Any) -> str:
-    if type(tensor) not in (Tensor, nn.Parameter):
-        return f"is a {type(tensor).__name__}"
-    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
-        return "is sparse, nested or quantized"
+    if type(tensor) not in (Tensor, nn.Parameter) or vars(tensor):
+        return f"is a {type(tensor).__name__}" + (" with attributes of its own" if isinstance(tensor, Tensor) else "")
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_neg():
+        return "is sparse, nested, quantized or negated"
     if tensor.device.type != "cpu":
         return f"has no values (device {tensor.device})"
     if tensor.dtype not in WEIGHT_TYPES:
@@ -213,7 +213,7 @@ def read_content(path: str) -> dict[str, Any]:
             return {"model": tensors} | {key: _parsed(value) for key, value in metadata.items() if key != "format"}
         if digest_is_right(local_path) is False:
             raise UserError(f"cannot read {path}: the file is damaged, its digest is wrong")
-        if fault := _zip_fault(local_path):
+        if fault := content_fault(local_path, [name for _, name in _STAND_INS]):
             raise UserError(f"cannot read {path}: {fault}")
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol", module="torch")
@@ -226,24 +226,13 @@ def read_content(path: str) -> dict[str, Any]:
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     if not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} is not a checkpoint: its entries are not named by text")
+    # Many tensors of the same bytes, or of bytes that are not in the file, would take more memory than it has.
+    for key in ("model", "ema", "state_dict"):
+        values: Iterable[Any] = content[key].values() if isinstance(content.get(key), dict) else ()
+        held = sum(value.numel() * value.element_size() for value in values if type(value) is Tensor)
+        if held > 2 * os.path.getsize(local_path):
+            raise UserError(f"cannot read {path}: the tensors in its '{key}' are larger than the file")
     return content
-
-
-def _zip_fault(path: str) -> str:
-    """Why a zip file is not to be loaded; "" for one that PyTorch wrote, and for other files.
-
-    PyTorch stores tensors as they are. A deflated entry, or many that share their bytes, would be a small file that takes
-    any amount of memory.
-    """
-    if not zipfile.is_zipfile(path):
-        return ""
-    with zipfile.ZipFile(path) as file:
-        entries = file.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
-        return "it is a compressed archive, which PyTorch does not write; save it again with torch.save"
-    if sum(entry.file_size for entry in entries) > os.path.getsize(path):
-        return "its entries are larger than the file, which PyTorch does not write; save it again with torch.save"
-    return ""
 
 
 # What PyTorch's format before zip files begins with: a pickled number. 0x80 begins any pickle.
@@ -531,9 +520,14 @@ def load_strictly(model: nn.Module, weights: Any, path: str) -> None:
     Raises:
         UserError: they differ, or these are no weights.
     """
+    require_same(model, weights, path)
+    model.load_state_dict(weights)
+
+
+def require_same(model: nn.Module, weights: Any, path: str) -> None:
+    """Raises as :func:`load_strictly` does; the model may be on the device "meta"."""
     require_weights(weights, f"cannot use {path}: the state of the model")
     _require_same(model.state_dict(), weights, path)
-    model.load_state_dict(weights)
 
 
 def _require_same(

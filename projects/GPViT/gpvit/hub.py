@@ -35,6 +35,7 @@ from .errors import UserError, listed
 from .predictor import Predictor, config_of
 from .utils.files import atomic_write
 from .utils.text import PATH_LIMIT, one_line
+from .utils.yaml_io import read_yaml
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
@@ -146,9 +147,12 @@ def _copy(source: Path, folder: Path, licence: str, address: str) -> None:
         with atomic_write(folder / name) as path:
             shutil.copyfile(source / name, path)
     try:
-        card = ModelCard((source / CARD).read_text(encoding="utf-8"))
-    except (ValueError, YAMLError) as error:
-        raise UserError(f"cannot read the header of {source / CARD}: {' '.join(str(error).split())}") from None
+        text = (source / CARD).read_text(encoding="utf-8")
+        if header := re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL):
+            read_yaml(header[1], f"cannot read the header of {source / CARD}")
+        card = ModelCard(text)
+    except (ValueError, TypeError, RecursionError, YAMLError) as error:
+        raise UserError(f"cannot read the header of {source / CARD}: {one_line(error)}") from None
     _check_licence(str(source / CARD), card.data.get("license"), licence)
     card.text = _readdressed(card.text, source, address)
     with atomic_write(folder / CARD) as path:

@@ -18,7 +18,7 @@ from . import checkpoint
 from .data import CHANNELS, set_num_classes
 from .engine.config import config_from_yaml, load_config, with_overrides
 from .errors import UserError
-from .images import from_pillow, read_image
+from .images import MAX_PIXELS, from_pillow, read_image
 from .utils.text import one_line
 
 Picture = str | os.PathLike | np.ndarray | Image.Image
@@ -43,8 +43,6 @@ class Predictor:
         self.path, self.cfg = file.path, cfg
         self.classes: list[str] = file.require_classes()
         set_num_classes(cfg.model, len(self.classes))
-        with torch.device("meta"):  # takes no memory, whatever sizes the config names
-            checkpoint.require_fit(instantiate(cfg.model), file, self.classes)
         self.model = _to_device(instantiate(cfg.model), device).eval()
         checkpoint.load(self.model, file, self.classes)
         self.augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
@@ -75,6 +73,9 @@ class Predictor:
             return cls(with_overrides(load_config(config_file), overrides), file, device)
         cfg = with_overrides(config_of(file), overrides)
         try:
+            set_num_classes(cfg.model, len(file.require_classes()))
+            with torch.device("meta"):  # takes no memory, whatever sizes the config names
+                checkpoint.require_fit(instantiate(cfg.model), file, file.classes)
             return cls(cfg, file, device)
         except UserError:
             raise
@@ -133,7 +134,11 @@ class Predictor:
         """A picture as the model takes it: (H, W, 3), RGB, uint8 -> (3, h, w), uint8, in the model's order of channels."""
         resized = T.AugInput(image[:, :, self.channels])
         try:
-            self.augmentations(resized)
+            for augmentation in self.augmentations.augs:
+                transform = augmentation.get_transform(resized.image)
+                if getattr(transform, "new_h", 0) * getattr(transform, "new_w", 0) > MAX_PIXELS:
+                    raise ValueError(f"it would have {transform.new_w} x {transform.new_h} pixels")
+                resized.transform(transform)
         except Exception as error:
             size = "{1} x {0}".format(*image.shape)
             raise UserError(

@@ -234,8 +234,8 @@ def classes_of(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> lis
     outputs = {"roi_head.bbox_head.fc_reg.weight": 4, "bbox_head.retina_cls.weight": 9}  # for each class
     counts = {len(t) // outputs[key] for key, t in state_dict.items() if key in outputs and t.ndim}
     named = meta.get("CLASSES")
-    if isinstance(named, (list, tuple)) and counts == {len(named)}:
-        return [str(name) for name in named]
+    if isinstance(named, (list, tuple)) and counts == {len(named)} and all(isinstance(name, str) for name in named):
+        return list(named)
     return COCO_CLASSES if counts == {len(COCO_CLASSES)} else None
 
 

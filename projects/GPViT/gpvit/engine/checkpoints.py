@@ -186,7 +186,7 @@ class Checkpoints(StopHook):
         if Path(state["path"]).name == "model_final.pth":
             self.ended = trainer.done
         metric = state["config"].get("train.checkpointer.best_metric", self.best_metric)
-        if metric != self.best_metric:
+        if metric != str(self.best_metric):  # the saved config is text
             logger.warning(f"the best checkpoint so far was that by {metric or 'no metric'}, now {self.best_metric} counts")
             self.best, self.without_better = float("-inf"), 0
 
@@ -344,6 +344,8 @@ def _state_fault(content: dict[str, Any]) -> str:
         return f"it has no {listed(sorted(missing))}"
     if wrong := [key for key, kind in types.items() if not isinstance(content[key], kind)]:
         return f"{listed(wrong)} is of another type"
+    if isinstance(content["seed"], bool) or not 0 <= content["seed"] < 2**63:
+        return "its seed is none"
     iteration = content["trainer"].get("iteration")
     if type(iteration) is not int or not 0 <= iteration < 2**53:
         return "it does not say its iteration"
@@ -386,7 +388,10 @@ def refuse_to_replace_results(folder: str, about: dict[str, Any]) -> None:
         raise UserError(f"{folder} is the folder of a training ({found[0]}), whose results stay as they are: {suggestion}")
     if any(there[pattern] for pattern in OF_EVALUATION):
         earlier = read_evaluation(Path(folder, "evaluation.json"))
-        others = [key for key, value in about.items() if _comparable(earlier.get(key)) != _comparable(value)]
+        unknown = [key for key in about if key not in earlier]
+        if unknown:  # of an older version
+            raise UserError(f"{folder} has results of which {listed(unknown)} are not known: {suggestion}")
+        others = [key for key, value in about.items() if _comparable(earlier[key]) != _comparable(value)]
         if others:
             raise UserError(f"{folder} has the results of an evaluation with other {listed(others)}: {suggestion}")
 

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -177,8 +178,12 @@ RUN_CALLS = MODEL_CALLS | {
     "torch.optim.SGD",
 }
 MAX_REFERENCES = 1000
-MAX_LIST = 1000  # items; anchors are made for every pair of two lists
-MAX_SIDE = 20_000  # pixels that an image may be resized to
+MAX_VALUES = 20_000
+MAX_LIST = 100  # items; anchors are made for all levels, sizes and shapes
+MAX_SIDE = 10_000  # pixels that an image may be resized to
+# The largest values in a config of a checkpoint of what takes memory or time for each image, by the ends of their keys.
+MAX_NUMBERS = {"output_size": 64, "resolution": 64, "sampling_ratio": 16, "square_pad": MAX_SIDE, "topk": 10_000}
+MAX_NUMBERS |= {"topk_per_image": 10_000, "topk_candidates": 10_000}
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
 
 
@@ -216,6 +221,11 @@ def config_from_yaml(text: str, path: str) -> DictConfig:
     for key, value in _values(content):
         if isinstance(value, list) and len(value) > MAX_LIST:
             raise UserError(f"{path}: {key} has {len(value)} items, at most {MAX_LIST} are allowed")
+    for key, value in _values(content["model"]):
+        limit = next((limit for end, limit in MAX_NUMBERS.items() if str(key).endswith(end)), math.inf)
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, int | float) and number > limit for number in numbers):
+            raise UserError(f"{path}: {key} is {one_line(value)}, at most {limit} is allowed")
     for key, value in _values(content["dataloader"]):
         if isinstance(value, int | float) and abs(value) > MAX_SIDE:
             raise UserError(f"{path}: {key} is {value}, and images may be resized to at most {MAX_SIDE} pixels")
@@ -231,7 +241,7 @@ def _entry(content: Any, key: str) -> Any:
 
 def _from_yaml(text: str, path: str, calls: Collection[str]) -> DictConfig:
     """The config in a YAML text that calls nothing but ``calls``. Raises a UserError for anything else."""
-    read_yaml(text, path)  # OmegaConf reads what this accepts, and by other rules for numbers
+    read_yaml(text, path, MAX_VALUES)  # OmegaConf reads what this accepts, slowly, and by other rules for numbers
     try:
         cfg: Any = OmegaConf.create(text)
         content = OmegaConf.to_container(cfg, resolve=False)
@@ -289,7 +299,7 @@ def _check_references(cfg: DictConfig, path: str) -> None:
         if not isinstance(value, str) or "${" not in value:
             continue
         references += 1
-        if len(_REFERENCE.findall(value)) != 1 or "${" in _REFERENCE.sub("", value):
+        if not _REFERENCE.fullmatch(value):
             raise UserError(f"{path} would compute {one_line(value)}: a YAML config may refer to its own values only")
         if references > MAX_REFERENCES:
             raise UserError(f"{path} has more than {MAX_REFERENCES} references")

@@ -141,6 +141,8 @@ def share_batches(loader: DataLoader) -> DataLoader:
     Raises:
         ProcessError: there is no room to start them.
     """
+    if not isinstance(loader, DataLoader):  # of one's own
+        return loader
     _require_room(loader)
     loader.collate_fn = partial(into_shared_memory, collate=loader.collate_fn)
     return loader

@@ -107,6 +107,8 @@ class Trainer(TrainerBase):
             raise UserError(
                 f"train.clip_norm={clip_norm} must be 0, for none, or more, train.ema_decay={ema_decay} from 0 to below 1"
             )
+        if amp.dtype not in ("bfloat16", "float16"):
+            raise UserError(f"train.amp.dtype must be bfloat16 or float16, got {amp.dtype}")
         self.model, self.optimizer = model.train(), optimizer
         self.seed, self.output_dir, self.clip_norm = seed, output_dir, clip_norm
         self.accumulate, self.skip_budget = accumulate, skip_budget
@@ -377,7 +379,12 @@ class Trainer(TrainerBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.done, self.skipped = state["iteration"], state["skipped"]
+        ours, theirs = (part["param_groups"] for part in (self.optimizer.state_dict(), state["optimizer"]))
+        if [{key: type(value) for key, value in group.items()} for group in ours] != [
+            {key: type(value) for key, value in group.items()} for group in theirs
+        ]:
+            raise UserError("its optimizer has other settings for the parameters than this run's")
+        self.done, self.skipped = state["iteration"], int(state["skipped"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.grad_scaler.load_state_dict(state["grad_scaler"])
         self.loss_normalizer = state["loss_normalizer"]

@@ -94,8 +94,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """
     try:
         target = Path(os.path.realpath(path))
-        if os.path.exists(target) and not target.is_file() and not target.is_dir():
-            yield target
+        # /dev/stdout leads to what the process has open: a pipe has no name there, and a file is not ours to replace.
+        is_open = str(target).startswith(("/dev/", "/proc/")) or os.fspath(path).startswith("/dev/")
+        if is_open or (target.exists() and not target.is_file() and not target.is_dir()):
+            yield Path(path)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_replaceable(target)

@@ -27,12 +27,13 @@ _CLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML can be built 
 _SURROGATE = re.compile(r"\\u[dD][89A-Fa-f]")
 
 
-def read_yaml(text: str | bytes, source: str) -> Any:
+def read_yaml(text: str | bytes, source: str, max_values: int = MAX_VALUES) -> Any:
     """What a YAML text of one document holds, as ``yaml.safe_load`` gives it; None if it is empty.
 
     Args:
-        text: of at most :data:`MAX_BYTES`, :data:`MAX_VALUES` and :data:`MAX_DEPTH` levels.
+        text: of at most :data:`MAX_BYTES` and :data:`MAX_DEPTH` levels.
         source: where it comes from, for messages.
+        max_values: how many values and keys there may be.
 
     Raises:
         UserError: the text is larger, is no YAML, or has aliases, anchors, a key twice, a tag that is not YAML's own or an
@@ -43,7 +44,7 @@ def read_yaml(text: str | bytes, source: str) -> Any:
         if size > MAX_BYTES:
             raise UserError(f"{one_line(source, 1000)}: is of {size} bytes, more than {MAX_BYTES}")
         fast = _SURROGATE.search(text if isinstance(text, str) else text.decode("latin1")) is None
-        _check_events(text, _CLoader if fast else yaml.SafeLoader)
+        _check_events(text, _CLoader if fast else yaml.SafeLoader, max_values)
         return yaml.load(text, _FastLoader if fast else _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{one_line(source, 1000)}: {_reason(error)}") from None
@@ -77,7 +78,7 @@ class _FastLoader(_EachKeyOnce, _CLoader):  # type: ignore[misc, valid-type]
     pass
 
 
-def _check_events(text: str | bytes, loader_class: Any) -> None:
+def _check_events(text: str | bytes, loader_class: Any, max_values: int) -> None:
     """Raises a YAMLError for what is not to be built. The events of a text come one by one and are small."""
     depth = values = 0
     loader = loader_class(text)
@@ -89,8 +90,8 @@ def _check_events(text: str | bytes, loader_class: Any) -> None:
             if not isinstance(event, yaml.NodeEvent):
                 continue
             values += 1
-            if values > MAX_VALUES:
-                raise _refused(f"has more than {MAX_VALUES} values", event)
+            if values > max_values:
+                raise _refused(f"has more than {max_values} values", event)
             if event.anchor is not None:  # an alias has its name here, too
                 raise _refused("has an anchor or alias (& or *), which are not allowed; write the value out", event)
             tag = event.tag
