@@ -147,3 +147,12 @@ def test_a_checkpoint_without_a_config_is_refused_or_given_one(tmp_path: Path) -
     with pytest.raises(UserError, match="carries no config: give that of its training"):
         Predictor.from_checkpoint(tmp_path, "cpu")
     Predictor.from_checkpoint(tmp_path, "cpu", config_file=CONFIG, overrides=TINY_MODEL)
+
+
+def test_an_image_is_not_enlarged_beyond_what_may_be_read(tmp_path: Path) -> None:
+    write_detector(tmp_path / "model.pth")
+    overrides = ["dataloader.test.mapper.augmentations.0.short_edge_length=3000"]
+    overrides += ["dataloader.test.mapper.augmentations.0.max_size=1000000"]
+    predictor = Predictor.from_checkpoint(tmp_path / "model.pth", "cpu", overrides=overrides)
+    with pytest.raises(UserError, match="cannot be resized .* 300000 x 3000 pixels"):
+        predictor.resize(np.zeros((4, 400, 3), np.uint8))

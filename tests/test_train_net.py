@@ -91,6 +91,22 @@ def test_evaluation_alone_needs_no_training_data(trained: Path, synthetic_data: 
     assert again == json.loads((trained / "coco_instances_results.json").read_text())
 
 
+def test_an_evaluation_that_is_cut_short_leaves_the_one_before_it(
+    trained: Path, synthetic_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--eval-only", f"train.init_checkpoint={trained / 'model_final.pth'}")
+    run(tmp_path / "out", synthetic_data, *arguments)
+    before = (tmp_path / "out" / "evaluation.json").read_bytes()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_net, "do_test", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", synthetic_data, *arguments)
+    assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
+
+
 def test_evaluation_of_other_classes_is_refused(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "annotations").mkdir(parents=True)

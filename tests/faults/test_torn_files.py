@@ -6,6 +6,7 @@ import random
 import resource
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -361,3 +362,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, name: str) -> 
     if name != "null\0":
         with pytest.raises(UserError, match="cannot write"), atomic_write(tmp_path / name / "a.txt") as path:
             path.write_text("new")
+
+
+def test_standard_output_is_written_to_where_it_leads(tmp_path: Path) -> None:
+    code = "from gpvit.utils.files import atomic_write\nwith atomic_write('/dev/stdout') as path: path.write_text('x')"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "x"
+    with (tmp_path / "a.txt").open("w") as file:
+        subprocess.run(command, stdout=file, check=True)
+    assert (tmp_path / "a.txt").read_text() == "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
