@@ -207,7 +207,7 @@ def checkpoints(draw: st.DrawFn, canary: Path) -> bytes:
     """Files of checkpoints, most of them as they should be, in PyTorch's formats of today and before."""
     weights: dict[Any, Any] = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
     content: dict[Any, Any] = {"model": weights, "classes": ["a"], "versions": {"torch": "2"}}
-    kinds = ["good", "other entry", "array"] * 3 + ["entry", "tensor", "name", "pickle", "bytes", "bytes"]
+    kinds = ["good", "other entry", "array"] * 4 + ["entry", "tensor", "name", "pickle", "bytes", "bytes"]
     kind = draw(st.sampled_from(kinds))
     if kind == "entry":
         content[draw(KEYS)] = draw(VALUES)
