@@ -64,7 +64,7 @@ def do_test(cfg, model, about: dict[str, Any]) -> dict:
         about: what evaluation.json says the results are of, in rank 0.
 
     Raises:
-        UserError: an image cannot be read; or, outside of a training, the results cannot be written.
+        UserError: an image cannot be read; or, outside of a training run, the results cannot be written.
     """
     loader, evaluator = share_batches(instantiate(cfg.dataloader.test)), instantiate(cfg.dataloader.evaluator)
     times: list[float] = []

@@ -21,7 +21,7 @@ from .utils.text import PATH_LIMIT, markdown, one_line
 PAPER = "https://github.com/ChenhongyiYang/GPViT"
 TASKS = {"bbox": "boxes", "segm": "masks"}
 COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
-MOST_VERSIONS = 10  # that a card lists; a training notes 4
+MOST_VERSIONS = 10  # that a card lists; a training run notes 4
 VALIDATION = "the training's validation data"  # where its name is not known
 
 

@@ -362,7 +362,7 @@ def refuse_used(folder: str) -> None:
 
 
 def refuse_evaluated(folder: str) -> None:
-    """Raises a UserError if a folder has the results of ``--eval-only``, which those of a training would replace."""
+    """Raises a UserError if a folder has the results of ``--eval-only``, which those of a training run would replace."""
     if any(Path(folder).glob("evaluation.json")) and not any(map(any, map(Path(folder).glob, OF_TRAINING))):
         raise UserError(f"{folder} has the results of an evaluation: give the training another train.output_dir")
 
@@ -373,7 +373,7 @@ def settings(cfg: DictConfig) -> str:
 
 
 def refuse_to_replace_results(folder: str, about: dict[str, Any]) -> None:
-    """Raises a UserError if an evaluation would replace what a training, or an evaluation of something else, wrote.
+    """Raises a UserError if an evaluation would replace what a training run, or an evaluation of something else, wrote.
 
     Args:
         folder: where its results would go.

@@ -266,7 +266,7 @@ def save_evaluation(
     Args:
         folder: of the run.
         results: as Detectron2's evaluators give them; None while there are none yet.
-        about: what they are of: "weights", the file that the model comes from, or None in a training; "iteration",
+        about: what they are of: "weights", the file that the model comes from, or None in a run; "iteration",
             iterations that it was trained for, where they are known; "data", see :func:`gpvit.evaluation.evaluated_data`;
             "settings", see :func:`.settings`.
         images: how many were evaluated.
