@@ -47,7 +47,7 @@ from gpvit.engine import (
     shared_seed,
 )
 from gpvit.errors import ProcessError, UserError, listed
-from gpvit.evaluation import evaluated_data
+from gpvit.evaluation import check_limits, evaluated_data
 from gpvit.utils.files import lock_folder
 from gpvit.utils.fingerprint import dataset_fingerprint, like
 from gpvit.utils.text import print_anything
@@ -90,6 +90,7 @@ def do_test(cfg, model, about: dict[str, Any]) -> dict:
                 images=images,
                 seconds_per_image=(times[1] - times[0]) * comm.get_world_size() / images,
                 device=device_name(cfg.train.device),
+                max_detections=getattr(evaluator, "max_detections", None),
             )
         except UserError as error:
             unwritten = unwritten or str(error)
@@ -191,6 +192,7 @@ def do_train(args, cfg) -> nn.Module:
 def configure(args):
     """The config that the command line asks for."""
     cfg = load_config(args.config_file, args.overrides)
+    check_limits(cfg)
     cfg.train.device = choose_device(cfg.train.device, args.num_gpus)
     if cfg.train.amp.enabled == "auto":
         cfg.train.amp.enabled = cfg.train.device == "cuda"

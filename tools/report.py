@@ -9,12 +9,12 @@ The file needs no network and nothing beside it. It is report.html beside the re
 
 import argparse
 import base64
-import contextlib
 import io
 import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ import matplotlib
 import numpy as np
 import torch
 from common import refuse_to_replace
-from faster_coco_eval import COCOeval_faster
+from gpvit.annotations import MAX_DETECTIONS
 from gpvit.errors import UserError
+from gpvit.evaluation import check_max_detections, max_dets, most_objects, summarized
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
 from gpvit.metrics import is_number, read_evaluation, read_metrics
 from gpvit.utils.files import atomic_write
@@ -37,13 +38,9 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
-from view_predictions import Inputs, add_inputs, as_picture, drawings, read_inputs, worst_first
+from view_predictions import RESULTS, Inputs, add_inputs, as_picture, drawings, read_inputs, worst_first
 
-METRICS = (
-    *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
-    *("AR, 1 detection", "AR, 10 detections", "AR, 100 detections", "AR small", "AR medium", "AR large"),
-)
-OF_A_CLASS = METRICS[:6]
+OF_A_CLASS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 NAMES = {"bbox": "boxes", "segm": "masks"}
 MANY_CLASSES = 12  # beyond this many, only the worst and the best have curves, and classes seldom confused share a row
 PICTURES, PICTURE_PANE = 8, 480  # how many of the worst, and pixels of the longer side of each
@@ -70,18 +67,28 @@ def main() -> int:
     add_inputs(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="the report")
     parser.add_argument("--score-threshold", type=float, help="of confusions and pictures; default: of the best F1, or 0.5")
+    parser.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="of an image and class that AP counts; default: as in the evaluation that the results are of, or 100",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
     print_anything()
     inputs = read_inputs(args)
     output = args.output or inputs.results.parent / "report.html"
     refuse_to_replace([output], args.overwrite)
-    content = collect(inputs, args.score_threshold)
+    limit = read_limit(inputs) if args.max_detections is None else args.max_detections
+    check_max_detections(limit, "--max-detections")
+    content = collect(inputs, args.score_threshold, limit)
     text = page(content)
     with atomic_write(output) as partial:
         partial.write_text(text, encoding="utf-8")
     figures = ", ".join(f"{NAMES[task]} AP {percent(table['AP'])}" for task, table in content["overall"].items())
     print(one_line(f"{output}: {figures}, {content['worst_note']}", LINE_LIMIT))
+    if content["limit_note"]:
+        print(f"note: {content['limit_note']}", file=sys.stderr)
     return 0
 
 
@@ -108,8 +115,14 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}" if math.isfinite(value) else "\N{EN DASH}"
 
 
-def collect(inputs: Inputs, threshold: float | None) -> dict[str, Any]:
-    """Everything that the page shows; ``threshold`` is None for that of the best F1, or 0.5."""
+def collect(inputs: Inputs, threshold: float | None, limit: int) -> dict[str, Any]:
+    """Everything that the page shows.
+
+    Args:
+        inputs: results and ground truth.
+        threshold: of scores; None for that of the best F1, or 0.5.
+        limit: detections of an image and class that AP counts.
+    """
     found = inputs.found[inputs.task]
     matching = match(inputs.truth, found, inputs.task)
     over_scores = curve(matching)
@@ -124,7 +137,9 @@ def collect(inputs: Inputs, threshold: float | None) -> dict[str, Any]:
         "names": NAMES,
         "objects": len(matching.objects),
         "detections": len(matching.detections),
-        **accuracy(inputs, matching),
+        **accuracy(inputs, matching, limit),
+        "limit": limit,
+        "limit_note": beyond(inputs, limit),
         "threshold": threshold,
         "best": best,
         "threshold_chart": threshold_chart(over_scores, best) if best else None,
@@ -140,15 +155,17 @@ def collect(inputs: Inputs, threshold: float | None) -> dict[str, Any]:
     }
 
 
-def accuracy(inputs: Inputs, matching: Matching) -> dict[str, Any]:
-    """AP and its curves, overall and by class."""
-    evaluations = {task: evaluate(inputs.truth, found, task) for task, found in inputs.found.items()}
+def accuracy(inputs: Inputs, matching: Matching, limit: int) -> dict[str, Any]:
+    """AP and its curves, overall and by class; ``limit`` as for :func:`collect`."""
+    evaluations = {task: summarized(inputs.truth, found, task, limit) for task, found in inputs.found.items()}
+    recalls = [f"AR, {number} detection{'s' * (number > 1)}" for number in max_dets(limit)]
+    metrics = [*OF_A_CLASS, *recalls, "AR small", "AR medium", "AR large"]
     precisions = {task: evaluation.eval["precision"][..., -1] for task, evaluation in evaluations.items()}
-    overall = {task: dict(zip(METRICS, figures(evaluation.stats))) for task, evaluation in evaluations.items()}
+    overall = {task: dict(zip(metrics, figures(evaluation.stats))) for task, evaluation in evaluations.items()}
     classes = by_class(inputs.truth, precisions, matching)
     curves = {task: precision_recall(precision[..., 0], NAMES[task]) for task, precision in precisions.items()}
     return {
-        "metrics": METRICS,
+        "metrics": list(dict.fromkeys(metrics)),  # below 10 detections, two of the recalls are one
         "of_a_class": OF_A_CLASS,
         "overall": overall,
         "classes": classes,
@@ -158,14 +175,29 @@ def accuracy(inputs: Inputs, matching: Matching) -> dict[str, Any]:
     }
 
 
-def evaluate(truth: COCO, found: COCO, task: str) -> COCOeval_faster:
-    """COCO's evaluation, after its summary."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval_faster(truth, found, task)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation
+def beyond(inputs: Inputs, limit: int) -> str:
+    """What AP leaves out because of its limit, in a sentence; "" if nothing."""
+    objects = most_objects(inputs.truth)
+    found = inputs.found[inputs.task].anns.values()
+    detections = max(Counter((item["image_id"], item["category_id"]) for item in found).values(), default=0)
+    most = max(objects, detections)
+    if most <= limit:
+        return ""
+    return (
+        f"images have up to {objects} objects, and up to {detections} detections of a class, and AP counts {limit} "
+        f"detections of an image and class: --max-detections {most} counts all of these, and dataloader.max_detections "
+        "raises what a detector gives"
+    )
+
+
+def read_limit(inputs: Inputs) -> int:
+    """How many detections of an image and class AP counted in the evaluation that wrote the results, if it says so."""
+    path = inputs.results.with_name("evaluation.json")
+    limit = read_evaluation(path).get("max_detections") if inputs.results.name == RESULTS else None
+    if limit is None:
+        return MAX_DETECTIONS
+    check_max_detections(limit, f"{path}: max_detections")
+    return limit
 
 
 def figures(values: Any) -> list[float]:

@@ -8,7 +8,13 @@ from gpvit.engine import build_train_loader
 from gpvit.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
-dataloader = OmegaConf.create(dict(short_side=800, max_size=1333))  # pixels
+dataloader = OmegaConf.create(
+    dict(
+        short_side=800,  # pixels
+        max_size=1333,
+        max_detections=100,  # of an image: what a detector gives, and what AP counts
+    )
+)
 
 dataloader.train = L(build_train_loader)(
     dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
@@ -46,5 +52,8 @@ dataloader.test = L(build_detection_test_loader)(
 )
 
 dataloader.evaluator = L(COCOEvaluator)(
-    dataset_name="${..test.dataset.names}", tasks=("bbox", "segm"), output_dir="${train.output_dir}"
+    dataset_name="${..test.dataset.names}",
+    tasks=("bbox", "segm"),
+    output_dir="${train.output_dir}",
+    max_dets_per_image="${dataloader.max_detections}",
 )

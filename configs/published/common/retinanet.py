@@ -7,7 +7,7 @@ from gpvit.engine import detectron2_config
 from .base import base, dataloader, lr_multiplier, optimizer, train
 
 model = detectron2_config("common/models/retinanet.py").model
-model.update(base, _target_=RetinaNet)
+model.update(base, _target_=RetinaNet, max_detections_per_image="${dataloader.max_detections}")
 model.backbone.bottom_up.out_features = ["f3", "f4", "f5"]
 model.backbone.top_block = L(LastLevelNormP6P7)(channels="${..out_channels}", norm="${..norm}")
 model.box2box_transform._target_ = ClampedBox2BoxTransform

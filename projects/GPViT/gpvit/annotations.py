@@ -27,6 +27,7 @@ from .errors import UserError
 from .images import MAX_PIXELS, read_image
 from .utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
+MAX_DETECTIONS = 100  # that a detector gives of an image, and AP counts, unless dataloader.max_detections is another
 SLACK = 1.0  # pixels by which a box may leave its image without being counted: rounding, and boxes that count corners
 # How long the outlines of an object may be, in times of the image's height and width together, and at most in pixels.
 # pycocotools takes 80 bytes for a pixel of outline and does not check whether there is so much memory. In COCO and the
@@ -79,6 +80,11 @@ RULES = {
     "annotation twice": Rule("note", "annotations have the id of another one", "all are used"),
     "same name": Rule("note", "categories have the name of another one", "separate classes; AP by name shows only one"),
     "empty image": Rule("note", "images have no object to learn from", "not trained on, but evaluated"),
+    "many objects": Rule(
+        "note",
+        f"images have more than {MAX_DETECTIONS} objects",
+        f"a detector gives, and AP counts, at most dataloader.max_detections of them, {MAX_DETECTIONS} unless it is raised",
+    ),
 }
 WHOLE_FILE = ("format", "no categories", "no images", "no objects", "classes differ")
 Tell = Callable[[str, str], None]  # takes a kind of problem and what exactly is wrong
@@ -224,6 +230,9 @@ def read(
     found += _read_annotations(data, content["annotations"], masks)
     empty = [Problem("empty image", id) for id in data.images if all(item["iscrowd"] for item in data.objects[id])]
     found += empty
+    counts = {id: sum(not item["iscrowd"] for item in objects) for id, objects in data.objects.items()}
+    many = sorted((id for id, count in counts.items() if count > MAX_DETECTIONS), key=lambda id: -counts[id])
+    found += [Problem("many objects", id, detail=f"{counts[id]} objects") for id in many]
     if train and len(empty) == len(data.images) > 0:
         found.append(Problem("no objects"))
     if open_images:
@@ -465,7 +474,7 @@ def run_length_fault(mask: dict[str, Any], height: int, width: int) -> str:
     if size != [height, width]:
         return f"size {shown(size)}, the image has {[height, width]}"
     if isinstance(counts, (str, bytes)):
-        lengths = _decode(counts) if len(counts) <= 7 * (height * width + 1) else None  # 7 characters for a pixel
+        lengths = run_lengths(counts) if len(counts) <= 7 * (height * width + 1) else None  # 7 characters for a pixel
     else:
         lengths = _numbers(counts)
     if lengths is None or not ((lengths >= 0) & (lengths <= height * width)).all():
@@ -483,7 +492,7 @@ def compressed(mask: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     return mask_api.frPyObjects({"size": [height, width], "counts": list(map(int, counts))}, height, width)
 
 
-def _decode(text: str | bytes) -> np.ndarray | None:
+def run_lengths(text: str | bytes) -> np.ndarray | None:
     """The run lengths of a compressed RLE: 5 bits a character, the lowest first, as differences to the last but one."""
     text = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import detection_utils as utils
-from detectron2.structures import BitMasks, Boxes, Instances, polygons_to_bitmask
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import log_first_n
 from omegaconf import DictConfig
 
 from . import annotations, layouts
 from .errors import UserError, listed
 from .images import read_image
+from .masks import CroppedMasks, crop_of_polygons, transformed
 from .utils.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class InstanceMapper:
         augmentations: Detectron2's, in their order.
         image_format: "RGB" or "BGR".
         use_instance_mask: whether every object must have a mask; without, masks are not given.
-        instance_mask_format: "bitmask", for polygons and RLE alike, or "polygon".
+        instance_mask_format: "bitmask", for polygons and RLE alike, as :class:`.CroppedMasks`, or "polygon".
         recompute_boxes: whether boxes are made tight around what the augmentations leave of the masks.
     """
 
@@ -205,7 +206,7 @@ class InstanceMapper:
                     raise UserError(
                         f"{path}: annotation id {id} cannot be used ({_reason(error)}); correct or remove it"
                     ) from error
-            record["instances"] = self._instances(mapped, augmented.image.shape[:2])
+            record["instances"] = self._instances(mapped, transforms, augmented.image.shape[:2])
         return record
 
     def _map_object(
@@ -221,7 +222,10 @@ class InstanceMapper:
             fault = annotations.mask_fault(mask, *size)
             if fault:
                 raise ValueError(fault)
-            mapped["segmentation"] = copy.deepcopy(mask)  # some transforms work in place
+            if isinstance(mask, dict) and self.instance_mask_format == "bitmask":
+                mapped["mask"] = annotations.compressed(mask, *size)  # transformed together with others
+            else:
+                mapped["segmentation"] = copy.deepcopy(mask)  # some transforms work in place
         mapped = utils.transform_instance_annotations(mapped, transforms, new_size)
         polygons = mapped.get("segmentation")
         if isinstance(polygons, list):
@@ -230,19 +234,22 @@ class InstanceMapper:
             if fault:
                 raise ValueError(fault)
             if self.instance_mask_format == "bitmask":
-                mapped["segmentation"] = polygons_to_bitmask(polygons, *new_size)
+                mapped["mask"] = crop_of_polygons(mapped.pop("segmentation"), *new_size)
         return mapped
 
-    def _instances(self, objects: list[dict[str, Any]], size: tuple[int, int]) -> Instances:
+    def _instances(self, objects: list[dict[str, Any]], transforms: T.Transform, size: tuple[int, int]) -> Instances:
+        masks = [item["mask"] for item in objects if "mask" in item]
+        rest = iter(transformed([mask for mask in masks if isinstance(mask, dict)], transforms.apply_segmentation, size))
+        crops = [next(rest) if isinstance(mask, dict) else mask for mask in masks]
         if objects:
             instances = utils.annotations_to_instances(objects, size, mask_format=self.instance_mask_format)
-            if self.recompute_boxes:
-                instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-            return utils.filter_empty_instances(instances)
-        instances = Instances(size, gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
-        if self.use_instance_mask:
-            instances.gt_masks = BitMasks(torch.zeros(0, *size, dtype=torch.bool))
-        return instances
+        else:
+            instances = Instances(size, gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
+        if self.use_instance_mask and not instances.has("gt_masks"):
+            instances.gt_masks = CroppedMasks.of(crops, size)
+        if self.recompute_boxes:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        return utils.filter_empty_instances(instances)
 
 
 def _reason(error: Exception) -> str:

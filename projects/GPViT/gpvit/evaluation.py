@@ -3,8 +3,11 @@
 import contextlib
 import io
 import json
+import logging
 import math
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,13 @@ import detectron2.evaluation.coco_evaluation as coco_evaluation
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
+from detectron2.utils.logger import log_first_n
 from faster_coco_eval import COCOeval_faster
+from omegaconf import DictConfig, OmegaConf
 from pycocotools.coco import COCO
 
 from . import annotations
-from .annotations import CocoFile, mask_fault, usable_size
+from .annotations import MAX_DETECTIONS, CocoFile, mask_fault, usable_size
 from .errors import UserError
 from .utils.files import atomic_write
 from .utils.fingerprint import dataset_fingerprint
@@ -24,6 +29,10 @@ from .utils.text import PATH_LIMIT, one_line
 
 # Detectron2 looks its fast implementation up under this name, and has none without its compiled extension.
 coco_evaluation.COCOeval_opt = COCOeval_faster
+# Under this one, what evaluates another number of detections than 100; its own is pycocotools.
+coco_evaluation.COCOevalMaxDets = COCOeval_faster
+
+MOST_DETECTIONS = 10_000  # that may be given; a checkpoint's config may have no higher number, either
 
 
 class COCOEvaluator(coco_evaluation.COCOEvaluator):
@@ -34,12 +43,44 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
     What is found goes to Detectron2's files, ``instances_predictions.pth`` and ``coco_instances_results.json``, each the
     old one or the complete new one. Metrics do not depend on whether it can be written.
 
+    Args:
+        dataset_name: of the dataset in Detectron2.
+        tasks: "bbox", "segm" or both; those that the predictions allow by default.
+        distributed: whether results are collected from all processes.
+        output_dir: where the files go; None for none.
+        max_dets_per_image: how many detections of an image and class AP counts, best scores first; None for 100.
+        use_fast_impl, kpt_oks_sigmas, allow_cached_coco: as in Detectron2.
+
     Attributes:
+        max_detections: ``max_dets_per_image``.
         unwritten: why the last evaluation could not write its files, in one line; "" if it could.
     """
 
-    def __init__(self, dataset_name: str, *args: Any, **kwargs: Any) -> None:
-        super().__init__(dataset_name, *args, **kwargs)
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
+        kpt_oks_sigmas: Sequence[float] = (),
+        allow_cached_coco: bool = True,
+    ) -> None:
+        self.max_detections = MAX_DETECTIONS if max_dets_per_image is None else max_dets_per_image
+        check_max_detections(self.max_detections, "max_dets_per_image")
+        super().__init__(
+            dataset_name,
+            tasks,
+            distributed,
+            output_dir,
+            max_dets_per_image=self.max_detections,
+            use_fast_impl=use_fast_impl,
+            kpt_oks_sigmas=kpt_oks_sigmas,
+            allow_cached_coco=allow_cached_coco,
+        )
+        self._max_dets_per_image = max_dets(self.max_detections)
         self._folder: str | None = self._output_dir  # type: ignore[has-type]
         self._output_dir = None  # Detectron2 would write in place
         self.unwritten = ""
@@ -54,7 +95,19 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         if self._do_evaluation and not self._anything_to_find:
             path = one_line(self._metadata.json_file, PATH_LIMIT)
             self._logger.warning(f"{path} has no object to find, so there is no AP")
+        if self._do_evaluation and results:
+            self._warn_of_many()
         return results
+
+    def _warn_of_many(self) -> None:
+        most = most_objects(self._coco_api)
+        if most > self.max_detections:
+            path = one_line(self._metadata.json_file, PATH_LIMIT)
+            message = (
+                f"{path}: images have up to {most} objects, and AP counts {self.max_detections} detections of an image "
+                "and class: dataloader.max_detections raises what the detector gives and what AP counts"
+            )
+            log_first_n(logging.WARNING, message, name=__name__, key="message")
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
         self.unwritten = ""
@@ -104,17 +157,56 @@ def check_masks(truth: COCO, json_file: str) -> None:
             raise UserError(f"{json_file}: annotation id {id} cannot be used ({fault}); correct or remove it")
 
 
-def coco_ap(json_file: str, results: list[dict], task: str) -> float:
-    """AP (0 to 1) of results in COCO's format against a file of annotations; ``task`` is "bbox" or "segm"."""
+def coco_ap(json_file: str, results: list[dict], task: str, max_detections: int = MAX_DETECTIONS) -> float:
+    """AP (0 to 1) of results in COCO's format against a file of annotations; the rest is as in :func:`summarized`."""
     if not results:
         return 0.0
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(json_file)
-        evaluation = COCOeval_faster(truth, truth.loadRes(results), task)
+        found = truth.loadRes(results)
+    return float(summarized(truth, found, task, max_detections).stats[0])
+
+
+def summarized(truth: COCO, found: COCO, task: str, max_detections: int = MAX_DETECTIONS) -> COCOeval_faster:
+    """COCO's evaluation, after its summary.
+
+    Args:
+        truth, found: objects and detections.
+        task: "bbox" or "segm".
+        max_detections: how many of an image and class count, best scores first.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval_faster(truth, found, task)
+        evaluation.params.maxDets = max_dets(max_detections)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return float(evaluation.stats[0])
+    return evaluation
+
+
+def max_dets(max_detections: int) -> list[int]:
+    """How many detections of an image and class count for AR, in COCO's three versions of it; the last for AP, too."""
+    return [1, min(10, max_detections), max_detections]
+
+
+def check_max_detections(value: Any, name: str) -> None:
+    """Raises a UserError if this is no number of detections that may be counted; ``name`` is what gives it."""
+    if type(value) is not int or not 1 <= value <= MOST_DETECTIONS:
+        raise UserError(f"{name} must be a whole number from 1 to {MOST_DETECTIONS}, got {one_line(value)}")
+
+
+def check_limits(cfg: DictConfig) -> None:
+    """Raises a UserError if a config's numbers of detections cannot be used, before anything is trained."""
+    for key in ("dataloader.max_detections", "dataloader.evaluator.max_dets_per_image"):
+        value = OmegaConf.select(cfg, key)
+        if value is not None:
+            check_max_detections(value, key)
+
+
+def most_objects(truth: COCO) -> int:
+    """How many objects the image with the most of them has; crowds are none."""
+    counts = Counter(item["image_id"] for item in truth.anns.values() if not item.get("iscrowd"))
+    return max(counts.values(), default=0)
 
 
 def evaluated_data(names: Any, *, masks: bool) -> dict[str, Any]:

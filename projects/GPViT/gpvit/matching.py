@@ -5,6 +5,8 @@ overlaps most, if the IoU of boxes or masks is at least 0.5. Those without an ob
 are missed. What overlaps a crowd is neither true nor false. Detections and objects are matched class by class, or, to
 see which classes are taken for one another, all together.
 
+All detections count here, however many an image has; AP counts ``dataloader.max_detections`` of an image and class.
+
 A detection with a lower score never changes the match of one with a higher score, so one matching serves all score
 thresholds. pycocotools does the matching: the marks that faster-coco-eval offers count crowds as objects.
 """
@@ -152,7 +154,7 @@ def match(truth: COCO, found: COCO, task: str, *, by_class: bool = True) -> Matc
     params = evaluation.params
     params.iouThrs, params.useCats = np.array([IOU]), int(by_class)
     params.areaRng, params.areaRngLbl = [[0, 1e10]], ["all"]
-    params.maxDets = [max(1, len(found.anns))]  # all of them, unlike AP, for which 100 of an image and class count
+    params.maxDets = [max(1, len(found.anns))]  # all of them
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
     detections, objects = [], []

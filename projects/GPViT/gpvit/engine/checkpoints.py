@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 FREE = re.compile(
     r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|pictures|wandb|checkpointer\..*|ddp\..*"
     r"|skip_budget|accumulate)"
-    r"|.*\.(use_act_checkpoint|test_score_thresh|test_nms_thresh|test_topk_per_image)|dataloader\.train\.dataset\.names"
+    r"|.*\.(use_act_checkpoint|test_score_thresh|test_nms_thresh|test_topk_per_image|max_detections(_per_image)?)"
+    r"|dataloader\.train\.dataset\.names"
     r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
     r"|dataloader\.train\.(seed|start_iter|skip)"  # which train_net.py sets
 )

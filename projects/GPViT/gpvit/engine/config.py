@@ -79,8 +79,8 @@ def inference_config(cfg: DictConfig) -> str:
     """What :class:`gpvit.Predictor` needs of a config, as YAML: the model, and how its images are made."""
     everything = _plain(OmegaConf.to_container(cfg, resolve=False))
     data = everything["dataloader"]
-    sizes = {key: data[key] for key in ("short_side", "max_size") if key in data}
-    return _yaml({"model": everything["model"], "dataloader": sizes | {"test": {"mapper": data["test"]["mapper"]}}})
+    shared = {key: data[key] for key in ("short_side", "max_size", "max_detections") if key in data}
+    return _yaml({"model": everything["model"], "dataloader": shared | {"test": {"mapper": data["test"]["mapper"]}}})
 
 
 def _yaml(content: dict[str, Any]) -> str:
@@ -183,7 +183,7 @@ MAX_LIST = 100  # items; anchors are made for all levels, sizes and shapes
 MAX_SIDE = 10_000  # pixels that an image may be resized to
 # The largest values in a config of a checkpoint of what takes memory or time for each image, by the ends of their keys.
 MAX_NUMBERS = {"output_size": 64, "resolution": 64, "sampling_ratio": 16, "square_pad": MAX_SIDE, "topk": 10_000}
-MAX_NUMBERS |= {"topk_per_image": 10_000, "topk_candidates": 10_000}
+MAX_NUMBERS |= {"topk_per_image": 10_000, "topk_candidates": 10_000, "max_detections_per_image": 10_000}
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
 
 

@@ -260,6 +260,7 @@ def save_evaluation(
     images: int | None = None,
     seconds_per_image: float | None = None,
     device: str | None = None,
+    max_detections: int | None = None,
 ) -> None:
     """Writes ``evaluation.json``. Raises a UserError if it cannot be written; the old one is intact.
 
@@ -272,12 +273,14 @@ def save_evaluation(
         images: how many were evaluated.
         seconds_per_image: of one process, from the first image to the last: reading, the model, collecting its results.
         device: of the model.
+        max_detections: of an image and class that AP counts.
     """
     content = {
         "results": results,
         "images": images,
         "seconds_per_image": seconds_per_image,
         "device": device,
+        "max_detections": max_detections,
         **about,
     }
     text = json.dumps(finite_or_text(content), indent=1)
