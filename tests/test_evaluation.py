@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -11,11 +12,18 @@ import detectron2.evaluation.coco_evaluation as coco_evaluation
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY, TINY
+from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from faster_coco_eval import COCOeval_faster
+from gpvit.annotations import read
 from gpvit.data import register_folder
-from gpvit.evaluation import COCOEvaluator, coco_ap
+from gpvit.engine import load_config
+from gpvit.engine.config import config_from_yaml, inference_config
+from gpvit.errors import UserError
+from gpvit.evaluation import COCOEvaluator, check_limits, coco_ap
+from omegaconf import OmegaConf
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -83,31 +91,32 @@ def test_the_evaluator_uses_the_fast_implementation() -> None:
     assert coco_evaluation.COCOeval_opt is COCOeval_faster is not COCOeval
 
 
-def evaluate(folder: Path, predict) -> dict:
+def evaluate(folder: Path, predict, **options) -> dict:
     """Runs the evaluator over a split with ``predict``: COCO image record -> Instances."""
     name = register_folder(str(folder), "val")
-    evaluator = COCOEvaluator(name, tasks=("bbox", "segm"), distributed=False)
+    evaluator = COCOEvaluator(name, **dict(tasks=("bbox", "segm"), distributed=False) | options)
     evaluator.reset()
     for image in evaluator._coco_api.dataset["images"]:
         evaluator.process([{"image_id": image["id"]}], [{"instances": predict(image, evaluator._coco_api, name)}])
     return evaluator.evaluate()
 
 
-def test_the_evaluator_gives_the_truth_100(synthetic_data: Path) -> None:
-    def perfect(image: dict, api: COCO, name: str) -> Instances:
-        annotations = [a for a in api.loadAnns(api.getAnnIds(image["id"])) if not a["iscrowd"]]
-        ids = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
-        boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        masks = [torch.from_numpy(api.annToMask(a)).bool() for a in annotations]
-        return Instances(
-            (image["height"], image["width"]),
-            pred_boxes=Boxes(boxes),
-            scores=torch.full((len(annotations),), 0.9),
-            pred_classes=torch.tensor([ids[a["category_id"]] for a in annotations], dtype=torch.int64),
-            pred_masks=torch.stack(masks) if masks else torch.zeros(0, image["height"], image["width"]),
-        )
+def perfect(image: dict, api: COCO, name: str) -> Instances:
+    annotations = [a for a in api.loadAnns(api.getAnnIds(image["id"])) if not a["iscrowd"]]
+    ids = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
+    boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    masks = [torch.from_numpy(api.annToMask(a)).bool() for a in annotations]
+    return Instances(
+        (image["height"], image["width"]),
+        pred_boxes=Boxes(boxes),
+        scores=torch.full((len(annotations),), 0.9),
+        pred_classes=torch.tensor([ids[a["category_id"]] for a in annotations], dtype=torch.int64),
+        pred_masks=torch.stack(masks) if masks else torch.zeros(0, image["height"], image["width"]),
+    )
 
+
+def test_the_evaluator_gives_the_truth_100(synthetic_data: Path) -> None:
     results = evaluate(synthetic_data, perfect)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
     assert results["segm"]["AP-cross"] == pytest.approx(100)
@@ -124,3 +133,118 @@ def test_a_detector_that_finds_nothing_has_ap_0_for_boxes_and_masks(synthetic_da
     results = evaluate(synthetic_data, nothing)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == 0.0
     json.loads(json.dumps(results), parse_constant=pytest.fail)  # no NaN for the metrics file
+
+
+MANY = 150
+
+
+def many_objects(folder: Path, *, crowds: int = 0) -> Path:
+    """A dataset whose image 7 has 150 squares of two classes, and image 8 as many as a detector gives by default."""
+    annotations = []
+    for image, number in ((7, MANY), (8, 100)):
+        for index in range(number):
+            box = [12 * (index % 15), 12 * (index // 15), 8 + index % 3, 8]
+            x, y, w, h = box
+            outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            item = {"id": len(annotations) + 1, "image_id": image, "category_id": 1 + (image == 8), "bbox": box}
+            annotations.append(item | {"segmentation": outline, "area": w * h, "iscrowd": int(index < crowds)})
+    content = {
+        "categories": [{"id": 1, "name": "cell"}, {"id": 2, "name": "nucleus"}],
+        "images": [{"id": id, "file_name": f"{id}.png", "height": 128, "width": 192} for id in (7, 8)],
+        "annotations": annotations,
+    }
+    for name in ("annotations", "images"):
+        (folder / name).mkdir(parents=True)
+    for split in ("train", "val"):
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    for id in (7, 8):
+        (folder / "images" / f"{id}.png").touch()
+    return folder
+
+
+@pytest.mark.parametrize(("crowds", "told"), [(0, "150 objects"), (49, "101 objects"), (50, "")])
+def test_more_objects_than_a_detector_gives_are_noted(tmp_path: Path, crowds: int, told: str) -> None:
+    folder = many_objects(tmp_path / "data", crowds=crowds)
+    data = read(folder / "annotations" / "val.json", folder / "images")
+    found = [(problem.image_id, problem.detail) for problem in data.problems if problem.kind == "many objects"]
+    assert found == ([(7, told)] if told else [])
+
+
+@pytest.mark.parametrize(("limit", "ap"), [(None, 67), (100, 67), (150, 100), (1000, 100), (5, 3)])
+def test_ap_counts_as_many_detections_as_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, limit: int | None, ap: float
+) -> None:
+    folder = many_objects(tmp_path / str(limit))
+    with caplog.at_level(logging.WARNING, "gpvit"):
+        results = evaluate(folder, perfect, max_dets_per_image=limit)
+    json_file = str(folder / "annotations" / "val.json")
+    for task in ("bbox", "segm"):
+        assert results[task]["AP-cell"] == pytest.approx(ap, abs=1)
+        assert results[task]["AP50"] == pytest.approx(results[task]["AP"])
+        perfect_results = [
+            {k: v for k, v in r.items() if k != "bbox" or task == k} for r in truth_as_results(Path(json_file))
+        ]
+        assert coco_ap(json_file, perfect_results, task, limit or 100) == pytest.approx(results[task]["AP"] / 100)
+    lines = [entry.getMessage() for entry in caplog.records if "dataloader.max_detections" in entry.getMessage()]
+    assert len(lines) == (ap < 100) and all("up to 150 objects, and AP counts" in line for line in lines)
+
+
+@pytest.mark.parametrize("value", [0, -5, 10_001, 1.5, True, "abc", [1, 10, 100]])
+def test_a_number_of_detections_that_cannot_be_is_one_line(synthetic_data: Path, value: object) -> None:
+    name = register_folder(str(synthetic_data), "val")
+    with pytest.raises(UserError, match="max_dets_per_image must be a whole number from 1 to 10000, got "):
+        COCOEvaluator(name, max_dets_per_image=value)
+    for path in (["max_detections"], ["evaluator", "max_dets_per_image"]):
+        cfg = OmegaConf.create({"dataloader": {"max_detections": 100, "evaluator": {}}})
+        OmegaConf.update(cfg, ".".join(["dataloader", *path]), value)
+        with pytest.raises(UserError, match=f"dataloader.{'.'.join(path)} must be a whole number"):
+            check_limits(cfg)
+
+
+CONFIGS = {
+    "quickstart": "roi_heads.box_predictor.test_topk_per_image",
+    "mask_rcnn_gpvit_l1": "roi_heads.box_predictor.test_topk_per_image",
+    "cascade_mask_rcnn_gpvit_l2": "roi_heads.box_predictors.{}.test_topk_per_image",
+    "published/mask_rcnn_gpvit_l3_1x": "roi_heads.box_predictor.test_topk_per_image",
+    "published/retinanet_gpvit_l4_3x": "max_detections_per_image",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_setting_is_for_the_detector_and_for_ap_and_goes_with_a_checkpoint(name: str) -> None:
+    cfg = load_config(str(REPOSITORY / "configs" / f"{name}.py"))
+    keys = {CONFIGS[name].format(stage) for stage in range(3)}
+    for number in (100, 300):
+        cfg.dataloader.max_detections = number
+        check_limits(cfg)
+        assert cfg.dataloader.evaluator.max_dets_per_image == number
+        for config in (cfg, config_from_yaml(inference_config(cfg), "a checkpoint")):
+            assert [OmegaConf.select(config.model, key) for key in keys] == [number] * len(keys)
+    cfg.dataloader.max_detections = 10_001
+    with pytest.raises(UserError, match=r"topk_per_image is 10001|max_detections_per_image is 10001"):
+        config_from_yaml(inference_config(cfg), "a checkpoint")
+
+
+def test_ap_alone_may_count_more() -> None:
+    override = "dataloader.evaluator.max_dets_per_image"
+    cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"), [f"{override}=300"])
+    assert (cfg.dataloader.max_detections, cfg.dataloader.evaluator.max_dets_per_image) == (100, 300)
+    with pytest.raises(UserError, match=f"{override}: must be a number"):
+        load_config(str(REPOSITORY / "configs" / "quickstart.py"), [f"{override}=abc"])
+
+
+@pytest.mark.parametrize("name", ["quickstart", "published/retinanet_gpvit_l1_1x"])
+@pytest.mark.parametrize("limit", [7, 130])
+@torch.no_grad()
+def test_a_detector_gives_as_many_detections_as_it_is_asked_for(name: str, limit: int) -> None:
+    if name == "quickstart":
+        of_model = ["proposal_generator.post_nms_topk=[20,200]", "proposal_generator.nms_thresh=1"]
+        of_model += ["roi_heads.box_predictor.test_score_thresh=0", "roi_heads.box_predictor.test_nms_thresh=1"]
+    else:
+        of_model = ["backbone.bottom_up.net.embed_dim=24", "backbone.bottom_up.net.group_tokens=[0,4,0,4]"]
+        of_model += ["test_score_thresh=0", "test_nms_thresh=1"]
+    overrides = [*(TINY[:2] if name == "quickstart" else ()), *(f"model.{override}" for override in of_model)]
+    cfg = load_config(str(REPOSITORY / "configs" / f"{name}.py"), [*overrides, f"dataloader.max_detections={limit}"])
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
+    assert len(instantiate(cfg.model).eval()([{"image": image}])[0]["instances"]) == limit

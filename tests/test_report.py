@@ -22,7 +22,7 @@ from gpvit.evaluation import coco_ap, evaluated_data
 from gpvit.matching import Outcome, index, match, outcomes
 from PIL import Image
 from pycocotools import mask as mask_api
-from test_evaluation import official_figures, truth_as_results
+from test_evaluation import many_objects, official_figures, truth_as_results
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -119,6 +119,56 @@ def test_a_report_has_the_official_figures(
     assert len(matrix) == 1 + report.MANY_CLASSES + 2 and matrix[-2][0] == "68 others"
     counts = [[int(cell or 0) for cell in row[1:]] for row in matrix[1:]]
     assert np.sum(counts[:-1]) == 839 - 9  # every object but the crowds once
+
+
+@pytest.mark.parametrize(
+    ("noted", "options", "ap"),
+    [
+        (None, (), 67),
+        (None, ("--max-detections", "150"), 100),
+        (150, (), 100),
+        (150, ("--max-detections", "5"), 3),
+    ],
+)
+def test_a_report_counts_as_many_detections_as_the_evaluation_and_says_what_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    noted: int | None,
+    options: tuple,
+    ap: int,
+) -> None:
+    data = many_objects(tmp_path / "data")
+    results = truth_as_results(data / "annotations" / "val.json")
+    for item in results:
+        item["segmentation"]["counts"] = item["segmentation"]["counts"].decode()
+    path, page = tmp_path / "coco_instances_results.json", tmp_path / "report.html"
+    path.write_text(json.dumps(results))
+    if noted:
+        path.with_name("evaluation.json").write_text(json.dumps({"max_detections": noted}))
+    monkeypatch.setattr(report, "read_speed", lambda folder: None)
+    annotations = data / "annotations" / "val.json"
+    assert call(monkeypatch, report, "--results", path, "--annotations", annotations, "--output", page, *options) == 0
+    figures, limit = figures_of(page), {67: 100, 100: 150, 3: 5}[ap]
+    for task in ("bbox", "segm"):
+        cell, nucleus = (row[task]["AP"] for row in figures["classes"])
+        assert cell == pytest.approx(ap / 100, abs=0.01) and nucleus == pytest.approx(min(limit, 100) / 100, abs=0.01)
+        assert figures["overall"][task][f"AR, {limit} detections"] == pytest.approx((cell + nucleus) / 2, abs=0.01)
+    text, errors = page.read_text(), capsys.readouterr().err
+    assert f"AP counts the {limit} best detections" in text
+    for told in (text, errors):
+        assert (f"up to 150 objects, and up to 150 detections of a class, of which AP counts {limit}: " in told) == (
+            ap < 100
+        )
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "10001"])
+def test_a_report_refuses_a_limit_that_cannot_be(monkeypatch: pytest.MonkeyPatch, run: Path, number: str) -> None:
+    with pytest.raises(UserError, match="--max-detections must be a whole number from 1 to 10000, got"):
+        call(monkeypatch, report, run, "--max-detections", number)
+    (run / "evaluation.json").write_text(json.dumps({"max_detections": number}))
+    with pytest.raises(UserError, match="evaluation.json: max_detections must be a whole number"):
+        call(monkeypatch, report, run)
 
 
 def test_classes_that_are_seldom_confused_share_a_row() -> None:

@@ -29,7 +29,7 @@ import torch
 from common import refuse_to_replace
 from gpvit.annotations import MAX_DETECTIONS
 from gpvit.errors import UserError
-from gpvit.evaluation import check_max_detections, max_dets, most_objects, summarized
+from gpvit.evaluation import MOST_DETECTIONS, check_max_detections, max_dets, most_objects, summarized
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
 from gpvit.metrics import is_number, read_evaluation, read_metrics
 from gpvit.utils.files import atomic_write
@@ -184,9 +184,9 @@ def beyond(inputs: Inputs, limit: int) -> str:
     if most <= limit:
         return ""
     return (
-        f"images have up to {objects} objects, and up to {detections} detections of a class, and AP counts {limit} "
-        f"detections of an image and class: --max-detections {most} counts all of these, and dataloader.max_detections "
-        "raises what a detector gives"
+        f"images have up to {objects} objects, and up to {detections} detections of a class, of which AP counts "
+        f"{limit}: --max-detections {min(most, MOST_DETECTIONS)} counts more, and dataloader.max_detections lets a "
+        "detector give more"
     )
 
 

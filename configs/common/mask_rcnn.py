@@ -18,9 +18,8 @@ base = dict(
     ),
 )
 box_head = dict(conv_dims=[256] * 4, conv_norm="SyncBN", fc_dims=[1024])
-box_predictor = dict(test_topk_per_image="${dataloader.max_detections}")
 
 model = detectron2_config("common/models/mask_rcnn_fpn.py").model
 model.update(base)
 model.roi_heads.box_head.update(box_head)
-model.roi_heads.box_predictor.update(box_predictor)
+model.roi_heads.box_predictor.test_topk_per_image = "${dataloader.max_detections}"

@@ -1,5 +1,6 @@
 """Masks of the objects in an image in the memory of the objects, not of as many images."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -56,9 +57,10 @@ def crop_of_polygons(polygons: Sequence[np.ndarray], height: int, width: int) ->
 
 def crop_of_rle(rle: dict[str, Any]) -> Crop:
     """Crops a compressed RLE without making an image of all of it."""
-    height = rle["size"][0]
+    height, lengths = rle["size"][0], run_lengths(rle["counts"])
+    assert lengths is not None, "no run lengths"
     # Runs go down the columns, of nothing and of the object in turn. Only the columns with the object become pixels.
-    ends = np.cumsum(run_lengths(rle["counts"]))
+    ends = np.cumsum(lengths)
     if len(ends) < 2:
         return Crop(0, 0, np.zeros((0, 0), bool))
     left, right = ends[0] // height, (ends[len(ends) // 2 * 2 - 1] - 1) // height + 1
@@ -105,7 +107,7 @@ def _separated(labels: np.ndarray, number: int, size: tuple[int, int]) -> Iterat
     found = labels[rows, columns]
     order = np.argsort(found, kind="stable")
     ends = np.searchsorted(found[order], np.arange(number + 1), side="right")
-    for start, end in zip(ends, ends[1:]):
+    for start, end in itertools.pairwise(ends):
         y, x = rows[order[start:end]], columns[order[start:end]]
         pixels = np.zeros((np.ptp(y) + 1, np.ptp(x) + 1) if len(y) else (0, 0), bool)
         left, top = (int(x.min()), int(y.min())) if len(y) else (0, 0)
@@ -125,7 +127,7 @@ class CroppedMasks(BitMasks):
         pixels: 1-D, bool: those of all boxes, row by row.
     """
 
-    def __init__(self, image_size: tuple[int, int], boxes: np.ndarray, starts: np.ndarray, pixels: Tensor) -> None:
+    def __init__(self, image_size: Sequence[int], boxes: np.ndarray, starts: np.ndarray, pixels: Tensor) -> None:
         self.image_size = torch.Size(image_size)
         self.boxes, self.starts, self.pixels = boxes, starts, pixels
 
