@@ -26,7 +26,7 @@ import jinja2
 import matplotlib
 import numpy as np
 import torch
-from common import refuse_to_replace
+from common import SCORE, refuse_to_replace
 from faster_coco_eval import COCOeval_faster
 from gpvit.errors import UserError
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
@@ -69,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_inputs(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="the report")
-    parser.add_argument("--score-threshold", type=float, help="of confusions and pictures; default: of the best F1, or 0.5")
+    parser.add_argument("--score-threshold", type=SCORE, help="of confusions and pictures; default: of the best F1, or 0.5")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
     print_anything()

@@ -71,6 +71,7 @@ def _with_override(cfg: DictConfig, override: str) -> DictConfig:
     except HydraException:
         correct = correction(kind, as_given, written, written)
         if kind.fits(written) or kind.noun:
+            correct = correct or "; put the value in quotes of its own"
             raise UserError(f"cannot read the override {override}{correct}") from None
         raise UserError(f"{key} {kind.fault(written)}{correct}") from None
     try:
@@ -376,7 +377,7 @@ def _check_override(cfg: DictConfig, override: str, in_one: str) -> None:
     if not key or not equals:
         likely, _, written = (part.strip() for part in in_one.partition("=" if "=" in in_one else " "))
         kind = kind_of(likely)
-        meant = kind.meant(written, written) if kind and written else []
+        meant = kind.meant(written, written) if kind and written and override else []
         hint = f"; write {assignment(likely, meant[0])}" if meant else ""
         raise UserError(f"override {override!r} is not of the form key=value{hint}")
     if override.startswith("+"):

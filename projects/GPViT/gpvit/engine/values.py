@@ -20,6 +20,7 @@ from .loader import images_per_process
 MAX_SIDE = 10_000  # pixels that an image may be resized to
 MAX_SEED = 2**63 - 1
 MAX_WORKERS = 1024
+MAX_DEPTH = 100  # sections within each other
 
 SECTION = Kind("a section with keys of its own", lambda value: not isinstance(value, str | int | float | list | None))
 AUGMENTATIONS = Kind(
@@ -40,8 +41,8 @@ FRACTIONS = several(
     number(above=0, below=1), "a list of increasing fractions of train.max_iter between 0 and 1", least=0, ordered=True
 )
 
-# The kinds of values by their keys. * stands for any part of a key, ** for any number of them. What has no row may be
-# anything: parameters of optimizers, schedules, augmentations and evaluators that are not known here.
+# The kinds of values by their keys. * stands for any part of a key, ** for any number of them, # for a number.
+# What has no row may be anything: the parameters of optimizers, schedules and augmentations that are not known here.
 KINDS: dict[str, Kind] = {
     "train": SECTION,
     "train.output_dir": path("a folder", "a folder"),
@@ -99,6 +100,7 @@ KINDS: dict[str, Kind] = {
     "dataloader.*.mapper.instance_mask_format": choice("bitmask", "polygon"),
     "dataloader.*.mapper.recompute_boxes": FLAG,
     "dataloader.*.mapper.augmentations": AUGMENTATIONS,
+    "dataloader.*.mapper.augmentations.#": SECTION,
     "dataloader.*.mapper.augmentations.recipe": choice("resize", "lsj"),
     "dataloader.*.mapper.augmentations.short_side": either(PIXELS, SIDES),
     "dataloader.*.mapper.augmentations.short_sides": SIDES,
@@ -168,6 +170,7 @@ KINDS: dict[str, Kind] = {
     "lr_multiplier.**.values": either(several(NOT_NEGATIVE, "a list of numbers, at least 0"), NULL),
     "lr_multiplier.scheduler": SECTION,
 }
+SECTIONS = ("model", "train", "dataloader", "optimizer", "lr_multiplier")  # a file may define more for its own use
 # What train_net.py needs of a config.
 OF_EVALUATION = (
     "train.output_dir",
@@ -195,7 +198,7 @@ A_TEXT = Kind("a text", lambda value: isinstance(value, str))
 
 def _pattern(key: str) -> re.Pattern[str]:
     parts = key.split(".")
-    return re.compile(r"\.".join({"*": r"[^.]+", "**": r".+"}.get(part, re.escape(part)) for part in parts))
+    return re.compile(r"\.".join({"*": r"[^.]+", "**": r".+", "#": r"\d+"}.get(part, re.escape(part)) for part in parts))
 
 
 def _expanded() -> Iterator[tuple[re.Pattern[str], Kind]]:
@@ -276,24 +279,23 @@ def kind_like(value: Any) -> Kind:
 
 
 def check_values(node: DictConfig | ListConfig, key: str = "") -> None:
-    """Looks at all values of a config, or of one of its sections, by the table.
+    """Looks at all values below a node of a config by the table.
 
     Args:
-        node: the config or section.
-        key: of the section; "" for the complete config.
+        key: of the node; "" for the complete config.
 
     Raises:
         UserError: a value is not what its key takes, or a reference leads nowhere.
     """
-    try:
-        for name, value in _entries(node, key):
-            check_value(name, value, kind_of(name))
-    except RecursionError:
-        raise UserError("the config has a reference that leads back to itself") from None
+    # What refers to a value comes last, so that a wrong one is named where it stands.
+    for name, value, _ in sorted(_entries(node, key, False), key=lambda entry: entry[2]):
+        check_value(name, value, kind_of(name))
 
 
-def _entries(node: DictConfig | ListConfig, key: str) -> Iterator[tuple[str, Any]]:
-    """The values below a node and their keys. Follows references."""
+def _entries(node: DictConfig | ListConfig, key: str, referred: bool) -> Iterator[tuple[str, Any, bool]]:
+    """The keys and values below a node, and whether each is ``referred`` to: what a reference leads to, is."""
+    if key.count(".") > MAX_DEPTH:
+        raise UserError(f"{one_line(key)} leads back to itself: a section refers to one that it is part of")
     for name in list(node) if isinstance(node, DictConfig) else range(len(node)):
         child = f"{key}.{name}" if key else str(name)
         try:
@@ -301,9 +303,10 @@ def _entries(node: DictConfig | ListConfig, key: str) -> Iterator[tuple[str, Any
         except OmegaConfBaseException as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{child} has no value that can be found ({one_line(reason, LINE_LIMIT)})") from None
-        yield child, value
+        is_reference = referred or OmegaConf.is_interpolation(node, name)
+        yield child, value, is_reference
         if isinstance(value, DictConfig | ListConfig):
-            yield from _entries(value, child)
+            yield from _entries(value, child, is_reference)
 
 
 def check_config(cfg: DictConfig, *, train: bool) -> None:
@@ -315,7 +318,7 @@ def check_config(cfg: DictConfig, *, train: bool) -> None:
     Raises:
         UserError: a value is missing, is not what its key takes, or does not go with another one.
     """
-    check_values(cfg)
+    check_values(OmegaConf.masked_copy(cfg, [key for key in cfg if key in SECTIONS]))
     for key in (*OF_EVALUATION, *(OF_TRAINING if train else ())):
         if OmegaConf.select(cfg, key, default=NULL) is NULL:  # null is a value
             raise UserError(f"the config has no {key}; configs/mask_rcnn_gpvit_l1.py has all that it takes")
