@@ -331,6 +331,14 @@ def test_what_a_config_lacks_is_named_where_it_is_needed() -> None:
         assert kind_of(key.replace("**", "x").replace("*", "x").replace("#", "0")) is not None
 
 
+def test_a_file_may_have_sections_for_its_own_use() -> None:
+    cfg = OmegaConf.merge(copy.deepcopy(L1), {"mine": {"width": 5, "more": "${..lost}"}})
+    cfg.train.max_iter = "${mine.width}"
+    check_config(cfg, train=True)
+    cfg.train.max_iter = "${mine.more}"
+    assert "train.max_iter has no value that can be found" in one_line_of(lambda: check_config(cfg, train=True))
+
+
 def test_a_reference_to_itself_is_one_line() -> None:
     for amp, ddp in (("${train.ddp}", "${train.amp}"), ({"more": "${train.ddp}"}, {"more": "${train.amp}"})):
         cfg = copy.deepcopy(L1)

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -170,7 +170,7 @@ KINDS: dict[str, Kind] = {
     "lr_multiplier.**.values": either(several(NOT_NEGATIVE, "a list of numbers, at least 0"), NULL),
     "lr_multiplier.scheduler": SECTION,
 }
-SECTIONS = ("model", "train", "dataloader", "optimizer", "lr_multiplier")  # a file may define more for its own use
+SECTIONS = ("train", "dataloader", "optimizer", "lr_multiplier", "model")
 # What train_net.py needs of a config.
 OF_EVALUATION = (
     "train.output_dir",
@@ -282,7 +282,7 @@ def check_values(node: DictConfig | ListConfig, key: str = "") -> None:
     """Looks at all values below a node of a config by the table.
 
     Args:
-        key: of the node; "" for the complete config.
+        key: of the node; "" for a config, with its sections.
 
     Raises:
         UserError: a value is not what its key takes, or a reference leads nowhere.
@@ -296,7 +296,9 @@ def _entries(node: DictConfig | ListConfig, key: str, referred: bool) -> Iterato
     """The keys and values below a node, and whether each is ``referred`` to: what a reference leads to, is."""
     if key.count(".") > MAX_DEPTH:
         raise UserError(f"{one_line(key)} leads back to itself: a section refers to one that it is part of")
-    for name in list(node) if isinstance(node, DictConfig) else range(len(node)):
+    # A file may define more sections for its own use, which need not make sense alone.
+    names: Sequence[Any] = list(node) if isinstance(node, DictConfig) else range(len(node))
+    for name in names if key else [section for section in SECTIONS if section in names]:
         child = f"{key}.{name}" if key else str(name)
         try:
             value = node[name]
@@ -318,7 +320,7 @@ def check_config(cfg: DictConfig, *, train: bool) -> None:
     Raises:
         UserError: a value is missing, is not what its key takes, or does not go with another one.
     """
-    check_values(OmegaConf.masked_copy(cfg, [key for key in cfg if key in SECTIONS]))
+    check_values(cfg)
     for key in (*OF_EVALUATION, *(OF_TRAINING if train else ())):
         if OmegaConf.select(cfg, key, default=NULL) is NULL:  # null is a value
             raise UserError(f"the config has no {key}; configs/mask_rcnn_gpvit_l1.py has all that it takes")
