@@ -28,6 +28,9 @@ from gpvit.engine import (
     argument_parser,
     build_ddp,
     build_followers,
+    check_batches,
+    check_best_metric,
+    check_config,
     check_unchanged,
     choose_device,
     device_name,
@@ -36,6 +39,7 @@ from gpvit.engine import (
     load_config,
     loading_failure,
     newest,
+    processes_of,
     refuse_evaluated,
     refuse_to_replace_results,
     refuse_used,
@@ -47,7 +51,7 @@ from gpvit.engine import (
     shared_seed,
 )
 from gpvit.errors import ProcessError, UserError, listed
-from gpvit.evaluation import check_limits, evaluated_data
+from gpvit.evaluation import evaluated_data
 from gpvit.utils.files import lock_folder
 from gpvit.utils.fingerprint import dataset_fingerprint, like
 from gpvit.utils.text import print_anything
@@ -191,16 +195,22 @@ def do_train(args, cfg) -> nn.Module:
 
 def configure(args):
     """The config that the command line asks for."""
-    cfg = load_config(args.config_file, args.overrides)
-    check_limits(cfg)
+    cfg, train = load_config(args.config_file, args.overrides), not args.eval_only
+    check_config(cfg, train=train)
     cfg.train.device = choose_device(cfg.train.device, args.num_gpus)
+    processes = processes_of(args)
+    if train:
+        check_batches(cfg, processes)
     if cfg.train.amp.enabled == "auto":
         cfg.train.amp.enabled = cfg.train.device == "cuda"
     if args.data:
-        gpvit.data.use_folder(cfg, args.data, train=not args.eval_only)
+        gpvit.data.use_folder(cfg, args.data, train=train)
     gpvit.data.require_files(cfg.dataloader.test)
-    if not args.eval_only:
+    if train:
         gpvit.data.require_files(cfg.dataloader.train)
+    classes = gpvit.data.check_classes(cfg, train=train)
+    if train:
+        check_best_metric(cfg.train.checkpointer.get("best_metric"), cfg, classes)
         if cfg.train.wandb:
             from gpvit.engine import weights_and_biases  # noqa: F401 (says before anything begins if it is missing)
     return cfg

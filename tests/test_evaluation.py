@@ -21,8 +21,9 @@ from gpvit.annotations import read
 from gpvit.data import register_folder
 from gpvit.engine import load_config
 from gpvit.engine.config import config_from_yaml, inference_config
+from gpvit.engine.values import check_values
 from gpvit.errors import UserError
-from gpvit.evaluation import COCOEvaluator, check_limits, coco_ap
+from gpvit.evaluation import COCOEvaluator, coco_ap
 from omegaconf import OmegaConf
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
@@ -194,11 +195,11 @@ def test_a_number_of_detections_that_cannot_be_is_one_line(synthetic_data: Path,
     name = register_folder(str(synthetic_data), "val")
     with pytest.raises(UserError, match="max_dets_per_image must be a whole number from 1 to 10000, got "):
         COCOEvaluator(name, max_dets_per_image=value)
-    for path in (["max_detections"], ["evaluator", "max_dets_per_image"]):
+    for key in ("dataloader.max_detections", "dataloader.evaluator.max_dets_per_image"):
         cfg = OmegaConf.create({"dataloader": {"max_detections": 100, "evaluator": {}}})
-        OmegaConf.update(cfg, ".".join(["dataloader", *path]), value)
-        with pytest.raises(UserError, match=f"dataloader.{'.'.join(path)} must be a whole number"):
-            check_limits(cfg)
+        OmegaConf.update(cfg, key, value)
+        with pytest.raises(UserError, match=f"{key} must be a whole number of detections"):
+            check_values(cfg)
 
 
 CONFIGS = {
@@ -216,7 +217,7 @@ def test_one_setting_is_for_the_detector_and_for_ap_and_goes_with_a_checkpoint(n
     keys = {CONFIGS[name].format(stage) for stage in range(3)}
     for number in (100, 300):
         cfg.dataloader.max_detections = number
-        check_limits(cfg)
+        check_values(cfg)
         assert cfg.dataloader.evaluator.max_dets_per_image == number
         for config in (cfg, config_from_yaml(inference_config(cfg), "a checkpoint")):
             assert [OmegaConf.select(config.model, key) for key in keys] == [number] * len(keys)
@@ -229,7 +230,7 @@ def test_ap_alone_may_count_more() -> None:
     override = "dataloader.evaluator.max_dets_per_image"
     cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"), [f"{override}=300"])
     assert (cfg.dataloader.max_detections, cfg.dataloader.evaluator.max_dets_per_image) == (100, 300)
-    with pytest.raises(UserError, match=f"{override}: must be a number"):
+    with pytest.raises(UserError, match=f"{override} must be a whole number of detections"):
         load_config(str(REPOSITORY / "configs" / "quickstart.py"), [f"{override}=abc"])
 
 

@@ -174,8 +174,8 @@ def test_torchruns_processes_find_their_device(monkeypatch: pytest.MonkeyPatch) 
     ("arguments", "message"),
     [
         (["train.max_itr=1"], "did you mean train.max_iter"),
-        (["train.max_iter=many"], "train.max_iter: must be a number"),
-        (["train.device=gpu"], "train.device must be auto, cuda or cpu, got gpu"),
+        (["train.max_iter=many"], "train.max_iter must be a whole number of iterations"),
+        (["train.device=gpu"], 'train.device must be auto, cuda or cpu, got "gpu"; write train.device=cuda'),
         (["--num-gpus", "9999"], "9999, but this machine has"),
         (["--data", "nowhere"], "nowhere"),
         ([], "coco/annotations/instances_val2017.json of data set coco_2017_val does not exist"),

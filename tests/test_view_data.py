@@ -77,7 +77,6 @@ def test_ids_classes_number_and_seed_choose(
     for arguments, message in (
         (["--classes", "cat"], "there are no classes cat; there are disc, triangle, cross"),
         (["--ids", "99999"], "there are no images with id 99999"),
-        (["--number", "0"], "there is no image to draw"),
     ):
         with pytest.raises(UserError, match=message):
             view(monkeypatch, synthetic_data, "--output", tmp_path / "none", *arguments)

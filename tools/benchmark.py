@@ -34,6 +34,7 @@ import matplotlib.figure
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import COUNT
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.modeling import FPN, GeneralizedRCNN, SwinTransformer
@@ -91,13 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="L1", choices=gpvit.SIZES)
     parser.add_argument("--image", default="512x512", type=image_size, metavar="HEIGHTxWIDTH")
-    parser.add_argument("--images", default=1, type=int, metavar="N", help="images in a batch")
+    parser.add_argument("--images", default=1, type=COUNT, metavar="N", help="images in a batch")
     parser.add_argument("--against", default="literal", choices=("literal", "swin", "vitdet", "none"))
     parser.add_argument("--mode", default="inference", choices=("inference", "training"))
     parser.add_argument("--part", default="backbone", choices=("backbone", *DETECTORS, "evaluation"))
     parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
     parser.add_argument("--compile", action="store_true", help="torch.compile for our backbone")
-    parser.add_argument("--runs", default=10, type=int, metavar="N", help="timed runs of each model")
+    parser.add_argument("--runs", default=10, type=COUNT, metavar="N", help="timed runs of each model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the record")
     parser.add_argument("--growth", type=Path, metavar="PICTURE", help="time and memory over image size and batch size")
     args = parser.parse_args()

@@ -11,7 +11,11 @@ import gpvit
 import numpy as np
 from gpvit.errors import UserError, listed
 from gpvit.utils.files import atomic_write
+from gpvit.utils.kinds import argument, number, whole
 from gpvit.utils.text import PATH_LIMIT, one_line
+
+# Types of numeric options.
+COUNT, INDEX, SCORE = argument(whole(1)), argument(whole(0)), argument(number(0, 1))
 
 
 def add_detector(parser: argparse.ArgumentParser, device: str | None = None) -> None:

@@ -40,7 +40,7 @@ from typing import TextIO
 
 import cv2
 import numpy as np
-from common import add_detector, detector, refuse_to_replace, save_picture
+from common import COUNT, SCORE, add_detector, detector, refuse_to_replace, save_picture
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
@@ -113,9 +113,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cutouts", action="store_true", help="write each object alone, as PNG")
     parser.add_argument("--show", action="store_true", help="show the pictures in a window; Q ends")
     parser.add_argument(
-        "--score-threshold", default=0.5, type=float, metavar="S", help="take what scores at least this (%(default)s)"
+        "--score-threshold", default=0.5, type=SCORE, metavar="S", help="take what scores at least this (%(default)s)"
     )
-    parser.add_argument("--batch-size", default=1, type=int, metavar="N", help="run so many of one size together")
+    parser.add_argument("--batch-size", default=1, type=COUNT, metavar="N", help="run so many of one size together")
     return parser.parse_intermixed_args()
 
 

@@ -1,9 +1,11 @@
 """What the tools measure with."""
 
+import argparse
 import math
 import multiprocessing
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +15,7 @@ from unittest.mock import patch
 
 import gpvit
 import torch
+from gpvit.utils.text import one_line
 from torch import nn
 
 # For processes whose peak memory is looked at: what is freed goes back to the system at once, which is slow.
@@ -20,6 +23,8 @@ RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def image_size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
+        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH in pixels, such as 512x512, got {one_line(text)}")
     height, width = text.split("x")
     return int(height), int(width)
 

@@ -26,13 +26,14 @@ import jinja2
 import matplotlib
 import numpy as np
 import torch
-from common import refuse_to_replace
+from common import SCORE, refuse_to_replace
 from gpvit.annotations import MAX_DETECTIONS
 from gpvit.errors import UserError
 from gpvit.evaluation import MOST_DETECTIONS, check_max_detections, max_dets, most_objects, summarized
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
 from gpvit.metrics import is_number, read_evaluation, read_metrics
 from gpvit.utils.files import atomic_write
+from gpvit.utils.kinds import argument, whole
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything, several_lines
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
@@ -66,10 +67,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_inputs(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="the report")
-    parser.add_argument("--score-threshold", type=float, help="of confusions and pictures; default: of the best F1, or 0.5")
+    parser.add_argument("--score-threshold", type=SCORE, help="of confusions and pictures; default: of the best F1, or 0.5")
     parser.add_argument(
         "--max-detections",
-        type=int,
+        type=argument(whole(1, MOST_DETECTIONS)),
         metavar="N",
         help="of an image and class that AP counts; default: as in the evaluation that the results are of, or 100",
     )
@@ -80,7 +81,6 @@ def main() -> int:
     output = args.output or inputs.results.parent / "report.html"
     refuse_to_replace([output], args.overwrite)
     limit = read_limit(inputs) if args.max_detections is None else args.max_detections
-    check_max_detections(limit, "--max-detections")
     content = collect(inputs, args.score_threshold, limit)
     text = page(content)
     with atomic_write(output) as partial:

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import matplotlib.figure
 import numpy as np
-from common import refuse_to_replace, save_picture
+from common import COUNT, refuse_to_replace, save_picture
 from gpvit import annotations, layouts
 from gpvit.errors import UserError, listed
 from gpvit.images import read_image
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--split", choices=("train", "val"), help="which part of a folder; train if there is one")
     parser.add_argument("--output", default="output/view_data", type=Path, metavar="DIR", help="where the pictures go")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument("--number", default=16, type=int, help="how many images, chosen at random")
+    parser.add_argument("--number", default=16, type=COUNT, help="how many images, chosen at random")
     parser.add_argument("--seed", default=0, type=int, help="another one chooses other images")
     parser.add_argument("--ids", nargs="+", type=int, metavar="ID", help="these images instead")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only objects of these, and images with them")
@@ -101,7 +101,7 @@ def choose(records: list[dict[str, Any]], classes: list[str], args: argparse.Nam
         if unknown := [str(id) for id in args.ids if id not in known]:
             raise UserError(f"there are no images with id {listed(unknown)}{' and these classes' if args.classes else ''}")
         return [known[id] for id in dict.fromkeys(args.ids)]
-    if not records or args.number < 1:
+    if not records:
         raise UserError("there is no image to draw")
     chosen = random.Random(args.seed).sample(range(len(records)), min(args.number, len(records)))
     return [records[index] for index in sorted(chosen)]

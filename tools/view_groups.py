@@ -18,7 +18,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from common import add_detector, detector, expanded, refuse_to_replace
+from common import INDEX, add_detector, detector, expanded, refuse_to_replace
 from gpvit.errors import UserError
 from gpvit.images import read_image
 from gpvit.inspection import TOKEN_STRIDE, GroupMaps, Inspection, inspect, principal_colours, strongest
@@ -52,7 +52,7 @@ def main() -> int:
     add_detector(parser)
     parser.add_argument("--input", required=True, nargs="+", metavar="PICTURE", help="pictures or globs")
     parser.add_argument("--output", default="output/groups", type=Path, metavar="DIR", help="where the sheets go")
-    parser.add_argument("--tokens", nargs="+", type=int, metavar="N", help="numbers of the group tokens to show, from 0")
+    parser.add_argument("--tokens", nargs="+", type=INDEX, metavar="N", help="numbers of the group tokens to show, from 0")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_intermixed_args()
     print_anything()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import gpvit.data
 import numpy as np
-from common import refuse_to_replace
+from common import COUNT, SCORE, refuse_to_replace
 from detectron2.data import MetadataCatalog
 from gpvit import annotations, layouts
 from gpvit.annotations import CocoFile
@@ -370,15 +370,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_inputs(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the pictures go")
-    parser.add_argument("--number", type=int, default=16, help="how many pictures")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="leave out what scores less")
+    parser.add_argument("--number", type=COUNT, default=16, help="how many pictures")
+    parser.add_argument("--score-threshold", type=SCORE, default=0.5, help="leave out what scores less")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
     print_anything()
     if args.annotations and not args.images:
         raise UserError("give the folder of the images of --annotations by --images DIR")
-    if args.number < 1:
-        raise UserError(f"--number must be 1 or more, got {args.number}")
     inputs = read_inputs(args)
     output = args.output or inputs.results.parent / "predictions"
     targets = [output / f"{rank:02}.png" for rank in range(1, args.number + 1)]

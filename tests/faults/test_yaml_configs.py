@@ -3,14 +3,18 @@
 import inspect
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
 from detectron2.utils.registry import _convert_target_to_string, locate
 from gpvit.engine import config_from_yaml, inference_config, load_config, save_config
 from gpvit.engine.config import MODEL_CALLS, RUN_CALLS, flattened
+from gpvit.engine.values import SECTIONS, check_config, kind_of
 from gpvit.errors import UserError
+from omegaconf import OmegaConf
 
 CONFIGS = sorted(path for folder in ("configs", "configs/published") for path in (REPOSITORY / folder).glob("*.py"))
 MAPPER = "mapper: {_target_: gpvit.data.InstanceMapper, is_train: false, augmentations: [], image_format: RGB}"
@@ -24,10 +28,23 @@ HARMLESS = {"drop_path_rate", "proposal_generator", "proposal_matchers", "propos
 HARMLESS |= {"use_act_checkpoint", "get_fed_loss_cls_weights"}
 
 
+def without_a_row(content: Any, key: str = "") -> Iterator[str]:
+    """The keys of which no kind of value is known."""
+    for name, value in content.items() if isinstance(content, dict) else enumerate(content):
+        child = f"{key}.{name}" if key else name
+        if kind_of(child) is None and name != "_target_":
+            yield child
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
+            yield from without_a_row(value, child)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_is_the_same_after_its_yaml(path: Path, tmp_path: Path) -> None:
-    """A class that is new to the configs must enter the table of names."""
+    """A class that is new to the configs must enter the table of names, and a key that of values."""
     cfg = load_config(str(path))
+    check_config(cfg, train=True)
+    content = OmegaConf.to_container(cfg, resolve=True)
+    assert not list(without_a_row({key: content[key] for key in SECTIONS if key != "model"}))
     save_config(cfg, str(tmp_path / "config.yaml"))
     assert flattened(load_config(str(tmp_path / "config.yaml"))) == flattened(cfg)
     text = inference_config(cfg)

@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import log_first_n
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from . import annotations, layouts
 from .errors import UserError, listed
@@ -115,12 +115,78 @@ def set_num_classes(model: DictConfig, num_classes: int) -> None:
 
 
 def class_names(loader: DictConfig) -> list[str]:
-    """The class names of the data set behind a loader's config."""
+    """The class names of the data sets behind a loader's config.
+
+    Raises:
+        UserError: a data set has none, or not those of another one.
+    """
     names = loader.dataset.names
-    metadata = MetadataCatalog.get(names if isinstance(names, str) else names[0])
+    first, *others = [names] if isinstance(names, str) else names
+    classes = _classes_of(first)
+    for other in others:
+        _require_equal(first, classes, other, _classes_of(other))
+    return classes
+
+
+def _classes_of(name: str) -> list[str]:
+    metadata = MetadataCatalog.get(name)
     if file := metadata.get("coco_file"):
         return list(file.categories.values())  # "thing_classes" are these as they are shown
-    return list(metadata.thing_classes)
+    if not metadata.get("thing_classes"):  # Detectron2's register_coco_instances knows them when it has read the file
+        try:
+            DatasetCatalog.get(name)
+        except Exception as error:
+            raise UserError(f"data set {name} cannot be read ({_reason(error)})") from error
+    if classes := metadata.get("thing_classes"):
+        return list(classes)
+    raise UserError(
+        f"data set {name} is registered without the names of its classes: add MetadataCatalog.get({name!r})"
+        ".thing_classes = [...] to where it is registered"
+    )
+
+
+def _require_equal(first: str, classes: list[str], second: str, others: list[str]) -> None:
+    """Raises a UserError if two data sets have different classes, or the same ones in another order."""
+    if classes != others:
+        same = [one == other for one, other in zip(classes, others)]
+        number = same.index(False) if False in same else len(same)
+        raise UserError(
+            f"data sets {first} and {second} have different classes, from class number {number} on: "
+            f"{listed(classes[number:]) or 'none'} and {listed(others[number:]) or 'none'}"
+        )
+
+
+def check_classes(cfg: DictConfig, *, train: bool) -> list[str]:
+    """Compares the classes of a config's data with each other, and their number with that of its model.
+
+    Args:
+        train: whether the training data counts, too.
+
+    Returns:
+        The names of the classes.
+
+    Raises:
+        UserError: there is a difference, or a data set has no class names.
+    """
+    classes = class_names(cfg.dataloader.test)
+    if train:
+        names = [str(loader.dataset.names) for loader in (cfg.dataloader.train, cfg.dataloader.test)]
+        _require_equal(names[0], class_names(cfg.dataloader.train), names[1], classes)
+    part = "roi_heads" if "roi_heads" in cfg.model else ""
+    for key, number in _class_counts(cfg.model[part] if part else cfg.model, f"model.{part}" if part else "model"):
+        agnostic = number == 1 and key.endswith("mask_head.num_classes")  # one mask for whatever class
+        if number != len(classes) and not agnostic:
+            raise UserError(f"the model is for {number} classes, the data has {len(classes)}: {key}={len(classes)}")
+    return classes
+
+
+def _class_counts(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The numbers of classes in the config of a detector's heads, the one that others refer to first."""
+    children = list(node) if isinstance(node, DictConfig) else range(len(node)) if isinstance(node, ListConfig) else ()
+    if "num_classes" in children:
+        yield f"{key}.num_classes", node.num_classes
+    for name in children:
+        yield from _class_counts(node[name], f"{key}.{name}")
 
 
 class InstanceMapper:

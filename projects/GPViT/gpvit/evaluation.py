@@ -17,7 +17,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 from faster_coco_eval import COCOeval_faster
-from omegaconf import DictConfig, OmegaConf
 from pycocotools.coco import COCO
 
 from . import annotations
@@ -193,14 +192,6 @@ def check_max_detections(value: Any, name: str) -> None:
     """Raises a UserError if this is no number of detections that may be counted; ``name`` is what gives it."""
     if type(value) is not int or not 1 <= value <= MOST_DETECTIONS:
         raise UserError(f"{name} must be a whole number from 1 to {MOST_DETECTIONS}, got {one_line(value)}")
-
-
-def check_limits(cfg: DictConfig) -> None:
-    """Raises a UserError if a config's numbers of detections cannot be used, before anything is trained."""
-    for key in ("dataloader.max_detections", "dataloader.evaluator.max_dets_per_image"):
-        value = OmegaConf.select(cfg, key)
-        if value is not None:
-            check_max_detections(value, key)
 
 
 def most_objects(truth: COCO) -> int:

@@ -2,6 +2,7 @@ from .checkpoints import (
     DATA,
     Checkpoints,
     Evaluation,
+    check_best_metric,
     check_unchanged,
     newest,
     refuse_evaluated,
@@ -11,11 +12,12 @@ from .checkpoints import (
 )
 from .config import config_from_yaml, detectron2_config, inference_config, load_config, save_config, with_overrides
 from .following import build_followers, save_evaluation
-from .launch import argument_parser, choose_device, launch
+from .launch import argument_parser, choose_device, launch, processes_of
 from .loader import build_train_loader, loading_failure, share_batches
 from .setup import device_name, setup, shared_seed
 from .terminal import evaluation_bar
 from .trainer import Trainer, build_ddp
+from .values import check_batches, check_config
 
 __all__ = [
     "DATA",
@@ -26,6 +28,9 @@ __all__ = [
     "build_ddp",
     "build_followers",
     "build_train_loader",
+    "check_batches",
+    "check_best_metric",
+    "check_config",
     "check_unchanged",
     "choose_device",
     "config_from_yaml",
@@ -37,6 +42,7 @@ __all__ = [
     "load_config",
     "loading_failure",
     "newest",
+    "processes_of",
     "refuse_evaluated",
     "refuse_to_replace_results",
     "refuse_used",

@@ -70,9 +70,7 @@ class Checkpoints(StopHook):
             raise UserError(f"train.checkpointer.period={period} and max_to_keep={max_to_keep} must be at least 1")
         if patience and not best_metric:
             raise UserError(f"train.checkpointer.patience={patience} needs train.checkpointer.best_metric")
-        known = known_metrics(cfg, classes)
-        if best_metric and known and best_metric not in known:
-            raise UserError(f"train.checkpointer.best_metric={best_metric} is none of {', '.join(known)}")
+        check_best_metric(best_metric, cfg, classes)
         self.folder, self.classes = Path(cfg.train.output_dir), classes
         self.period, self.max_to_keep = period, max_to_keep
         self.best_metric, self.patience = best_metric, patience
@@ -218,6 +216,13 @@ def known_metrics(cfg: DictConfig, classes: list[str]) -> list[str]:
     names += [f"AP-{one_line(name)}" for name in classes if len(classes) > 1]
     prefixes = ("", "ema_") if cfg.train.ema_decay else ("",)
     return [f"{prefix}{task}/{name}" for prefix in prefixes for task in tasks for name in names]
+
+
+def check_best_metric(name: str | None, cfg: DictConfig, classes: list[str]) -> None:
+    """Raises a UserError if no evaluation has a metric of this name; "" or None, for none, is fine."""
+    known = known_metrics(cfg, classes)
+    if name and known and name not in known:
+        raise UserError(f"train.checkpointer.best_metric={name} is none of {', '.join(known)}")
 
 
 class Evaluation(HookBase):

@@ -22,6 +22,7 @@ from ..errors import UserError, listed
 from ..utils.files import atomic_write
 from ..utils.text import one_line
 from ..utils.yaml_io import read_yaml
+from .values import A_NUMBER, MAX_SIDE, assignment, check_value, check_values, correction, kind_like, kind_of, parse
 
 
 def detectron2_config(path: str) -> DictConfig:
@@ -50,17 +51,41 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 def with_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A config with ``key=value`` overrides applied. Raises as :func:`load_config` does."""
+    for number, override in enumerate(overrides):
+        _check_override(cfg, override, _in_one(overrides, number))
     for override in overrides:
-        _check_override(cfg, override)
-    keys = [override.partition("=")[0] for override in overrides]
-    numbers = [key for key in keys if isinstance(OmegaConf.select(cfg, key), (int, float))]
+        cfg = _with_override(cfg, override)
+    return cfg
+
+
+def _with_override(cfg: DictConfig, override: str) -> DictConfig:
+    as_given, _, written = override.partition("=")
+    key = as_given.lstrip("+")
     try:
-        cfg = LazyConfig.apply_overrides(cfg, list(overrides))
-    except HydraException as error:
-        raise UserError(f"cannot read the overrides: {str(error).splitlines()[0]}") from None
-    for key in numbers:
-        if isinstance(value := OmegaConf.select(cfg, key), str):
-            raise UserError(f"override {key}: must be a number, true or false, got {value}")
+        before = OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:  # a reference that leads nowhere, which the override may replace
+        before = None
+    kind = kind_of(key) or kind_like(before)
+    try:
+        parse(override)
+    except HydraException:
+        correct = correction(kind, as_given, written, written)
+        if kind.fits(written) or kind.noun:
+            correct = correct or "; put the value in quotes of its own"
+            raise UserError(f"cannot read the override {override}{correct}") from None
+        raise UserError(f"{key} {kind.fault(written)}{correct}") from None
+    try:
+        cfg = LazyConfig.apply_overrides(cfg, [override])
+        value = OmegaConf.select(cfg, key)
+    except KeyError:
+        raise UserError(f"override {override}: there are no keys below a value") from None
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"override {override} cannot be applied: {one_line(reason, 500)}") from None
+    if kind_of(key) or (kind is A_NUMBER and isinstance(value, str)):
+        check_value(key, value, kind, written)
+    if isinstance(value, DictConfig | ListConfig):
+        check_values(value, key)
     return cfg
 
 
@@ -180,7 +205,6 @@ RUN_CALLS = MODEL_CALLS | {
 MAX_REFERENCES = 1000
 MAX_VALUES = 20_000
 MAX_LIST = 100  # items; anchors are made for all levels, sizes and shapes
-MAX_SIDE = 10_000  # pixels that an image may be resized to
 # The largest values in a config of a checkpoint of what takes memory or time for each image, by the ends of their keys.
 MAX_NUMBERS = {"output_size": 64, "resolution": 64, "sampling_ratio": 16, "square_pad": MAX_SIDE, "topk": 10_000}
 MAX_NUMBERS |= {"topk_per_image": 10_000, "topk_candidates": 10_000, "max_detections_per_image": 10_000}
@@ -334,16 +358,35 @@ def _values(node: Any) -> Iterator[tuple[Any, Any]]:
         yield from _values(value)
 
 
-def _check_override(cfg: DictConfig, override: str) -> None:
-    """A typo must not pass as a new key. "+key=value" adds one on purpose."""
+def _in_one(overrides: Sequence[str], number: int) -> str:
+    """An override that the shell may have cut into words at its spaces, of which one is given by its number."""
+    first = number if number == 0 or "=" not in overrides[number - 1] else number - 1
+    last = first + 1
+    while last < len(overrides) and ("=" not in overrides[last] or overrides[last].startswith("=")):
+        last += 1
+    return " ".join(overrides[first:last])
+
+
+def _check_override(cfg: DictConfig, override: str, in_one: str) -> None:
+    """A typo must not pass as a new key. "+key=value" adds one on purpose.
+
+    Args:
+        in_one: the override with the words around it that may belong to it.
+    """
+    key, equals, _ = override.lstrip("+").partition("=")
+    if not key or not equals:
+        likely, _, written = (part.strip() for part in in_one.partition("=" if "=" in in_one else " "))
+        kind = kind_of(likely)
+        meant = kind.meant(written, written) if kind and written and override else []
+        hint = f"; write {assignment(likely, meant[0])}" if meant else ""
+        raise UserError(f"override {override!r} is not of the form key=value{hint}")
     if override.startswith("+"):
         return
-    key, equals, _ = override.partition("=")
-    if not equals:
-        raise UserError(f"override {override!r} is not of the form key=value")
     node, parts = cfg, key.split(".")
     for i, part in enumerate(parts):
         known = _known_keys(node)
+        if not known:
+            raise UserError(f"override {override}: there are no keys below a value, {'.'.join(parts[:i])}")
         if part not in known:
             close = difflib.get_close_matches(part, known, n=1)
             hint = f"did you mean {'.'.join([*parts[:i], close[0]])}?" if close else f"known here: {', '.join(known)}"

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import detectron2.engine
 import torch
@@ -18,6 +19,8 @@ from torch.multiprocessing import ProcessExitedException
 from tqdm import tqdm
 
 from ..errors import ProcessError, UserError
+from ..utils.kinds import argument, whole
+from ..utils.text import one_line
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -30,15 +33,46 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file; it is run as code")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in train.output_dir")
     parser.add_argument("--eval-only", action="store_true", help="evaluate train.init_checkpoint, without training")
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine; processes with train.device=cpu")
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first machine; one machine: auto")
+    parser.add_argument(
+        "--num-gpus", type=argument(whole(1)), default=1, help="GPUs per machine; processes with train.device=cpu"
+    )
+    parser.add_argument("--num-machines", type=argument(whole(1)), default=1)
+    parser.add_argument("--machine-rank", type=argument(whole(0)), default=0, help="rank of this machine, from 0")
+    parser.add_argument(
+        "--dist-url", type=_meeting_point, default="auto", help="tcp://HOST:PORT of the first machine; one machine: auto"
+    )
     parser.add_argument(
         "--data", metavar="PATH", help="own data: a folder or file in COCO format, of Roboflow, YOLO segmentation or labelme"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     return parser
+
+
+def _meeting_point(url: str) -> str:
+    """The type of --dist-url."""
+    try:
+        parts = urlsplit(url)
+        fits = bool(parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path)
+    except ValueError:  # a port that is none
+        fits = False
+    if not fits and url != "auto" and not url.startswith(("file://", "env://")):  # which PyTorch knows, too
+        raise argparse.ArgumentTypeError(f"must be auto or tcp://HOST:PORT with a port up to 65535, got {one_line(url)}")
+    return url
+
+
+def processes_of(args: argparse.Namespace) -> int:
+    """How many processes a job has.
+
+    Raises:
+        UserError: this machine is none of the job's.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if args.machine_rank >= args.num_machines:
+        raise UserError(
+            f"--machine-rank {args.machine_rank} must be below --num-machines {args.num_machines}: machines count from 0"
+        )
+    return args.num_gpus * args.num_machines
 
 
 def choose_device(device: str, num_gpus: int) -> str:

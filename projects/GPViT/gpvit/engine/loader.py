@@ -56,10 +56,7 @@ def build_train_loader(
         skip: whether another image takes the place of one that cannot be used; else that is an error.
         pin_memory, prefetch_factor: as of PyTorch's DataLoader.
     """
-    if total_batch_size < 1 or total_batch_size % comm.get_world_size():
-        raise UserError(
-            f"dataloader.train.total_batch_size={total_batch_size} cannot be divided among {comm.get_world_size()} processes"
-        )
+    images_per_process(total_batch_size, comm.get_world_size())
     if len(dataset) == 0:
         raise UserError("the training data set has no image with a usable object")
     orientations = [int(record.get("width", 0) > record.get("height", 0)) for record in dataset]
@@ -73,6 +70,15 @@ def build_train_loader(
         pin_memory=pin_memory,
         prefetch_factor=prefetch_factor if num_workers else None,
     )
+
+
+def images_per_process(total_batch_size: int, processes: int) -> int:
+    """A process's images of each batch. Raises a UserError if a batch cannot be divided equally."""
+    if total_batch_size < 1 or total_batch_size % processes:
+        raise UserError(
+            f"dataloader.train.total_batch_size={total_batch_size} cannot be divided among {processes} processes"
+        )
+    return total_batch_size // processes
 
 
 def into_shared_memory(batch: list[Any], collate: Callable[[list[Any]], Any] = trivial_batch_collator) -> Any:

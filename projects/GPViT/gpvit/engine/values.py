@@ -1,0 +1,372 @@
+"""What each value of a config must be, in one table, and how an override is written that Hydra and the shell can read."""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..data import CHANNELS
+from ..errors import UserError, listed
+from ..evaluation import MOST_DETECTIONS
+from ..utils.kinds import FLAG, NULL, Kind, choice, either, number, path, several, text, whole
+from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
+from .loader import images_per_process
+
+MAX_SIDE = 10_000  # pixels that an image may be resized to
+MAX_SEED = 2**63 - 1
+MAX_WORKERS = 1024
+MAX_DEPTH = 100  # sections within each other
+
+SECTION = Kind("a section with keys of its own", lambda value: not isinstance(value, str | int | float | list | None))
+AUGMENTATIONS = Kind(
+    "a list of augmentations, or a section that makes one",
+    lambda value: SECTION.fits(value) or (isinstance(value, list) and all(map(SECTION.fits, value))),
+)
+DATASET = text("a dataset", "a dataset")
+DATASETS = either(DATASET, several(DATASET, "a list of them"))
+PIXELS = whole(1, MAX_SIDE, of="pixels")
+SIDES = several(PIXELS, f"a list of whole numbers of pixels from 1 to {MAX_SIDE}")
+SEVERAL_SIDES = "in training it may be several: dataloader.train.mapper.augmentations.short_side"
+DETECTIONS = whole(1, MOST_DETECTIONS, of="detections")
+SHARE = number(0, 1)
+DECAY = number(0, below=1)
+POSITIVE = number(above=0)
+NOT_NEGATIVE = number(0)
+ITERATIONS = whole(1, of="iterations")
+FRACTIONS = several(
+    number(above=0, below=1), "a list of increasing fractions of train.max_iter between 0 and 1", least=0, ordered=True
+)
+
+# The kinds of values by their keys. * stands for any part of a key, ** for any number of them, # for a number.
+# What has no row may be anything: the parameters of optimizers, schedules and augmentations that are not known here.
+KINDS: dict[str, Kind] = {
+    "train": SECTION,
+    "train.output_dir": path("a folder", "a folder"),
+    "train.init_checkpoint": path("the path or address of a file of weights", "a file", "random weights"),
+    "train.max_iter": ITERATIONS,
+    "train.seed": whole(most=MAX_SEED, note="negative: another one each time"),
+    "train.deterministic": FLAG,
+    "train.device": choice("auto", "cuda", "cpu"),
+    "train.amp": SECTION,
+    "train.amp.enabled": choice(True, False, "auto"),
+    "train.amp.dtype": choice("bfloat16", "float16"),
+    "train.clip_norm": number(0, note="0: no clipping"),
+    "train.accumulate": whole(1, of="parts of a batch"),
+    "train.ema_decay": number(0, below=1, note="0: no average"),
+    "train.skip_budget": whole(0, of="images"),
+    "train.ddp": SECTION,
+    "train.ddp.broadcast_buffers": FLAG,
+    "train.ddp.find_unused_parameters": FLAG,
+    "train.ddp.gradient_as_bucket_view": FLAG,
+    "train.ddp.static_graph": FLAG,
+    "train.ddp.bucket_cap_mb": either(POSITIVE, NULL),
+    "train.checkpointer": SECTION,
+    "train.checkpointer.period": ITERATIONS,
+    "train.checkpointer.max_to_keep": whole(1, of="checkpoints"),
+    "train.checkpointer.best_metric": text("a metric such as segm/AP", "a metric", "none"),
+    "train.checkpointer.patience": whole(0, of="evaluations", note="0: never stop early"),
+    "train.eval_period": whole(0, of="iterations", note="0: only at the end"),
+    "train.log_period": ITERATIONS,
+    "train.pictures": whole(0, of="images", note="0: none"),
+    "train.wandb": text("a project", "a project", "none"),
+    "dataloader": SECTION,
+    "dataloader.short_side": whole(1, MAX_SIDE, of="pixels", note=SEVERAL_SIDES),
+    "dataloader.max_size": PIXELS,
+    "dataloader.max_detections": DETECTIONS,
+    "dataloader.train": SECTION,
+    "dataloader.test": SECTION,
+    "dataloader.evaluator": SECTION,
+    "dataloader.train.total_batch_size": whole(1, of="images"),
+    "dataloader.train.seed": whole(most=MAX_SEED),
+    "dataloader.train.start_iter": whole(0, of="iterations"),
+    "dataloader.train.skip": FLAG,
+    "dataloader.train.timeout": number(0, note="seconds"),
+    "dataloader.train.pin_memory": FLAG,
+    "dataloader.train.prefetch_factor": whole(1, of="batches"),
+    "dataloader.*.num_workers": whole(0, MAX_WORKERS, of="processes"),
+    "dataloader.test.batch_size": whole(1, of="images"),
+    "dataloader.*.dataset": SECTION,
+    "dataloader.*.dataset.names": DATASETS,
+    "dataloader.*.dataset.filter_empty": FLAG,
+    "dataloader.*.dataset.min_keypoints": whole(0, of="keypoints"),
+    "dataloader.*.dataset.check_consistency": FLAG,
+    "dataloader.*.mapper": SECTION,
+    "dataloader.*.mapper.is_train": FLAG,
+    "dataloader.*.mapper.image_format": choice(*CHANNELS),
+    "dataloader.*.mapper.use_instance_mask": FLAG,
+    "dataloader.*.mapper.instance_mask_format": choice("bitmask", "polygon"),
+    "dataloader.*.mapper.recompute_boxes": FLAG,
+    "dataloader.*.mapper.augmentations": AUGMENTATIONS,
+    "dataloader.*.mapper.augmentations.#": SECTION,
+    "dataloader.*.mapper.augmentations.recipe": choice("resize", "lsj"),
+    "dataloader.*.mapper.augmentations.short_side": either(PIXELS, SIDES),
+    "dataloader.*.mapper.augmentations.short_sides": SIDES,
+    "dataloader.*.mapper.augmentations.max_size": PIXELS,
+    "dataloader.*.mapper.augmentations.lsj_size": PIXELS,
+    "dataloader.*.mapper.augmentations.flip": SHARE,
+    "dataloader.*.mapper.augmentations.**.short_edge_length": either(PIXELS, SIDES),
+    "dataloader.*.mapper.augmentations.**.max_size": PIXELS,
+    "dataloader.*.mapper.augmentations.**.sample_style": choice("range", "choice"),
+    "dataloader.*.mapper.augmentations.**.prob": SHARE,
+    "dataloader.*.mapper.augmentations.**.horizontal": FLAG,
+    "dataloader.*.mapper.augmentations.**.vertical": FLAG,
+    "dataloader.*.mapper.augmentations.**.min_scale": POSITIVE,
+    "dataloader.*.mapper.augmentations.**.max_scale": POSITIVE,
+    "dataloader.*.mapper.augmentations.**.target_height": PIXELS,
+    "dataloader.*.mapper.augmentations.**.target_width": PIXELS,
+    "dataloader.*.mapper.augmentations.**.intensity_min": NOT_NEGATIVE,
+    "dataloader.*.mapper.augmentations.**.intensity_max": NOT_NEGATIVE,
+    "dataloader.*.mapper.augmentations.**.crop_type": choice("relative_range", "relative", "absolute", "absolute_range"),
+    "dataloader.evaluator.dataset_name": DATASET,
+    "dataloader.evaluator.tasks": either(
+        several(choice("bbox", "segm", "keypoints"), "a list of bbox, segm and keypoints"), NULL
+    ),
+    "dataloader.evaluator.max_dets_per_image": either(DETECTIONS, NULL),
+    "dataloader.evaluator.output_dir": path("a folder", "a folder", "none"),
+    "optimizer": SECTION,
+    "optimizer.lr": POSITIVE,
+    "optimizer.betas": several(DECAY, "a list such as [0.9,0.999], of numbers from 0 to below 1", least=2),
+    "optimizer.eps": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.momentum": DECAY,
+    "optimizer.dampening": number(),
+    "optimizer.nesterov": FLAG,
+    "optimizer.amsgrad": FLAG,
+    "optimizer.maximize": FLAG,
+    "optimizer.foreach": either(FLAG, NULL),
+    "optimizer.fused": either(FLAG, NULL),
+    "optimizer.capturable": FLAG,
+    "optimizer.differentiable": FLAG,
+    "optimizer.params": SECTION,
+    "optimizer.params.base_lr": either(POSITIVE, NULL),
+    "optimizer.params.weight_decay": either(NOT_NEGATIVE, NULL),
+    "optimizer.params.weight_decay_norm": either(NOT_NEGATIVE, NULL),
+    "optimizer.params.weight_decay_bias": either(NOT_NEGATIVE, NULL),
+    "optimizer.params.bias_lr_factor": either(NOT_NEGATIVE, NULL),
+    "optimizer.params.lr_factor_func": either(SECTION, NULL),
+    "optimizer.params.lr_factor_func.rate": number(above=0, most=1),
+    "optimizer.params.lr_factor_func.num_layers": whole(1, of="blocks"),
+    "optimizer.params.overrides": either(SECTION, NULL),
+    "optimizer.params.overrides.*": SECTION,
+    "optimizer.params.overrides.*.lr": NOT_NEGATIVE,
+    "optimizer.params.overrides.*.weight_decay": NOT_NEGATIVE,
+    "lr_multiplier": SECTION,
+    "lr_multiplier.max_iter": ITERATIONS,
+    "lr_multiplier.**.milestones": either(
+        several(POSITIVE, "a list of increasing numbers above 0", least=0, ordered=True), NULL
+    ),
+    "lr_multiplier.**.num_updates": either(ITERATIONS, NULL),
+    "lr_multiplier.warmup_iters": whole(0, of="iterations"),
+    "lr_multiplier.**.warmup_factor": SHARE,
+    "lr_multiplier.**.warmup_length": SHARE,
+    "lr_multiplier.**.warmup_method": choice("linear", "constant"),
+    "lr_multiplier.**.rescale_interval": FLAG,
+    "lr_multiplier.**.start_value": NOT_NEGATIVE,
+    "lr_multiplier.**.end_value": NOT_NEGATIVE,
+    "lr_multiplier.**.value": NOT_NEGATIVE,
+    "lr_multiplier.**.gamma": POSITIVE,
+    "lr_multiplier.**.values": either(several(NOT_NEGATIVE, "a list of numbers, at least 0"), NULL),
+    "lr_multiplier.scheduler": SECTION,
+}
+SECTIONS = ("train", "dataloader", "optimizer", "lr_multiplier", "model")
+# What train_net.py needs of a config.
+OF_EVALUATION = (
+    "train.output_dir",
+    "train.init_checkpoint",
+    "train.deterministic",
+    "train.device",
+    "train.amp.enabled",
+    "model",
+    "dataloader.test",
+    "dataloader.evaluator",
+)
+OF_TRAINING = (
+    *(f"train.{key}" for key in ("max_iter", "seed", "amp.dtype", "clip_norm", "accumulate", "ema_decay", "skip_budget")),
+    *(f"train.{key}" for key in ("ddp", "checkpointer", "eval_period", "log_period", "pictures", "wandb")),
+    "dataloader.train",
+    "optimizer.params",
+    "lr_multiplier",
+)
+
+# Of keys without a row, by the value that an override takes the place of.
+A_NUMBER = Kind("a number, True or False", lambda value: isinstance(value, int | float))
+A_LIST = several(Kind("", lambda value: True), "a list")
+A_TEXT = Kind("a text", lambda value: isinstance(value, str))
+
+
+def _pattern(key: str) -> re.Pattern[str]:
+    parts = key.split(".")
+    return re.compile(r"\.".join({"*": r"[^.]+", "**": r".+", "#": r"\d+"}.get(part, re.escape(part)) for part in parts))
+
+
+def _expanded() -> Iterator[tuple[re.Pattern[str], Kind]]:
+    for key, kind in KINDS.items():
+        yield _pattern(key), kind
+        if ".**" in key:  # no part at all
+            yield _pattern(key.replace(".**", "")), kind
+
+
+PATTERNS = list(_expanded())
+
+
+def kind_of(key: str) -> Kind | None:
+    """The kind of a key's values; None if they may be anything."""
+    return next((kind for pattern, kind in PATTERNS if pattern.fullmatch(key)), None)
+
+
+def parse(override: str) -> Override:
+    """An override as Hydra reads it. Raises a HydraException if it cannot."""
+    parsed = OverridesParser.create().parse_overrides([override])[0]
+    if parsed.is_sweep_override():  # a,b or range(1,3): several values, of which a config has one
+        raise HydraException(f"{override} gives several values")
+    return parsed
+
+
+def hydra_text(value: Any, inside: str = "{}") -> str:
+    """A value as Hydra reads it; ``inside`` is what it stands in."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{','.join(hydra_text(item, '[{}]') for item in value)}]"
+    if not isinstance(value, str):
+        return str(value)
+    try:
+        as_it_is = OverridesParser.create().parse_rule(inside.format(value), "value") if value else None
+    except HydraException:
+        as_it_is = None
+    return value if as_it_is in (value, [value]) else QuotedString(value, Quote.double).with_quotes()
+
+
+def assignment(key: str, value: Any) -> str:
+    """An override that gives a key a value, as it is typed in a shell."""
+    return f'{key}=""' if value == "" else shlex.quote(f"{key}={hydra_text(value)}")
+
+
+def correction(kind: Kind, key: str, value: Any, written: str | None = None) -> str:
+    """How to write what was evidently meant by a value that does not fit or cannot be read, behind "; "; else "".
+
+    Args:
+        written: the value of an override, before Hydra reads it.
+    """
+    if written is not None and "${" in written:
+        return "; ${ begins a reference to another value, such as ${train.max_iter}, and is no part of a name"
+    for meant in kind.meant(value, written):
+        typed = assignment(key, meant)
+        if one_line(typed, PATH_LIMIT) != typed:
+            return "; put the value in quotes of its own"  # what is shown would be something else
+        as_written = isinstance(meant, str) and meant != "" and meant in (written or str(value))
+        if kind.noun and as_written and typed.startswith("'"):
+            return f"; {kind.noun} named {meant} needs quotes: {typed}"
+        return f"; write {typed}"
+    return ""
+
+
+def check_value(key: str, value: Any, kind: Kind | None, written: str | None = None) -> None:
+    """Raises a UserError if a value is not of its kind. ``written``: see :func:`correction`."""
+    if isinstance(value, ListConfig):
+        value = OmegaConf.to_container(value, resolve=True)
+    if kind is not None and not kind.fits(value):
+        raise UserError(f"{key} {kind.fault(value)}{correction(kind, key, value, written)}")
+
+
+def kind_like(value: Any) -> Kind:
+    """The kind of an override that takes the place of a value whose key has no row."""
+    if isinstance(value, int | float):
+        return A_NUMBER
+    return A_LIST if isinstance(value, ListConfig) else A_TEXT
+
+
+def check_values(node: DictConfig | ListConfig, key: str = "") -> None:
+    """Looks at all values below a node of a config by the table.
+
+    Args:
+        key: of the node; "" for a config, with its sections.
+
+    Raises:
+        UserError: a value is not what its key takes, or a reference leads nowhere.
+    """
+    # What refers to a value comes last, so that a wrong one is named where it stands.
+    for name, value, _ in sorted(_entries(node, key, False), key=lambda entry: entry[2]):
+        check_value(name, value, kind_of(name))
+
+
+def _entries(node: DictConfig | ListConfig, key: str, referred: bool) -> Iterator[tuple[str, Any, bool]]:
+    """The keys and values below a node, and whether each is ``referred`` to: what a reference leads to, is."""
+    if key.count(".") > MAX_DEPTH:
+        raise UserError(f"{one_line(key)} leads back to itself: a section refers to one that it is part of")
+    # A file may define more sections for its own use, which need not make sense alone.
+    names: Sequence[Any] = list(node) if isinstance(node, DictConfig) else range(len(node))
+    for name in names if key else [section for section in SECTIONS if section in names]:
+        child = f"{key}.{name}" if key else str(name)
+        try:
+            value = node[name]
+        except OmegaConfBaseException as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{child} has no value that can be found ({one_line(reason, LINE_LIMIT)})") from None
+        is_reference = referred or OmegaConf.is_interpolation(node, name)
+        yield child, value, is_reference
+        if isinstance(value, DictConfig | ListConfig):
+            yield from _entries(value, child, is_reference)
+
+
+def check_config(cfg: DictConfig, *, train: bool) -> None:
+    """Looks for what is wrong in a config, without looking at files or data.
+
+    Args:
+        train: whether the config is to be trained, and not only evaluated.
+
+    Raises:
+        UserError: a value is missing, is not what its key takes, or does not go with another one.
+    """
+    check_values(cfg)
+    for key in (*OF_EVALUATION, *(OF_TRAINING if train else ())):
+        if OmegaConf.select(cfg, key, default=NULL) is NULL:  # null is a value
+            raise UserError(f"the config has no {key}; configs/mask_rcnn_gpvit_l1.py has all that it takes")
+    sizes = cfg.dataloader.get("short_side"), cfg.dataloader.get("max_size")
+    if None not in sizes and sizes[1] < sizes[0]:
+        raise UserError(
+            f"dataloader.max_size={sizes[1]} is less than dataloader.short_side={sizes[0]}, which no image would reach; "
+            "raise or lower one of them"
+        )
+    if not train:
+        return
+    checkpointer = cfg.train.checkpointer
+    if checkpointer.get("patience") and not checkpointer.get("best_metric"):
+        raise UserError(f"train.checkpointer.patience={checkpointer.patience} needs train.checkpointer.best_metric")
+    mapper = cfg.dataloader.train.get("mapper")
+    if isinstance(mapper, DictConfig) and mapper.get("recompute_boxes") and not mapper.get("use_instance_mask"):
+        raise UserError("dataloader.train.mapper.recompute_boxes=True needs dataloader.train.mapper.use_instance_mask=True")
+    _check_schedule(cfg)
+
+
+def check_batches(cfg: DictConfig, processes: int) -> None:
+    """Raises a UserError if a batch cannot be divided among processes, or into the parts of train.accumulate."""
+    batch_size = cfg.dataloader.train.get("total_batch_size")
+    if batch_size is None:  # a loader of one's own
+        return
+    images, parts = images_per_process(batch_size, processes), cfg.train.accumulate
+    if images % parts:
+        divisors = [str(count) for count in range(1, images + 1) if images % count == 0]
+        raise UserError(
+            f"train.accumulate={parts} does not divide the {images} images that each process has of a batch "
+            f"(dataloader.train.total_batch_size={batch_size}); it may be {listed(divisors)}"
+        )
+
+
+def _check_schedule(cfg: DictConfig) -> None:
+    """Raises a UserError if the milestones of the published schedule are iterations and not fractions of the run."""
+    schedule, max_iter = cfg.lr_multiplier, cfg.train.max_iter
+    target = schedule.get("_target_")
+    if getattr(target, "__name__", str(target)).rpartition(".")[2] != "multistep_schedule":
+        return
+    key, milestones = "lr_multiplier.milestones", list(schedule.get("milestones") or ())
+    if not FRACTIONS.fits(milestones):
+        fractions = [round(milestone / max_iter, 4) for milestone in milestones]
+        meant = f"; write {assignment(key, fractions)}" if FRACTIONS.fits(fractions) else ""
+        raise UserError(f"{key} {FRACTIONS.fault(milestones)}{meant}")
