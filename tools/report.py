@@ -7,6 +7,12 @@
 The file needs no network and nothing beside it. It is report.html beside the results unless --output says otherwise.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import base64
 import contextlib
@@ -14,7 +20,6 @@ import io
 import json
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +31,7 @@ import jinja2
 import matplotlib
 import numpy as np
 import torch
-from common import refuse_to_replace
+from common import refuse_to_replace, run_command
 from faster_coco_eval import COCOeval_faster
 from gpvit.errors import UserError
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
@@ -427,7 +432,4 @@ def read_config(folder: Path | None) -> Markup:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -1,6 +1,7 @@
 """GPViT for Detectron2. Importing it registers the backbones."""
 
 import logging
+import os
 import warnings
 
 __version__ = "0.1.0"
@@ -12,6 +13,15 @@ warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
 for _name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+# A notebook names its backend in MPLBACKEND for its children, too. Where that is no backend, as in another environment,
+# matplotlib cannot be imported; without it, matplotlib chooses.
+try:
+    import matplotlib
+except ValueError:
+    if os.environ.pop("MPLBACKEND", None) is None:
+        raise
+    import matplotlib  # noqa: F401
 
 from . import checkpoint, published
 from .adapter import GPViTAdapter

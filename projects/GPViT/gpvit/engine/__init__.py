@@ -11,11 +11,12 @@ from .checkpoints import (
 )
 from .config import config_from_yaml, detectron2_config, inference_config, load_config, save_config, with_overrides
 from .following import build_followers, save_evaluation
-from .launch import argument_parser, choose_device, launch
+from .launch import argument_parser, choose_device, launch, spawns_processes
 from .loader import build_train_loader, loading_failure, share_batches
 from .setup import device_name, setup, shared_seed
 from .terminal import evaluation_bar
 from .trainer import Trainer, build_ddp
+from .validation import metric_prefixes, results_folders, validation_names, validation_sets
 
 __all__ = [
     "DATA",
@@ -36,15 +37,20 @@ __all__ = [
     "launch",
     "load_config",
     "loading_failure",
+    "metric_prefixes",
     "newest",
     "refuse_evaluated",
     "refuse_to_replace_results",
     "refuse_used",
+    "results_folders",
     "save_config",
     "save_evaluation",
     "settings",
     "setup",
     "share_batches",
     "shared_seed",
+    "spawns_processes",
+    "validation_names",
+    "validation_sets",
     "with_overrides",
 ]
