@@ -1,7 +1,9 @@
 """GPViT for Detectron2. Importing it registers the backbones."""
 
+import contextlib
 import logging
 import os
+import sys
 import warnings
 
 __version__ = "0.1.0"
@@ -14,14 +16,16 @@ warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming releas
 for _name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-# A notebook names its backend in MPLBACKEND for its children, too. Where that is no backend, as in another environment,
-# matplotlib cannot be imported; without it, matplotlib chooses.
-try:
+# A notebook names its backend in MPLBACKEND, for its children too. Importing matplotlib raises an error
+# where there is no such backend, as in another environment; without the variable, matplotlib chooses.
+if "matplotlib" not in sys.modules:
+    _backend = os.environ.pop("MPLBACKEND", "")
     import matplotlib
-except ValueError:
-    if os.environ.pop("MPLBACKEND", None) is None:
-        raise
-    import matplotlib  # noqa: F401
+
+    if _backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = _backend  # what the import would have done
+            os.environ["MPLBACKEND"] = _backend
 
 from . import checkpoint, published
 from .adapter import GPViTAdapter

@@ -230,8 +230,7 @@ def check_best_metric(name: str | None, cfg: DictConfig, classes: list[str]) -> 
     choices = [f"{prefix}{name}" for prefix in prefixes]
     if len(prefixes) > 1 and (not known or choices[0] in known):
         raise UserError(
-            f"train.checkpointer.best_metric={name} does not say of which validation set: "
-            f"name one of {listed(choices)}"
+            f"train.checkpointer.best_metric={name} does not say of which validation set: name one of {listed(choices)}"
         )
     raise UserError(f"train.checkpointer.best_metric={name} is none of {', '.join(known)}")
 
