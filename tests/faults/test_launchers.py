@@ -164,6 +164,7 @@ def parsed(url: str, *arguments: str) -> argparse.Namespace:
 @pytest.mark.parametrize("address", ["127.0.0.1", ""])
 def test_a_port_in_use_is_one_line_before_anything_is_started(address: str, arguments: tuple[str, ...]) -> None:
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
         other.bind((address, 0))
         other.listen()
         port = other.getsockname()[1]

@@ -161,7 +161,6 @@ def _check_address(args: argparse.Namespace) -> None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a job that ended a moment ago
             try:
                 listening.bind(("", port))
-                listening.listen()
             except OSError as error:
                 raise UserError(
                     f"--dist-url {url}: port {port} cannot be used ({_reason(error)}); give another port, to all machines"
