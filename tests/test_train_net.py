@@ -571,3 +571,22 @@ def test_a_published_file_is_evaluated_and_fine_tuned(
     file = gpvit.checkpoint.read(str(tmp_path / "out" / "model_final.pth"))
     assert file.classes == ["disc", "triangle", "cross"]
     gpvit.checkpoint.load(model, file, file.classes)
+
+
+def test_registered_data_without_class_names_is_one_line(synthetic_data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "bare.py"
+    config.write_text(f"""
+from detectron2.data import DatasetCatalog
+from gpvit.engine import load_config
+
+DatasetCatalog.register("bare", lambda: [])
+base = load_config({str(REPOSITORY / CONFIG)!r})
+model, dataloader, train = base.model, base.dataloader, base.train
+dataloader.train.dataset.names = dataloader.test.dataset.names = "bare"
+""")
+    command = [sys.executable, "train_net.py", "--config-file", str(config), "--eval-only", "train.device=cpu"]
+    command += [f"train.output_dir={tmp_path / 'out'}", f"train.init_checkpoint={tmp_path / 'model.pth'}"]
+    gpvit.checkpoint.write(str(tmp_path / "model.pth"), {"weight": torch.zeros(1)}, classes=["cat"])
+    result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.startswith("error: data set bare is registered without"), result.stderr
+    assert result.stderr.count("\n") == 1
