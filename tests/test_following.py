@@ -346,7 +346,7 @@ def test_the_command_of_a_job_names_its_launcher(monkeypatch: pytest.MonkeyPatch
 def test_a_training_that_is_stopped_says_how_to_go_on(synthetic_data: Path, tmp_path: Path) -> None:
     cfg = load_config(str(CONFIG), [*TINY, f"train.output_dir='{tmp_path}'"])
     checkpoints = SimpleNamespace(best_metric="", classes=CLASSES, trainer=SimpleNamespace(done=0))
-    page = following(RunPage(cfg, "a.py", Detector(), 1, {}, checkpoints, resume=False))
+    page = following(RunPage(cfg, {}, "a.py", Detector(), 1, [], checkpoints, resume=False))
     page.before_train()
     assert (tmp_path / "README.md").read_text().startswith(FIRST_LINE)
     page.on_stop()

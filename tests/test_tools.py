@@ -30,6 +30,7 @@ from gpvit.errors import UserError
 from gpvit.predictor import config_of
 from gpvit.published import COCO_AP, COCO_CLASSES, detector_address
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 DOCUMENTATION = {page: page.read_text() for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]}
 TOOLS = [path for path in sorted((REPOSITORY / "tools").glob("*.py")) if "ArgumentParser(" in path.read_text()]
@@ -79,6 +80,19 @@ def test_sheet_and_curves_are_pictures(tmp_path: Path) -> None:
     visualize.save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
     for name in ("sheet.png", "curves.png"):
         assert cv2.imread(str(tmp_path / name)).std() > 10
+
+
+def test_curves_of_several_validation_sets_have_their_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    labels: list[str] = []
+
+    def remember(figure: Figure, *_: object, **__: object) -> None:
+        labels.extend(text.get_text() for text in figure.axes[1].get_legend().get_texts())
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    found = {"day/segm/AP": 1.0, "a/$b/segm/AP": 2.0, "a/$b/bbox/AP": 2.0, "day/ema_segm/AP": 3.0, "day/segm/AP-cat": 4.0}
+    (tmp_path / "metrics.json").write_text(json.dumps({"iteration": 5, "total_loss": 1.0} | found))
+    visualize.save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+    assert labels == ["a/$b boxes", "a/$b masks", "day masks"]
 
 
 @pytest.mark.parametrize("size", ["l1", "l2", "l3", "l4"])

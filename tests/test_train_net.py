@@ -1,9 +1,12 @@
 """The training script: trains, evaluates, resumes, in one process and in two."""
 
+import argparse
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -12,13 +15,19 @@ import numpy as np
 import published
 import pytest
 import torch
+import compare_runs
 import train_net
+import view_predictions
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from gpvit.engine import Trainer, argument_parser, choose_device, config_from_yaml, load_config
+from gpvit.card import training_of
+from gpvit.engine.checkpoints import check_best_metric
 from gpvit.engine.loader import seed_everything
+from gpvit.engine.validation import folder_names, of_average, validation_names
 from gpvit.errors import UserError
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 CONFIG = "configs/quickstart.py"
@@ -368,22 +377,151 @@ def initial_weights(data: Path) -> dict[str, torch.Tensor]:
     return instantiate(cfg.model).state_dict()
 
 
-def test_two_processes_evaluate_as_one_does(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
-    worker = [str(REPOSITORY / "train_net.py"), "--config-file", CONFIG, "--data", str(synthetic_data), *TINY]
-    worker += ["--eval-only", "train.device=cpu", f"train.output_dir={tmp_path}"]
+SETS = ("day", "night/city")  # the validation and the training images of the synthetic data
+NIGHT = folder_names(SETS)["night/city"]
+
+
+@pytest.fixture
+def config_of_sets(synthetic_data: Path, tmp_path: Path) -> Iterator[Path]:
+    """A config that registers its data, as people do; what it left in this process is removed."""
+    config = tmp_path / "sets.py"
+    config.write_text(f"""
+from detectron2.data.datasets import register_coco_instances
+from gpvit.engine import load_config
+
+for name, split in (("mine", "train"), ("day", "val"), ("night/city", "train")):
+    file = f"{synthetic_data}/annotations/{{split}}.json"
+    classes = {{"thing_classes": ["disc", "triangle", "cross"]}}
+    register_coco_instances(name, classes, file, "{synthetic_data}/images")
+base = load_config({str(REPOSITORY / CONFIG)!r}, {TINY!r})
+model, dataloader, optimizer = base.model, base.dataloader, base.optimizer
+lr_multiplier, train = base.lr_multiplier, base.train
+dataloader.train.dataset.names = "mine"
+dataloader.test.dataset.names = {SETS!r}
+model.roi_heads.num_classes = 3
+""")
+    yield config
+    for name in {"mine", *SETS} & set(DatasetCatalog.list()):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def found_in(folder: Path) -> list[dict]:
+    content = json.loads((folder / "coco_instances_results.json").read_text())
+    return sorted(content, key=lambda result: (result["image_id"], -result["score"], result["bbox"]))
+
+
+def test_several_validation_sets_are_evaluated_each(synthetic_data: Path, config_of_sets: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    command = ["--config-file", str(config_of_sets), "train.device=cpu", f"train.output_dir={folder}"]
+    command += ["train.ema_decay=0.5", "train.checkpointer.best_metric=night/city/ema_segm/AP"]
+    command += ["train.max_iter=2", "train.pictures=1"]
+    train_net.main(argument_parser().parse_intermixed_args(command))
+    measured = final_metrics(folder)
+    names = {f"{name}/{task}/AP" for name in SETS for task in ("bbox", "segm", "ema_bbox", "ema_segm")}
+    assert names <= measured.keys() and not {"bbox/AP", "segm/AP", "ema_segm/AP"} & measured.keys()
+    whole = json.loads((folder / "evaluation.json").read_text())
+    assert whole["images"] == 12 and [data["name"] for data in whole["data"]] == list(SETS)
+    for name, inside, images in (("day", "day", 4), ("night/city", NIGHT, 8)):
+        evaluation = json.loads((folder / "inference" / inside / "evaluation.json").read_text())
+        assert evaluation["results"] == whole["results"][name] and evaluation["images"] == images
+        assert evaluation["results"]["segm"]["AP"] == measured[f"{name}/ema_segm/AP"]
+        assert evaluation["data"]["name"] == name
+        parser = argparse.ArgumentParser()
+        view_predictions.add_inputs(parser)
+        args = parser.parse_args([str(folder / "inference" / inside)])
+        assert len(view_predictions.read_inputs(args).truth.imgs) == images
+    page = (folder / "README.md").read_text()
+    assert f"python tools/report.py {folder}/inference/day\n" in page and "| val: night/city | " in page
+    assert "Best night/city/ema\\_segm/AP: " in page and "in `model_best.pth`" in page
+    assert "`coco_instances_results.json`" not in page
+    with pytest.raises(UserError, match=f"of several validation sets: give the folder of one, .*{NIGHT}$"):
+        view_predictions.read_inputs(parser.parse_args([str(folder)]))
+    with pytest.raises(UserError, match="has no segm/AP; it has day/segm/AP, night/city/segm/AP$"):
+        compare_runs.course(folder, "segm/AP")
+    card = training_of(gpvit.checkpoint.read(str(folder / "model_final.pth")))
+    assert card.val_data == "day" and card.images == 4
+    assert card.metrics["segm/AP"] == measured["day/ema_segm/AP"]
+
+
+def test_two_processes_evaluate_as_one_does_each_of_several_sets(
+    trained: Path, synthetic_data: Path, config_of_sets: Path, tmp_path: Path
+) -> None:
+    worker = [str(REPOSITORY / "train_net.py"), "--config-file", str(config_of_sets)]
+    worker += ["--eval-only", "train.device=cpu", f"train.output_dir={tmp_path / 'out'}"]
     worker += [f"train.init_checkpoint={trained / 'model_final.pth'}"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *worker]
     subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=300)
-
-    def results(folder: Path) -> list[dict]:
-        content = json.loads((folder / "coco_instances_results.json").read_text())
-        return sorted(content, key=lambda result: (result["image_id"], -result["score"], result["bbox"]))
-
-    ours, expected = results(tmp_path), results(trained)
+    ours, expected = found_in(tmp_path / "out" / "inference" / "day"), found_in(trained)
     assert len(ours) == len(expected) > 0
     for one, other in zip(ours, expected):
         assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+    ids = {image["id"] for image in json.loads((synthetic_data / "annotations" / "train.json").read_text())["images"]}
+    assert {result["image_id"] for result in found_in(tmp_path / "out" / "inference" / NIGHT)} == ids
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert evaluation["results"].keys() == set(SETS) and evaluation["images"] == 12
+
+
+def of_sets(*names: str, **train: object) -> DictConfig:
+    loaders = {"test": {"dataset": {"names": list(names)}}, "evaluator": {"tasks": ["bbox", "segm"]}}
+    return OmegaConf.create({"dataloader": loaders, "train": {"ema_decay": 0.0} | train})
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("segm/AP", "does not say of which validation set: name one of a/segm/AP, b/c/segm/AP$"),
+        ("segm/AP-dog", "name one of a/segm/AP-dog, b/c/segm/AP-dog$"),
+        ("a/segm/AP-cow", "is none of a/bbox/AP, "),
+        ("c/segm/AP", "is none of a/bbox/AP, "),
+        ("a/ema_segm/AP", "is none of a/bbox/AP, "),
+    ],
+)
+def test_the_best_metric_names_one_of_several_validation_sets(metric: str, message: str) -> None:
+    cfg = of_sets("a", "b/c")
+    with pytest.raises(UserError, match=message):
+        check_best_metric(metric, cfg, ["cat", "dog"])
+    check_best_metric("b/c/segm/AP-dog", cfg, ["cat", "dog"])
+    check_best_metric("a/ema_bbox/AP", of_sets("a", "b", ema_decay=0.9), [])
+    check_best_metric("segm/AP", of_sets("a"), [])
+
+
+def test_without_known_tasks_the_best_metric_still_names_the_set() -> None:
+    cfg = of_sets("a", "b")
+    cfg.dataloader.evaluator = {}
+    check_best_metric("b/anything", cfg, [])
+    with pytest.raises(UserError, match="name one of a/anything, b/anything$"):
+        check_best_metric("anything", cfg, [])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "a"], "has a twice; name each validation set once"),
+        (["a\n", "a\\n"], r"has a.n twice"),  # whose metrics would have the same names
+        ([], "must be names of datasets"),
+        (["a", 1], "must be names of datasets"),
+        (None, "must be names of datasets"),
+    ],
+)
+def test_validation_sets_that_cannot_be_told_apart_are_refused(names: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validation_names(OmegaConf.create({"dataloader": {"test": {"dataset": {"names": names}}}}))
+
+
+def test_folders_of_validation_sets_are_safe_and_differ() -> None:
+    names = ["coco_2017_val", "a/b", "a_b", "a\\b", "..", "", "Day", "day", "x" * 300, "x" * 301, "ä", "\udcff"]
+    folders = list(folder_names(names).values())
+    assert folders[0] == "coco_2017_val" and folders[2] == "a_b"
+    assert len({folder.lower() for folder in folders}) == len(names)
+    assert all(re.fullmatch(r"[\w-]{1,100}", folder, re.ASCII) for folder in folders)
+
+
+def test_the_average_has_names_of_its_own_below_those_of_the_sets() -> None:
+    one = {"bbox": {"AP": 1.0}, "speed": 2.0}
+    assert of_average(one) == {"ema_bbox": {"AP": 1.0}, "ema_speed": 2.0}
+    assert of_average({"a": one, "b": {}}) == {"a": of_average(one), "ema_b": {}}
 
 
 def test_an_error_in_several_processes_is_one_line(synthetic_data: Path, tmp_path: Path) -> None:
@@ -433,3 +571,22 @@ def test_a_published_file_is_evaluated_and_fine_tuned(
     file = gpvit.checkpoint.read(str(tmp_path / "out" / "model_final.pth"))
     assert file.classes == ["disc", "triangle", "cross"]
     gpvit.checkpoint.load(model, file, file.classes)
+
+
+def test_registered_data_without_class_names_is_one_line(synthetic_data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "bare.py"
+    config.write_text(f"""
+from detectron2.data import DatasetCatalog
+from gpvit.engine import load_config
+
+DatasetCatalog.register("bare", lambda: [])
+base = load_config({str(REPOSITORY / CONFIG)!r})
+model, dataloader, train = base.model, base.dataloader, base.train
+dataloader.train.dataset.names = dataloader.test.dataset.names = "bare"
+""")
+    command = [sys.executable, "train_net.py", "--config-file", str(config), "--eval-only", "train.device=cpu"]
+    command += [f"train.output_dir={tmp_path / 'out'}", f"train.init_checkpoint={tmp_path / 'model.pth'}"]
+    gpvit.checkpoint.write(str(tmp_path / "model.pth"), {"weight": torch.zeros(1)}, classes=["cat"])
+    result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.startswith("error: data set bare is registered without"), result.stderr
+    assert result.stderr.count("\n") == 1

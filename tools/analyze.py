@@ -12,9 +12,16 @@ python tools/analyze.py loading --data DIR                  images a second from
 What a FLOP is, and what is counted, is said in tools/detector_parts.py.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+elif __name__ == "__mp_main__":  # a process that is spawned, which ends at once whatever it is at
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import itertools
-import os
 import resource
 import statistics
 import sys
@@ -25,6 +32,7 @@ from typing import Any
 
 import gpvit
 import torch
+from common import run_command
 from detector_parts import PARTS, RUNS, built_on_meta, costs, flops, parameters
 from detectron2.config import instantiate
 from detectron2.engine import SimpleTrainer
@@ -33,7 +41,6 @@ from detectron2.utils.events import EventStorage
 from gpvit.data import set_num_classes
 from gpvit.engine import Trainer, load_config
 from gpvit.engine.config import with_overrides
-from gpvit.errors import UserError
 from gpvit.predictor import config_of
 from gpvit.published import COCO_AP, detector_address
 from measure import RETURN_MEMORY, Meter, image_size, in_a_process, machine
@@ -313,7 +320,4 @@ def peak_memory(device: str) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

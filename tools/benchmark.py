@@ -13,6 +13,14 @@ the memory ratio (our peak / their peak); peaks are above what a fresh process h
 limit counts is said in tools/limit.py; a training step's is three times the forward's.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+elif __name__ == "__mp_main__":  # a process that is spawned, which ends at once whatever it is at
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import json
 import statistics
@@ -34,7 +42,7 @@ import matplotlib.figure
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import COUNT
+from common import COUNT, run_command
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.modeling import FPN, GeneralizedRCNN, SwinTransformer
@@ -460,7 +468,4 @@ def draw_growth(points: list[dict[str, Any]], names: list[str], path: Path) -> N
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

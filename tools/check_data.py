@@ -7,12 +7,18 @@ Prints what was found and all problems by kind with the first ids, and what trai
 code is 1 if one of them stops training.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import run_command
 from gpvit import layouts
 from gpvit.annotations import RULES, WHOLE_FILE, CocoFile, Problem, grouped, read
 from gpvit.errors import UserError, listed
@@ -104,7 +110,4 @@ def name(problem: Problem) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -1,10 +1,13 @@
-"""What several tools share: the options that choose a detector, names of inputs, and writing without doing harm."""
+"""What several tools share: how they end, the options that choose a detector, and writing without doing harm."""
 
 import argparse
 import glob
 import os
-from collections.abc import Iterable
+import signal
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import gpvit
@@ -36,6 +39,17 @@ def detector(args: argparse.Namespace) -> gpvit.Predictor:
 def expanded(patterns: Iterable[str]) -> list[Path]:
     """The files that globs stand for, each one's in order; what matches nothing stays, to be reported when it is read."""
     return [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern)) or [pattern]]
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Does what a command does, whose imports are done, and exits: a UserError is one line, Ctrl-C is quiet."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def refuse_to_replace(paths: Iterable[Path], overwrite: bool, option: str = "--output") -> None:

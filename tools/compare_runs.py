@@ -5,12 +5,17 @@
 Any metric of metrics.json will do, total_loss, for one. The picture's kind follows from the name: .png, .svg or .pdf.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import refuse_to_replace
+from common import refuse_to_replace, run_command
 from gpvit.errors import UserError, listed
 from gpvit.metrics import read_metrics
 from gpvit.utils.files import atomic_write
@@ -55,12 +60,10 @@ def course(run: Path, metric: str) -> list[tuple[int, float]]:
     points = [(row["iteration"], row[metric]) for row in rows if metric in row]
     if not points:
         known = sorted({key for row in rows for key in row})
+        known = [key for key in known if key.endswith(f"/{metric}")] or known  # of several validation sets
         raise UserError(f"{file} has no {metric}; it has {listed(list(map(one_line, known)))}")
     return points
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

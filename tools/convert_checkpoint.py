@@ -8,15 +8,20 @@ names of the classes, the config and the source noted in it; the published layou
 tool here takes either as a checkpoint.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import contextlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import gpvit
 import torch
-from common import refuse_to_replace
+from common import refuse_to_replace, run_command
 from gpvit.engine import inference_config
 from gpvit.errors import UserError
 from gpvit.predictor import config_of
@@ -62,7 +67,4 @@ def convert(file: gpvit.checkpoint.File, output: str, to_published: bool) -> str
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -24,6 +24,12 @@ fixed part of the glob. All goes to --output, and nothing there is replaced with
 What cannot be read is listed at the end, with exit code 1; the rest is done all the same.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import contextlib
 import glob
@@ -40,7 +46,7 @@ from typing import TextIO
 
 import cv2
 import numpy as np
-from common import COUNT, SCORE, add_detector, detector, refuse_to_replace, save_picture
+from common import COUNT, SCORE, add_detector, detector, refuse_to_replace, run_command, save_picture
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
@@ -376,9 +382,4 @@ def counted(number: int, what: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:  # before anything was read
-        sys.exit(130)
+    run_command(main)

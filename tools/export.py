@@ -6,11 +6,16 @@ The file takes one image of any size, and gives what gpvit/export.py says. It is
 on the pictures given.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import io
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +25,7 @@ import gpvit
 import onnxruntime
 import torch
 import torchvision  # noqa: F401 (what is in a .pt2 file calls its operations)
-from common import add_detector, detector, expanded, refuse_to_replace
+from common import add_detector, detector, expanded, refuse_to_replace, run_command
 from detectron2.modeling import GeneralizedRCNN
 from gpvit import export
 from gpvit.errors import UserError
@@ -157,7 +162,4 @@ def differences(ours: Detections, theirs: Detections) -> Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

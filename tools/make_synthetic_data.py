@@ -15,10 +15,15 @@ Pixels and JSON depend on the arguments only, not on the machine: whole-number a
 random stream per (seed, split, index), so that a larger set starts with the images of a smaller one.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -534,4 +539,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

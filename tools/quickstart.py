@@ -7,6 +7,12 @@ Overrides go to the training. An interrupted run is continued; a finished one is
 anew, delete output/quickstart.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import json
 import subprocess
 import sys
@@ -20,6 +26,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
 from gpvit.engine import load_config, share_batches
+from gpvit.engine.launch import stop_signals_to
 from gpvit.errors import UserError
 from gpvit.evaluation import coco_ap
 from gpvit.images import read_image
@@ -31,6 +38,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = REPOSITORY / "configs" / "quickstart.py"
 OUTPUT = REPOSITORY / "output" / "quickstart"
 PICTURES = 8
+INTERRUPTED = "\ninterrupted; the next call goes on from the last checkpoint"
 BROKEN_BELOW = 0.2  # mask AP of the whole training; it reached 0.39
 
 
@@ -40,9 +48,7 @@ def main(overrides: list[str]) -> int:
     folder = OUTPUT / "data"
     make_data_set(folder)
     step("2/4 training and evaluating; log, checkpoints and metrics go to output/quickstart")
-    train = [sys.executable, "train_net.py", "--config-file", str(CONFIG), "--data", str(folder), "--resume"]
-    code = subprocess.run([*train, *overrides, f"train.output_dir={OUTPUT}"], cwd=REPOSITORY).returncode
-    if code:
+    if code := train(folder, overrides):
         return code
     minutes = (time.time() - start) / 60
     step("3/4 checking that the evaluation notices a broken detector")
@@ -54,6 +60,31 @@ def main(overrides: list[str]) -> int:
     print("  validation.png    ground truth beside predictions\n  curves.png        losses and AP")
     print("  model_final.pth   the detector (README: a tour of what to do with it)\n  log.txt           the whole log")
     return 0 if overrides else verdict(aps)
+
+
+def train(folder: Path, overrides: list[str]) -> int:
+    """Trains in a process of its own. Returns: its exit code, after a word on one that says nothing itself."""
+    command = [sys.executable, "train_net.py", "--config-file", str(CONFIG), "--data", str(folder), "--resume"]
+    processes: list[subprocess.Popen] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        """Leaves a signal to the training run, which saves its state."""
+        for process in processes:
+            process.send_signal(number)
+
+    with stop_signals_to(pass_on):
+        processes.append(subprocess.Popen([*command, *overrides, f"train.output_dir={OUTPUT}"], cwd=REPOSITORY))
+        code = processes[0].wait()
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
+        print(INTERRUPTED, file=sys.stderr)
+    elif code < 0:
+        why = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        print(
+            f"error: the training run was killed ({signal.Signals(-code).name}){why}; "
+            "call make quickstart again to go on from the last checkpoint",
+            file=sys.stderr,
+        )
+    return code if code >= 0 else 128 - code
 
 
 def verdict(aps: dict[str, float]) -> int:
@@ -128,12 +159,13 @@ def draw(folder: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv):
-        sys.exit(print(__doc__))
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the imports are done
+        if {"-h", "--help"} & set(sys.argv):
+            sys.exit(print(__doc__))
         sys.exit(main(sys.argv[1:]))
     except (UserError, FileExistsError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\ninterrupted; the next call goes on from the last checkpoint", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)

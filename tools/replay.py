@@ -5,13 +5,19 @@
 Needs the folder that the training left: config.yaml, and the checkpoint saved when it stopped.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import gpvit
 import torch
+from common import run_command
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 from gpvit.engine import Trainer, load_config
@@ -116,7 +122,4 @@ def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: i
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

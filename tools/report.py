@@ -7,6 +7,12 @@
 The file needs no network and nothing beside it. It is report.html beside the results unless --output says otherwise.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import base64
 import io
@@ -26,7 +32,7 @@ import jinja2
 import matplotlib
 import numpy as np
 import torch
-from common import SCORE, refuse_to_replace
+from common import SCORE, refuse_to_replace, run_command
 from gpvit.annotations import MAX_DETECTIONS
 from gpvit.errors import UserError
 from gpvit.evaluation import MOST_DETECTIONS, check_max_detections, max_dets, most_objects, summarized
@@ -459,7 +465,4 @@ def read_config(folder: Path | None) -> Markup:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -12,11 +12,17 @@ Every tool here, and gpvit.Predictor.from_checkpoint, takes the folder or hf://U
 logs in to the Hub. Nothing in a model that was pulled is executed.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
+from common import run_command
 from gpvit import hub
 from gpvit.errors import UserError, listed
 from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
@@ -88,7 +94,4 @@ def address_of(target: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

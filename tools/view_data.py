@@ -7,6 +7,12 @@ Each image becomes a picture of its own, and sheet.png shows them all. An image 
 of at the end; the exit code is 1 then.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import random
 import sys
@@ -14,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib.figure
 import numpy as np
-from common import COUNT, refuse_to_replace, save_picture
+from common import COUNT, refuse_to_replace, run_command, save_picture
 from gpvit import annotations, layouts
 from gpvit.errors import UserError, listed
 from gpvit.images import read_image
@@ -24,6 +29,7 @@ from gpvit.utils.files import atomic_write, cut, make_folder
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
 from gpvit.visualize import draw_annotations
+from matplotlib.figure import Figure
 
 COLUMNS = 4
 CELL = 900  # pixels, the longer side of a picture on the sheet
@@ -140,7 +146,7 @@ def save_sheet(pictures: list[tuple[str, np.ndarray]], path: Path) -> None:
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
     width = GAP + max(picture.shape[1] for _, picture in pictures)
     heights = [GAP + max(picture.shape[0] for _, picture in row) for row in rows]
-    figure = matplotlib.figure.Figure(figsize=(width * columns / 100, sum(heights) / 100), dpi=100)
+    figure = Figure(figsize=(width * columns / 100, sum(heights) / 100), dpi=100)
     for number, row in enumerate(rows):
         top = sum(heights[number:]) - GAP  # from the bottom
         for x, (title, picture) in zip(range(GAP // 2, width * columns, width), row):
@@ -158,7 +164,4 @@ def shortened(title: str, length: int) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -9,6 +9,12 @@ that it takes most of. Shown are the tokens that most cells take most of; --toke
 maps of the pyramid, the three main components of each as red, green and blue.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import math
 import sys
@@ -16,15 +22,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from common import INDEX, add_detector, detector, expanded, refuse_to_replace
+from common import INDEX, add_detector, detector, expanded, refuse_to_replace, run_command
 from gpvit.errors import UserError
 from gpvit.images import read_image
 from gpvit.inspection import TOKEN_STRIDE, GroupMaps, Inspection, inspect, principal_colours, strongest
 from gpvit.utils.files import atomic_write, make_folder
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, hsv_to_rgb
@@ -44,7 +50,7 @@ Brightness: in times of an even share of attention, mean of all heads;
 each row has its scale, and 1x is even."""
 RAMP = np.linspace(0, 1, 256)
 # Where a row has its least attention, the picture shows through.
-HEAT = ListedColormap(np.column_stack([matplotlib.colormaps["inferno"](RAMP)[:, :3], RAMP]))
+HEAT = ListedColormap(np.column_stack([colormaps["inferno"](RAMP)[:, :3], RAMP]))
 
 
 def main() -> int:
@@ -236,7 +242,4 @@ def draw_features(picture: np.ndarray, inspection: Inspection, name: str) -> Fig
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

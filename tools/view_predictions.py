@@ -9,6 +9,12 @@ the results), as 01.png, 02.png, ... and all on one sheet.png. What went worst i
 false detections, each of these counted by its score. Masks are matched if there are any, otherwise boxes (gpvit.matching).
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import contextlib
 import io
@@ -19,12 +25,12 @@ from typing import Any, NamedTuple
 
 import gpvit.data
 import numpy as np
-from common import COUNT, SCORE, refuse_to_replace
+from common import COUNT, SCORE, refuse_to_replace, run_command
 from detectron2.data import MetadataCatalog
 from gpvit import annotations, layouts
 from gpvit.annotations import CocoFile
-from gpvit.engine import load_config
-from gpvit.errors import UserError
+from gpvit.engine import load_config, results_folders
+from gpvit.errors import UserError, listed
 from gpvit.evaluation import check_masks, coco_fingerprint
 from gpvit.images import read_image
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
@@ -117,6 +123,8 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
         raise UserError("give the folder of a training or evaluation, or --results FILE; see --help")
     if args.data and args.annotations:
         raise UserError("give --data or --annotations, not both")
+    if args.folder and not args.results:
+        refuse_several_sets(args.folder)
     path = args.results or args.folder / RESULTS
     if not path.is_file():
         raise UserError(f"{path} does not exist: evaluate first (train_net.py --eval-only), or give --results FILE")
@@ -135,6 +143,14 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     check_results(results, source.truth, path)
     found = {task: index(results, source.truth, task) for task in tasks_of(results)}
     return Inputs(path, args.folder, source.truth, source.images, found, source.data)
+
+
+def refuse_several_sets(folder: Path) -> None:
+    """Raises a UserError if the last evaluation in the folder of a run was of several validation sets."""
+    folders = results_folders(folder, RESULTS)
+    last = read_evaluation(folder / "evaluation.json").get("data")
+    if folders and (isinstance(last, list) or not (folder / RESULTS).is_file()):
+        raise UserError(f"{folder} has results of several validation sets: give the folder of one, {listed(folders)}")
 
 
 def check_data(results: Path, source: Source) -> None:
@@ -405,7 +421,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

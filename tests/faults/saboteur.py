@@ -138,7 +138,7 @@ def main(args: Any) -> None:
     train_net.Trainer = type("Trainer", (Sabotage, Trainer), {})
     if metrics := os.environ.get("METRICS"):  # iteration -> what the evaluation finds
 
-        def do_test(cfg: Any, model: torch.nn.Module, iteration: int) -> dict:
+        def do_test(*args: Any) -> dict:
             return {"segm": {os.environ.get("METRIC", "AP"): json.loads(metrics)[str(Checkpoints.current.trainer.done)]}}
 
         def remember(checkpoints: Checkpoints, *args: Any, **kwargs: Any) -> None:
@@ -149,10 +149,10 @@ def main(args: Any) -> None:
         Checkpoints.__init__ = remember
         train_net.do_test = do_test
     elif os.environ.get("EVALUATION") == "off":
-        train_net.do_test = lambda cfg, model, iteration: {}
+        train_net.do_test = lambda *args: {}
     elif os.environ.get("EVALUATION") == "SIGTERM":
 
-        def do_test(cfg: Any, model: torch.nn.Module, iteration: int) -> dict:
+        def do_test(*args: Any) -> dict:
             if comm.is_main_process():
                 os.kill(os.getppid() if comm.get_world_size() > 1 else os.getpid(), signal.SIGTERM)
             time.sleep(1000)

@@ -1,5 +1,6 @@
 """Faults under the real launchers: torchrun on two machines, here one host, and Detectron2's spawned processes."""
 
+import argparse
 import os
 import signal
 import socket
@@ -7,12 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import detectron2.engine
 import gpvit.checkpoint
 import pytest
 from conftest import REPOSITORY, TINY
-from gpvit.engine import newest
+from gpvit.engine import argument_parser, launch, newest
+from gpvit.errors import UserError
 
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join(str(REPOSITORY / folder) for folder in (".", "projects/GPViT", "tests")),
@@ -144,6 +149,57 @@ def test_a_spawned_process_that_dies_ends_the_job_with_its_cause(
         output = job.communicate(timeout=WITHIN)[0]
         assert job.returncode == 0, output
     assert final_weights(tmp_path / "killed") == final_weights(tmp_path / "undisturbed")
+
+
+def never(args: argparse.Namespace) -> None:
+    raise AssertionError("it was started")
+
+
+def parsed(url: str, *arguments: str) -> argparse.Namespace:
+    command = ["--config-file", "x.py", "--dist-url", url, "--num-gpus", "2", *arguments]
+    return argument_parser().parse_intermixed_args(command)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--num-machines", "2")])
+@pytest.mark.parametrize("address", ["127.0.0.1", ""])
+def test_a_port_in_use_is_one_line_before_anything_is_started(address: str, arguments: tuple[str, ...]) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        other.bind((address, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        message = f":{port}: port {port} cannot be used .Address already in use.; give another port"
+        with pytest.raises(UserError, match=message):
+            launch(never, parsed(f"tcp://127.0.0.1:{port}", *arguments), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("tcp://nowhere.invalid:29500", "nowhere.invalid is not known here .*; correct it"),
+        ("tcp://192.0.2.1:29500", "192.0.2.1 is no address of this machine; give auto"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_line(url: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"--dist-url {url}: {message}"):
+        launch(never, parsed(url), "cpu")
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_meet_in_time_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    started = detectron2.engine.launch
+
+    def in_a_second(*args: Any, **options: Any) -> None:
+        started(*args, **options, timeout=timedelta(seconds=1))
+
+    monkeypatch.setattr(detectron2.engine, "launch", in_a_second)
+    url = f"tcp://127.0.0.1:{free_port()}"
+    args = parsed(url, "--num-machines", "2", "--machine-rank", "1", "--num-gpus", "1")
+    with pytest.raises(UserError, match=f"the processes do not meet at --dist-url {url} .*timed out"):
+        launch(never, args, "cpu")
+    assert f"machine 1 of 2: waiting for the others at {url}, for up to 30 minutes" in capsys.readouterr().err
 
 
 def wait_for(path: Path, job: subprocess.Popen) -> None:

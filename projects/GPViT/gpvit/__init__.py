@@ -1,6 +1,9 @@
 """GPViT for Detectron2. Importing it registers the backbones."""
 
+import contextlib
 import logging
+import os
+import sys
 import warnings
 
 __version__ = "0.1.0"
@@ -12,6 +15,17 @@ warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
 for _name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+# A notebook names its backend in MPLBACKEND, for its children too. Importing matplotlib raises an error
+# where there is no such backend, as in another environment; without the variable, matplotlib chooses.
+if "matplotlib" not in sys.modules:
+    _backend = os.environ.pop("MPLBACKEND", "")
+    import matplotlib
+
+    if _backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = _backend  # what the import would have done
+            os.environ["MPLBACKEND"] = _backend
 
 from . import checkpoint, published
 from .adapter import GPViTAdapter

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from . import checkpoint
 from .engine.config import load_config
+from .engine.validation import RESULTS_OF_SETS, folder_names
 from .errors import UserError
 from .metrics import read_metrics
 from .published import size_name
@@ -51,10 +52,16 @@ def training_of(file: checkpoint.File) -> Training:
         cfg = load_config(str(folder / "config.yaml"))
     except UserError:  # moved away from its folder
         return Training(images=images, metrics=_metrics(folder / "metrics.json", done, final=False))
-    names = [_data_name(OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")) for split in ("train", "test")]
+    train, test = (OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") for split in ("train", "test"))
     max_iter = OmegaConf.select(cfg, "train.max_iter")
     final = done >= (max_iter if type(max_iter) is int else math.inf)
-    return Training(names[0], names[1], images, _metrics(folder / "metrics.json", done, final=final))
+    prefix = ""
+    if isinstance(test, ListConfig) and len(test) > 1:  # the card is about the first validation set
+        of_set = folder / RESULTS_OF_SETS / folder_names(list(map(str, test)))[str(test[0])]
+        images, prefix = _images(of_set / "evaluation.json"), f"{one_line(test[0], PATH_LIMIT)}/"
+        test = test[0]
+    metrics = _metrics(folder / "metrics.json", done, final=final, of_set=prefix)
+    return Training(_data_name(train), _data_name(test), images, metrics)
 
 
 def _data_name(names: Any) -> str:
@@ -65,19 +72,21 @@ def _data_name(names: Any) -> str:
     return one_line(", ".join(shown))
 
 
-def _metrics(path: Path, done: int, *, final: bool) -> dict[str, float]:
+def _metrics(path: Path, done: int, *, final: bool, of_set: str = "") -> dict[str, float]:
     """What was measured after ``done`` iterations; of the averaged weights, where there are any, since these are used.
 
     Args:
         path: of metrics.json.
         done: iterations.
         final: whether these are all iterations of the training.
+        of_set: what the names of the metrics begin with, if there are several validation sets.
     """
     # The last evaluation is noted under the number of iterations, those before under that of the iteration.
     noted = (done - 1, done) if final else (done - 1,)
     entries: dict[str, Any] = {}
     for entry in read_metrics(path):
         entries |= entry if entry["iteration"] in noted else {}
+    entries = {key.removeprefix(of_set): value for key, value in entries.items() if key.startswith(of_set)}
     prefix = "ema_" if any(key.startswith("ema_") for key in entries) else ""
     found = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
     numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}

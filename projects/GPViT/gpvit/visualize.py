@@ -1,5 +1,6 @@
 """Pictures: predictions, ground truth beside predictions, and the course of a training."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,13 @@ def save_curves(metrics: Path, path: Path) -> None:
     for name in ["total_loss", *sorted(names)]:
         points = [(row["iteration"], row[name]) for row in rows if name in row]
         losses.plot(*zip(*points), label=one_line(name), linewidth=2.5 if name == "total_loss" else 1)
+    found = sorted({key for row in rows for key in row})
     for task, label in (("bbox", "boxes"), ("segm", "masks")):
-        points = [(row["iteration"], row[f"{task}/AP"]) for row in rows if f"{task}/AP" in row]
-        if points:
-            quality.plot(*zip(*points), marker="o", label=label, clip_on=False)
+        of_task = [key for key in found if re.fullmatch(f"(.*/)?{task}/AP", key)]
+        for name in of_task:  # one for each validation set
+            of_set = one_line(name.removesuffix(f"{task}/AP"), NAME_LIMIT).rstrip("/")
+            points = [(row["iteration"], row[name]) for row in rows if name in row]
+            quality.plot(*zip(*points), marker="o", label=f"{of_set} {label}".strip(), clip_on=False)
     losses.set(xlabel="iteration", ylabel="training loss", yscale="log")
     losses.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     for text in losses.get_legend().get_texts():
@@ -146,7 +150,8 @@ def save_curves(metrics: Path, path: Path) -> None:
     last = max((row["iteration"] for row in rows), default=0)
     quality.set(xlabel="iteration", ylabel="validation AP (%)", xlim=(0, last + 1), ylim=(0, 100))
     if quality.lines:
-        quality.legend()
+        for text in quality.legend().get_texts():
+            text.set_parse_math(False)
     for axis in (losses, quality):
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

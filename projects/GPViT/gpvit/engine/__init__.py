@@ -12,11 +12,12 @@ from .checkpoints import (
 )
 from .config import config_from_yaml, detectron2_config, inference_config, load_config, save_config, with_overrides
 from .following import build_followers, save_evaluation
-from .launch import argument_parser, choose_device, launch, processes_of
+from .launch import argument_parser, choose_device, launch, processes_of, spawns_processes
 from .loader import build_train_loader, loading_failure, share_batches
 from .setup import device_name, setup, shared_seed
 from .terminal import evaluation_bar
 from .trainer import Trainer, build_ddp
+from .validation import metric_prefixes, results_folders, validation_names, validation_sets
 from .values import check_batches, check_config
 
 __all__ = [
@@ -41,16 +42,21 @@ __all__ = [
     "launch",
     "load_config",
     "loading_failure",
+    "metric_prefixes",
     "newest",
     "processes_of",
     "refuse_evaluated",
     "refuse_to_replace_results",
     "refuse_used",
+    "results_folders",
     "save_config",
     "save_evaluation",
     "settings",
     "setup",
     "share_batches",
     "shared_seed",
+    "spawns_processes",
+    "validation_names",
+    "validation_sets",
     "with_overrides",
 ]

@@ -23,6 +23,7 @@ from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from .config import flattened, inference_config
 from .trainer import STOP_EARLY, Follower, StopHook, unwrapped
+from .validation import metric_prefixes, of_average
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ FREE = re.compile(
     r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|pictures|wandb|checkpointer\..*|ddp\..*"
     r"|skip_budget|accumulate)"
     r"|.*\.(use_act_checkpoint|test_score_thresh|test_nms_thresh|test_topk_per_image|max_detections(_per_image)?)"
-    r"|dataloader\.train\.dataset\.names"
+    r"|dataloader\.train\.dataset\.names(\.\d+)?"
     r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
     r"|dataloader\.train\.(seed|start_iter|skip)"  # which train_net.py sets
 )
@@ -50,8 +51,8 @@ class Checkpoints(StopHook):
         data: :func:`.dataset_fingerprint` of the training data, saved with the state.
         period: iterations between two checkpoints, model_0001000.pth and so on by the iterations that are done.
         max_to_keep: checkpoints to keep, the newest ones; also those of earlier runs in the folder count.
-        best_metric: as in metrics.json ("bbox/AP", "segm/AP"): the checkpoint where it was highest is kept as
-            model_best.pth; "" for none.
+        best_metric: as in metrics.json ("bbox/AP", "segm/AP"; with several validation sets "NAME/segm/AP"): the
+            checkpoint where it was highest is kept as model_best.pth; "" for none.
         patience: evaluations in a row without a better ``best_metric`` that end the training; 0 for no end.
     """
 
@@ -214,15 +215,25 @@ def known_metrics(cfg: DictConfig, classes: list[str]) -> list[str]:
         return []
     names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
     names += [f"AP-{one_line(name)}" for name in classes if len(classes) > 1]
-    prefixes = ("", "ema_") if cfg.train.ema_decay else ("",)
-    return [f"{prefix}{task}/{name}" for prefix in prefixes for task in tasks for name in names]
+    if cfg.train.ema_decay:
+        tasks = [*tasks, *(f"ema_{task}" for task in tasks)]
+    return [f"{prefix}{task}/{name}" for prefix in metric_prefixes(cfg) for task in tasks for name in names]
 
 
 def check_best_metric(name: str | None, cfg: DictConfig, classes: list[str]) -> None:
-    """Raises a UserError if no evaluation has a metric of this name; "" or None, for none, is fine."""
-    known = known_metrics(cfg, classes)
-    if name and known and name not in known:
-        raise UserError(f"train.checkpointer.best_metric={name} is none of {', '.join(known)}")
+    """Raises a UserError if no evaluation will have a metric of this name; "" or None, for none, is fine.
+
+    Where the evaluator is not known here, that can be said of the validation set alone.
+    """
+    known, prefixes = known_metrics(cfg, classes), metric_prefixes(cfg)
+    if not name or name in known or (not known and name.startswith(tuple(prefixes))):
+        return
+    choices = [f"{prefix}{name}" for prefix in prefixes]
+    if len(prefixes) > 1 and (not known or choices[0] in known):
+        raise UserError(
+            f"train.checkpointer.best_metric={name} does not say of which validation set: name one of {listed(choices)}"
+        )
+    raise UserError(f"train.checkpointer.best_metric={name} is none of {', '.join(known)}")
 
 
 class Evaluation(HookBase):
@@ -270,8 +281,7 @@ class Evaluation(HookBase):
         with trainer.interruptible():
             metrics = flatten_results_dict(self.evaluate(trainer.model) or {})
             if trainer.ema is not None:
-                averaged = flatten_results_dict(self.evaluate(trainer.ema.module) or {})
-                metrics |= {f"ema_{name}": value for name, value in averaged.items()}
+                metrics |= flatten_results_dict(of_average(self.evaluate(trainer.ema.module) or {}))
         trainer.storage.put_scalars(**{name: float(value) for name, value in metrics.items()}, smoothing_hint=False)
         try:
             self.checkpoints.after_evaluation(metrics)
@@ -403,9 +413,11 @@ def refuse_to_replace_results(folder: str, about: dict[str, Any]) -> None:
 
 
 def _comparable(value: Any) -> Any:
-    """Data by their content alone, wherever they are; a path as an absolute one."""
+    """A path as an absolute one; data by their content, wherever they are, or by their name if it is not known."""
+    if isinstance(value, list):  # of several validation sets
+        return [_comparable(item) for item in value]
     if isinstance(value, dict):
-        return value.get("fingerprint")
+        return value.get("fingerprint") or value.get("name")
     return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
 
 

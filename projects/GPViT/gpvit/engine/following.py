@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .run_page import RunPage
 from .setup import open_log
 from .terminal import ProgressBar, has_terminal
 from .trainer import Follower, finite_or_text, going_on, unwrapped
+from .validation import main_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ LARGEST_SIDE = 1000  # pixels of a drawn picture; larger ones would fill the eve
 def build_followers(
     args: argparse.Namespace,
     cfg: DictConfig,
+    sets: Mapping[str, DictConfig],
     model: nn.Module,
     checkpoints: Checkpoints,
     seed: int,
@@ -53,6 +55,7 @@ def build_followers(
     Args:
         args: the command line; ``config_file`` and ``resume`` are used.
         cfg: the training's config.
+        sets: its :func:`.validation_sets`; images of the first one are drawn.
         model: the detector.
         checkpoints: of the training, already at the iteration that it begins with.
         seed: of the training.
@@ -62,11 +65,12 @@ def build_followers(
         UserError: Weights & Biases is asked for and cannot be used, or metrics.json cannot be opened.
     """
     folder, test = Path(cfg.train.output_dir), cfg.dataloader.test
-    validation = instantiate(test.dataset)
+    validation = {name: instantiate(alone.dataloader.test.dataset) for name, alone in sets.items()}
     followers: list[Follower] = []
     if cfg.train.get("pictures"):  # which older configs lack, and wandb
         mapper, classes = instantiate(test.mapper), checkpoints.classes
-        followers.append(Pictures(validation, mapper, classes, count=cfg.train.pictures, folder=folder))
+        first = next(iter(validation.values()))
+        followers.append(Pictures(first, mapper, classes, count=cfg.train.pictures, folder=folder))
     printer = CommonMetricPrinter(cfg.train.max_iter)
     try:
         files = file_writers(folder)
@@ -78,10 +82,13 @@ def build_followers(
 
         files.insert(0, WandbWriter(cfg.train.wandb, folder, checkpoints.config, resume=args.resume))
     followers += [Writers(printer, files, cfg.train.log_period, folder), Curves(folder)]
-    splits = {"train": (cfg.dataloader.train.dataset.names, records), "val": (test.dataset.names, validation)}
-    followers.append(RunPage(cfg, args.config_file, model, seed, splits, checkpoints, resume=args.resume))
+    data = [("train", cfg.dataloader.train.dataset.names, records)]
+    for name, alone in sets.items():
+        split = f"val: {name}" if len(sets) > 1 else "val"
+        data.append((split, alone.dataloader.test.dataset.names, validation[name]))
+    followers.append(RunPage(cfg, sets, args.config_file, model, seed, data, checkpoints, resume=args.resume))
     if has_terminal():
-        followers.append(ProgressBar(checkpoints.trainer.done, cfg.train.max_iter))
+        followers.append(ProgressBar(checkpoints.trainer.done, cfg.train.max_iter, main_metrics(cfg)))
     return followers
 
 
@@ -266,10 +273,11 @@ def save_evaluation(
 
     Args:
         folder: of the run.
-        results: as Detectron2's evaluators give them; None while there are none yet.
+        results: as Detectron2's evaluators give them, of several validation sets by their names; None while there are
+            none yet.
         about: what they are of: "weights", the file that the model comes from, or None in a run; "iteration",
-            iterations that it was trained for, where they are known; "data", see :func:`gpvit.evaluation.evaluated_data`;
-            "settings", see :func:`.settings`.
+            iterations that it was trained for, where they are known; "data", see :func:`gpvit.evaluation.evaluated_data`, of
+            several validation sets a list; "settings", see :func:`.settings`.
         images: how many were evaluated.
         seconds_per_image: of one process, from the first image to the last: reading, the model, collecting its results.
         device: of the model.

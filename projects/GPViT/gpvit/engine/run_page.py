@@ -24,6 +24,7 @@ from ..utils.text import LINE_LIMIT, PATH_LIMIT, markdown, markdown_code, one_li
 from .checkpoints import Checkpoints
 from .setup import device_name
 from .trainer import Follower, going_on
+from .validation import RESULTS_OF_SETS, main_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ FILES = {
     "curves.png": "losses and AP over the iterations",
     "pictures": "truth and prediction for a few validation pictures, by the iterations that were done",
     "evaluation.json": "the last evaluation: AP, number of images, seconds for each, and which data it was of",
+    RESULTS_OF_SETS: "the same for each validation set, in a folder of its own, with the files of what was found",
     "coco_instances_results.json": "what the last evaluation found, in COCO's format",
     "instances_predictions.pth": "the same as PyTorch saves it",
     "events.out.tfevents.*": "for TensorBoard",
@@ -50,15 +52,19 @@ FILES = {
 }
 
 
+OF_ONE_SET = ("coco_instances_results.json", "instances_predictions.pth")
+
+
 class RunPage(Follower):
     """Keeps the page up to date.
 
     Args:
         cfg: the training's config.
+        sets: its :func:`.validation_sets`.
         config_file: where it came from.
         model: the detector.
         seed: of the training.
-        splits: what the data are called -> their names in Detectron2, and their records.
+        data: what it is for, its names in Detectron2, and its records.
         checkpoints: know the classes, and which metric is to be the best.
         resume: whether earlier starts in the folder are of the same training.
     """
@@ -66,18 +72,20 @@ class RunPage(Follower):
     def __init__(
         self,
         cfg: DictConfig,
+        sets: Mapping[str, DictConfig],
         config_file: str,
         model: nn.Module,
         seed: int,
-        splits: Mapping[str, tuple[Any, Iterable[dict[str, Any]]]],
+        data: Iterable[tuple[str, Any, Iterable[dict[str, Any]]]],
         checkpoints: Checkpoints,
         *,
         resume: bool,
     ) -> None:
         self.cfg, self.config_file, self.seed, self.classes = cfg, config_file, seed, checkpoints.classes
         self.folder, self.checkpoints = Path(cfg.train.output_dir), checkpoints
+        self.results = [Path(alone.train.output_dir) for alone in sets.values()]  # the folders of each validation set
         self.model = described(model)
-        self.data = [f"| {split} | {where(names)} | {counted(records)} |" for split, (names, records) in splits.items()]
+        self.data = [f"| {markdown(split)} | {where(names)} | {counted(records)} |" for split, names, records in data]
         self.starts = self._starts(resume)
         self.path = self.folder / "README.md"
         self.is_ours = not self.path.exists()
@@ -145,7 +153,7 @@ class RunPage(Follower):
         return ["## Results (validation, %)", "\n".join(lines), self._best(rows), *curves, *pictures]
 
     def _best(self, rows: dict[int, dict[str, float]]) -> str:
-        main = (self.checkpoints.best_metric, "ema_segm/AP", "segm/AP", "ema_bbox/AP", "bbox/AP")
+        main = (self.checkpoints.best_metric, *main_metrics(self.cfg))
         name = next((name for name in main if any(name in row for row in rows.values())), None)
         if name is None:
             return ""
@@ -193,13 +201,18 @@ class RunPage(Follower):
             f"    train.init_checkpoint={folder} train.output_dir={folder}/evaluation",
         ]
         lines = [f"python tools/demo.py --weights {folder} --input 'PICTURES/*.jpg'", *evaluation]
-        if (self.folder / "coco_instances_results.json").exists():
-            lines += [f"python tools/report.py {folder}", f"python tools/view_predictions.py {folder}"]
+        for results in self.results:
+            if (results / "coco_instances_results.json").exists():
+                path = one_line(shlex.quote(str(results)), PATH_LIMIT)
+                lines += [f"python tools/report.py {path}", f"python tools/view_predictions.py {path}"]
         lines.append(f"tensorboard --logdir {folder}")
         return ["## Use", "```bash\n" + "\n".join(lines) + "\n```"]
 
     def _files(self) -> list[str]:
-        found = [(pattern, what) for pattern, what in FILES.items() if any(self.folder.glob(pattern))]
+        others = OF_ONE_SET if len(self.results) > 1 else (RESULTS_OF_SETS,)  # of before the config was changed
+        found = [
+            (pattern, what) for pattern, what in FILES.items() if pattern not in others and any(self.folder.glob(pattern))
+        ]
         best_metric = markdown(self.checkpoints.best_metric)
         rows = [f"| `{pattern}` | {what.format(best_metric=best_metric)} |" for pattern, what in found]
         return ["## Files", "\n".join(["| file | |", "|---|---|", *rows])]

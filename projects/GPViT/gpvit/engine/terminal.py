@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from detectron2.utils import comm
@@ -61,9 +61,11 @@ class ProgressBar(Follower):
 
     Args:
         done, max_iter: iterations, at the beginning and in all.
+        metrics: the first of these that is known is shown.
     """
 
-    def __init__(self, done: int, max_iter: int) -> None:
+    def __init__(self, done: int, max_iter: int, metrics: Sequence[str]) -> None:
+        self.metrics = metrics
         self.bar = tqdm(
             initial=done,
             total=max_iter,
@@ -97,7 +99,7 @@ class ProgressBar(Follower):
             parts.append(f"loss {histories['total_loss'].median(20):.3g}")
         if "lr" in latest:
             parts.append(f"lr {latest['lr'][0]:.2g}")
-        for name in ("ema_segm/AP", "segm/AP", "ema_bbox/AP", "bbox/AP"):
+        for name in self.metrics:
             if name in latest:
                 parts.append(f"{name} {latest[name][0]:.1f}")
                 break

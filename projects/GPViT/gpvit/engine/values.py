@@ -300,9 +300,10 @@ def _entries(node: DictConfig | ListConfig, key: str, referred: bool) -> Iterato
     """The keys and values below a node, and whether each is ``referred`` to: what a reference leads to, is."""
     if key.count(".") > MAX_DEPTH:
         raise UserError(f"{one_line(key)} leads back to itself: a section refers to one that it is part of")
-    # A file may define more sections for its own use, which need not make sense alone.
     names: Sequence[Any] = list(node) if isinstance(node, DictConfig) else range(len(node))
-    for name in names if key else [section for section in SECTIONS if section in names]:
+    if not key:  # a file may define more sections for its own use, which need not make sense alone
+        names = [section for section in SECTIONS if section in names]
+    for name in names:
         child = f"{key}.{name}" if key else str(name)
         try:
             value = node[name]

@@ -1,0 +1,101 @@
+"""Several validation sets, each of which is evaluated alone and has its own metrics and folder of results."""
+
+import copy
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from ..errors import UserError
+from ..utils.files import cut
+from ..utils.text import PATH_LIMIT, one_line
+
+RESULTS_OF_SETS = "inference"  # as Detectron2 calls it: a folder for each of several validation sets
+
+
+def validation_names(cfg: DictConfig) -> list[str]:
+    """The names of a config's validation sets in Detectron2.
+
+    Raises:
+        UserError: there is none, or one is there twice.
+    """
+    names: Any = cfg.dataloader.test.dataset.names
+    names = list(names) if isinstance(names, list | tuple | ListConfig) else [names]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"dataloader.test.dataset.names={one_line(names)} must be names of datasets")
+    shown = [one_line(name, PATH_LIMIT) for name in names]  # by which their metrics are told apart
+    twice = [name for name in shown if shown.count(name) > 1]
+    if twice:
+        raise UserError(f"dataloader.test.dataset.names has {twice[0]} twice; name each validation set once")
+    return names
+
+
+def validation_sets(cfg: DictConfig) -> dict[str, DictConfig]:
+    """For each validation set, by its name in one line, the config of an evaluation on it alone.
+
+    Of several, the results of each go to ``inference/NAME`` in ``train.output_dir``. To be called before the config
+    gets a model to optimize, since it is copied.
+
+    Raises:
+        UserError: see :func:`validation_names`.
+    """
+    names = validation_names(cfg)
+    folders = folder_names(names)
+    sets = {}
+    for name in names:
+        alone = copy.deepcopy(cfg)
+        alone.dataloader.test.dataset.names = name
+        evaluator = alone.dataloader.evaluator
+        if "dataset_name" in evaluator:
+            evaluator.dataset_name = name
+        if len(names) > 1:
+            folder = os.path.join(RESULTS_OF_SETS, folders[name])
+            if evaluator.get("output_dir"):
+                evaluator.output_dir = os.path.join(evaluator.output_dir, folder)
+            alone.train.output_dir = os.path.join(cfg.train.output_dir, folder)
+        sets[one_line(name, PATH_LIMIT)] = alone
+    return sets
+
+
+def folder_names(names: Sequence[str]) -> dict[str, str]:
+    """A folder's name for each dataset: its own if all file systems take it, else one like it with a hash."""
+    folders = {}
+    lowered = [name.lower() for name in names]
+    for name in names:
+        safe = cut(re.sub(r"[^\w-]", "_", name, flags=re.ASCII), 80) or "_"
+        if safe != name or lowered.count(name.lower()) > 1:  # some file systems take A for a
+            safe += "-" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+        folders[name] = safe
+    return folders
+
+
+def metric_prefixes(cfg: DictConfig) -> list[str]:
+    """What the names of metrics begin with, for each validation set; "" for a single one."""
+    names = validation_names(cfg)
+    return [f"{one_line(name, PATH_LIMIT)}/" for name in names] if len(names) > 1 else [""]
+
+
+def main_metrics(cfg: DictConfig) -> list[str]:
+    """Metrics of which the first that is there sums up an evaluation: of masks, the average, the first validation set."""
+    return [f"{prefix}{task}/AP" for task in ("ema_segm", "segm", "ema_bbox", "bbox") for prefix in metric_prefixes(cfg)]
+
+
+def of_average(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of the averaged weights, whose tasks have names of their own; of several validation sets, too."""
+    renamed = {}
+    for name, value in results.items():
+        is_set = isinstance(value, Mapping) and any(isinstance(metrics, Mapping) for metrics in value.values())
+        if is_set:
+            renamed[name] = of_average(value)
+        else:
+            renamed[f"ema_{name}"] = value
+    return renamed
+
+
+def results_folders(folder: Path, file: str) -> list[Path]:
+    """The folders of the validation sets in that of a run that have a file of this name."""
+    return sorted(path.parent for path in folder.glob(f"{RESULTS_OF_SETS}/*/{file}"))
