@@ -25,13 +25,13 @@ The scale of a deep image depends on that image alone, and one bright pixel dark
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from .errors import UserError
@@ -204,7 +204,7 @@ def _from_deep_gray(values: np.ndarray) -> np.ndarray:
     return np.repeat(gray[..., None], 3, axis=2)
 
 
-def _is_deep_color(image: Image.Image) -> bool:
+def _is_deep_color(image: ImageFile) -> bool:
     """Whether Pillow would keep only the upper 8 bits of a file that it has opened, and not loaded."""
     if image.mode not in ("RGB", "RGBA"):
         return False

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 from PIL import Image, TiffTags
-from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
+from PIL.TiffImagePlugin import COMPRESSION_INFO, PREFIXES, ImageFileDirectory_v2
 
 # Both decoders would print on stderr what is wrong with a file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -26,9 +26,9 @@ with suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one
 
 BGR_TO_RGB = [2, 1, 0, 3]  # OpenCV's order of channels, with alpha if there is any
 
-TAGS = {info.name: info.value for info in TiffTags.TAGS_V2.values()}
+TAGS = {info.name: number for number, info in TiffTags.TAGS_V2.items()}
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
-COLORS = {WHITE_IS_ZERO: "gray", BLACK_IS_ZERO: "gray", RGB: "RGB", PALETTE: "palette", SEPARATED: "inks", YCBCR: "YCbCr"}
+COLORS = {WHITE_IS_ZERO: "gray", BLACK_IS_ZERO: "gray", RGB: "RGB", PALETTE: "palette", SEPARATED: "CMYK", YCBCR: "YCbCr"}
 OTHER_COLORS = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32803: "color filter array", 32844: "LogL", 32845: "LogLuv"}
 CHANNELS = {RGB: 3, SEPARATED: 4, YCBCR: 3}  # others have one
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
@@ -45,11 +45,12 @@ KINDS = {  # which formats and bits of a color are read
 }
 KINDS[WHITE_IS_ZERO] = KINDS[BLACK_IS_ZERO] - {(UNSIGNED, 12), (SIGNED, 8)}
 USUAL_COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946}  # which every libtiff decodes
-OTHER_COMPRESSIONS = {6: "old-style JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC"}
+OLD_JPEG = 6
+OTHER_COMPRESSIONS = {OLD_JPEG: "old-style JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC"}
 OTHER_COMPRESSIONS |= {34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"}
 # What is the same for each plane; of StripOffsets and the like each has its part.
-OF_ALL_PLANES = ("ImageWidth", "ImageLength", "Compression", "FillOrder", "Orientation", "RowsPerStrip", "Predictor")
-OF_ALL_PLANES += ("TileWidth", "TileLength")
+OF_ALL_PLANES = ["ImageWidth", "ImageLength", "Compression", "FillOrder", "Orientation", "RowsPerStrip", "Predictor"]
+OF_ALL_PLANES += ["TileWidth", "TileLength"]
 
 
 class Refused(ValueError):
@@ -97,7 +98,7 @@ class Page:
         header = file.read(16)
         if header[:4] == b"MM\0+":
             raise Refused("it is a BigTIFF in big-endian order, which is not read; save it in little-endian order")
-        if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0"):
+        if not header.startswith(tuple(PREFIXES)):
             return None
         tags = ImageFileDirectory_v2(header if header[2:3] == b"+" else header[:8])
         file.seek(tags.next)
@@ -111,10 +112,13 @@ class Page:
         if len({*bits}) > 1 or len({*formats}) > 1:
             raise Refused("its channels are of different depths, which is not read; save it as 8-bit RGB")
         samples = _numbers(tags, "SamplesPerPixel", 1)[0]
+        height, width = _numbers(tags, "ImageLength")[0], _numbers(tags, "ImageWidth")[0]
+        if min(samples, height, width) < 1:
+            raise damaged(f"it has {width} x {height} pixels of {samples} samples")
         return cls(
             tags,
-            height=_numbers(tags, "ImageLength")[0],
-            width=_numbers(tags, "ImageWidth")[0],
+            height=height,
+            width=width,
             color=_numbers(tags, "PhotometricInterpretation", WHITE_IS_ZERO)[0],
             bits=bits[0],
             format=formats[0],
@@ -163,10 +167,16 @@ class Page:
             raise Refused(f"it has the color space {name}; save it as RGB")
         if self.is_gray and self.further > 0 and not any(self.extra):
             raise Refused(f"it has {self.samples} channels that are not called RGB; save three of them as RGB")
+        if self.color == SEPARATED and (self.further < 0 or _numbers(self.tags, "InkSet", 1)[0] != 1):
+            raise Refused("it has inks other than CMYK; save it as RGB")
+        if self.further < 0:
+            raise damaged(f"{self.samples} channels are too few for {COLORS[self.color]}")
         if (self.format, self.bits) not in KINDS[self.color] or not self._is_known():
             raise self.not_read()
         if self.compression not in COMPRESSION_INFO:
             raise self.not_decoded()
+        if self.compression != OLD_JPEG:  # whose pixels may be anywhere
+            self._require_all_parts()
 
     def _is_known(self) -> bool:
         """Whether its channels and their order are such that this color and depth are decoded right."""
@@ -183,13 +193,26 @@ class Page:
         if self.bits == 12:
             return not self.is_big_endian and self.compression == 1
         if self.color == SEPARATED:
-            cmyk = _numbers(self.tags, "InkSet", 1)[0] == 1
-            return cmyk and not any(self.extra) and (self.bits == 8 or not self.further)
+            return not any(self.extra) and (self.bits == 8 or not self.further)
         if self.color == YCBCR:
             # Pillow takes uncompressed pixels as they come, as if each had colors of its own.
             full = _numbers(self.tags, "YCbCrSubSampling", 2) == (1, 1)
             return not self.further and (full or self.compression != 1)
         return not self.further or self.color == RGB
+
+    def _require_all_parts(self) -> None:
+        """Raises Refused if there are fewer strips or tiles than the page has, of which decoders make black areas."""
+        if TAGS["TileOffsets"] in self.tags:
+            rows, columns = _numbers(self.tags, "TileLength")[0], _numbers(self.tags, "TileWidth")[0]
+            found = len(_numbers(self.tags, "TileOffsets"))
+        else:
+            rows, columns = _numbers(self.tags, "RowsPerStrip", self.height)[0], self.width
+            found = len(_numbers(self.tags, "StripOffsets"))
+        if rows < 1 or columns < 1:
+            raise damaged("its strips or tiles have no pixels")
+        needed = -(-self.height // rows) * -(-self.width // columns) * (self.samples if self.planes else 1)
+        if found < needed:
+            raise damaged(f"it has {found} of {needed} strips or tiles")
 
     def not_read(self) -> Refused:
         return Refused(f"it is a TIFF of {self}, which is not read; save it as 8-bit RGB")
@@ -214,7 +237,7 @@ class Page:
             content: of the file.
 
         Returns:
-            (H, W) or (H, W, samples).
+            (H, W) or (H, W, 3 or 4).
 
         Raises:
             Refused: they cannot be decoded.
@@ -224,8 +247,8 @@ class Page:
         if any(offset + size > len(content) for offset, size in zip(offsets, sizes)):
             raise damaged("it ends before its pixels do")
         if self.planes:  # of which OpenCV would make another image
-            planes = [self._decode(self._plane(content, number)) for number in range(self.samples)]
-            return np.stack(planes, axis=2)
+            shown = min(self.samples, 4)
+            return np.stack([self._decode(self._plane(content, number)) for number in range(shown)], axis=2)
         return self._decode(content)
 
     def _decode(self, content: bytes) -> np.ndarray:
