@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import matplotlib.figure
 import numpy as np
 from common import refuse_to_replace, save_picture
@@ -23,7 +22,7 @@ from gpvit.images import read_image
 from gpvit.utils.files import atomic_write, cut, make_folder
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
-from gpvit.visualize import draw_annotations
+from gpvit.visualize import draw_annotations, reduced
 
 COLUMNS = 4
 CELL = 900  # pixels, the longer side of a picture on the sheet
@@ -125,8 +124,7 @@ def draw(
             continue
         picture = draw_annotations(image, record, classes)
         save_picture(target, picture)
-        scale = CELL / max(picture.shape[:2])
-        smaller = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else picture
+        smaller = reduced(picture, CELL / max(picture.shape[:2]))
         objects = len(record["annotations"])
         name = one_line(Path(path).name)
         drawn.append((f"{record['image_id']}: {name}, {objects} object{'s' * (objects != 1)}", smaller))
