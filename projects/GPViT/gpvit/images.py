@@ -32,12 +32,14 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from .errors import UserError
 from .tiff import BGR_TO_RGB, FLOAT, PREMULTIPLIED, SIGNED, UNSPECIFIED, USUAL_COMPRESSIONS, WHITE_IS_ZERO, Page, Refused
 from .utils.text import PATH_LIMIT, one_line
 
+PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # of Pillow's others, some run programs
 PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "YCbCr", "CMYK")  # Pillow's names, as below
@@ -97,9 +99,9 @@ def _read(path: Path) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise Refused(TOO_LARGE)
             deep = _is_deep_color(image)
-            image.load()
+            converted = _convert(image)  # also finds damage
             pixels = _deep_color(path) if deep else None
-            return _upright(image, _convert(image) if pixels is None else pixels)
+            return _upright(image, converted if pixels is None else pixels)
 
 
 def _read_tiff(file: BinaryIO, page: Page) -> np.ndarray:
@@ -125,6 +127,8 @@ def from_pillow(image: Image.Image) -> np.ndarray:
         UserError: it cannot be converted.
     """
     try:
+        if isinstance(image, PngImageFile) and _is_deep_color(image) and "transparency" in image.info:
+            raise Refused("it is 16-bit color with a transparent one, of which Pillow makes another image; give its path")
         if not isinstance(image, TiffImageFile):
             return _upright(image, _convert(image))
         page = Page.of(image.tag_v2)
@@ -171,10 +175,14 @@ def _upright(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
 
 def _convert(image: Image.Image) -> np.ndarray:
     """An image that Pillow has opened as RGB, not turned."""
+    if isinstance(image, PngImageFile) and isinstance(image.info.get("transparency"), int):
+        _scale_transparent_gray(image)
+    image.load()
     if image.mode == "F":
         return _from_floats(np.asarray(image))
     if image.mode.startswith("I"):
-        return _from_deep_gray(np.asarray(image))
+        values = np.asarray(image)
+        return _over_white(_from_deep_gray(values), values != image.info.get("transparency"))
     if image.has_transparency_data:
         pixels = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
         return _over_white(pixels[..., :3], pixels[..., 3] / np.float32(255))
@@ -213,14 +221,34 @@ def _is_deep_color(image: ImageFile) -> bool:
     return ";16" in str(image.tile) or image.format == "JPEG2000"  # which does not say
 
 
+def _scale_transparent_gray(image: ImageFile) -> None:
+    """Of 2 or 4 bits, the transparent gray is as the PNG has it, and Pillow compares it with pixels of 8 bits."""
+    bits = {"L;2": 2, "L;4": 4}.get(str(image.tile[0].args), 8) if image.tile else 8
+    image.info["transparency"] *= 255 // (2**bits - 1)
+
+
 def _deep_color(path: Path) -> np.ndarray | None:
     """A file of 16-bit color, of which Pillow would keep the upper 8 bits; None if it is not 16-bit."""
     # OpenCV takes the end of the file for damage if it is the end of a number (PPM).
-    content = np.frombuffer(path.read_bytes() + b"\n", np.uint8)
-    pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    content = _without_metadata(path.read_bytes()) + b"\n"
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise Refused("it is 16-bit color that cannot be decoded; save it as 8-bit PNG")
     return _from_color(pixels[..., BGR_TO_RGB[: pixels.shape[2]]]) if pixels.dtype == np.uint16 else None
+
+
+def _without_metadata(content: bytes) -> bytes:
+    """A file, of a PNG only the chunks that make pixels: of others, such as profiles, OpenCV prints what it dislikes."""
+    if not content.startswith(PNG):
+        return content
+    start, kept = len(PNG), [PNG]
+    while start < len(content):
+        length = int.from_bytes(content[start : start + 4], "big")
+        end = start + 12 + length
+        if content[start + 4 : start + 8] in (b"IHDR", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(content[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _from_color(values: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
