@@ -40,6 +40,9 @@ from .tiff import BGR_TO_RGB, FLOAT, PREMULTIPLIED, SIGNED, UNSPECIFIED, USUAL_C
 from .utils.text import PATH_LIMIT, one_line
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
+JPEG = b"\xff\xd8"
+# The markers before the size of a JPEG: all from 0xC0 to 0xCF, but for three with another meaning.
+FRAMES, JPEG_LS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xF7
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # of Pillow's others, some run programs
 PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "YCbCr", "CMYK")  # Pillow's names, as below
@@ -74,7 +77,10 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     except Image.DecompressionBombError:
         problem = TOO_LARGE
     except UnidentifiedImageError:
+        with open(path, "rb") as file:
+            kind = _jpeg_kind(file.read(1_000_000))  # all that comes before the pixels
         problem = f"it is no image in {', '.join(FORMATS)}, or its header is damaged; convert or replace it"
+        problem = f"it is a JPEG of {kind}, which is not read; save it as 8-bit RGB" if kind else problem
     except Exception as error:  # what decoders raise on damaged files is not limited to a few types
         details = " ".join(str(error).split())
         problem = f"it is damaged or incomplete ({type(error).__name__}: {details}); replace it"
@@ -98,10 +104,10 @@ def _read(path: Path) -> np.ndarray:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Refused(TOO_LARGE)
-            deep = _is_deep_color(image)
+            bits = _jpeg2000_bits(path.read_bytes()) if image.format == "JPEG2000" else 16
+            deep = bits > 8 and _is_deep_color(image)
             converted = _convert(image)  # also finds damage
-            pixels = _deep_color(path) if deep else None
-            return _upright(image, converted if pixels is None else pixels)
+            return _upright(image, _deep_color(path, bits) if deep else converted)
 
 
 def _read_tiff(file: BinaryIO, page: Page) -> np.ndarray:
@@ -213,12 +219,36 @@ def _from_deep_gray(values: np.ndarray) -> np.ndarray:
 
 
 def _is_deep_color(image: ImageFile) -> bool:
-    """Whether Pillow would keep only the upper 8 bits of a file that it has opened, and not loaded."""
-    if image.mode not in ("RGB", "RGBA"):
+    """Whether Pillow keeps only the upper 8 bits of a file that it has opened, and not loaded, if these are not all."""
+    if image.mode not in ("RGB", "RGBA") or not image.tile:
         return False
     if image.format == "PPM":
-        return isinstance(image.tile[0].args, tuple) and image.tile[0].args[-1] > 255  # the file's brightest value
-    return ";16" in str(image.tile) or image.format == "JPEG2000"  # which does not say
+        return isinstance(image.tile[0].args, tuple) and image.tile[0].args[-1] > 255  # the file's white
+    return image.format == "JPEG2000" or (image.format == "PNG" and ";16" in str(image.tile))
+
+
+def _jpeg2000_bits(content: bytes) -> int:
+    """The depth of a JPEG 2000. Raises Refused for one that decoders would change, or would not decode."""
+    size = content[content.index(b"\xff\x4f\xff\x51") :]  # where the codestream begins
+    depths = size[42 : 42 + 3 * int.from_bytes(size[40:42], "big") : 3]  # each less one, and 128 more if it is signed
+    bits, signed = [(depth & 127) + 1 for depth in depths], max(depths) >= 128
+    if min(bits) < 8 or (signed and len(depths) > 1):
+        kind = f"{min(bits)}-bit {'signed ' * signed}integers"
+        raise Refused(f"it is a JPEG 2000 of {kind} in {len(bits)} channels, which is not read; save it as 8-bit PNG")
+    return max(bits)
+
+
+def _jpeg_kind(content: bytes) -> str | None:
+    """What a JPEG that Pillow does not know is of; None if it is none, or nothing is special."""
+    start = len(JPEG)
+    while content.startswith(JPEG) and content[start : start + 1] == b"\xff":
+        marker, frame = content[start + 1], content[start + 4 : start + 10]
+        if marker in FRAMES and len(frame) == 6 and (frame[0] != 8 or frame[5] not in (1, 3, 4)):
+            return f"{frame[0]}-bit samples in {frame[5]} channels"
+        if marker == JPEG_LS:
+            return "another kind (JPEG-LS)"
+        start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    return None
 
 
 def _scale_transparent_gray(image: ImageFile) -> None:
@@ -227,14 +257,14 @@ def _scale_transparent_gray(image: ImageFile) -> None:
     image.info["transparency"] *= 255 // (2**bits - 1)
 
 
-def _deep_color(path: Path) -> np.ndarray | None:
-    """A file of 16-bit color, of which Pillow would keep the upper 8 bits; None if it is not 16-bit."""
+def _deep_color(path: Path, bits: int) -> np.ndarray:
+    """A file of color of more than 8 bits, of which Pillow would keep the upper 8."""
     # OpenCV takes the end of the file for damage if it is the end of a number (PPM).
     content = _without_metadata(path.read_bytes()) + b"\n"
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
         raise Refused("it is 16-bit color that cannot be decoded; save it as 8-bit PNG")
-    return _from_color(pixels[..., BGR_TO_RGB[: pixels.shape[2]]]) if pixels.dtype == np.uint16 else None
+    return _from_color(pixels[..., BGR_TO_RGB[: pixels.shape[2]]], opaque=2**bits - 1)
 
 
 def _without_metadata(content: bytes) -> bytes:
@@ -251,17 +281,18 @@ def _without_metadata(content: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _from_color(values: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
+def _from_color(values: np.ndarray, *, opaque: int = 65535, premultiplied: bool = False) -> np.ndarray:
     """Color of 16 bits or floats.
 
     Args:
         values: (H, W, 3), or (H, W, 4) with alpha.
+        opaque: the largest alpha, unless they are floats.
         premultiplied: whether the colors are multiplied by alpha.
     """
     deep = values.dtype == np.uint16
     if not deep:
         _require_0_to_1(values)
-    rgb, alpha = values[..., :3], values[..., 3:] / np.float32(65535 if deep else 1)
+    rgb, alpha = values[..., :3], values[..., 3:] / np.float32(opaque if deep else 1)
     if premultiplied:
         rgb = rgb / np.maximum(alpha, np.float32(1e-6))
     white = 2 ** max(8, int(rgb.max()).bit_length()) - 1 if deep else 1
