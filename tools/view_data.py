@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from common import COUNT, refuse_to_replace, run_command, save_picture
 from gpvit import annotations, layouts
@@ -28,7 +27,7 @@ from gpvit.images import read_image
 from gpvit.utils.files import atomic_write, cut, make_folder
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
-from gpvit.visualize import draw_annotations
+from gpvit.visualize import draw_annotations, reduced
 from matplotlib.figure import Figure
 
 COLUMNS = 4
@@ -131,8 +130,7 @@ def draw(
             continue
         picture = draw_annotations(image, record, classes)
         save_picture(target, picture)
-        scale = CELL / max(picture.shape[:2])
-        smaller = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else picture
+        smaller = reduced(picture, CELL / max(picture.shape[:2]))
         objects = len(record["annotations"])
         name = one_line(Path(path).name)
         drawn.append((f"{record['image_id']}: {name}, {objects} object{'s' * (objects != 1)}", smaller))

@@ -9,6 +9,7 @@ What is only a box there stays one: four numbers (YOLO), a rectangle (labelme).
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -283,15 +284,17 @@ def size_of(path: Path) -> tuple[int, int]:
     Raises:
         UserError: it has no header that can be read.
     """
-    try:
-        image = Image.open(path, formats=FORMATS)
-    except Exception:
-        return read_image(path).shape[:2]  # which says what is wrong
-    with image:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # as read_image, which is to say what is wrong
+        try:
+            image = Image.open(path, formats=FORMATS)
+        except Exception:
+            return read_image(path).shape[:2]
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # what is wrong behind the header is told when the image is used
+        except Exception:
             orientation = 1
+    with image:
         turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # whose size Pillow has turned already
         return (image.width, image.height) if turned else (image.height, image.width)
 

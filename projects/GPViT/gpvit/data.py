@@ -256,7 +256,7 @@ class InstanceMapper:
             raise UserError(
                 f"{path}: is {width} x {height} pixels, and {stated[1]} x {stated[0]} by its annotations; correct them"
             )
-        augmented = T.AugInput(image[:, :, CHANNELS[self.image_format]])
+        augmented = AugmentedImage(image[:, :, CHANNELS[self.image_format]])
         transforms = self.augmentations(augmented)
         record["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         objects = record.pop("annotations", None)
@@ -320,6 +320,19 @@ class InstanceMapper:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+class AugmentedImage(T.AugInput):
+    """An image that augmentations transform, and whose sides stay at least one pixel long.
+
+    Detectron2's augmentations round a side to nothing where an image is hundreds of times as long as wide.
+    """
+
+    def transform(self, tfm: T.Transform) -> None:
+        """Args: tfm: of an augmentation; the size that it resizes to is corrected, also for what it is applied to next."""
+        if isinstance(tfm, T.ResizeTransform):
+            tfm.new_h, tfm.new_w = max(1, tfm.new_h), max(1, tfm.new_w)
+        super().transform(tfm)
 
 
 class OpenCVResize(T.ResizeShortestEdge):

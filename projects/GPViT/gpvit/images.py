@@ -26,14 +26,23 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from .errors import UserError
+from .tiff import BGR_TO_RGB, FLOAT, PREMULTIPLIED, SIGNED, UNSPECIFIED, USUAL_COMPRESSIONS, WHITE_IS_ZERO, Page, Refused
 from .utils.text import PATH_LIMIT, one_line
 
+PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
+JPEG = b"\xff\xd8"
+# The markers before the size of a JPEG: all from 0xC0 to 0xCF, but for three with another meaning.
+FRAMES, JPEG_LS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xF7
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # of Pillow's others, some run programs
 PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "YCbCr", "CMYK")  # Pillow's names, as below
@@ -63,20 +72,19 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, and of less than MAX_PIXELS
             return _read(Path(path))
-    except _Refused as reason:
+    except Refused as reason:
         problem = str(reason)
     except Image.DecompressionBombError:
         problem = TOO_LARGE
     except UnidentifiedImageError:
+        with open(path, "rb") as file:
+            kind = _jpeg_kind(file.read(1_000_000))  # all that comes before the pixels
         problem = f"it is no image in {', '.join(FORMATS)}, or its header is damaged; convert or replace it"
+        problem = f"it is a JPEG of {kind}, which is not read; save it as 8-bit RGB" if kind else problem
     except Exception as error:  # what decoders raise on damaged files is not limited to a few types
         details = " ".join(str(error).split())
         problem = f"it is damaged or incomplete ({type(error).__name__}: {details}); replace it"
     raise UserError(f"{one_line(Path(path), PATH_LIMIT)}: cannot be read: {problem}")
-
-
-class _Refused(ValueError):
-    """Why an image is refused, and what to do."""
 
 
 TOO_LARGE = f"it has more than {MAX_PIXELS // 1_000_000} million pixels; cut it into tiles or make it smaller"
@@ -84,31 +92,86 @@ TOO_LARGE = f"it has more than {MAX_PIXELS // 1_000_000} million pixels; cut it 
 
 def _read(path: Path) -> np.ndarray:
     if not path.exists():
-        raise _Refused("it does not exist; check the path")
+        raise Refused("it does not exist; check the path")
     if not path.is_file():
-        raise _Refused("it is no file; give the path of an image")
+        raise Refused("it is no file; give the path of an image")
     if path.stat().st_size == 0:
-        raise _Refused("it is empty (0 bytes); replace it")
-    image = Image.open(path, formats=FORMATS)
-    with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise _Refused(TOO_LARGE)
-        deep = ";16" in str(image.tile) or image.format in ("PPM", "JPEG2000")  # their tiles do not say
-        image.load()
-        colour = _deep_colour(path) if deep and image.mode in ("RGB", "RGBA") else None
-        return _upright(image, _convert(image) if colour is None else colour)
+        raise Refused("it is empty (0 bytes); replace it")
+    with path.open("rb") as file:
+        page = Page.read(file)
+        if page:
+            return _read_tiff(file, page)
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Refused(TOO_LARGE)
+            bits = _jpeg2000_bits(path.read_bytes()) if image.format == "JPEG2000" else 16
+            deep = bits > 8 and _is_deep_color(image)
+            converted = _convert(image)  # also finds damage
+            return _upright(image, _deep_color(path, bits) if deep else converted)
+
+
+def _read_tiff(file: BinaryIO, page: Page) -> np.ndarray:
+    if page.width * page.height > MAX_PIXELS:
+        raise Refused(TOO_LARGE)
+    page.require_readable()
+    # Pillow knows more compressions, and mixes up the bytes of big-endian samples in these.
+    if page.is_deep_color or (page.is_deep_gray and (page.compression in USUAL_COMPRESSIONS or page.is_big_endian)):
+        file.seek(0)
+        return np.ascontiguousarray(_from_samples(page.decode(file.read()), page))
+    # Not by its path: Pillow would map an uncompressed file into memory, a turned one with the wrong width.
+    try:
+        with Image.open(file, formats=["TIFF"]) as image:
+            return _from_pillow_tiff(image, page)
+    except UnidentifiedImageError:
+        raise (page.not_decoded() if page.is_deep_gray else page.not_read()) from None
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
-    """A picture that Pillow has opened, as :func:`read_image` gives it; of 16-bit colour Pillow keeps the upper 8 bits.
+    """A picture that Pillow has opened, as :func:`read_image` gives it; of 16-bit color Pillow keeps the upper 8 bits.
 
     Raises:
         UserError: it cannot be converted.
     """
     try:
-        return _upright(image, _convert(image))
-    except _Refused as reason:
+        if isinstance(image, PngImageFile) and _is_deep_color(image) and "transparency" in image.info:
+            raise Refused("it is 16-bit color with a transparent one, of which Pillow makes another image; give its path")
+        if not isinstance(image, TiffImageFile):
+            return _upright(image, _convert(image))
+        page = Page.of(image.tag_v2)
+        page.require_readable()
+        swapped = page.is_deep_gray and page.is_big_endian and page.compression != 1
+        if swapped or (page.is_deep_color and page.planes):
+            raise Refused(f"it is a TIFF of {page}, of which Pillow makes another image; give its path")
+        filename, image.filename = image.filename, ""  # so that it is not mapped, as above
+        try:
+            return _from_pillow_tiff(image, page)
+        finally:
+            image.filename = filename
+    except Refused as reason:
         raise UserError(f"the image cannot be used: {reason}") from None
+
+
+def _from_pillow_tiff(image: Image.Image, page: Page) -> np.ndarray:
+    """A TIFF that Pillow has opened, which turns it itself."""
+    image.info.pop("xmp", None)  # or Pillow would turn it by that, too
+    try:
+        image.load()
+    except OSError as error:
+        raise page.not_decoded(str(error)) from None
+    if page.is_gray and not page.further and (page.bits > 8 or page.format == SIGNED):
+        # Pillow takes all integers of 8 bits as unsigned, and all of 32 bits as signed.
+        values = np.asarray(image)
+        return _from_samples(values.view(page.dtype) if values.dtype.itemsize * 8 == page.bits else values, page)
+    return np.ascontiguousarray(_convert(image))
+
+
+def _from_samples(values: np.ndarray, page: Page) -> np.ndarray:
+    """The samples of a TIFF that are deeper than 8 bits, or signed: (H, W) or (H, W, channels)."""
+    if values.ndim == 3:
+        values = values[..., : 3 if page.extra[:1] == (UNSPECIFIED,) else 4]
+        return _from_color(values, premultiplied=page.extra[:1] == (PREMULTIPLIED,))
+    pixels = _from_floats(values) if page.format == FLOAT else _from_deep_gray(values)
+    return 255 - pixels if page.color == WHITE_IS_ZERO else pixels
 
 
 def _upright(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
@@ -117,28 +180,36 @@ def _upright(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
 
 
 def _convert(image: Image.Image) -> np.ndarray:
-    """A loaded image as RGB."""
+    """An image that Pillow has opened as RGB, not turned."""
+    if isinstance(image, PngImageFile) and isinstance(image.info.get("transparency"), int):
+        _scale_transparent_gray(image)
+    image.load()
     if image.mode == "F":
         return _from_floats(np.asarray(image))
     if image.mode.startswith("I"):
-        return _from_deep_gray(np.asarray(image))
+        values = np.asarray(image)
+        return _over_white(_from_deep_gray(values), values != image.info.get("transparency"))
     if image.has_transparency_data:
-        pixels = np.asarray(image.convert("RGBA"))
+        pixels = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
         return _over_white(pixels[..., :3], pixels[..., 3] / np.float32(255))
     if image.mode in PLAIN_MODES:
         return np.array(image.convert("RGB"))
-    raise _Refused(f"it has the colour space {image.mode}; save it as RGB")
+    raise Refused(f"it has the color space {image.mode}; save it as RGB")
 
 
 def _from_floats(values: np.ndarray) -> np.ndarray:
-    if not (values.min() >= 0 and values.max() <= 1):  # NaN neither
-        raise _Refused(
-            f"it holds floats from {values.min():.6g} to {values.max():.6g}, where 0 (black) to 1 (white) is "
-            "expected; scale them, or save 8-bit integers"
-        )
+    _require_0_to_1(values)
     gray = _rounded(values * np.float32(255))
     _require_contrast(values, gray)
     return np.repeat(gray[..., None], 3, axis=2)
+
+
+def _require_0_to_1(values: np.ndarray) -> None:
+    if not (values.min() >= 0 and values.max() <= 1):  # NaN neither
+        raise Refused(
+            f"it holds floats from {values.min():.6g} to {values.max():.6g}, where 0 (black) to 1 (white) is "
+            "expected; scale them, or save 8-bit integers"
+        )
 
 
 def _from_deep_gray(values: np.ndarray) -> np.ndarray:
@@ -147,24 +218,93 @@ def _from_deep_gray(values: np.ndarray) -> np.ndarray:
     return np.repeat(gray[..., None], 3, axis=2)
 
 
-def _deep_colour(path: Path) -> np.ndarray | None:
-    """A picture of 16-bit colour, of which Pillow would keep the upper 8 bits; None if it is not 16-bit."""
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise _Refused("it is 16-bit colour that cannot be decoded; save it as 8-bit PNG")
-    if pixels.dtype != np.uint16:
-        return None
-    rgb = pixels[..., 2::-1]
-    bits = max(8, int(rgb.max()).bit_length())
-    scaled = rgb * np.float32(255 / (2**bits - 1))
+def _is_deep_color(image: ImageFile) -> bool:
+    """Whether Pillow keeps only the upper 8 bits of a file that it has opened, and not loaded, if these are not all."""
+    if image.mode not in ("RGB", "RGBA") or not image.tile:
+        return False
+    if image.format == "PPM":
+        return isinstance(image.tile[0].args, tuple) and image.tile[0].args[-1] > 255  # the file's white
+    return image.format == "JPEG2000" or (image.format == "PNG" and ";16" in str(image.tile))
+
+
+def _jpeg2000_bits(content: bytes) -> int:
+    """The depth of a JPEG 2000. Raises Refused for one that decoders would change, or would not decode."""
+    size = content[content.index(b"\xff\x4f\xff\x51") :]  # where the codestream begins
+    depths = size[42 : 42 + 3 * int.from_bytes(size[40:42], "big") : 3]  # each less one, and 128 more if it is signed
+    bits, signed = [(depth & 127) + 1 for depth in depths], max(depths) >= 128
+    if min(bits) < 8 or (signed and len(depths) > 1):
+        kind = f"{min(bits)}-bit {'signed ' * signed}integers"
+        raise Refused(f"it is a JPEG 2000 of {kind} in {len(bits)} channels, which is not read; save it as 8-bit PNG")
+    return max(bits)
+
+
+def _jpeg_kind(content: bytes) -> str | None:
+    """What a JPEG that Pillow does not know is of; None if it is none, or nothing is special."""
+    start = len(JPEG)
+    while content.startswith(JPEG) and content[start : start + 1] == b"\xff":
+        marker, frame = content[start + 1], content[start + 4 : start + 10]
+        if marker in FRAMES and len(frame) == 6 and (frame[0] != 8 or frame[5] not in (1, 3, 4)):
+            return f"{frame[0]}-bit samples in {frame[5]} channels"
+        if marker == JPEG_LS:
+            return "another kind (JPEG-LS)"
+        start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    return None
+
+
+def _scale_transparent_gray(image: ImageFile) -> None:
+    """Of 2 or 4 bits, the transparent gray is as the PNG has it, and Pillow compares it with pixels of 8 bits."""
+    bits = {"L;2": 2, "L;4": 4}.get(str(image.tile[0].args), 8) if image.tile else 8
+    image.info["transparency"] *= 255 // (2**bits - 1)
+
+
+def _deep_color(path: Path, bits: int) -> np.ndarray:
+    """A file of color of more than 8 bits, of which Pillow would keep the upper 8."""
+    # OpenCV takes the end of the file for damage if it is the end of a number (PPM).
+    content = _without_metadata(path.read_bytes()) + b"\n"
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
+        raise Refused("it is 16-bit color that cannot be decoded; save it as 8-bit PNG")
+    return _from_color(pixels[..., BGR_TO_RGB[: pixels.shape[2]]], opaque=2**bits - 1)
+
+
+def _without_metadata(content: bytes) -> bytes:
+    """A file, of a PNG only the chunks that make pixels: of others, such as profiles, OpenCV prints what it dislikes."""
+    if not content.startswith(PNG):
+        return content
+    start, kept = len(PNG), [PNG]
+    while start < len(content):
+        length = int.from_bytes(content[start : start + 4], "big")
+        end = start + 12 + length
+        if content[start + 4 : start + 8] in (b"IHDR", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(content[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _from_color(values: np.ndarray, *, opaque: int = 65535, premultiplied: bool = False) -> np.ndarray:
+    """Color of 16 bits or floats.
+
+    Args:
+        values: (H, W, 3), or (H, W, 4) with alpha.
+        opaque: the largest alpha, unless they are floats.
+        premultiplied: whether the colors are multiplied by alpha.
+    """
+    deep = values.dtype == np.uint16
+    if not deep:
+        _require_0_to_1(values)
+    rgb, alpha = values[..., :3], values[..., 3:] / np.float32(opaque if deep else 1)
+    if premultiplied:
+        rgb = rgb / np.maximum(alpha, np.float32(1e-6))
+    white = 2 ** max(8, int(rgb.max()).bit_length()) - 1 if deep else 1
+    scaled = np.minimum(rgb * np.float32(255 / white), 255)
     _require_contrast(rgb, _rounded(scaled))
-    return _over_white(scaled, pixels[..., 3] / np.float32(65535)) if pixels.shape[2] == 4 else _rounded(scaled)
+    return _over_white(scaled, alpha[..., 0]) if alpha.size else _rounded(scaled)
 
 
 def _require_contrast(values: np.ndarray, scaled: np.ndarray) -> None:
     if scaled.min() == scaled.max() and values.min() < values.max():
         reach = f"{values.min()} to {values.max()}"
-        raise _Refused(f"its values, {reach}, would all become {scaled.min()} of 255; scale them")
+        raise Refused(f"its values, {reach}, would all become {scaled.min()} of 255; scale them")
 
 
 def _over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -173,7 +313,7 @@ def _over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         return _rounded(rgb)
     blended = _rounded(255 - (255 - rgb) * alpha[..., None])
     if (blended == 255).all():
-        raise _Refused("it is white or transparent everywhere, so that nothing can be seen; save it without alpha")
+        raise Refused("it is white or transparent everywhere, so that nothing can be seen; save it without alpha")
     return blended
 
 

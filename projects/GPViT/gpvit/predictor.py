@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import checkpoint
-from .data import CHANNELS, set_num_classes
+from .data import CHANNELS, AugmentedImage, set_num_classes
 from .engine.config import config_from_yaml, load_config, with_overrides
 from .errors import UserError
 from .images import MAX_PIXELS, from_pillow, read_image
@@ -132,7 +132,7 @@ class Predictor:
 
     def resize(self, image: np.ndarray) -> Tensor:
         """A picture as the model takes it: (H, W, 3), RGB, uint8 -> (3, h, w), uint8, in the model's order of channels."""
-        resized = T.AugInput(image[:, :, self.channels])
+        resized = AugmentedImage(image[:, :, self.channels])
         try:
             for augmentation in self.augmentations.augs:
                 transform = augmentation.get_transform(resized.image)
@@ -161,15 +161,19 @@ def _to_device(model: nn.Module, device: str | None) -> nn.Module:
 
 
 def as_rgb(picture: Picture) -> np.ndarray:
-    """A picture as (H, W, 3), RGB, uint8. Raises a UserError if it cannot be."""
+    """A picture as (H, W, 3), RGB, uint8, of at least one pixel. Raises a UserError if it cannot be."""
     if isinstance(picture, np.ndarray):
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
             raise UserError(
                 f"an array must be (height, width, 3), RGB, uint8, got {picture.shape} of {picture.dtype}; "
                 "a path or a PIL image is converted"
             )
         return picture
-    return from_pillow(picture) if isinstance(picture, Image.Image) else read_image(picture)
+    if isinstance(picture, Image.Image):
+        if not picture.width or not picture.height:
+            raise UserError(f"the image has no pixels: it is {picture.width} x {picture.height}")
+        return from_pillow(picture)
+    return read_image(picture)
 
 
 def config_of(file: checkpoint.File) -> DictConfig:

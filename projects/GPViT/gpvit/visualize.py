@@ -77,9 +77,12 @@ def _draw(
     height, width = image.shape[:2]
     scale = min(max(1, SMALLEST_SIDE / min(height, width)), LARGEST_SIDE / max(height, width)) if resize else 1
     visualizer = Visualizer(image, scale=scale)
+    output = visualizer.output
     if scale < 1:
-        smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        visualizer.output.ax.images[0].set_data(smaller)
+        output.ax.images[0].set_data(reduced(image, scale))
+    if scale * min(height, width) < 1:  # which the Visualizer would round to nothing
+        output.ax.set_aspect("auto")
+        output.fig.set_size_inches([(max(1, side * scale) + 0.01) / output.dpi for side in (width, height)])
     visualizer.overlay_instances(
         boxes=boxes,
         masks=masks,
@@ -92,6 +95,14 @@ def _draw(
     draw_all_characters(picture.fig)
     _spread_labels(picture)
     return picture.get_image()
+
+
+def reduced(picture: np.ndarray, scale: float) -> np.ndarray:
+    """A picture (H, W, 3) made smaller by a factor, where that is below 1; its sides stay at least one pixel long."""
+    if scale >= 1:
+        return picture
+    width, height = (max(1, round(side * scale)) for side in picture.shape[1::-1])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _spread_labels(picture: VisImage) -> None:

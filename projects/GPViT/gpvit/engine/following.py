@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import instantiate
@@ -25,7 +24,7 @@ from ..images import read_image
 from ..utils.files import atomic_write, make_folder
 from ..utils.paths import utf8_path
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
-from ..visualize import draw_annotations, draw_predictions, save_curves, save_sheet
+from ..visualize import draw_annotations, draw_predictions, reduced, save_curves, save_sheet
 from .checkpoints import Checkpoints
 from .loader import seeded
 from .run_page import RunPage
@@ -218,7 +217,8 @@ class Pictures(Follower):
         found: Instances = output["instances"].to("cpu")  # the best first
         shown = max(int((found.scores >= SURE).sum()), len(record.get("annotations", ())))
         prediction = draw_predictions(image, found[:shown], self.classes)
-        return reduced(draw_annotations(image, record, self.classes)), reduced(prediction)
+        scale = LARGEST_SIDE / max(prediction.shape[:2])
+        return reduced(draw_annotations(image, record, self.classes), scale), reduced(prediction, scale)
 
     def _keep(self, drawn: list[tuple[str, tuple[np.ndarray, np.ndarray]]]) -> None:
         """Args: drawn: names with truth and prediction."""
@@ -240,12 +240,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def reduced(picture: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3), whose sides are at most LARGEST_SIDE pixels."""
-    scale = min(1, LARGEST_SIDE / max(picture.shape[:2]))
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else picture
 
 
 class Curves(Follower):
