@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -292,12 +292,12 @@ def check_values(node: DictConfig | ListConfig, key: str = "") -> None:
         check_value(name, value, kind_of(name))
 
 
-def _entries(node: DictConfig | ListConfig, key: str, referred: bool) -> Iterator[tuple[str, Any, bool]]:
+def _entries(node: Any, key: str, referred: bool) -> Iterator[tuple[str, Any, bool]]:
     """The keys and values below a node, and whether each is ``referred`` to: what a reference leads to, is."""
     if key.count(".") > MAX_DEPTH:
         raise UserError(f"{one_line(key)} leads back to itself: a section refers to one that it is part of")
     # A file may define more sections for its own use, which need not make sense alone.
-    names: Sequence[Any] = list(node) if isinstance(node, DictConfig) else range(len(node))
+    names = list(node) if isinstance(node, DictConfig) else range(len(node))
     for name in names if key else [section for section in SECTIONS if section in names]:
         child = f"{key}.{name}" if key else str(name)
         try:
