@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -296,7 +296,7 @@ def check_values(node: DictConfig | ListConfig, key: str = "") -> None:
         check_value(name, value, kind_of(name))
 
 
-def _entries(node: DictConfig | ListConfig, key: str, referred: bool) -> Iterator[tuple[str, Any, bool]]:
+def _entries(node: Any, key: str, referred: bool) -> Iterator[tuple[str, Any, bool]]:
     """The keys and values below a node, and whether each is ``referred`` to: what a reference leads to, is."""
     if key.count(".") > MAX_DEPTH:
         raise UserError(f"{one_line(key)} leads back to itself: a section refers to one that it is part of")
