@@ -345,9 +345,7 @@ def _read_lines(file: Path, size: tuple[int, int], classes: int) -> Lines:
     result.faults += [("line", f", line {number}: {reason}") for (number, _), reason in faults]
     for (number, line), category, box in zip(good, category_numbers(found), found.xyxy):
         numbers = [float(value) for value in line.split()[1:]]
-        if not np.isfinite(numbers).all():
-            result.faults.append(("line", f", line {number}: NaN or infinity"))
-        elif not 0 <= category < classes:
+        if not 0 <= category < classes:
             result.faults.append(("class", f", line {number}: class {category}, and there are names for 0 to {classes - 1}"))
         elif len(numbers) <= 5:
             result.objects.append(Object(category, box.tolist(), [], number))

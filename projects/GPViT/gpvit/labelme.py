@@ -69,9 +69,9 @@ def from_labelme(json_files: Sequence[Path], tree: Tree) -> DataSet:
     kinds: Counter[str] = Counter()
     for file in json_files:
         faults += _read_labelme(file, tree, files, kinds)
-    used = {*files} | {fault.image for fault in faults if fault.image is not None}
-    if not used:
+    if not files:
         raise UserError(f"{tree.root}: no labelme file can be used: {listed([fault.detail for fault in faults])}")
+    used = {*files} | {fault.image for fault in faults if fault.image is not None}
     classes = sorted({shape.label for file in files.values() for shape in file.shapes})
     pictures = []
     for name, labels in sorted(files.items()):

@@ -348,7 +348,8 @@ class Tree:
         return [path for path in instances if path.name.startswith("instances_")] or paths
 
     def yaml_files(self) -> list[Path]:
-        return [self.root / path for path in self.paths if os.path.splitext(path)[1].lower() in YAML]
+        paths = [self.root / path for path in self.paths if os.path.splitext(path)[1].lower() in YAML]
+        return [path for path in paths if path.is_file()]
 
     def kind(self, path: Path) -> str:
         """What a JSON file is: "COCO", "labelme", "broken" or "" for others."""

@@ -56,8 +56,10 @@ class Description(NamedTuple):
         Raises:
             UserError: there is none.
         """
-        places = [place for items in self._entries().values() for item in items for place in self._existing(item)[:1]]
-        places += self._bases()[:-1]
+        places = self._bases()[:-1]
+        for items in self._entries().values():
+            for item in items:
+                places += self._existing(item)[:1]
         outside = [_with_labels(place) for place in places if not _lies_in(place, self.folder)]
         if not outside:
             return self.file.parent
@@ -117,12 +119,12 @@ class Description(NamedTuple):
             if os.path.isdir(place):
                 paths = tree.below(place)
                 if not any(path in tree.pictures for path in paths):
-                    inside = any(_lies_in(place, folder) for folder in tree.folders.values())
-                    raise self._error(split, f"{item}, which " + ("has no images" if inside else _outside(tree)))
-            elif place.lower().endswith(".txt"):
+                    reason = "has no images" if _is_inside(place, tree) else _outside(tree)
+                    raise self._error(split, f"{one_line(item)}, which {reason}")
+            elif os.path.isfile(place) and place.lower().endswith(".txt"):
                 paths = self._listed(split, place, tree, notes)
             else:
-                raise self._error(split, f"{item}, which is no folder and no text list (.txt)")
+                raise self._error(split, f"{one_line(item)}, which is no folder and no text list (.txt)")
             found |= dict.fromkeys(paths)
         return found, notes
 
@@ -130,15 +132,16 @@ class Description(NamedTuple):
         """The folder or file that an entry names."""
         if not isinstance(item, str) or not item.strip():
             raise self._error(split, f"{shown(item)}, which is no path")
+        said = one_line(item)
         if "://" in item:
-            raise self._error(split, f"{item}, an address; download it, and name its folder")
+            raise self._error(split, f"{said}, an address; download it, and name its folder")
         existing = self._existing(item)
         if not existing:
             pattern = "; patterns are not followed" if re.search(r"[*?\[]", item) else ""
             tried = listed([os.path.join(base, "") for base in self._bases()])
-            raise self._error(split, f"{item}, which is not there (looked for from {tried}){pattern}")
+            raise self._error(split, f"{said}, which is not there (looked for from {tried}){pattern}")
         if existing[0] not in self._exact(item):
-            notes.append(f"{self.file.name}: {split}: {item} is taken for {os.path.relpath(existing[0], self.folder)}")
+            notes.append(f"{self.file.name}: {split}: {said} is taken for {os.path.relpath(existing[0], self.folder)}")
         return existing[0]
 
     def _existing(self, item: Any) -> list[str]:
@@ -149,12 +152,16 @@ class Description(NamedTuple):
         return exact or [place for place in self._moved(item) if os.path.exists(place)]
 
     def _exact(self, item: str) -> list[str]:
+        """The places that an entry names, best first."""
         texts = _with_slashes(item)
-        places = [os.path.normpath(os.path.join(base, text)) for base in self._bases() for text in texts]
-        # Roboflow's paths begin one folder too high: inside of the folder they are right without it.
-        lower = [re.sub(r"^(\.\.?/)+", "", text) for text in texts]
-        here = [*places[-len(texts) :], *(os.path.normpath(os.path.join(self.folder, text)) for text in lower)]
-        return places[: -len(texts)] + sorted(here, key=lambda place: not _lies_in(place, self.folder))
+        # Roboflow's paths begin one folder too high: without it they are right, and inside of the folder.
+        texts += [re.sub(r"^(\.\.?/)+", "", text) for text in texts]
+        places: list[str] = []
+        for base in self._bases():
+            named = [os.path.normpath(os.path.join(base, text)) for text in texts]
+            below = [place for place in named if f"{place}{os.sep}".startswith(os.path.join(base, ""))]
+            places += [*below, *named]
+        return places
 
     def _moved(self, item: str) -> Iterator[str]:
         """Where the entry would be if the dataset was moved here: behind its folder's name, or an absolute path's end."""
@@ -182,16 +189,20 @@ class Description(NamedTuple):
     def _listed(self, split: str, file: str, tree: "Tree", notes: list[str]) -> list[str]:
         """The files that a text list names, which are in the tree."""
         shown_file = f"{self.file.name}: {split}: {os.path.basename(file)}"
-        if not any(_lies_in(file, folder) for folder in [str(tree.root), *tree.folders.values()]):
+        if not _is_inside(file, tree):
             raise self._error(split, f"{file}, which {_outside(tree)}")
         try:
-            lines = [line.strip() for line in decoded(Path(file).read_bytes()).splitlines() if line.strip()]
+            text = decoded(Path(file).read_bytes())
         except OSError as error:
             raise self._error(split, f"{file}, which cannot be read ({error.strerror})") from None
+        lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]  # no others are between names
         roots = [place for place in map(tree.inside, (*self._bases(), os.path.abspath(tree.root))) if place is not None]
         beside = tree.inside(os.path.dirname(file))
         folders = dict.fromkeys(roots if beside is None else [beside, *roots])
-        found = {line: tree.find(line, folders, dict.fromkeys(roots)) for line in dict.fromkeys(lines)}
+        found = {}
+        for line in dict.fromkeys(lines):
+            path = tree.find(line, folders, dict.fromkeys(roots))
+            found[line] = path or tree.find(line.strip(), folders, dict.fromkeys(roots))
         missing = [line for line, path in found.items() if path is None]
         if len(missing) == len(found):
             what = f"none of its {len(found)} images is in {tree.root}: {listed(missing)}" if found else "it is empty"
@@ -207,7 +218,8 @@ class Description(NamedTuple):
 
     def _error(self, split: str, what: str) -> UserError:
         what = one_line(what, 3 * PATH_LIMIT)
-        return UserError(f"{self.file}: {split} is {what}; correct that line, or remove it: then folders or chance split")
+        remedy = "correct or remove that line (without it, images are split by the names of their folders, or by chance)"
+        return UserError(f"{self.file}: {split} is {what}; {remedy}")
 
     def _unknown_path(self) -> str:
         path = one_line(self.content["path"], PATH_LIMIT)
@@ -289,6 +301,10 @@ def _with_labels(place: str) -> str:
 def _lies_in(place: str, folder: str) -> bool:
     place, folder = os.path.realpath(place), os.path.realpath(folder)
     return place == folder or place.startswith(os.path.join(folder, ""))
+
+
+def _is_inside(place: str, tree: "Tree") -> bool:
+    return any(_lies_in(place, folder) for folder in [str(tree.root), *tree.folders.values()])
 
 
 def _outside(tree: "Tree") -> str:
