@@ -228,6 +228,12 @@ def test_masks_are_read_pixel_by_pixel(tmp_path: Path, mode: str) -> None:
     assert item["bbox"] == [7, 20, 9, 6] and item["area"] == pixels.sum() and not file.problems
 
 
+def test_a_mask_at_the_border_is_cut_as_labelme_does(tmp_path: Path) -> None:
+    shape = {"label": "m", "shape_type": "mask", "points": [[36, 26], [WIDTH, HEIGHT]], "mask": png(np.ones((4, 4)))}
+    file = read(dataset(tmp_path, shape), masks=True)
+    assert [36, 26, 4, 4] in [item["bbox"] for item in file.objects[1]] and not file.problems
+
+
 def test_a_group_of_a_mask_and_polygons_is_one_object(tmp_path: Path) -> None:
     shape = {"label": "a", "shape_type": "mask", "points": [[30, 20], [35, 25]], "mask": png(np.ones((6, 6))), "group_id": 1}
     huge = GOOD | {"group_id": 1, "points": [[0, 0], [1e9, 0], [1e9, 1e9]]}
@@ -251,7 +257,8 @@ def bomb() -> str:
         (base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n").decode(), [[1, 1], [2, 2]], "its mask is no PNG in base64"),
         (png(np.ones((5, 5))), [[1, 1], [9, 9]], "its mask has 5 x 5 pixels, and 9 x 9 by its points"),
         (png(np.ones((5, 5))), [[-1, 1], [3, 5]], "its mask leaves the image, which is 40 x 30"),
-        (png(np.ones((5, 5))), [[36, 1], [40, 5]], "its mask leaves the image"),
+        (png(np.ones((5, 5))), [[36, 1], [40, 5]], "its mask has 5 x 5 pixels, and 4 x 5 by its points"),
+        (png(np.ones((5, 5))), [[50, 1], [54, 5]], "its mask has 5 x 5 pixels, and -10 x 5 by its points"),
         (png(np.ones((5, 5)))[:60], [[1, 1], [5, 5]], "its mask"),
         (bomb(), [[1, 1], [2, 2]], "its mask"),
         (bomb(), [[0, 0], [29_999, 29_999]], "its mask"),

@@ -319,6 +319,12 @@ def test_labels_are_next_to_the_images_or_where_the_last_images_stands(tmp_path:
     assert notes(tmp_path / "images") == ""
 
 
+def test_labels_of_several_images_are_named(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, "train/0.png", "train/0.jpg", "val/1.png")
+    assert parts(folder)["train"] == ["train/0.jpg", "train/0.png"]
+    assert notes(folder) == "1 label files are of several images, which differ by their suffix: labels/train/0.txt"
+
+
 def test_labels_without_an_image_are_named(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     for name in ("labels/train/gone.txt", "labels/empty.txt", "annotations/lost.txt"):

@@ -523,6 +523,7 @@ def test_the_checker_prints_the_rules_and_every_kind_of_problem_has_a_test(capsy
     assert code == 0 and all(f"| {rule.what} | " in text for rule in RULES.values())
     tested = {*STOPS, *DROPS, *BOXES, *MENDED, "format", "same name", "classes differ", "unreadable", "size differs"}
     tested.add("group")  # in test_layouts.py
+    tested |= {"label file", "line", "class", "shape"}  # in test_yolo.py and test_labelme.py
     assert tested == set(RULES)
 
 

@@ -244,7 +244,7 @@ def _yolo_splits(stated: yolo.Stated, labels: Labels, yaml_file: Path, tree: Tre
         lost = f"; {len(labels.lost)} label files are of no image: {listed(labels.lost)}" if labels.lost else ""
         raise UserError(f"{yaml_file}: {tree.root} has no images with labels, images/NAME.jpg with labels/NAME.txt{lost}")
     validating = "val" if "val" in stated.said else "test"
-    for used in {"train", validating} & stated.said:
+    for used in ("train", validating):
         names = [name for name, split in stated.splits.items() if split == used]
         if names and not labeled.intersection(names):
             raise UserError(
@@ -253,18 +253,12 @@ def _yolo_splits(stated: yolo.Stated, labels: Labels, yaml_file: Path, tree: Tre
             )
     splits: dict[str, str | None] = dict(stated.splits)
     unsaid = {*WORDS} - stated.said
-    if "train" in stated.said and not {"val", "test"} <= unsaid:
-        unsaid = set()
-    elif "train" not in stated.said and stated.said:
-        unsaid = {"train"}
+    if {"val", "test"} & stated.said:
+        unsaid -= {"val", "test"}  # one is enough
     found = by_folder(_with_labels(labels.of, labeled))
     usable = {split for name, split in found.items() if name in labeled}
     for name, split in found.items():
-        if stated.said:
-            counts = split in unsaid and split in usable
-        else:
-            counts = name in labeled or split in usable
-        if name not in splits and counts:
+        if name not in splits and split in usable and (split in unsaid or not stated.said):
             splits[name] = split
     return {name: splits[name] for name in tree.pictures if name in splits}
 
@@ -286,13 +280,18 @@ def _home(folder: str) -> str | None:
     return before + images if images else None
 
 
-def _remarks(splits: Iterable[str], stated: yolo.Stated, labels: Labels, yaml_file: Path, tree: Tree) -> Iterator[str]:
+def _remarks(
+    splits: Mapping[str, str | None], stated: yolo.Stated, labels: Labels, yaml_file: Path, tree: Tree
+) -> Iterator[str]:
     """What was decided about files that are not an image with its labels, with counts and names."""
-    used = set(splits)
-    without = [name for name in splits if labels.of[name] is None]
+    unused = "test" if "val" in splits.values() else ""
+    without = [name for name, split in splits.items() if labels.of[name] is None and split != unused]
     if without:
         yield f"{len(without)} images have no file of labels: taken for images without objects: {listed(without)}"
-    if others := [name for name in tree.pictures if name not in used]:
+    times = Counter(labels.of[name] for name in splits)
+    if shared := [label for label, count in times.items() if label and count > 1]:
+        yield f"{len(shared)} label files are of several images, which differ by their suffix: {listed(shared)}"
+    if others := [name for name in tree.pictures if name not in splits]:
         why = f"that {yaml_file.name} names for no split" if stated.said else "without labels, in folders without"
         yield f"left out: {len(others)} images {why}: {listed(others)}"
     if unread := sorted({*tree.unread, *stated.unread}):

@@ -270,17 +270,19 @@ def _pixels(shape: Shape, height: int, width: int) -> dict[str, Any]:
     except Exception:  # whatever it is
         raise ValueError("its mask is no PNG in base64") from None
     with image:
-        expected = f"{right - left + 1} x {bottom - top + 1}"
-        if (size := f"{image.width} x {image.height}") != expected:
-            raise ValueError(f"its mask has {size} pixels, and {expected} by its points")
-        if left < 0 or top < 0 or right >= width or bottom >= height:
+        if left < 0 or top < 0:
             raise ValueError(f"its mask leaves the image, which is {width} x {height}")
+        # labelme counts the corner itself, and cuts what would be outside of the image.
+        expected = (min(right + 1, width) - left, min(bottom + 1, height) - top)
+        if image.size != expected:
+            sizes = [" x ".join(map(str, size)) for size in (image.size, expected)]
+            raise ValueError(f"its mask has {sizes[0]} pixels, and {sizes[1]} by its points")
         try:
             inside = np.asarray(image.convert("L")) > 0
         except Exception as error:  # what decoders raise on damaged files is not limited to a few types
             raise ValueError(f"its mask is damaged ({type(error).__name__})") from None
     mask = np.zeros((height, width), np.uint8, order="F")
-    mask[top : bottom + 1, left : right + 1] = inside
+    mask[top : bottom + 1, left : right + 1] = inside  # which cuts as well
     return _as_text(mask_api.encode(mask))
 
 
