@@ -60,7 +60,7 @@ def check(path: Path | None, images: Path | None, masks: bool, open_images: bool
     """The files that are to be checked, with their problems; prints what they hold."""
     if path is None or not path.exists():
         raise UserError(f"{path} does not exist" if path else "give a folder or a JSON file; see --help")
-    if path.is_file() and (images or not open_images):
+    if path.is_file() and (images or not open_images) and path.suffix.lower() not in layouts.YAML:
         file = read(path, images or "", masks=masks, open_images=open_images)
         print(f"{one_line(path, PATH_LIMIT)}\n{layouts.table({'all': file})}")
         return [file]
@@ -69,6 +69,8 @@ def check(path: Path | None, images: Path | None, masks: bool, open_images: bool
         split: read(json_file, images or folder, masks=masks, train=split == "train", open_images=open_images)
         for split, (json_file, folder) in layout.splits.items()
     }
+    for split, data in files.items():
+        layout.trace(split, data)
     classes = {tuple(data.categories.values()) for data in files.values() if data.categories}
     if len(classes) > 1:
         next(iter(files.values())).problems.insert(0, Problem("classes differ"))

@@ -52,15 +52,13 @@ from detectron2.structures import Instances
 from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
 from gpvit.engine.launch import stop_signals_to
 from gpvit.errors import UserError
-from gpvit.images import FORMATS, read_image
+from gpvit.images import SUFFIXES, read_image
 from gpvit.utils.files import atomic_write, cut, make_folder
 from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
 from gpvit.video import VideoReader, VideoWriter
 from gpvit.visualize import cut_outs, draw_predictions
-from PIL import Image
 from tqdm import tqdm
 
-PICTURES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 CUTOUT = re.compile(r"(frame_\d{6,}_)?\d{3,}_[\w-]*_\d+\.png")
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
 
@@ -171,7 +169,7 @@ def pictures_below(folder: Path, output: Path) -> list[Path]:
     paths = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in PICTURES
+        if path.suffix.lower() in SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and not (below and path.resolve().is_relative_to(below))

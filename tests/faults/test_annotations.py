@@ -524,6 +524,7 @@ def test_the_checker_prints_the_rules_and_every_kind_of_problem_has_a_test(capsy
     tested = {*STOPS, *DROPS, *BOXES, *MENDED, "format", "same name", "classes differ", "unreadable", "size differs"}
     tested.add("group")  # in test_layouts.py
     tested.add("many objects")  # in test_evaluation.py
+    tested |= {"label file", "line", "class", "shape"}  # in test_yolo.py and test_labelme.py
     assert tested == set(RULES)
 
 

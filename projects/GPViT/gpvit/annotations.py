@@ -67,6 +67,10 @@ RULES = {
     "annotation": Rule("stop", "annotations have no whole number as id or image_id", "give them both"),
     "undeclared": Rule("stop", "annotations are of a category that is not declared", "declare it or remove them"),
     "no mask": Rule("stop", "annotations have no segmentation", "add it, or use a detector of boxes (RetinaNet)"),
+    "label file": Rule("stop", "label files cannot be used", "correct or remove them"),
+    "line": Rule("drop", "lines of label files are no objects", "left out"),
+    "class": Rule("drop", "lines of label files are of a class that has no name in the YAML file", "left out"),
+    "shape": Rule("drop", "shapes of labelme files are no objects", "left out"),
     "no such image": Rule("drop", "annotations are of an image that is not listed", "left out"),
     "mask": Rule("drop", "annotations have a segmentation that is no mask of the image's size", "left out"),
     "polygon": Rule("mend", "annotations have unusable polygons", "these are left out, and objects that have no others"),
@@ -112,6 +116,7 @@ class CocoFile:
         objects: the usable annotations of each image, in COCO's format.
         annotations: how many annotations there are, usable or not.
         problems: all that were found, in the order of RULES.
+        given: what the user has, if the file was made of it.
     """
 
     path: str
@@ -121,6 +126,7 @@ class CocoFile:
     objects: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     annotations: int = 0
     problems: list[Problem] = field(default_factory=list)
+    given: str = ""
 
     def summary(self) -> str:
         used = sum(len(objects) for objects in self.objects.values())
@@ -135,7 +141,7 @@ class CocoFile:
         fatal = [(kind, problems) for kind, problems in grouped(self.problems).items() if RULES[kind].action == "stop"]
         if fatal:
             reasons = "; ".join(f"{phrase(kind, problems)}: {RULES[kind].then}" for kind, problems in fatal)
-            command = f"python tools/check_data.py --annotations-only {self.path}"
+            command = f"python tools/check_data.py --annotations-only {self.given or self.path}"
             raise UserError(f"{self.path}: {reasons}. All problems: {command}")
 
     def records(self) -> list[dict[str, Any]]:

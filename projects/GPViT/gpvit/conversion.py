@@ -5,82 +5,131 @@ conversion fills them into masks of whole pixels and outlines these again (mean 
 of fruits, 0.945 on nuclei), and makes crowds, which nothing is trained on, of objects in several parts.
 
 What is only a box there stays one: four numbers (YOLO), a rectangle (labelme).
+
+An object that cannot be read is left out, and a file that cannot be read stops, but only at the end: all of them are
+listed, with file and line, as the other problems of annotations are.
 """
 
-import json
+import contextlib
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePath, PureWindowsPath
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image
+from pycocotools import mask as mask_api
 
-from .annotations import shown
+from . import yolo
 from .errors import UserError, listed
 from .images import FORMATS, read_image
-from .layouts import WORDS, Tree, class_names, split_of
-from .utils.text import one_line
-from .utils.yaml_io import read_yaml
+from .layouts import WORDS, Tree, form, split_of
+from .utils.text import PATH_LIMIT, decoded, one_line
 
 try:
     from supervision import Detections
-    from supervision.dataset.formats.labelme import SUPPORTED_SHAPE_TYPES, labelme_shapes_to_detections
     from supervision.dataset.formats.yolo import yolo_annotations_to_detections
 except ImportError:
     raise UserError("YOLO and labelme data needs the package supervision: pip install 'supervision>=0.31'") from None
 
+T = TypeVar("T")
+REASON = 200  # characters of why something cannot be read
+NO_LABELS = {"classes.txt", "labels.txt", "notes.txt", "predefined_classes.txt", "requirements.txt"}
+
 
 class Object(NamedTuple):
-    """category: from 0; box: x0, y0, x1, y1 in pixels; outlines: polygons x, y, x, y, ... in pixels, or none."""
+    """An object of an image.
+
+    category: from 0; box: x0, y0, x1, y1 in pixels; mask: polygons x, y, x, y, ... in pixels, an RLE, or none; number: of
+    the line or shape.
+    """
 
     category: int
     box: Sequence[float]
-    outlines: list[list[float]]
+    mask: list[list[float]] | dict[str, Any]
+    number: int
 
 
 class Picture(NamedTuple):
-    """An image by its path in the data set, with height and width in pixels and its objects."""
+    """An image by its path in the dataset, with height and width in pixels, its objects, and where they are from."""
 
     name: str
     height: int
     width: int
     objects: list[Object]
+    origin: str
+
+
+class Fault(NamedTuple):
+    """What is wrong: a kind of problem that annotations.RULES has, with the image that it is of if that is there."""
+
+    kind: str
+    detail: str
+    image: str | None
 
 
 class DataSet(NamedTuple):
-    """What was read: names of the classes, images in the order of their names, their stated splits, and remarks."""
+    """What was read.
+
+    classes: their names; pictures: images in the order of their names; splits: of each image that is there, as stated;
+    notes: what was decided; faults: all that were found.
+    """
 
     classes: Sequence[str]
     pictures: list[Picture]
-    splits: dict[str, str | None]
+    splits: Mapping[str, str | None]
     notes: list[str]
+    faults: list[Fault]
+
+    def _chosen(self, names: Iterable[str]) -> Iterator[tuple[int, int, Picture]]:
+        """The images of these names, with their ids and those of their first annotations.
+
+        These are the same whichever others are chosen.
+        """
+        wanted, first = set(names), 1
+        for id, picture in enumerate(self.pictures, start=1):
+            if picture.name in wanted:
+                yield id, first, picture
+            first += len(picture.objects)
 
     def coco(self, names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-        """The images of these names in COCO format; ids are the same whichever others are with them."""
-        chosen, wanted = [(id, p) for id, p in enumerate(self.pictures, start=1)], set(names)
-        firsts = np.cumsum([1, *(len(picture.objects) for picture in self.pictures)]).tolist()
-        chosen = [(id, picture) for id, picture in chosen if picture.name in wanted]
+        """The images of these names in COCO format."""
+        chosen = list(self._chosen(names))
         return {
             "categories": [{"id": id, "name": name} for id, name in enumerate(self.classes, start=1)],
-            "images": [{"id": id, "file_name": p.name, "height": p.height, "width": p.width} for id, p in chosen],
+            "images": [{"id": id, "file_name": p.name, "height": p.height, "width": p.width} for id, _, p in chosen],
             "annotations": [
                 {"id": number, "image_id": id, **_annotation(item)}
-                for id, picture in chosen
-                for number, item in enumerate(picture.objects, start=firsts[id - 1])
+                for id, first, picture in chosen
+                for number, item in enumerate(picture.objects, start=first)
             ],
+        }
+
+    def origins(self, names: Iterable[str]) -> dict[str, Any]:
+        """What :meth:`.Layout.trace` needs to say of problems with these images what file and line they are in."""
+        wanted = set(names)
+        return {
+            "problems": [(kind, detail) for kind, detail, image in self.faults if image is None or image in wanted],
+            "objects": {
+                id: (picture.origin, first, [item.number for item in picture.objects])
+                for id, first, picture in self._chosen(wanted)
+                if picture.objects
+            },
         }
 
 
 def _annotation(item: Object) -> dict[str, Any]:
     x0, y0, x1, y1 = map(float, item.box)
     found = {"category_id": item.category + 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0}
-    if not item.outlines:
+    if not item.mask:
         return found | {"area": (x1 - x0) * (y1 - y0)}
-    return found | {"segmentation": item.outlines, "area": sum(map(_area, item.outlines))}
+    area = float(mask_api.area(item.mask)) if isinstance(item.mask, dict) else sum(map(_area, item.mask))
+    return found | {"segmentation": item.mask, "area": area}
 
 
 def _area(outline: list[float]) -> float:
@@ -88,67 +137,173 @@ def _area(outline: list[float]) -> float:
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
+# YOLO.
+
+
+class Labels(NamedTuple):
+    """Which file of labels belongs to which image.
+
+    of: the label file of each image, or None; unread: label files of images of kinds that are not read, with these; lost:
+    those of no image; renamed: those whose names are the image's only by their meaning.
+    """
+
+    of: dict[str, str | None]
+    unread: dict[str, str]
+    lost: list[str]
+    renamed: list[str]
+
+
 def from_yolo(yaml_file: Path, tree: Tree) -> DataSet:
-    """Reads a YOLO data set: lines of a class and the corners of an outline, or a box, all as shares of the image's sides.
+    """Reads a YOLO dataset: lines of a class and the corners of an outline, or a box, in normalized coordinates.
 
     Args:
-        yaml_file: has the names of the classes, and may say where the images of each split are.
-        tree: the files of the data set. The labels of images/.../NAME.jpg are in labels/.../NAME.txt or beside it. An image
-            without is one without objects, if others of its folder have labels.
+        yaml_file: has the names of the classes, and may say which images are of which split (see :mod:`gpvit.yolo`).
+        tree: the files of the dataset. The labels of images/.../NAME.jpg are in labels/.../NAME.txt or beside it. An image
+            without is one without objects if the YAML file names it, or if it lies with or below others that have labels.
 
     Raises:
-        UserError: no labels, or something in them that cannot be read.
+        UserError: the YAML file cannot be followed, or no image has labels.
     """
-    try:
-        text = yaml_file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {yaml_file}: {error.strerror}") from None
-    content = read_yaml(text, str(yaml_file))
-    classes = class_names(yaml_file)
-    if not classes:
-        raise UserError(f'{yaml_file} has no "names" of classes, numbered from 0')
-    if "kpt_shape" in content:
+    description = yolo.describe(yaml_file)
+    if "kpt_shape" in description.content:
         raise UserError(f"{yaml_file} is of key points (kpt_shape), not of outlines")
-    labels = {name: _label_of(name, tree) for name in tree.pictures}
-    folders = {PurePath(name).parent for name, label in labels.items() if label}
-    splits = _yolo_splits(content, yaml_file, tree, [name for name in labels if PurePath(name).parent in folders])
-    if not splits:
-        raise UserError(f"{yaml_file}: {tree.root} has no images with labels, images/NAME.jpg with labels/NAME.txt")
-    pictures = []
-    for name, (height, width) in zip(splits, _sizes(tree.root, splits)):
-        label = labels[name]
-        objects = _yolo_objects(tree.root / label, height, width, len(classes)) if label else []
-        pictures.append(Picture(name, height, width, objects))
-    without = sum(labels[name] is None for name in splits)
-    notes = [f"{without} images have no file of labels: taken for images without objects"] if without else []
-    return DataSet(classes, pictures, splits, notes)
+    labels = _labels_of_images(tree)
+    stated = description.stated(tree)
+    splits = _yolo_splits(stated, labels, yaml_file, tree)
+    notes = [*stated.notes, *_remarks(splits, stated, labels, yaml_file, tree)]
+    pictures, faults = [], []
+    read: dict[str, Lines] = {}
+    for name, size in zip(splits, _sizes(tree.root, splits)):
+        label = labels.of[name]
+        if isinstance(size, UserError):
+            faults.append(Fault("unreadable", str(size), name))
+        else:
+            read[name] = _read_lines(tree.root / label, size, len(description.names)) if label else Lines()
+            pictures.append(Picture(name, *size, read[name].objects, f"{label}, line"))
+    notes += _settle_scores(read.values())
+    for name, lines in read.items():
+        faults += [Fault(kind, f"{one_line(labels.of[name], PATH_LIMIT)}{detail}", name) for kind, detail in lines.faults]
+    return DataSet(description.names, pictures, splits, notes, faults)
 
 
-def _label_of(name: str, tree: Tree) -> str | None:
-    path = PurePath(name).with_suffix(".txt")
-    parts = list(path.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return next((str(found) for found in (PurePath(*parts), path) if str(found) in tree.paths), None)
+def _labels_of_images(tree: Tree) -> Labels:
+    of = {name: next((path for path in _label_paths(name) if path in tree.paths), None) for name in tree.pictures}
+    taken = {*of.values()}
+    texts = [path for path in tree.paths if path.lower().endswith(".txt") and path not in taken]
+    loose = {path: form(os.path.splitext(path)[0]) for path in texts if _has_labels(path, tree)}
+    times = Counter(loose.values())
+    without = _by_form(name for name, label in of.items() if label is None)
+    others = _by_form(tree.unread)
+    unread, lost, renamed = {}, [], []
+    for path, key in loose.items():
+        [name] = without.get(key, []) if len(without.get(key, [])) == times[key] == 1 else [None]
+        if name is not None and of[name] is None:
+            of[name] = path
+            renamed.append(path)
+        elif key in others:
+            unread[path] = others[key][0]
+        else:
+            lost.append(path)
+    return Labels(of, unread, lost, renamed)
 
 
-def _yolo_splits(content: dict, yaml_file: Path, tree: Tree, names: list[str]) -> dict[str, str | None]:
-    """The images of the data set with their splits: those in the folders that the YAML file says, if it says two of them.
+def _label_paths(name: str) -> list[str]:
+    """Where the labels of an image are looked for."""
+    *folders, last = name.split(os.sep)
+    beside = os.path.splitext(name)[0] + ".txt"
+    if "images" not in folders:
+        return [beside]
+    folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+    return [os.path.join(*folders, os.path.splitext(last)[0] + ".txt"), beside]
 
-    Else all, by the words in their folders.
-    """
-    stated: dict[Path, str] = {}
-    for split in WORDS:
-        said = content.get(split)
-        bases = (yaml_file.parent / str(content.get("path") or ""), yaml_file.parent)
-        # Roboflow's paths begin one folder too high
-        tried = [base / end for end in (said, said.removeprefix("../")) for base in bases] if isinstance(said, str) else []
-        if folder := next((folder for folder in tried if os.path.isdir(folder)), None):  # False of what is no path, too
-            stated.setdefault(folder.resolve(), split)
-    above = {name: [stated[f] for f in (tree.root / name).resolve().parents if f in stated] for name in names}
-    found: dict[str, str | None] = {name: splits[0] for name, splits in above.items() if splits}
-    there = {*found.values()}
-    return found if "train" in there and len(there) > 1 else by_folder(names)
+
+def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
+    """Images by the forms of the paths of their labels."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        for path in _label_paths(name):
+            found.setdefault(form(os.path.splitext(path)[0]), []).append(name)
+    return found
+
+
+def _has_labels(path: str, tree: Tree) -> bool:
+    """Whether a text file that is of no image should be of one."""
+    *folders, last = path.split(os.sep)
+    if last.lower() in NO_LABELS or not (tree.root / path).is_file():
+        return False
+    if "labels" in folders:
+        return True
+    with (tree.root / path).open("rb") as file:
+        values = decoded(file.read(1 << 12)).lstrip().partition("\n")[0].split()
+    return len(values) >= 5 and all(re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) for value in values[:5])
+
+
+def _yolo_splits(stated: yolo.Stated, labels: Labels, yaml_file: Path, tree: Tree) -> dict[str, str | None]:
+    """The images of the dataset with their splits: as the YAML file says, else by words in their folders."""
+    labeled = {name for name, label in labels.of.items() if label}
+    if not labeled:
+        lost = f"; {len(labels.lost)} label files are of no image: {listed(labels.lost)}" if labels.lost else ""
+        raise UserError(f"{yaml_file}: {tree.root} has no images with labels, images/NAME.jpg with labels/NAME.txt{lost}")
+    validating = "val" if "val" in stated.said else "test"
+    for used in ("train", validating):
+        names = [name for name, split in stated.splits.items() if split == used]
+        if names and not labeled.intersection(names):
+            raise UserError(
+                f"{yaml_file}: none of the {len(names)} images for {used} has labels, labels/NAME.txt for images/NAME.jpg: "
+                f"{listed(names)}"
+            )
+    splits: dict[str, str | None] = dict(stated.splits)
+    unsaid = {*WORDS} - stated.said
+    if {"val", "test"} & stated.said:
+        unsaid -= {"val", "test"}  # one is enough
+    found = by_folder(_with_labels(labels.of, labeled))
+    usable = {split for name, split in found.items() if name in labeled}
+    for name, split in found.items():
+        if name not in splits and split in usable and (split in unsaid or not stated.said):
+            splits[name] = split
+    return {name: splits[name] for name in tree.pictures if name in splits}
+
+
+def _with_labels(names: Iterable[str], labeled: set[str]) -> list[str]:
+    """The images that have labels, or lie with, below or in the same folder ``images`` as others that have."""
+    folders = {os.path.dirname(name) for name in labeled}
+    homes = {_home(folder) for folder in folders} - {None}
+    counts = {}
+    for folder in {os.path.dirname(name) for name in names}:
+        above = [str(parent) for parent in PurePath(folder).parents][:-1]  # without the root, below which is everything
+        counts[folder] = folder in folders or _home(folder) in homes or not folders.isdisjoint(above)
+    return [name for name in names if counts[os.path.dirname(name)]]
+
+
+def _home(folder: str) -> str | None:
+    """The last folder called images in a path, if there is one."""
+    before, images, _ = f"{os.sep}{folder}{os.sep}".rpartition(f"{os.sep}images{os.sep}")
+    return before + images if images else None
+
+
+def _remarks(
+    splits: Mapping[str, str | None], stated: yolo.Stated, labels: Labels, yaml_file: Path, tree: Tree
+) -> Iterator[str]:
+    """What was decided about files that are not an image with its labels, with counts and names."""
+    unused = "test" if "val" in splits.values() else ""
+    without = [name for name, split in splits.items() if labels.of[name] is None and split != unused]
+    if without:
+        yield f"{len(without)} images have no file of labels: taken for images without objects: {listed(without)}"
+    times = Counter(labels.of[name] for name in splits)
+    if shared := [label for label, count in times.items() if label and count > 1]:
+        yield f"{len(shared)} label files are of several images, which differ by their suffix: {listed(shared)}"
+    if others := [name for name in tree.pictures if name not in splits]:
+        why = f"that {yaml_file.name} names for no split" if stated.said else "without labels, in folders without"
+        yield f"left out: {len(others)} images {why}: {listed(others)}"
+    if unread := sorted({*tree.unread, *stated.unread}):
+        kinds = ", ".join(sorted({os.path.splitext(path)[1] for path in unread}))
+        with_labels = f", {len(labels.unread)} of them with labels" if labels.unread else ""
+        yield f"left out: {len(unread)} images of kinds that are not read ({kinds}){with_labels}: {listed(unread)}"
+    if labels.lost:
+        yield f"left out: {len(labels.lost)} label files whose image is not there: {listed(labels.lost)}"
+    if labels.renamed:
+        how = "percent-encoding, Unicode form or capitals of .txt"
+        yield f"{len(labels.renamed)} label files belong to images whose names differ by {how}: {listed(labels.renamed)}"
 
 
 def by_folder(names: Iterable[str]) -> dict[str, str | None]:
@@ -156,124 +311,91 @@ def by_folder(names: Iterable[str]) -> dict[str, str | None]:
     return {name: split_of(PurePath(name).parent) for name in names}
 
 
-def _yolo_objects(file: Path, height: int, width: int, classes: int) -> list[Object]:
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        found = yolo_annotations_to_detections(lines, (width, height), with_masks=False)
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{file}: {one_line(error, 300)}") from None
-    objects = []
-    for line, category, box in zip(lines, _numbers(found), found.xyxy):
-        if not 0 <= category < classes:
-            raise UserError(f"{file}: class {category}, and the YAML file has names for 0 to {classes - 1}")
-        numbers = [float(value) for value in line.split()[1:]]
-        numbers = numbers[: len(numbers) // 2 * 2] if len(numbers) > 5 else []  # a last one alone is a score
-        outline = [number * (height if i % 2 else width) for i, number in enumerate(numbers)]
-        objects.append(Object(category, box.tolist(), [outline] if outline else []))
-    return objects
+@dataclass
+class Lines:
+    """A file of labels.
 
-
-class Labels(NamedTuple):
-    """A labelme file: its path, height and width in pixels of its image, and its shapes."""
-
-    file: Path
-    size: tuple[int, int]
-    shapes: list[dict[str, Any]]
-
-
-def from_labelme(json_files: Sequence[Path], tree: Tree) -> DataSet:
-    """Reads labelme's files, one for each image. Images without one are left out: nobody has looked at them.
-
-    Args:
-        json_files: labelme's.
-        tree: the files of the data set.
-
-    Raises:
-        UserError: something in them cannot be read, or an image is not found, or twice.
+    Attributes:
+        objects: of its lines that can be read.
+        faults: kinds of problems with what is wrong, to follow the file's name.
+        outlines: how many objects have one.
+        scored: the lines whose outlines have one number more than points.
     """
-    labels = _labels(json_files, tree)
-    kinds = Counter(shape["shape_type"] for _, _, shapes in labels.values() for shape in shapes)
-    others = {kind: count for kind, count in kinds.items() if kind not in SUPPORTED_SHAPE_TYPES}
-    for _, _, shapes in labels.values():
-        shapes[:] = [shape for shape in shapes if shape["shape_type"] not in others]
-    classes = sorted({shape["label"] for _, _, shapes in labels.values() for shape in shapes})
-    pictures = [Picture(name, *labels[name].size, _labelme_objects(labels[name], classes)) for name in sorted(labels)]
-    notes = [f"left out: {sum(others.values())} shapes that are no outlines ({', '.join(sorted(others))})"] if others else []
-    return DataSet(classes, pictures, by_folder(labels), notes)
+
+    objects: list[Object] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    outlines: int = 0
+    scored: set[int] = field(default_factory=set)
 
 
-def _labels(json_files: Sequence[Path], tree: Tree) -> dict[str, Labels]:
-    """The files by the paths of their images."""
-    labels: dict[str, Labels] = {}
-    missing = []
-    for file in json_files:
-        entry = _entry(file)
-        name = _picture_of(file, entry, tree)
-        if name is None:
-            missing.append(str(file))
-        elif name in labels:
-            raise UserError(f"{labels[name].file} and {file} are of the same image, {name}; remove one")
+def _read_lines(file: Path, size: tuple[int, int], classes: int) -> Lines:
+    """Reads a file of labels; size: height and width of its image in pixels; classes: how many there are."""
+    result = Lines()
+    try:
+        text = decoded(file.read_bytes()) if file.is_file() else "\0"
+    except OSError as error:
+        result.faults.append(("label file", f": cannot be read ({error.strerror})"))
+        return result
+    if "\0" in text:
+        result.faults.append(("label file", ": is no text file"))
+        return result
+    height, width = size
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    good, found, faults = readable(lines, lambda lines: _detected(lines, (width, height)))
+    result.faults += [("line", f", line {number}: {reason}") for (number, _), reason in faults]
+    for (number, line), category, box in zip(good, category_numbers(found), found.xyxy):
+        numbers = [float(value) for value in line.split()[1:]]
+        if not 0 <= category < classes:
+            result.faults.append(("class", f", line {number}: class {category}, and there are names for 0 to {classes - 1}"))
+        elif len(numbers) <= 5:
+            result.objects.append(Object(category, box.tolist(), [], number))
         else:
-            height, width = entry["imageHeight"], entry["imageWidth"]
-            size = (height, width) if height > 0 and width > 0 else size_of(tree.root / name)
-            labels[name] = Labels(file, size, entry["shapes"])
-    if missing:
-        raise UserError(f"the images of {len(missing)} labelme files are not found, or twice: {listed(missing)}")
-    return labels
+            if len(numbers) % 2:
+                result.scored.add(number)
+            numbers = numbers[: len(numbers) // 2 * 2]
+            outline = [value * (height if i % 2 else width) for i, value in enumerate(numbers)]
+            result.objects.append(Object(category, box.tolist(), [outline], number))
+            result.outlines += 1
+    return result
 
 
-def _entry(file: Path) -> dict[str, Any]:
-    """The content of a labelme file, whose shapes have what is needed of them; unknown sides of the image are 0."""
-    try:
-        content = json.loads(file.read_bytes())
-        sides = {side: int(content.get(side) or 0) for side in ("imageHeight", "imageWidth")}
-        return content | sides | {"shapes": [_shape(shape) for shape in content["shapes"]]}
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read as labelme's ({type(error).__name__}: {one_line(error, 300)})") from None
+def _detected(lines: list[tuple[int, str]], size: tuple[int, int]) -> Detections:
+    return yolo_annotations_to_detections([line for _, line in lines], size, with_masks=False)
 
 
-def _shape(shape: dict[str, Any]) -> dict[str, Any]:
-    """A shape of a labelme file with what is needed of it. Raises what _entry catches."""
-    label, group = shape["label"], shape.get("group_id")
-    if not isinstance(label, str | int | float):
-        raise ValueError(f"label {shown(label)} is no text")
-    if not isinstance(group, str | int | float | None):
-        raise ValueError(f"group_id {shown(group)} is no number")
-    kind = str(shape.get("shape_type") or "polygon")  # of old files, which do not say it
-    points = [[float(x), float(y)] for x, y in shape["points"]]
-    return shape | {"label": str(label), "shape_type": kind, "points": points}
+def _settle_scores(files: Collection[Lines]) -> list[str]:
+    """Decides about outlines with one number more than points: a score if all have one, else a mistake."""
+    scored = sum(len(lines.scored) for lines in files)
+    if scored == sum(lines.outlines for lines in files):
+        return [f"{scored} outlines have one number more than points: taken for scores"] if scored else []
+    for lines in files:
+        lines.objects[:] = [item for item in lines.objects if item.number not in lines.scored]
+        lines.faults += [("line", f", line {number}: an odd number of coordinates") for number in sorted(lines.scored)]
+    return []
 
 
-def _picture_of(file: Path, entry: dict[str, Any], tree: Tree) -> str | None:
-    """The path of a labelme file's image: as the file says, or of that name beside it, or the only one of its own name."""
-    folder, said = tree.relative(file).parent, PureWindowsPath(str(entry.get("imagePath") or ""))  # it takes / as well
-    for path in (os.path.normpath(folder / said.as_posix()), os.path.normpath(folder / said.name)):
-        if path in tree.pictures:
-            return path
-    same = tree.by_stem.get(file.stem, [])
-    found = [path for path in same if PurePath(path).parent == folder] or same
-    return found[0] if len(found) == 1 else None
+# Used for labelme as well.
 
 
-def _labelme_objects(labels: Labels, classes: list[str]) -> list[Object]:
-    """Shapes with the same label and group_id are one object."""
-    file, size, shapes = labels
-    try:
-        numbers = {name: number for number, name in enumerate(classes)}
-        found = labelme_shapes_to_detections(shapes, numbers, size[::-1], with_masks=False)
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"{file}: {one_line(error, 300)}") from None
-    outlines: dict[Any, list[list[float]]] = {}
-    for number, shape in enumerate(shapes):
-        group = shape.get("group_id")
-        mine = outlines.setdefault(number if group is None else (shape["label"], group), [])
-        if shape["shape_type"] == "polygon":
-            mine.append([value for point in shape["points"] for value in point])
-    objects = zip(_numbers(found), found.xyxy, outlines.values())
-    return [Object(category, box.tolist(), polygons) for category, box, polygons in objects]
+def readable(items: list[T], read: Callable[[list[T]], Detections]) -> tuple[list[T], Detections, list[tuple[T, str]]]:
+    """Reads many items at once, or if that fails, those that can be read.
+
+    Returns:
+        The items that were read, what was read, and the other items with the reasons.
+    """
+    with contextlib.suppress(ValueError, OverflowError):
+        return items, read(items), []
+    good, faults = [], []
+    for item in items:
+        try:
+            read([item])
+            good.append(item)
+        except (ValueError, OverflowError) as error:
+            faults.append((item, one_line(str(error).rstrip("."), REASON)))
+    return good, read(good), faults
 
 
-def _numbers(found: Detections) -> list[int]:
+def category_numbers(found: Detections) -> list[int]:
     """The classes of objects."""
     return [] if found.class_id is None else found.class_id.tolist()
 
@@ -284,6 +406,8 @@ def size_of(path: Path) -> tuple[int, int]:
     Raises:
         UserError: it has no header that can be read.
     """
+    if not path.is_file():  # a pipe would be waited for
+        return read_image(path).shape[:2]  # which says what is wrong
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # as read_image, which is to say what is wrong
         try:
@@ -299,7 +423,14 @@ def size_of(path: Path) -> tuple[int, int]:
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _sizes(root: Path, names: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """The size of each of many images."""
+def _sizes(root: Path, names: Iterable[str]) -> Iterator[tuple[int, int] | UserError]:
+    """The size of each of many images, or why it has none."""
+
+    def look(name: str) -> tuple[int, int] | UserError:
+        try:
+            return size_of(root / name)
+        except UserError as error:
+            return error
+
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(lambda name: size_of(root / name), names)
+        yield from pool.map(look, names)

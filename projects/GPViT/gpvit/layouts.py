@@ -19,18 +19,21 @@ import json
 import os
 import re
 import tempfile
+import unicodedata
+import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath, PureWindowsPath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from . import annotations
+from . import annotations, yolo
 from .errors import UserError, listed
+from .images import SUFFIXES
 from .utils.files import cut
-from .utils.text import LINE_LIMIT, one_line
-from .utils.yaml_io import read_yaml
+from .utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 SEED = 0
 VALIDATION = 0.2  # of the images, where nothing says which
@@ -39,14 +42,20 @@ WORDS = {
     "val": {"val", "valid", "validation", "valset"},
     "test": {"test", "testing", "testset"},
 }
-PICTURES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"}
+# Of images that gpvit.images does not read.
+UNREAD = {
+    *(".avif", ".avifs", ".dcm", ".dds", ".dib", ".exr", ".hdr", ".heic", ".heif", ".hif", ".ico"),
+    *(".jls", ".jxl", ".jxr", ".pcx", ".psd", ".qoi", ".sgi", ".svg", ".tga"),
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"),
+}
 ACCEPTED = (
     "COCO JSON files (one for train and one for val, or a single one), YOLO segmentation (data.yaml, images/ and "
     "labels/) and labelme (a JSON file beside each image)"
 )
+YAML = {".yaml", ".yml"}
 SHOWN = 20  # classes in a table
 NAME_LIMIT = 40  # characters of a name in it
-VERSION = 1  # of what is written to the cache
+VERSION = 2  # of what is written to the cache
 
 
 class Split(NamedTuple):
@@ -64,12 +73,14 @@ class Layout(NamedTuple):
         name: of the layout.
         splits: "train" and "val", of which one may be missing.
         notes: what was decided or done about it.
+        origins: by split, a JSON file with what conversion left out and what its objects were made of, where there was one.
     """
 
     data: str
     name: str
     splits: Mapping[str, Split]
     notes: Sequence[str] = ()
+    origins: Mapping[str, Path] = MappingProxyType({})
 
     def read(self, split: str, *, masks: bool = True) -> annotations.CocoFile:
         """A split as :func:`read` gives it."""
@@ -78,13 +89,38 @@ class Layout(NamedTuple):
             raise UserError(f"--data {self.data}: there are no annotations for {split}, only {there}")
         json_file, images = self.splits[split]
         file = annotations.read(json_file, images, masks=masks, train=split == "train")
+        self.trace(split, file)
         file.stop_if_fatal()
         return file
+
+    def trace(self, split: str, file: annotations.CocoFile) -> None:
+        """Adds to the problems of a split's file what conversion left out, and to the others the file and line of each."""
+        if split not in self.origins:
+            return
+        origins = json.loads(self.origins[split].read_bytes())
+        file.given = self.data
+        added = [annotations.Problem(kind, detail=detail) for kind, detail in origins["problems"]]
+        # Every line and shape that is left out is an annotation that was there.
+        file.annotations += sum(annotations.RULES[problem.kind].action == "drop" for problem in added)
+        problems = added + [_traced(problem, file, origins["objects"]) for problem in file.problems]
+        file.problems = [problem for group in annotations.grouped(problems).values() for problem in group]
 
     def summary(self, files: Mapping[str, annotations.CocoFile]) -> str:
         """What was found, in a few lines; files by split."""
         lines = [f"{self.data}: {self.name}", *(f"  {note}" for note in self.notes)]
         return "\n".join([*(one_line(line, LINE_LIMIT) for line in lines), table(files)])
+
+
+def _traced(problem: annotations.Problem, file: annotations.CocoFile, objects: Mapping[str, Any]) -> annotations.Problem:
+    """A problem of converted data without ids, which the user's files do not have."""
+    if problem.image_id is None:
+        return problem
+    where = one_line(file.images[problem.image_id]["file_name"], PATH_LIMIT) if problem.image_id in file.images else ""
+    if problem.annotation_id is not None:
+        labels, first, numbers = objects[str(problem.image_id)]
+        where = f"{one_line(labels, PATH_LIMIT)} {numbers[problem.annotation_id - first]}"
+    detail = problem.detail if where in problem.detail else ": ".join(filter(None, (where, problem.detail)))
+    return annotations.Problem(problem.kind, detail=detail)
 
 
 def find(data: str) -> Mapping[str, Split]:
@@ -116,8 +152,8 @@ def recognise(data: str) -> Layout:
         UserError: nothing that is understood is found, or more than one thing.
     """
     path = Path(data)
-    if path.is_file() and path.suffix in (".yaml", ".yml"):
-        return _converted(data, Tree(path.parent), "YOLO", [path])
+    if path.is_file() and path.suffix.lower() in YAML:
+        return _converted(data, Tree(yolo.describe(path).root()), "YOLO", [path])
     if path.is_file():
         return _single(data, path, image_root(path))
     if not path.is_dir():
@@ -142,8 +178,13 @@ def _searched(data: str) -> Layout:
     for path in tree.candidates():
         kinds.setdefault(tree.kind(path), []).append(path)
     broken, others = kinds.pop("broken", []), kinds.pop("", [])
-    kinds["YOLO"] = [path for path in sorted(tree.root.glob("*.y*ml")) if class_names(path)]
+    kinds["YOLO"], reasons = _described(path for path in tree.yaml_files() if path.parent == tree.root)
     there = {kind: paths for kind, paths in kinds.items() if paths}
+    if not there:  # a YAML file in a folder below may be of anything, if there is something else
+        paths, more = _described(path for path in tree.yaml_files() if path.parent != tree.root)
+        there, reasons = {"YOLO": paths} if paths else {}, reasons + more
+    if not there and reasons and tree.pictures and any(path.lower().endswith(".txt") for path in tree.paths):
+        raise UserError(f"--data {data}: {listed(reasons)}")
     if not there:
         faults = [f"{tree.relative(path)} {look_into(path).fault}" for path in broken + others]
         found = "; ".join([tree.contents(), *([listed(faults)] if faults else [])])
@@ -156,7 +197,21 @@ def _searched(data: str) -> Layout:
         raise UserError(
             f"{broken[0]} {look_into(broken[0]).fault}; correct it, or move it if it does not belong to the data"
         )
+    if kind == "labelme":
+        paths = sorted([*paths, *broken])
     return _coco(data, tree, paths) if kind == "COCO" else _converted(data, tree, kind, paths)
+
+
+def _described(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """Which YAML files are of YOLO datasets, and why the others are not."""
+    found, reasons = [], []
+    for path in paths:
+        try:
+            yolo.describe(path)
+            found.append(path)
+        except UserError as error:
+            reasons.append(str(error))
+    return found, reasons
 
 
 def _coco(data: str, tree: "Tree", paths: list[Path]) -> Layout:
@@ -217,7 +272,66 @@ class Tree:
     @functools.cached_property
     def pictures(self) -> dict[str, None]:
         """The paths of images, in order."""
-        return {path: None for path in self.paths if PurePath(path).suffix.lower() in PICTURES}
+        return self._with_suffix(SUFFIXES)
+
+    @functools.cached_property
+    def unread(self) -> dict[str, None]:
+        """The paths of images of kinds that are not read, in order."""
+        return self._with_suffix(UNREAD)
+
+    def _with_suffix(self, suffixes: set[str]) -> dict[str, None]:
+        return {path: None for path in self.paths if os.path.splitext(path)[1].lower() in suffixes}
+
+    @functools.cached_property
+    def folders(self) -> dict[str, str]:
+        """Where each folder with files really is, by its path."""
+        return {folder: os.path.realpath(self.root / folder) for folder in {os.path.dirname(path) for path in self.paths}}
+
+    @functools.cached_property
+    def _by_form(self) -> dict[str, str | None]:
+        """The paths by what :func:`form` gives of them; None if it gives that of several."""
+        forms: dict[str, str | None] = {}
+        for path in self.paths:
+            forms[form(path)] = None if form(path) in forms else path
+        return forms
+
+    def below(self, place: str) -> list[str]:
+        """The paths of images, also of kinds that are not read, in a folder and those below it."""
+        real = os.path.realpath(place)
+        inside = {path for path, found in self.folders.items() if found == real or found.startswith(os.path.join(real, ""))}
+        return [path for paths in (self.pictures, self.unread) for path in paths if os.path.dirname(path) in inside]
+
+    def inside(self, place: str) -> str | None:
+        """The path of a folder or file relative to the root; None if it lies outside of it."""
+        path = os.path.normpath(place)
+        for root in (os.path.abspath(self.root), os.path.realpath(self.root)):
+            if path == root or path.startswith(os.path.join(root, "")):
+                return os.path.relpath(path, root)
+        return None
+
+    def find(self, said: str, folders: Iterable[str], roots: Iterable[str]) -> str | None:
+        """The path of the file that is meant by one that was written elsewhere.
+
+        Windows' separators, folders in front that are not here, and names that are percent-encoded or in
+        another Unicode form are understood. A file outside of the root is never found.
+
+        Args:
+            said: absolute or relative.
+            folders: relative to the root, which a relative path may be relative to, best first.
+            roots: the same, which may stand for folders in front of it.
+        """
+        if os.path.isabs(said) and (inside := self.inside(said)) in self.paths:
+            return inside
+        texts = dict.fromkeys([said, PureWindowsPath(said).as_posix()])
+        for text in texts:
+            for path in _meant(text, folders, roots):
+                if path in self.paths:
+                    return path
+        for text in texts:
+            for path in _meant(text, folders, roots):
+                if found := self._by_form.get(form(path)):
+                    return found
+        return None
 
     @functools.cached_property
     def by_stem(self) -> dict[str, list[str]]:
@@ -232,6 +346,10 @@ class Tree:
         paths = [self.root / path for path in self.paths if path.endswith(".json") and (self.root / path).is_file()]
         instances = [path for path in paths if tuple(self.relative(path).parts[:-1]) == ("annotations",)]
         return [path for path in instances if path.name.startswith("instances_")] or paths
+
+    def yaml_files(self) -> list[Path]:
+        paths = [self.root / path for path in self.paths if os.path.splitext(path)[1].lower() in YAML]
+        return [path for path in paths if path.is_file()]
 
     def kind(self, path: Path) -> str:
         """What a JSON file is: "COCO", "labelme", "broken" or "" for others."""
@@ -251,6 +369,21 @@ class Tree:
         """What is there, in a few words."""
         kinds = Counter("images" if path in self.pictures else PurePath(path).suffix for path in self.paths)
         return ", ".join(f"{count} {kind or 'files'}" for kind, count in kinds.most_common(5)) or "an empty folder"
+
+
+def form(path: str) -> str:
+    """A path in the form in which those that differ only by percent-encoding or in Unicode are the same."""
+    return unicodedata.normalize("NFC", urllib.parse.unquote(path, errors="surrogateescape"))
+
+
+def _meant(text: str, folders: Iterable[str], roots: Iterable[str]) -> Iterator[str]:
+    """Which paths are meant by one, best first: as it stands, and without more and more of the folders in front."""
+    for folder in folders:
+        yield os.path.normpath(os.path.join(folder, text))
+    parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+    for number in range(len(parts)):
+        for root in roots:
+            yield os.path.normpath(os.path.join(root, *parts[number:]))
 
 
 class Content(NamedTuple):
@@ -325,18 +458,6 @@ def image_root(json_file: Path, tree: Tree | None = None, split: str | None = No
     return tree.root / found[0]
 
 
-def class_names(yaml_file: Path) -> list[str]:
-    """The names of the classes in the YAML file of a YOLO data set; none if it is another one."""
-    try:
-        content = read_yaml(yaml_file.read_bytes(), str(yaml_file))
-    except (OSError, UserError):
-        return []
-    names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and {str(key) for key in names} == set(map(str, range(len(names)))):
-        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
 # Splitting and converting.
 
 
@@ -366,17 +487,21 @@ def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
         raise UserError(f"--data {data}: {tree.listed(paths)} all have names of classes; give the one that is meant")
 
     def make() -> tuple[dict[str, dict], list[str]]:
-        from . import conversion  # needs a package that takes a while to import
+        from . import conversion, labelme  # which need a package that takes a while to import
 
-        found = conversion.from_yolo(paths[0], tree) if kind == "YOLO" else conversion.from_labelme(paths, tree)
-        parts, notes = divided([picture.name for picture in found.pictures], found.splits.get)
-        return {split: found.coco(names) for split, names in parts.items()}, [*found.notes, *notes]
+        found = conversion.from_yolo(paths[0], tree) if kind == "YOLO" else labelme.from_labelme(paths, tree)
+        parts, notes = divided(found.splits, found.splits.get)
+        files = {split: found.coco(names) for split, names in parts.items()}
+        files |= {f"{split}.origins": found.origins(names) for split, names in parts.items()}
+        return files, [*found.notes, *notes]
 
-    used = [path for path in tree.paths if path in tree.pictures or path.endswith((".txt", ".json", ".yaml", ".yml"))]
+    used = [path for path in tree.paths if os.path.splitext(path)[1].lower() in SUFFIXES | UNREAD | YAML | {".txt", ".json"}]
+    used += [os.path.relpath(path, tree.root) for path in paths if tree.inside(os.path.abspath(path)) not in tree.paths]
     files, notes = _in_cache(data, tree.root, used, kind, make)
     splits = {split: Split(file, tree.root) for split, file in files.items()}
+    origins = {split: file.with_suffix(".origins.json") for split, file in files.items()}
     folder = next(iter(files.values())).parent
-    return Layout(data, f"{kind} format, converted to COCO format in {folder}", splits, notes)
+    return Layout(data, f"{kind} format, converted to COCO format in {folder}", splits, notes, origins)
 
 
 def divided(names: Iterable[str], split_of: Callable[[str], str | None]) -> tuple[dict[str, set[str]], list[str]]:

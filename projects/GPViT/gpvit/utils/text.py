@@ -4,6 +4,7 @@ Whoever wrote the file chose the text. On a terminal it could move the cursor or
 markup. Everything that is shown goes through one of these functions; what is compared or looked up does not.
 """
 
+import codecs
 import io
 import logging
 import os
@@ -16,6 +17,16 @@ PATH_LIMIT = 500  # characters of a path
 LINE_LIMIT = 2000  # characters of a line with names and paths in it
 PAGE_LIMIT = 100_000  # characters of a text of many lines
 JOINERS = "\u200c\u200d"  # part of words in Persian and in Indic scripts, and of emoji
+
+
+def decoded(content: bytes) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with its byte-order mark; the mark is no part of it.
+
+    Other bytes stay as :func:`os.fsdecode` keeps those of a file name, so that they are still found and shown.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    return content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
 
 
 def one_line(text: object, limit: int = LIMIT) -> str:

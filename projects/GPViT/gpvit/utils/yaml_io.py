@@ -5,6 +5,7 @@ in base 60 takes hours, and of two equal keys the first is lost without a word. 
 of this.
 """
 
+import codecs
 import re
 from typing import Any
 
@@ -47,7 +48,7 @@ def read_yaml(text: str | bytes, source: str, max_values: int = MAX_VALUES) -> A
         _check_events(text, _CLoader if fast else yaml.SafeLoader, max_values)
         return yaml.load(text, _FastLoader if fast else _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"{one_line(source, 1000)}: {_reason(error)}") from None
+        raise UserError(f"{one_line(source, 1000)}: {_reason(error, text)}") from None
     except (ValueError, OverflowError) as error:  # such as a date that no calendar has
         raise UserError(f"{one_line(source, 1000)}: is no YAML: {one_line(error)}") from None
     except (TypeError, LookupError, AttributeError):  # of PyYAML, which does not expect it
@@ -114,11 +115,25 @@ def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 
-def _reason(error: yaml.YAMLError) -> str:
+def _reason(error: yaml.YAMLError, text: str | bytes) -> str:
     """What is wrong and where, without the lines of the text that PyYAML shows."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return _unreadable(error, text if isinstance(text, bytes) else text.encode(errors="replace"))
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     if problem.startswith("but "):  # the second half of a sentence
         problem = f"{getattr(error, 'context', '')}, {problem}"
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line = f"line {mark.line + 1}: " if mark else ""
     return line + one_line(problem)
+
+
+def _unreadable(error: yaml.reader.ReaderError, text: bytes) -> str:
+    """What is wrong with the characters of a text, before it is YAML."""
+    position, problem = error.position, error.reason
+    if not text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            text.decode()
+        except UnicodeDecodeError as undecodable:  # PyYAML names no encoding
+            position, problem = undecodable.start, f"byte {text[undecodable.start]:#x} is not UTF-8; save it as UTF-8"
+    breaks = re.findall(rb"\r\n|\r|\n", text[:position])
+    return f"line {len(breaks) + 1}: {one_line(problem)}"
