@@ -19,8 +19,8 @@ from detectron2.structures import Boxes, Instances
 from faster_coco_eval import COCOeval_faster
 from gpvit.annotations import read
 from gpvit.data import register_folder
-from gpvit.engine import load_config
-from gpvit.engine.config import config_from_yaml, inference_config
+from gpvit.engine import check_unchanged, load_config
+from gpvit.engine.config import config_from_yaml, flattened, inference_config
 from gpvit.engine.values import check_values
 from gpvit.errors import UserError
 from gpvit.evaluation import COCOEvaluator, coco_ap
@@ -221,6 +221,9 @@ def test_one_setting_is_for_the_detector_and_for_ap_and_goes_with_a_checkpoint(n
         assert cfg.dataloader.evaluator.max_dets_per_image == number
         for config in (cfg, config_from_yaml(inference_config(cfg), "a checkpoint")):
             assert [OmegaConf.select(config.model, key) for key in keys] == [number] * len(keys)
+    settings = flattened(cfg)
+    of_older_version = {key: value for key, value in settings.items() if value != "300"}
+    check_unchanged(of_older_version, settings, "a training run, which may be resumed")
     cfg.dataloader.max_detections = 10_001
     with pytest.raises(UserError, match=r"topk_per_image is 10001|max_detections_per_image is 10001"):
         config_from_yaml(inference_config(cfg), "a checkpoint")

@@ -109,16 +109,25 @@ def _spread_labels(picture: VisImage) -> None:
     """Moves labels into the picture, and up or down to where no other one is."""
     width, height = picture.canvas.get_width_height()
     to_pixels = picture.ax.transData
-    placed: list[Bbox] = []
-    for text in picture.ax.texts:
+    placed = np.zeros((len(picture.ax.texts), 4))
+
+    def is_free(line: Bbox, others: np.ndarray) -> bool:
+        x0, y0, x1, y1 = others.T
+        return (
+            line.y0 >= 0
+            and line.y1 <= height
+            and not ((x0 < line.x1) & (line.x0 < x1) & (y0 < line.y1) & (line.y0 < y1)).any()
+        )
+
+    for number, text in enumerate(picture.ax.texts):
         start = text.get_window_extent(picture.canvas.get_renderer()).padded(2)
         inside = start.translated(
             max(0, -start.x0) + min(0, width - start.x1), max(0, -start.y0) + min(0, height - start.y1)
         )
         lines = (inside.translated(0, step * inside.height) for step in sorted(range(-20, 21), key=abs))
-        free = (line for line in lines if line.y0 >= 0 and line.y1 <= height and not line.count_overlaps(placed))
-        placed.append(next(free, inside))
-        position = to_pixels.transform(text.get_position()) + placed[-1].min - start.min
+        box = next((line for line in lines if is_free(line, placed[:number])), inside)
+        placed[number] = box.extents
+        position = to_pixels.transform(text.get_position()) + box.min - start.min
         text.set_position(to_pixels.inverted().transform(position))
 
 
