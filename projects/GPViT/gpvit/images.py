@@ -36,7 +36,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from .errors import UserError
-from .tiff import BGR_TO_RGB, FLOAT, PREMULTIPLIED, SIGNED, UNSPECIFIED, USUAL_COMPRESSIONS, WHITE_IS_ZERO, Page, Refused
+from .tiff import BGR_TO_RGB, FLOAT, PREMULTIPLIED, SIGNED, UNSPECIFIED, WHITE_IS_ZERO, Page, Refused
 from .utils.text import PATH_LIMIT, one_line
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
@@ -116,16 +116,16 @@ def _read_tiff(file: BinaryIO, page: Page) -> np.ndarray:
     if page.width * page.height > MAX_PIXELS:
         raise Refused(TOO_LARGE)
     page.require_readable()
-    # Pillow knows more compressions, and mixes up the bytes of big-endian samples in these.
-    if page.is_deep_color or (page.is_deep_gray and (page.compression in USUAL_COMPRESSIONS or page.is_big_endian)):
-        file.seek(0)
-        return np.ascontiguousarray(_from_samples(page.decode(file.read()), page))
-    # Not by its path: Pillow would map an uncompressed file into memory, a turned one with the wrong width.
-    try:
-        with Image.open(file, formats=["TIFF"]) as image:
-            return _from_pillow_tiff(image, page)
-    except UnidentifiedImageError:
-        raise (page.not_decoded() if page.is_deep_gray else page.not_read()) from None
+    if not (page.is_deep_color or page.is_swapped_by_pillow):
+        # Not by its path: Pillow would map an uncompressed file into memory, a turned one with the wrong width.
+        try:
+            with Image.open(file, formats=["TIFF"]) as image:
+                return _from_pillow_tiff(image, page)
+        except UnidentifiedImageError:
+            if not page.is_deep_gray:
+                raise page.not_read() from None
+    file.seek(0)
+    return np.ascontiguousarray(_from_samples(page.decode(file.read()), page))
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
@@ -141,8 +141,7 @@ def from_pillow(image: Image.Image) -> np.ndarray:
             return _upright(image, _convert(image))
         page = Page.of(image.tag_v2)
         page.require_readable()
-        swapped = page.is_deep_gray and page.is_big_endian and page.compression != 1
-        if swapped or (page.is_deep_color and page.planes):
+        if page.is_swapped_by_pillow or (page.is_deep_color and page.planes):
             raise Refused(f"it is a TIFF of {page}, of which Pillow makes another image; give its path")
         filename, image.filename = image.filename, ""  # so that it is not mapped, as above
         try:

@@ -151,6 +151,11 @@ class Page:
         return self.tags.prefix == b"MM"
 
     @property
+    def is_swapped_by_pillow(self) -> bool:
+        """Whether Pillow may take the bytes of its samples in the wrong order."""
+        return self.is_deep_gray and self.is_big_endian and self.compression != 1
+
+    @property
     def dtype(self) -> np.dtype:
         """Of the samples, if these are 8 bits or deeper."""
         return np.dtype(f"{DTYPES[self.format]}{self.bits // 8}")
@@ -171,6 +176,8 @@ class Page:
             raise Refused("it has inks other than CMYK; save it as RGB")
         if self.further < 0:
             raise damaged(f"{self.samples} channels are too few for {COLORS[self.color]}")
+        if self.color == YCBCR and self.compression == 1:  # Pillow takes its pixels for larger or smaller ones
+            raise Refused("it is YCbCr without compression, which is not read; save it as RGB")
         if (self.format, self.bits) not in KINDS[self.color] or not self._is_known():
             raise self.not_read()
         if self.compression not in COMPRESSION_INFO:
@@ -194,10 +201,6 @@ class Page:
             return not self.is_big_endian and self.compression == 1
         if self.color == SEPARATED:
             return not any(self.extra) and (self.bits == 8 or not self.further)
-        if self.color == YCBCR:
-            # Pillow takes uncompressed pixels as they come, as if each had colors of its own.
-            full = _numbers(self.tags, "YCbCrSubSampling", 2) == (1, 1)
-            return not self.further and (full or self.compression != 1)
         return not self.further or self.color == RGB
 
     def _require_all_parts(self) -> None:
@@ -226,6 +229,7 @@ class Page:
 
     def __str__(self) -> str:
         further = f" with {self.further} further channel{'s' * (self.further > 1)}" if self.further > 0 else ""
+        further += " (premultiplied)" if PREMULTIPLIED in self.extra else ""
         planes = " in separate planes" if self.planes else ""
         bits = " in reversed order of bits" if self.bits_reversed else ""
         return f"{COLORS[self.color]}{further}, {self.bits}-bit {FORMATS.get(self.format, 'data')}{planes}{bits}"
