@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import check_data
 import gpvit.data
@@ -18,6 +21,7 @@ from detectron2.structures import Boxes, Instances
 from gpvit import annotations, layouts
 from gpvit.engine import load_config
 from gpvit.errors import UserError
+from gpvit.evaluation import coco_fingerprint
 from gpvit.utils.fingerprint import dataset_fingerprint
 from gpvit.images import read_image
 from PIL import Image
@@ -271,7 +275,7 @@ def test_converted_data_is_written_once_and_anew_when_something_changes(
         patch.setattr(conversion, "from_yolo", lambda *arguments: pytest.fail("it is converted again"))
         assert layouts.find(str(folder)) == first
     label = sorted((folder / "labels").iterdir())[0]
-    label.write_text("2 0.1 0.1 0.5 0.1 0.5 0.5\n" * 3)
+    label.write_text("".join(f"2 0.1 0.1 0.5 0.1 0.5 0.{end}\n" for end in (5, 6, 7)))
     assert layouts.find(str(folder)) != first
     found = {**known(layouts.read(str(folder), "train").records()), **known(layouts.read(str(folder), "val").records())}
     assert [item[0] for item in found[label.with_suffix(".png").name]] == [2, 2, 2]
@@ -601,3 +605,193 @@ def test_a_name_of_255_bytes_has_a_cache(source: Path, tmp_path: Path) -> None:
     write(json_file, merged(source))
     shutil.copytree(source / "images", tmp_path / "images")
     assert layouts.recognise(str(json_file)).splits.keys() == {"train", "val"}
+
+
+# Names of images as programs write them.
+
+NAMES = ["a 0.png", "b%1.png", "é2.png", "sub/c.png"]
+
+
+def as_written(source: Path, folder: Path, names: dict[str, str], json_file: str = "annotations.json") -> dict:
+    """A file of annotations with four images, of which each is under the one name and written as the other."""
+    content = merged(source)
+    content["images"] = content["images"][: len(names)]
+    for image, (there, written) in zip(content["images"], names.items()):
+        (folder / there).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / "images" / image["file_name"], folder / there)
+        image["file_name"] = written
+    ids = {image["id"] for image in content["images"]}
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] in ids]
+    write(folder / json_file, content)
+    return content
+
+
+WRITTEN = {
+    "Windows": lambda name: name.replace("/", "\\"),
+    "Windows, absolute": lambda name: "C:\\Users\\me\\photos\\" + name.replace("/", "\\"),
+    "X-AnyLabeling": lambda name: "..\\label\\" + name.replace("/", "\\"),
+    "Label Studio on Windows": lambda name: "..\\..\\label-studio\\media\\upload\\4\\" + name.replace("/", "\\"),
+    "Label Studio": lambda name: "/data/upload/4/1a2b3c4d-" + Path(name).name,
+    "Label Studio, local files": lambda name: "/data/local-files/?d=" + quote(f"shots/{name}", safe=""),
+    "an address": lambda name: "http://localhost:8080/data/upload/" + quote(name),
+    "percent": quote,
+    "percent and backslashes": lambda name: quote(name.replace("/", "\\")),
+    "another folder": lambda name: f"train/{name}",
+    "absolute": lambda name: f"/home/me/photos/{name}",
+    "doubled slashes": lambda name: f".//images//.//{name}",
+    "a space at its end": lambda name: f"{name} ",
+    "letters in two characters": lambda name: unicodedata.normalize("NFD", name),
+}
+
+
+@pytest.mark.parametrize("program", WRITTEN)
+@pytest.mark.parametrize("layout", ["one file", "plain"])
+def test_names_as_programs_write_them_are_those_images(source: Path, tmp_path: Path, program: str, layout: str) -> None:
+    folder, images = tmp_path / "data", {f"images/{name}": WRITTEN[program](name) for name in NAMES}
+    if layout == "one file":
+        as_written(source, folder, images)
+        splits = layouts.recognise(str(folder)).splits
+        assert splits.keys() == layouts.recognise(str(folder / "annotations.json")).splits.keys() == {"train", "val"}
+        files = [layouts.read(str(folder), split) for split in splits]
+    else:
+        for split in ("train", "val"):
+            as_written(source, folder, images, f"annotations/{split}.json")
+        files = [layouts.read(str(folder), "train")]
+    found = {record["image_id"]: record["file_name"] for file in files for record in file.records()}
+    assert {str(Path(name).relative_to(folder)) for name in found.values()} == set(images)
+    written = dict(zip((image["id"] for image in merged(source)["images"]), images))
+    assert {id: str(Path(name).relative_to(folder)) for id, name in found.items()} == written
+    for file in files:
+        named = [file.written.get(id, image["file_name"]) for id, image in file.images.items()]
+        others = [name for name in named if not (Path(file.image_root) / name).exists()]
+        assert len(others) == len(file.written) == sum(problem.kind == "image name" for problem in file.problems)
+        # The same data by its file alone, where nobody looks for images.
+        alone = annotations.read(file.path, "")
+        assert coco_fingerprint(file) == coco_fingerprint(alone)
+    assert check_data.main([str(folder)]) == 0
+
+
+def test_a_file_that_is_called_so_is_that_file(source: Path, tmp_path: Path) -> None:
+    names = ["a%20b.png", "a b.png", "back\\slash.png", "#1 'two'\n\"x\" 😀.png", "%41.png", "A.png"]
+    as_written(source, tmp_path / "data", {f"images/{name}": name for name in names})
+    for file in (layouts.read(str(tmp_path / "data"), split) for split in ("train", "val")):
+        assert not file.problems and not file.written
+        assert {image["file_name"] for image in file.images.values()} <= set(names)
+
+
+AMBIGUOUS = [
+    ({"one/a.png": "x\\a.png", "two/a.png": "y\\b.png"}, [r"x\\a.png (may be one/a.png, two/a.png)", r"y\\b.png"]),
+    ({"images/a.png": "one/a.png", "images/b.png": "two/a.png"}, ["one/a.png (images/a.png may be that of another name)"]),
+    ({"images/a.png": "images/a.png", "images/b.png": "C:\\a.png"}, ["C:\\a.png (images/a.png may be that of another"]),
+    ({"images/00000001-a.png": "00000002-a.png"}, ["1 images, 1 are not in", "00000002-a.png; looked for as written"]),
+    ({"images/a.png": "a.jpg"}, ["a.jpg; looked for as written and by the last parts of their names"]),
+    ({".hidden/a.png": "C:\\a.png"}, ["C:\\a.png; looked"]),
+]
+
+
+@pytest.mark.parametrize(("names", "reasons"), AMBIGUOUS)
+def test_names_that_may_mean_several_images_or_none_are_listed(source: Path, tmp_path: Path, names, reasons) -> None:
+    as_written(source, tmp_path / "data", names)
+    with pytest.raises(UserError) as error:
+        layouts.recognise(str(tmp_path / "data"))
+    for reason in reasons:
+        assert reason.replace("\\\\", "\\") in str(error.value)
+
+
+def test_the_longest_end_decides_and_then_the_folder_beside_the_file_or_called_as_the_split(
+    source: Path, tmp_path: Path
+) -> None:
+    names = {"one/a.png": "D:\\shots\\one\\a.png", "two/a.png": "D:\\shots\\two\\a.png"}
+    as_written(source, tmp_path / "a", names)
+    assert {Path(r["file_name"]).parent.name for r in layouts.read(str(tmp_path / "a"), "train").records()} <= {"one", "two"}
+    for split in ("train", "val"):
+        as_written(source, tmp_path / "b", {f"{split}/a.png": "D:\\a.png", f"{split}/b.png": "D:\\b.png"}, f"{split}/x.json")
+        as_written(source, tmp_path / "c", {f"im/{split}/a.png": "D:\\a.png"}, f"labels/{split}.json")
+        as_written(source, tmp_path / "d", {"images/a.png": "D:\\a.png"}, f"labels/{split}.json")
+    write(tmp_path / "d" / "masks" / "a.png", "")
+    for data in "bcd":
+        for split in ("train", "val"):
+            records = layouts.read(str(tmp_path / data), split).records()
+            folders = {Path(record["file_name"]).parent.name for record in records}
+            assert folders == {"images" if data == "d" else split}
+
+
+def test_a_name_leads_out_of_the_folder_only_where_it_did(source: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside" / "a.png"
+    write(outside, "")
+    for written in (str(outside), "../outside/a.png", "../../outside/a.png"):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        as_written(source, tmp_path / "data", {"photos/a.png": written, "photos/b.png": "b.png"})
+        if os.path.exists(tmp_path / "data" / written):
+            with pytest.raises(UserError, match=r"a.png \(is elsewhere\)"):
+                layouts.recognise(str(tmp_path / "data"))
+        else:
+            assert layouts.recognise(str(tmp_path / "data")).splits
+    inside = str(tmp_path / "data" / "photos" / "a.png")  # absolute, and the file there
+    for name in (inside, "../images/a.png"):
+        shutil.rmtree(tmp_path / "data")
+        as_written(source, tmp_path / "data", {"photos/a.png": name, "photos/b.png": "b.png"})
+        records = [r for split in ("train", "val") for r in layouts.read(str(tmp_path / "data"), split).records()]
+        assert {os.path.realpath(record["file_name"]) for record in records} == {inside, inside.replace("a.png", "b.png")}
+    for split in ("train", "val"):  # the plain layout, where it did
+        as_written(source, tmp_path / "plain", {"images/a.png": str(outside)}, f"annotations/{split}.json")
+    assert [r["file_name"] for r in layouts.read(str(tmp_path / "plain"), "val").records()] == [str(outside)]
+
+
+def test_check_data_finds_images_in_the_folder_that_is_given(source: Path, tmp_path: Path, capsys) -> None:
+    as_written(source, tmp_path, {"shots/deep/a b.png": "D:\\x\\a%20b.png", "shots/c.png": "gone.png"}, "labels/all.json")
+    assert check_data.main([str(tmp_path / "labels" / "all.json"), "--images", str(tmp_path / "shots")]) == 1
+    text = capsys.readouterr().out
+    assert "to know: 1 images are not there under their names" in text and "D:\\x\\a%20b.png is deep/a b.png" in text
+    assert "gone.png: cannot be read: it does not exist" in text and "it is not there" in text
+    assert check_data.main([str(tmp_path / "labels" / "all.json"), "--annotations-only"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["the same file", "a link", "a linked folder"])
+def test_images_in_train_and_val_are_told_once_both_are_known(
+    source: Path, tmp_path: Path, kind: str, capsys, caplog: pytest.LogCaptureFixture
+) -> None:
+    coco("annotations/SPLIT.json", "images/SPLIT")(source, tmp_path / "data")
+    val, train = contents(source).values()
+    val, train = tmp_path / "data" / "images" / "val", tmp_path / "data" / "images" / "train"
+    if kind == "a link":
+        (val / "val_00001.png").unlink()
+        (val / "val_00001.png").symlink_to(train / "train_00000.png")
+    elif kind == "a linked folder":
+        shutil.rmtree(val)
+        val.symlink_to(train)
+    path = tmp_path / "data" / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    name = {"the same file": "../train/train_00000.png", "a link": "val_00001.png", "a linked folder": "train_00000.png"}
+    content["images"] = content["images"][:1]
+    content["images"][0]["file_name"] = name[kind]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
+    path.write_text(json.dumps(content))
+    if kind == "the same file":  # such a name is only looked up in the plain layout
+        for file in (tmp_path / "data" / "images").rglob("*.png"):
+            shutil.move(file, tmp_path / "data" / "images" / file.name)
+        (tmp_path / "data" / "images" / "train").rmdir()
+        content["images"][0]["file_name"] = "./train_00000.png"
+        path.write_text(json.dumps(content))
+        shutil.rmtree(val)
+    check_data.main([str(tmp_path / "data"), "--annotations-only"])
+    text = capsys.readouterr().out
+    assert "to know: 1 images are in train and in val\n    image 1 (train_00000.png)" in text
+    cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"))
+    gpvit.data.use_folder(cfg, str(tmp_path / "data"), train=True)
+    with caplog.at_level(logging.INFO, "gpvit"):
+        DatasetCatalog.get(cfg.dataloader.train.dataset.names)
+    assert "1 images are in train and in val, first id 1 (train_00000.png)" in caplog.text
+
+
+def test_classes_are_counted_by_their_names(source: Path, tmp_path: Path) -> None:
+    first = annotations.CocoFile("a", "", categories={1: "box", 2: "tri", 7: "tri"})
+    second = annotations.CocoFile("b", "", categories={0: "tri", 1: "box", 5: "dot"})
+    for file, ids in ((first, [1, 1, 1, 2, 7]), (second, [0, 1, 5, 5])):
+        file.images[1] = {"file_name": "a.png", "height": 9, "width": 9}
+        file.objects[1] = [{"category_id": id, "iscrowd": 0} for id in ids]
+    lines = layouts.table({"train": first, "val": second}).splitlines()
+    assert [line.split() for line in lines[5:9]] == [
+        ["box", "3", "1"], ["tri", "1", "1"], ["dot", "0", "2"], ["tri", "1", "0"]
+    ]  # fmt: skip
+    assert lines[9] == "classes without objects in train: dot"

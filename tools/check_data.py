@@ -20,7 +20,7 @@ from pathlib import Path
 
 from common import run_command
 from gpvit import layouts
-from gpvit.annotations import RULES, WHOLE_FILE, CocoFile, Problem, grouped, read
+from gpvit.annotations import RULES, WHOLE_FILE, CocoFile, Problem, grouped, images_in_both, read
 from gpvit.errors import UserError, listed
 from gpvit.utils.files import atomic_write
 from gpvit.utils.text import PATH_LIMIT, one_line, print_anything
@@ -74,6 +74,8 @@ def check(path: Path | None, images: Path | None, masks: bool, open_images: bool
     classes = {tuple(data.categories.values()) for data in files.values() if data.categories}
     if len(classes) > 1:
         next(iter(files.values())).problems.insert(0, Problem("classes differ"))
+    if len(files) > 1:
+        files["train"].problems += images_in_both(files["train"], files["val"])
     print(layout.summary(files))
     return list(files.values())
 

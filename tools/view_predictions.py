@@ -31,7 +31,7 @@ from gpvit import annotations, layouts
 from gpvit.annotations import CocoFile
 from gpvit.engine import load_config, results_folders
 from gpvit.errors import UserError, listed
-from gpvit.evaluation import check_masks, coco_fingerprint
+from gpvit.evaluation import COCOFile, check_masks, coco_fingerprint
 from gpvit.images import read_image
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
 from gpvit.metrics import read_evaluation
@@ -207,7 +207,7 @@ def _data_of(config: Path, masks: bool) -> Source:
         raise UserError(f"data set {name} has no file of annotations in COCO format: {hint}")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(metadata.json_file)
+            truth = COCOFile(metadata.json_file)
             for number, item in enumerate(truth.dataset.get("annotations", ()), start=1):
                 item["id"] = number  # some begin at 0, which means no match to pycocotools
             truth.createIndex()

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gzip
 import io
 import json
 import logging
@@ -21,7 +22,7 @@ from children import in_a_child
 from conftest import REPOSITORY
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 from faster_coco_eval import COCOeval_faster
 from gpvit import annotations
@@ -198,7 +199,6 @@ STOPS = {
         change(id=-1),
         change(id=2**53),
     ],
-    "undeclared": [remove("category_id"), change(category_id=99), change(category_id="3"), change(category_id=None)],
     "no mask": [remove("segmentation"), change(segmentation=None), change(segmentation=[]), change(segmentation={})],
 }
 
@@ -225,8 +225,9 @@ def test_what_concerns_file_image_or_class_stops_with_one_line(reader, kind: str
         (b"[]", "not a JSON object"),
         (b"7", "not a JSON object"),
         (json.dumps(valid()).encode().replace(b"cross", b"cr\xf6ss"), "UnicodeDecodeError"),
-        (json.dumps(valid()).encode("utf-16"), "UnicodeDecodeError"),
-        (json.dumps(valid()).encode("utf-8-sig"), "BOM"),
+        (json.dumps(valid()).encode("utf-16")[:-1], "UnicodeDecodeError"),
+        (gzip.compress(json.dumps(valid()).encode()), "compressed by gzip"),
+        (b'{"images": []}\n{"images": []}', "Extra data: line 2"),
         (b"[" * 100_000, "RecursionError"),
         (b'{"images": {}}', '"images" is not a list'),
         (b'{"images": [[]]}', "images[0] is not an object"),
@@ -242,8 +243,14 @@ def test_what_is_not_coco_json_stops_with_one_line(reader, content: bytes, reaso
 
 # Faults of one object that leave it out.
 DROPS = {
+    "undeclared": [remove("category_id"), change(category_id=99), change(category_id="3"), change(category_id=None)],
     "no such image": [change(image_id=77)],
     "mask": [
+        polygon(10.1, 10.1, 10.3, 10.1, 10.3, 10.3),  # between the centers of pixels
+        polygon(1, 3.1, 30, 3.1, 30, 3.4, 1, 3.4),
+        polygon(*[2, 2, 10, 2, 10, 10, 2, 10] * 2),  # twice around, which is inside an even number of times
+        change(segmentation=[[10.1, 10.1, 10.3, 10.1, 10.3, 10.3], [5.6, 5, 6.4, 5, 6, 9]]),
+        rle([FULL, 0]),
         change(segmentation="polygon"),
         change(segmentation=7),
         rle("", size=(HEIGHT, WIDTH)),
@@ -284,8 +291,30 @@ DROPS = {
         polygon(1, 1, -1e300, 1, 5, 5),
         polygon(1, 1, 10**400, 1, 5, 5),
         change(segmentation=[1, 1, 5, 1, 5, 5]),
+        change(segmentation=[[[1, 1], [5, 1], [5, 5]]]),
     ],
 }
+REASONS = {  # that name what a program did
+    "a flat list of numbers, not a list of polygons": [1, 1, 5, 1, 5, 5],
+    "points in lists of their own, not x, y, x, y": [[[1, 1], [5, 1], [5, 5]]],
+    "no pixel": [[10.1, 10.1, 10.3, 10.1, 10.3, 10.3]],
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_the_reason_why_a_mask_cannot_be_used_is_named(reader, reason: str) -> None:
+    content = valid()
+    content["annotations"][0]["segmentation"] = REASONS[reason]
+    assert [problem.detail for problem in reader(content).problems if problem.annotation_id == 10] == [reason]
+
+
+def test_if_all_are_left_out_the_reason_is_named(reader) -> None:
+    content = valid()
+    for item in content["annotations"]:
+        item["category_id"] = str(item["category_id"])
+    with pytest.raises(UserError, match=r"no object to train on \(6 annotations are of a category that is not"):
+        reader(content, train=True).records()
+    assert [record["annotations"] for record in reader(content).records()] == [[], [], []]
 
 
 @pytest.mark.parametrize(("kind", "damage"), [(kind, damage) for kind, damages in DROPS.items() for damage in damages])
@@ -349,6 +378,255 @@ def test_a_box_partly_outside_is_clipped_and_counted_beyond_a_pixel(reader, box,
     data = reader(content, masks=False)
     assert ("box clipped" in usual(data)) == counted
     assert used(data).get(10, {}).get("bbox") == clipped
+
+
+# What each object alone does not show, or its box does not.
+
+WIDE, HIGH = 96, 72
+
+
+def shapes(images: int = 3) -> dict:
+    """Images of 96 x 72 pixels with two objects each, a rectangle and a triangle; ids count from 1."""
+    content: dict = {"categories": [{"id": 3, "name": "box"}, {"id": 5, "name": "tri"}], "images": [], "annotations": []}
+    for id in range(1, images + 1):
+        content["images"].append({"id": id, "file_name": f"{id}.png", "width": WIDE, "height": HIGH})
+        x, y = 5 + 3 * (id % 4), 4 + 2 * (id % 4)
+        for category, (w, h), tip in ((3, (24, 18), [24, 18, 0, 18]), (5, (26, 24), [13, 24])):
+            points = [[a + x, b + y] for a, b in zip([0, w, *tip[0::2]], [0, 0, *tip[1::2]])]
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1, "image_id": id, "category_id": category, "iscrowd": 0,
+                    "bbox": [x, y, w, h], "area": w * h / (1 if len(tip) > 2 else 2),
+                    "segmentation": [[value for point in points for value in point]],
+                }
+            )  # fmt: skip
+            x, y = x + 38, y + 30
+    return content
+
+
+def shares(numbers: list[float]) -> list[float]:
+    return [number / (HIGH if place % 2 else WIDE) for place, number in enumerate(numbers)]
+
+
+def share_box(item: dict) -> None:
+    item["bbox"] = shares(item["bbox"])
+
+
+def share_mask(item: dict) -> None:
+    item["segmentation"] = [shares(polygon) for polygon in item["segmentation"]]
+
+
+def share_both(item: dict) -> None:
+    share_box(item)
+    share_mask(item)
+
+
+def to_corners(item: dict) -> None:
+    x, y, w, h = item["bbox"]
+    item["bbox"] = [x, y, x + w, y + h]
+
+
+def box_only(item: dict) -> None:
+    del item["segmentation"]
+
+
+def with_rle(item: dict) -> None:
+    rle = mask_api.merge(mask_api.frPyObjects(item["segmentation"], HIGH, WIDE))
+    item["segmentation"] = {"size": [HIGH, WIDE], "counts": rle["counts"].decode()}
+
+
+def changed(*changes: Callable[[dict], None], count: int | None = None, images: int = 3) -> dict:
+    """:func:`shapes` with changes to all or the first annotations."""
+    content = shapes(images)
+    for item in content["annotations"][:count]:
+        for change in changes:
+            change(item)
+    return content
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize(
+    "changes", [[share_both], [share_box, box_only], [to_corners, share_box, box_only]], ids=lambda c: c[-1].__name__
+)
+@pytest.mark.parametrize("count", [None, 2])
+def test_normalized_coordinates_stop_even_if_only_some_objects_have_them(reader, masks, changes, count) -> None:
+    if masks and box_only in changes:
+        pytest.skip("without masks only")
+    data = reader(changed(*changes, count=count), masks=masks, train=True)
+    assert usual(data)["normalized"] == list(range(1, (count or 6) + 1)) and "no objects" not in usual(data)
+    with pytest.raises(UserError, match=r"normalized\?, first id 1 \(bbox \[.*\] in 96 x 72\): multiply x and width by"):
+        data.records()
+
+
+def test_normalized_masks_stop_where_they_are_needed_and_boxes_are_mended_by_masks(reader) -> None:
+    assert usual(reader(changed(share_mask)))["normalized"] == [1, 2, 3, 4, 5, 6]
+    assert usual(reader(changed(share_mask), masks=False)) == {}
+    data = reader(changed(share_box))
+    assert usual(data) == {"box differs": [1, 2, 3, 4, 5, 6]}
+    assert [used(data)[id]["bbox"] for id in range(1, 7)] == [item["bbox"] for item in shapes()["annotations"]]
+
+
+def test_one_object_or_a_few_of_many_in_the_corner_stop_nothing(reader) -> None:
+    def corner(item: dict) -> None:
+        item |= {"bbox": [0.2, 0.3, 0.7, 0.6], "segmentation": [[0.2, 0.3, 0.9, 0.3, 0.9, 0.9, 0.2, 0.9]], "area": 0.4}
+
+    for content in (changed(corner, count=1), changed(corner, count=2, images=150)):
+        data = reader(content)
+        assert set(usual(data)) == {"first pixel"} and len(used(data)) == len(content["annotations"])
+    assert "normalized" in usual(reader(changed(corner, count=2, images=90)))
+    pixel = {"bbox": [0, 0, 1, 1], "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]], "area": 1}
+    data = reader(changed(lambda item: item.update(pixel), count=4))  # pixels, in whole numbers
+    assert data.records() and usual(data)["first pixel"] == [1, 2, 3, 4]
+    assert "normalized" in usual(reader(changed(lambda item: item.update(pixel))))  # or whole images, as nothing is else
+
+
+def test_images_of_one_pixel_have_no_normalized_objects(reader) -> None:
+    content = changed(lambda item: item.update(bbox=[0, 0, 0.9, 0.9], area=0.5), box_only)
+    for image in content["images"]:
+        image |= {"width": 1, "height": 1}
+    data = reader(content, masks=False)
+    assert usual(data) == {} and len(used(data)) == 6
+
+
+def test_of_one_object_with_a_normalized_mask_alone_the_mask_is_wrong(reader) -> None:
+    square = [0, 0, 0.9, 0, 0.9, 0.9, 0, 0.9]
+    for mask, reason in ((shares(square), "no pixel"), (square, "box is elsewhere")):
+        data = reader(changed(lambda item, mask=mask: item.update(segmentation=[mask]), count=1))
+        assert usual(data) == {"first pixel": [1], "mask": [1]} and data.records()
+        assert reason in grouped(data.problems)["mask"][0].detail
+
+
+WRONG = {
+    "corners": to_corners,
+    "shares": share_box,
+    "the whole image": lambda item: item.update(bbox=[0, 0, WIDE, HIGH]),
+    "center": lambda item: item.update(bbox=[item["bbox"][0] + 12, item["bbox"][1] + 9, *item["bbox"][2:]]),
+    "y before x": lambda item: item.update(bbox=[item["bbox"][i] for i in (1, 0, 3, 2)]),
+    "half the size": lambda item: item.update(bbox=[value / 2 for value in item["bbox"]]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("mask", [None, with_rle])
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_a_box_that_contradicts_its_mask_is_made_from_it(reader, wrong: str, mask, crowd: int) -> None:
+    changes = [WRONG[wrong], lambda item: item.update(iscrowd=crowd), *([mask] if mask else [])]
+    content = changed(*changes, count=5)
+    data = reader(content)
+    ids = usual(data).pop("box differs")
+    assert set(ids) >= {1, 2, 4} and "box clipped" not in usual(data)
+    extents = {item["id"]: item["bbox"] for item in shapes()["annotations"]}
+    for id in [*ids, 6]:
+        assert np.allclose(used(data)[id]["bbox"], extents[id], atol=1.01)  # an RLE has whole pixels
+    assert used(data)[6]["bbox"] == extents[6]
+    assert all(used(data)[id]["area"] <= 624 for id in ids)
+
+
+@pytest.mark.parametrize("mask", [None, with_rle])
+def test_a_box_that_is_loose_or_rounded_does_not_contradict_its_mask(reader, mask) -> None:
+    def loosen(item: dict) -> None:
+        x, y, w, h = item["bbox"]
+        item["bbox"] = [x - 2.5, y - 2.5, w + 5, h + 4]
+
+    def tiny(item: dict) -> None:
+        item |= {"bbox": [40, 40, 1, 1], "segmentation": [[41.5, 41.5, 42.5, 41.5, 42.5, 42.5, 41.5, 42.5]], "area": 1}
+
+    for change in (loosen, tiny):
+        content = changed(change, *([mask] if mask else []), images=1)
+        content["annotations"].pop()
+        data = reader(content)
+        assert usual(data) == {} and used(data)[1]["bbox"] == content["annotations"][0]["bbox"]
+
+
+def test_corners_near_the_image_s_own_are_recognised_to_the_pixel(reader) -> None:
+    content = shapes(1)
+    content["annotations"] = content["annotations"][:1]
+    [item] = content["annotations"]
+    item |= {"bbox": [4, 3, 74, 63], "segmentation": [[4, 3, 74, 3, 74, 63, 4, 63]], "area": 4200}  # IoU 0.9
+    data = reader(content)
+    assert usual(data) == {"box differs": [1]} and used(data)[1]["bbox"] == [4, 3, 70, 60]
+
+
+@pytest.mark.parametrize("wrong", ["corners", "shares"])
+def test_without_masks_boxes_that_contradict_them_are_told_and_stay(reader, wrong: str) -> None:
+    content = changed(WRONG[wrong], count=2)
+    data = reader(content, masks=False)
+    assert usual(data)["box alone differs"] == [1, 2]
+    assert used(data)[1]["bbox"] == content["annotations"][0]["bbox"]
+
+
+def test_boxes_without_masks_that_would_fit_as_corners_are_told(reader) -> None:
+    data = reader(changed(to_corners, box_only), masks=False)
+    assert usual(data)["corners"] == usual(data)["box clipped"] != []
+    content = changed(to_corners, box_only)
+    content["annotations"][0]["bbox"] = [40, 30, 20, 20]  # which as corners would be none
+    assert "corners" not in usual(reader(content, masks=False))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_of_the_same_object_twice_the_first_is_used(reader, masks: bool) -> None:
+    content = shapes()
+    first, second = content["annotations"][:2]
+    content["annotations"] += [
+        {**first, "id": 20},
+        {**first, "id": 21, "bbox": [float(value) for value in first["bbox"]]},
+        {**first, "id": 22, "category_id": 5},
+        {**first, "id": 23, "image_id": 2},
+        {**first, "id": 24, "bbox": [*first["bbox"][:3], 18.5]},
+        {**first, "id": 25, "iscrowd": 1},
+        {**first, "id": 1},
+        {**second, "id": 26},
+        {**second, "id": 27, "segmentation": [[*second["segmentation"][0], 51, 65]]},
+    ]
+    data = reader(content, masks=masks)
+    assert usual(data)["object twice"] == [20, 21, 1, 26] + ([] if masks else [27])
+    assert [problem.detail for problem in grouped(data.problems)["object twice"][:3]] == ["as 1"] * 3
+    assert {22, 23, 24, 25} <= set(used(data)) and len(data.coco().anns) == 6 + 4 + masks
+
+
+def test_many_objects_with_one_box_are_compared_in_a_moment(reader) -> None:
+    content = shapes(1)
+    first = content["annotations"][0]
+    points = first["segmentation"][0]
+    content["annotations"] = [
+        {**first, "id": id, "segmentation": [[*points, points[0] + id / 2000, points[1]]]} for id in range(1, 3001)
+    ]
+    with at_most(10):
+        assert len(used(reader(content))) == 3000
+
+
+def test_an_image_listed_again_under_another_id_is_told(reader, images: Path) -> None:
+    content = valid()
+    content["images"] += [
+        {"id": 20, "file_name": "./1.png", "width": WIDTH, "height": HEIGHT},
+        {"id": 21, "file_name": str(images / "2.png"), "width": WIDTH, "height": HEIGHT},
+    ]
+    data = reader(content)
+    assert usual(data) == {"file twice": [20, 21]} and len(data.records()) == 5
+    assert grouped(data.problems)["file twice"][0].detail == "./1.png, as 1"
+    data = read(data.path, "")
+    assert usual(data) == {"file twice": [20]}
+
+
+@pytest.mark.parametrize("area", [0.05, 1.0, 5000])
+def test_an_area_that_does_not_fit_the_box_is_recomputed(reader, area: float) -> None:
+    data = reader(changed(lambda item: item.update(area=area), count=1))
+    assert usual(data) == {"area": [1]} and used(data)[1]["area"] == 24 * 18
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_json_may_be_in_every_encoding_that_json_has(tmp_path: Path, images: Path, encoding: str, capsys) -> None:
+    content = valid()
+    content["categories"][0]["name"] = "Müller €"
+    folder_with(valid(), tmp_path / "data", images)
+    path = tmp_path / "data" / "annotations" / "val.json"
+    path.write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
+    data = read(path, images)
+    assert usual(data) == {} and data.categories[5] == "Müller €"
+    assert evaluate(register_folder(str(tmp_path / "data"), "val"), perfect)["segm"]["AP"] == pytest.approx(100)
+    assert run_check([str(tmp_path / "data")], capsys)[0] == 0
+    register_coco_instances(f"plain_{encoding}", {}, str(path), str(images))
+    assert len(COCOEvaluator(f"plain_{encoding}", ("bbox",))._coco_api.anns) == 6
 
 
 def test_without_masks_nobody_looks_at_them(reader) -> None:
@@ -489,7 +767,7 @@ def test_the_checker_tells_all_at_once_with_ids_and_fails_only_where_training_st
     (folder / "images" / "cut.png").write_bytes((images / "1.png").read_bytes()[:200])
     code, text = run_check([str(folder)], capsys)
     assert code == 1
-    assert "stops training: 1 annotations are of a category that is not declared\n    annotation 10 (category_id 99)" in text
+    assert "dropped: 1 annotations are of a category that is not declared\n    annotation 10 (category_id 99)" in text
     assert "stops training: 2 images cannot be read" in text
     assert "missing.png: cannot be read: it does not exist" in text and "cut.png: cannot be read: it is damaged" in text
     assert f"image 52 (1.png is {WIDTH} x {HEIGHT}, not {HEIGHT} x {WIDTH}; is it turned by EXIF?)" in text
@@ -522,7 +800,8 @@ def test_the_checker_prints_the_rules_and_every_kind_of_problem_has_a_test(capsy
     code, text = run_check(["--rules"], capsys)
     assert code == 0 and all(f"| {rule.what} | " in text for rule in RULES.values())
     tested = {*STOPS, *DROPS, *BOXES, *MENDED, "format", "same name", "classes differ", "unreadable", "size differs"}
-    tested.add("group")  # in test_layouts.py
+    tested |= {"normalized", "first pixel", "box differs", "box alone differs", "corners", "object twice", "file twice"}
+    tested |= {"group", "image name", "both splits"}  # in test_layouts.py
     tested.add("many objects")  # in test_evaluation.py
     tested |= {"label file", "line", "class", "shape"}  # in test_yolo.py and test_labelme.py
     assert tested == set(RULES)

@@ -6,12 +6,14 @@ leaves it out, in training and evaluation alike, and the log says how often.
 """
 
 import contextlib
+import gc
 import io
 import json
 import logging
+import math
 import os
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ from detectron2.utils.logger import log_first_n
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
+from . import image_names
 from .errors import UserError
 from .images import MAX_PIXELS, read_image
 from .utils.text import LINE_LIMIT, PATH_LIMIT, one_line
@@ -33,8 +36,13 @@ SLACK = 1.0  # pixels by which a box may leave its image without being counted: 
 # pycocotools takes 80 bytes for a pixel of outline and does not check whether there is so much memory. In COCO and the
 # data sets at hand no object comes to more than 4 times; an outline around every single pixel of 125 x 125 comes to 250.
 OUTLINE_SIDES, OUTLINE_PIXELS = 250, 10_000_000
-ANEW = "made anew from the mask; without one the object is left out"
-LATER = "correct them; training stops when it comes to one, or skips it if told to"
+# A box contradicts its mask if the box around the mask has less than this IoU with it, and a side of
+# one is more than this many pixels from that of the other: else rounding would count with small
+# objects. Boxes that are drawn loosely stay; in COCO's annotations at hand the least IoU is 0.9.
+SAME_BOX, SAME_SIDE = 0.5, 2.0
+NORMALIZED = 0.01  # share of the annotations with coordinates from 0 to 1 that stops
+RECOMPUTED = "recomputed from the mask; without one the object is left out"
+LATER = "correct them; training stops when it comes to one, or skips it with train.skip_budget"
 
 
 class Rule(NamedTuple):
@@ -62,25 +70,44 @@ RULES = {
     "image": Rule("stop", "images have no whole number as id or no file_name", "give them both"),
     "image twice": Rule("stop", "images have the id of another one", "give each its own, also in the annotations"),
     "image size": Rule("stop", "images have no usable width and height", f"give both, with at most {MAX_PIXELS} pixels"),
+    "image name": Rule("note", "images are not there under their names", "found by the last parts of these"),
+    "file twice": Rule("note", "images are listed again under another id", "used again, without the objects of the other"),
+    "both splits": Rule("note", "images are in train and in val", "used in both; AP is too high"),
     "unreadable": Rule("stop", "images cannot be read", LATER),
     "size differs": Rule("stop", "images have another size than their annotations say", LATER),
     "annotation": Rule("stop", "annotations have no whole number as id or image_id", "give them both"),
-    "undeclared": Rule("stop", "annotations are of a category that is not declared", "declare it or remove them"),
     "no mask": Rule("stop", "annotations have no segmentation", "add it, or use a detector of boxes (RetinaNet)"),
     "label file": Rule("stop", "label files cannot be used", "correct or remove them"),
     "line": Rule("drop", "lines of label files are no objects", "left out"),
     "class": Rule("drop", "lines of label files are of a class that has no name in the YAML file", "left out"),
     "shape": Rule("drop", "shapes of labelme files are no objects", "left out"),
+    "normalized": Rule(
+        "stop",
+        "annotations have coordinates between 0 and 1; are they normalized?",
+        "multiply x and width by the image's width, y and height by its height",
+    ),
+    "first pixel": Rule("note", "annotations are within the first pixel; are they normalized?", "used as they are"),
+    "undeclared": Rule("drop", "annotations are of a category that is not declared", "left out; declare it to keep them"),
     "no such image": Rule("drop", "annotations are of an image that is not listed", "left out"),
     "mask": Rule("drop", "annotations have a segmentation that is no mask of the image's size", "left out"),
+    "object twice": Rule("drop", "annotations repeat another one", "all but the first are left out"),
     "polygon": Rule("mend", "annotations have unusable polygons", "these are left out, and objects that have no others"),
-    "box": Rule("mend", "boxes are not four finite numbers", ANEW),
-    "empty box": Rule("mend", "boxes have no positive width and height", ANEW),
-    "box outside": Rule("mend", "boxes lie outside of the image", ANEW),
+    "box": Rule("mend", "boxes are not four finite numbers", RECOMPUTED),
+    "empty box": Rule("mend", "boxes have no positive width and height", RECOMPUTED),
+    "box outside": Rule("mend", "boxes lie outside of the image", RECOMPUTED),
+    "box differs": Rule("mend", "boxes contradict their masks", RECOMPUTED),
     "box clipped": Rule("mend", f"boxes leave the image by more than {SLACK:g} pixel", "clipped to the image"),
+    "box alone differs": Rule(
+        "note", "boxes contradict masks, which are not needed", "used as they are; correct boxes or masks"
+    ),
+    "corners": Rule(
+        "note",
+        "boxes leave their images and, read as x, y, x, y, none does",
+        "clipped; convert all boxes to x, y, width, height if these are corners",
+    ),
     "ignored": Rule("mend", 'annotations have "ignore", or an iscrowd other than 0 and 1', "taken for crowds"),
     "crowd": Rule("note", "annotations are crowds", "not trained on; in evaluation, what is found in them is not wrong"),
-    "area": Rule("note", "annotations have no area between 0 and the image's", "made anew from the mask or box"),
+    "area": Rule("note", "annotations have no area that fits their boxes", "recomputed from the mask or box"),
     "annotation twice": Rule("note", "annotations have the id of another one", "all are used"),
     "same name": Rule("note", "categories have the name of another one", "separate classes; AP by name shows only one"),
     "empty image": Rule("note", "images have no object to learn from", "not trained on, but evaluated"),
@@ -112,11 +139,13 @@ class CocoFile:
         path: of the file.
         image_root: the folder of its images.
         categories: names by id, in the order of the ids.
-        images: by id, in the order of the ids: file_name, height and width in pixels.
+        images: by id, in the order of the ids: file_name, which is where it was found in image_root,
+            height and width in pixels.
         objects: the usable annotations of each image, in COCO's format.
         annotations: how many annotations there are, usable or not.
         problems: all that were found, in the order of RULES.
         given: what the user has, if the file was made of it.
+        written: the names in the file, by id, of images that are found under another name.
     """
 
     path: str
@@ -127,6 +156,15 @@ class CocoFile:
     annotations: int = 0
     problems: list[Problem] = field(default_factory=list)
     given: str = ""
+    written: dict[int, str] = field(default_factory=dict)
+
+    def real_paths(self, folders: image_names.Folders | None = None) -> dict[int, str]:
+        """The paths of the images by id, without links; without image_root, their names."""
+        names = {id: image["file_name"] for id, image in self.images.items() if image["file_name"]}
+        if not self.image_root:
+            return {id: os.path.normpath(name) for id, name in names.items()}
+        folders = folders or image_names.Folders()
+        return {id: folders.real(os.path.join(self.image_root, name)) for id, name in names.items()}
 
     def summary(self) -> str:
         used = sum(len(objects) for objects in self.objects.values())
@@ -223,33 +261,69 @@ def read(
         open_images: whether to read every image, too.
     """
     data = CocoFile(str(json_file), str(image_root))
+    with _no_garbage_collection():
+        not_found = _read(data, masks, train)
+    if open_images:
+        data.problems += _open_images(data, not_found)
+        data.problems = [problem for problems in grouped(data.problems).values() for problem in problems]
+    return data
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """For a file with millions of objects of which none refers to another that holds it, a third faster."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        content = _parse(Path(json_file))
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read(data: CocoFile, masks: bool, train: bool) -> dict[int, str]:
+    """Reads a file but for its images. Gives the ids of images that are not found, and why."""
+    try:
+        content = _parse(Path(data.path))
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or "nested too deeply"
         data.problems.append(Problem("format", detail=f"{type(error).__name__}: {reason}"))
-        return data
+        return {}
     groups = [entry for entry in content["categories"] if _is_group(entry, content)]
     categories = [entry for entry in content["categories"] if entry not in groups]
     found = [*_read_categories(data, categories), *_read_images(data, content["images"])]
     found += [Problem("group", detail=shown(entry["name"])) for entry in groups]
-    found += _read_annotations(data, content["annotations"], masks)
+    renamed, not_found = _find_images(data)
+    found += renamed
+    objects = _judge(data, content["annotations"], list(_read_annotations(data, content["annotations"], masks)))
+    found += objects
     empty = [Problem("empty image", id) for id in data.images if all(item["iscrowd"] for item in data.objects[id])]
     found += empty
-    counts = {id: sum(not item["iscrowd"] for item in objects) for id, objects in data.objects.items()}
+    counts = {id: sum(not item["iscrowd"] for item in items) for id, items in data.objects.items()}
     many = sorted((id for id, count in counts.items() if count > MAX_DETECTIONS), key=lambda id: -counts[id])
     found += [Problem("many objects", id, detail=f"{counts[id]} objects") for id in many]
-    if train and len(empty) == len(data.images) > 0:
-        found.append(Problem("no objects"))
-    if open_images:
-        found += _open_images(data)
+    if train and len(empty) == len(data.images) > 0 and not any(problem.kind == "normalized" for problem in objects):
+        left_out = {kind: group for kind, group in grouped(objects).items() if RULES[kind].action == "drop"}
+        found.append(Problem("no objects", detail="; ".join(phrase(*item) for item in left_out.items())))
     data.problems = [problem for problems in grouped(found).values() for problem in problems]
-    return data
+    return not_found
+
+
+def load_json(path: Path) -> Any:
+    """What is in a JSON file, in UTF-8, UTF-16 or UTF-32.
+
+    Raises:
+        OSError, ValueError, RecursionError: it cannot be read.
+    """
+    content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        raise ValueError("the file is compressed by gzip; unpack it")
+    return json.loads(content)
 
 
 def _parse(path: Path) -> dict[str, list[dict]]:
-    """The three lists of a file. Raises OSError, ValueError or RecursionError."""
-    content = json.loads(path.read_bytes().decode("utf-8"))
+    """The three lists of a file. Raises as :func:`load_json` does."""
+    content = load_json(path)
     if not isinstance(content, dict):
         raise ValueError("the file is not a JSON object")
     lists = {name: content.get(name, []) for name in ("categories", "images", "annotations")}
@@ -268,7 +342,7 @@ def _read_categories(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
     for number, entry in enumerate(entries):
         id, name = _whole(entry.get("id")), entry.get("name")
         if id is None or not isinstance(name, str):
-            yield Problem("category", detail=f"entry {number}")
+            yield Problem("category", detail=f"entry {number}, id {shown(entry.get('id'))}")
         elif id in data.categories:
             yield Problem("category twice", detail=f"entry {number}, id {id}")
         else:
@@ -297,7 +371,7 @@ def _read_images(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
         id, name = _whole(entry.get("id")), entry.get("file_name")
         width, height = _whole(entry.get("width")), _whole(entry.get("height"))
         if id is None:
-            yield Problem("image", detail=f"entry {number}")
+            yield Problem("image", detail=f"entry {number}, id {shown(entry.get('id'))}")
             continue
         if id in data.images:
             yield Problem("image twice", id, detail=f"entry {number}")
@@ -318,14 +392,55 @@ def usable_size(height: Any, width: Any) -> bool:
     return all(type(side) is int and side > 0 for side in (height, width)) and height * width <= MAX_PIXELS
 
 
+def _find_images(data: CocoFile) -> tuple[list[Problem], dict[int, str]]:
+    """Finds images that are not there under their names.
+
+    Returns:
+        The problems, and by id why some images are not found.
+    """
+    folders = image_names.Folders()
+    missing: dict[int, str] = {}
+    taken: set[str] = set()
+    for id, image in data.images.items() if data.image_root else ():
+        name = image["file_name"]
+        if name and not folders.has(os.path.join(data.image_root, name)):
+            missing[id] = name
+        elif name:
+            taken.add(os.path.relpath(name, data.image_root) if os.path.isabs(name) else os.path.normpath(name))
+    problems, not_found = [], {}
+    matches = image_names.match(missing.values(), image_names.files_below(data.image_root), taken) if missing else {}
+    for id, name in missing.items():
+        path, fault = matches[name]
+        if path:
+            data.written[id], data.images[id]["file_name"] = name, path
+            problems.append(Problem("image name", id, detail=f"{one_line(name)} is {one_line(path)}"))
+        else:
+            not_found[id] = fault
+    firsts: dict[str, int] = {}
+    for id, path in data.real_paths(folders).items():
+        first = firsts.setdefault(path, id)
+        if first != id:
+            problems.append(Problem("file twice", id, detail=f"{one_line(data.images[id]['file_name'])}, as {first}"))
+    return problems, not_found
+
+
+def images_in_both(train: CocoFile, val: CocoFile) -> list[Problem]:
+    """The images of the one file that are those of the other, too."""
+    validated = set(val.real_paths().values())
+    both = [id for id, path in train.real_paths().items() if path in validated]
+    return [Problem("both splits", id, detail=one_line(train.images[id]["file_name"])) for id in both]
+
+
 def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Iterator[Problem]:
     data.annotations = len(entries)
     ids: set[int] = set()
+    seen = Seen()
     for number, entry in enumerate(entries):
         id, image_id, category_id = (_whole(entry.get(key)) for key in ("id", "image_id", "category_id"))
         found: list[tuple[str, str]] = []
         if id is None or image_id is None:
-            found.append(("annotation", f"entry {number}"))
+            ids_shown = ", ".join(f"{key} {shown(entry.get(key))}" for key in ("id", "image_id"))
+            found.append(("annotation", f"entry {number}, {ids_shown}"))
         if category_id not in data.categories:
             found.append(("undeclared", f"category_id {shown(entry.get('category_id'))}"))
         if masks and not entry.get("segmentation"):
@@ -333,111 +448,304 @@ def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Itera
         if image_id is not None and image_id not in data.images:
             found.append(("no such image", f"image_id {image_id}"))
         if not found and image_id is not None and (image := data.images[image_id])["height"]:
-            item = _object(entry, image["height"], image["width"], masks, lambda *why, found=found: found.append(why))
-            if item:
-                data.objects[image_id].append({"id": id, "image_id": image_id, "category_id": category_id} | item)
+            made = _object(entry, image["height"], image["width"], masks, lambda *why, found=found: found.append(why))
+            if made:
+                item = {"id": id, "image_id": image_id, "category_id": category_id} | made[0]
+                other = seen.same_as((image_id, category_id, *made[1]), item)
+                if other:
+                    found.append(("object twice", f"as {other['id']}"))
+                else:
+                    data.objects[image_id].append(item)
         if id in ids:
             found.append(("annotation twice", ""))
         ids |= set() if id is None else {id}
         yield from (Problem(kind, image_id, id, detail) for kind, detail in found)
 
 
-def _object(entry: dict, height: int, width: int, masks: bool, tell: Tell) -> dict[str, Any] | None:
-    """Box, mask, area and iscrowd of an annotation by the rules, or None if it is left out; tells what it finds."""
-    item: dict[str, Any] = {}
-    mask = _mask(entry["segmentation"], height, width, tell) if masks else None
-    if mask is not None:
-        item["segmentation"] = mask
-    elif masks:
+def _judge(data: CocoFile, entries: list[dict], found: list[Problem]) -> list[Problem]:
+    """The problems of objects, with what can only be said of all of them together."""
+    fractions = sum(problem.kind == "normalized" for problem in found)
+    within = fractions + sum(problem.kind == "first pixel" for problem in found)
+    # A few may be small objects in the corner, and so may pixels there be, but not everywhere.
+    many = fractions >= max(2, NORMALIZED * len(entries)) or within == len(entries) > 1
+    for number, problem in enumerate(found):
+        if problem.kind in ("normalized", "first pixel"):
+            found[number] = problem._replace(kind="normalized" if many else "first pixel")
+    clipped = [problem for problem in found if problem.kind == "box clipped"]
+    if len(clipped) > 1 and all(_may_be_corners(entry, data) for entry in entries):
+        found += [problem._replace(kind="corners") for problem in clipped]
+    return found
+
+
+def _may_be_corners(entry: dict, data: CocoFile) -> bool:
+    """Whether nothing speaks against x, y, x, y in a box that has no mask."""
+    numbers, image = _four_numbers(entry.get("bbox")), data.images.get(_whole(entry.get("image_id")) or 0)
+    if numbers is None or image is None:
+        return True
+    x1, y1, x2, y2 = numbers
+    inside = x2 <= image["width"] + SLACK and y2 <= image["height"] + SLACK
+    return inside and x1 < x2 and y1 < y2 and not entry.get("segmentation")
+
+
+class Seen:
+    """Objects that were read, to find those that repeat one."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple, dict] = {}
+        self._by_mask: dict[tuple, dict[Any, dict]] = {}
+
+    def same_as(self, values: tuple, item: dict) -> dict | None:
+        """The first object with these values and the same mask, if this is not the first."""
+        first = self._first.setdefault(values, item)
+        if first is item:
+            return None
+        # Masks are compared, which takes longer, where all else is the same.
+        by_mask = self._by_mask.setdefault(values, {_hashable(first.get("segmentation")): first})
+        other = by_mask.setdefault(_hashable(item.get("segmentation")), item)
+        return None if other is item else other
+
+
+def _hashable(mask: list[list[float]] | dict | None) -> Any:
+    if isinstance(mask, dict):
+        counts = mask["counts"]
+        return counts.encode() if isinstance(counts, str) else counts
+    return mask and tuple(map(tuple, mask))
+
+
+def _object(entry: dict, height: int, width: int, masks: bool, tell: Tell) -> tuple[dict[str, Any], tuple] | None:
+    """Box, mask, area and iscrowd of an annotation by the rules, or None if it is left out.
+
+    With it come the values that another annotation of the same object has, too, but for the mask.
+    """
+    outline, value = entry.get("segmentation"), entry.get("bbox")
+    numbers = _four_numbers(value)
+    box, fault = _box(value, numbers, height, width)
+    mask, extent = None, None
+    if masks:
+        mask, extent = _mask(outline, height, width, tell)
+    elif outline and box and not _agrees(box, numbers, outline, height, width):
+        mask, extent = _mask(outline, height, width, _ignore)  # to say so, if it can be used
+
+    box_within = _in_first_pixel(numbers, height, width)
+    mask_within = isinstance(outline, list) and _in_first_pixel(extent, height, width)
+    alone = mask_within and not box_within and box and _contradicts(box, numbers, extent)
+    if alone and not masks:  # the box is in pixels
+        mask, extent = None, None
+    elif mask_within or (box_within and extent is None):
+        whole = all(number == int(number) for number in (*(numbers or ()), *(extent or ())))
+        tell("first pixel" if whole else "normalized", f"bbox {shown(value)} in {width} x {height}")
+    if alone and mask:
+        tell("mask", "within the first pixel, and the box is elsewhere")
+    if masks and (alone or mask is None):
         return None
-    box = _box(entry.get("bbox"), height, width, tell) or (_extent(mask, height, width) if mask is not None else None)
+
+    around = _box_around(extent) if mask and extent else None
+    differs = box and around and _contradicts(box, numbers, extent)
+    if differs:
+        tell("box differs" if masks else "box alone differs", f"{shown(value)}, the mask's is {shown(around)}")
+    if fault and not (differs and masks):
+        tell(*fault)
+    if masks and (differs or box is None):
+        box = around
     if box is None:
         return None
+    item: dict[str, Any] = {"segmentation": mask} if masks else {}
+    item |= {"bbox": box, **_area_and_crowd(entry, box, height, width, mask if masks else None, tell)}
+    polygons = len(outline) if isinstance(outline, list) else 0  # also those that are left out
+    return item, (numbers, item["area"], item["iscrowd"], polygons)
+
+
+def _area_and_crowd(
+    entry: dict, box: list[float], height: int, width: int, mask: list[list[float]] | dict | None, tell: Tell
+) -> dict[str, Any]:
     area: Any = entry.get("area")
     crowd = entry.get("iscrowd") or 0
-    if _numbers([area]) is None or not 0 < area <= height * width:
+    if not _area_fits(area, *box[2:]):
         tell("area", shown(area))
-        area = _area(mask, height, width) if mask is not None else box[2] * box[3]
+        area = box[2] * box[3] if mask is None else _area(mask, height, width)
     if crowd not in (0, 1) or entry.get("ignore"):
         tell("ignored", f"iscrowd {shown(crowd)}, ignore {shown(entry.get('ignore'))}")
         crowd = 1
     if crowd:
         tell("crowd", "")
-    return item | {"bbox": box, "area": float(area), "iscrowd": int(crowd)}
+    return {"area": float(area), "iscrowd": int(crowd)}
 
 
-def _box(value: Any, height: int, width: int, tell: Tell) -> list[float] | None:
-    """x, y, width and height in pixels inside of the image, or None."""
-    numbers = _numbers(value)
-    if numbers is None or len(numbers) != 4 or not np.isfinite(numbers).all():
-        return tell("box", shown(value))
-    x, y, w, h = numbers.tolist()
+def _ignore(kind: str, detail: str) -> None:
+    """Of one object that it has a problem which does not matter."""
+
+
+def _four_numbers(value: Any) -> tuple[float, ...] | None:
+    """Four finite numbers, or None."""
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    if not all(isinstance(number, int | float) for number in value):
+        return None
+    try:
+        numbers = tuple(map(float, value))
+    except OverflowError:
+        return None
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+def _in_first_pixel(values: Sequence[float] | None, height: int, width: int) -> bool:
+    """Whether numbers of a box or mask are about 0 to 1, in an image of more than one pixel each way."""
+    return values is not None and min(height, width) > 1 and min(values) >= -0.1 and max(values) <= 1.1
+
+
+def _contradicts(box: Sequence[float], numbers: Sequence[float] | None, extent: Sequence[float] | None) -> bool:
+    """Whether a box, x, y, width, height, is not that of a mask, which extends from x1, y1 to x2, y2.
+
+    ``numbers`` are those of the file, before the box was clipped to the image.
+    """
+    assert numbers is not None and extent is not None
+    x, y, width, height = box
+    corners = (x, y, x + width, y + height)
+    if all(abs(side - true) <= SAME_SIDE for side, true in zip(corners, extent)):
+        return False
+    x1, y1, x2, y2 = extent
+    common = max(0.0, min(x2, x + width) - max(x1, x)) * max(0.0, min(y2, y + height) - max(y1, y))
+    if common < SAME_BOX * (width * height + (x2 - x1) * (y2 - y1) - common):
+        return True
+    # Near the image's corner, a box of x, y, x, y is nearly the same; but then it fits to the pixel.
+    return all(abs(side - true) <= SAME_SIDE for side, true in zip(numbers, extent))
+
+
+def _box_around(extent: Sequence[float]) -> list[float]:
+    x1, y1, x2, y2 = extent
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def _agrees(box: Sequence[float], numbers: Sequence[float] | None, outline: Any, height: int, width: int) -> bool:
+    """Whether a box surely does not contradict its polygons; False of what is no polygons."""
+    try:
+        xs = [x for polygon in outline for x in polygon[0::2]]
+        ys = [y for polygon in outline for y in polygon[1::2]]
+        extent = (max(min(xs), 0), max(min(ys), 0), min(max(xs), width), min(max(ys), height))
+        return not _contradicts(box, numbers, extent)
+    except (TypeError, ValueError, KeyError):
+        return False
+
+
+def _box(
+    value: Any, numbers: Sequence[float] | None, height: int, width: int
+) -> tuple[list[float] | None, tuple[str, str] | None]:
+    """x, y, width and height in pixels inside of the image, or None; kind and detail of a problem."""
+    if numbers is None:
+        return None, ("box", shown(value))
+    x, y, w, h = numbers
     if w <= 0 or h <= 0:
-        return tell("empty box", f"{w:g} x {h:g}")
+        return None, ("empty box", f"{w:g} x {h:g}")
     x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+    in_image = f"{shown(value)} in {width} x {height}"
     if x2 <= x1 or y2 <= y1:
-        return tell("box outside", f"{shown(value)} in {width} x {height}")
-    if max(x1 - x, y1 - y, x + w - x2, y + h - y2) > SLACK:
-        tell("box clipped", f"{shown(value)} in {width} x {height}")
+        return None, ("box outside", in_image)
+    clipped = max(x1 - x, y1 - y, x + w - x2, y + h - y2) > SLACK
     inside = (x1, y1) == (x, y) and x + w <= width and y + h <= height
-    return [x, y, w, h] if inside else [x1, y1, x2 - x1, y2 - y1]
+    return (
+        [x, y, w, h] if inside else [x1, y1, x2 - x1, y2 - y1],
+        ("box clipped", in_image) if clipped else None,
+    )
 
 
-def _mask(value: Any, height: int, width: int, tell: Tell) -> list[list[float]] | dict | None:
-    """Polygons or compressed RLE of an image's size, or None."""
+def _area_fits(area: Any, width: float, height: float) -> bool:
+    """Whether an area may be that of an object in a box of this size, with the pixels at its sides."""
+    if not isinstance(area, int | float) or isinstance(area, bool):
+        return False
+    # A share of the image's area is at most 1.
+    return 0 < area <= (width + SAME_SIDE) * (height + SAME_SIDE) and (area > 1 or width * height <= 16)
+
+
+def _mask(value: Any, height: int, width: int, tell: Tell) -> tuple[list[list[float]] | dict | None, list[float] | None]:
+    """Polygons or compressed RLE of an image's size, or None; the corners x1, y1, x2, y2 around them."""
     if isinstance(value, dict):
         fault = run_length_fault(value, height, width)
-        if fault:
-            return tell("mask", fault)
-        rle = compressed(value, height, width)
-        return rle if mask_api.area(rle) else tell("mask", "no pixel")
+        rle = None if fault else compressed(value, height, width)
+        if rle is None or not mask_api.area(rle):
+            tell("mask", fault or "no pixel")
+            return None, None
+        x, y, w, h = mask_api.toBbox(rle).tolist()
+        return rle, [x, y, x + w, y + h]
     if not isinstance(value, list):
-        return tell("mask", "neither polygons nor RLE")
-    faults = polygon_faults(value, height, width)
+        tell("mask", "neither polygons nor RLE")
+        return None, None
+    if _numbers(value) is not None and value:
+        tell("polygon", "a flat list of numbers, not a list of polygons")
+        return None, None
+    looked = [_outline(polygon, height, width) for polygon in value]
+    faults = _with_too_long(looked, height, width)
     if any(faults):
         tell("polygon", ", ".join(sorted({*faults} - {""})))
-    return [polygon for polygon, fault in zip(value, faults) if not fault] or None
+    kept = [number for number, fault in enumerate(faults) if not fault]
+    if not kept:
+        return None, None
+    sides = list(zip(*(looked[number].extent for number in kept)))
+    extent = [max(min(sides[0]), 0.0), max(min(sides[1]), 0.0), min(max(sides[2]), width), min(max(sides[3]), height)]
+    # Between the centers of pixels, or drawn to and fro, even a large outline has no pixel. Nothing that is
+    # faster than drawing it tells.
+    if not any(mask_api.area(mask_api.frPyObjects([looked[number].points for number in kept], height, width))):
+        tell("mask", "no pixel")
+        return None, extent
+    return [value[number] for number in kept], extent
+
+
+class Outline(NamedTuple):
+    """What is wrong with a polygon, or ""; its numbers, and the corners x1, y1, x2, y2 around it."""
+
+    fault: str
+    points: np.ndarray = np.empty(0)
+    extent: Sequence[float] = ()
 
 
 def polygon_faults(polygons: list[Any], height: int, width: int) -> list[str]:
     """What is wrong with each polygon of an object in an image of that size, or ""; what is too long for the others, too."""
+    return _with_too_long([_outline(polygon, height, width) for polygon in polygons], height, width)
+
+
+def _with_too_long(outlines: list[Outline], height: int, width: int) -> list[str]:
+    """The faults of an object's polygons, with those that are too long for the others."""
     limit = min(OUTLINE_SIDES * (height + width), OUTLINE_PIXELS)
-    faults, total = [], 0.0
-    for polygon in polygons:
-        fault = _polygon_fault(polygon, height, width)
-        if not fault:
-            length = outline_length(np.asarray(polygon, np.float64))
+    faults = [outline.fault for outline in outlines]
+    # No step is longer than the longer side; what is short by that need not be measured.
+    good = [(len(outline.points) / 2, outline.extent) for outline in outlines if not outline.fault]
+    if sum(count * (1 + max(x2 - x1, y2 - y1)) for count, (x1, y1, x2, y2) in good) <= limit:
+        return faults
+    total = 0.0
+    for number, outline in enumerate(outlines):
+        if not outline.fault:
+            length = outline_length(outline.points)
             if total + length > limit:
-                fault = f"an outline of more than {limit} pixels"
+                faults[number] = f"an outline of more than {limit} pixels"
             else:
                 total += length
-        faults.append(fault)
     return faults
+
+
+def _outline(polygon: Any, height: int, width: int) -> Outline:
+    numbers = _numbers(polygon)
+    if numbers is None:
+        pairs = isinstance(polygon, list) and polygon and all(isinstance(point, list) for point in polygon)
+        return Outline("points in lists of their own, not x, y, x, y" if pairs else "not a list of numbers")
+    if len(numbers) % 2:
+        return Outline("an odd number of coordinates")
+    if len(numbers) < 6:
+        return Outline("fewer than three points")
+    if not np.isfinite(numbers).all():
+        return Outline("NaN or infinity")
+    xs, ys = polygon[0::2], polygon[1::2]  # of lists, these are faster than NumPy's
+    extent = (min(xs), min(ys), max(xs), max(ys))
+    for low, high, side in ((extent[0], extent[2], width), (extent[1], extent[3], height)):
+        if low == high or high <= 0 or low >= side:
+            return Outline("no area inside of the image")
+        if low < -side or high > 2 * side:
+            return Outline("further outside of the image than the image is large")
+    return Outline("", numbers, extent)
 
 
 def outline_length(polygon: np.ndarray) -> float:
     """How many steps pycocotools takes around a polygon (x, y, x, y, ...), in pixels; each point counts for one, too."""
     points = polygon.reshape(-1, 2)
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()) + len(points)
-
-
-def _polygon_fault(polygon: Any, height: int, width: int) -> str:
-    numbers = _numbers(polygon)
-    if numbers is None:
-        return "not a list of numbers"
-    if len(numbers) % 2:
-        return "an odd number of coordinates"
-    if len(numbers) < 6:
-        return "fewer than three points"
-    if not np.isfinite(numbers).all():
-        return "NaN or infinity"
-    for values, side in ((numbers[0::2], width), (numbers[1::2], height)):
-        low, high = values.min(), values.max()
-        if low == high or high <= 0 or low >= side:
-            return "no area inside of the image"
-        if low < -side or high > 2 * side:
-            return "further outside of the image than the image is large"
-    return ""
 
 
 def mask_fault(mask: Any, height: int, width: int) -> str:
@@ -517,14 +825,6 @@ def run_lengths(text: str | bytes) -> np.ndarray | None:
     return lengths
 
 
-def _extent(mask: list[list[float]] | dict, height: int, width: int) -> list[float]:
-    if isinstance(mask, dict):
-        return mask_api.toBbox(mask).tolist()
-    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask]).clip(0, [width, height])
-    low, high = points.min(axis=0), points.max(axis=0)
-    return [*low.tolist(), *(high - low).tolist()]
-
-
 def _area(mask: list[list[float]] | dict, height: int, width: int) -> float:
     rle = mask if isinstance(mask, dict) else mask_api.merge(mask_api.frPyObjects(mask, height, width))
     return float(mask_api.area(rle))
@@ -548,13 +848,14 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
 
-def _open_images(data: CocoFile) -> Iterator[Problem]:
+def _open_images(data: CocoFile, not_found: Mapping[int, str]) -> Iterator[Problem]:
     def look(id: int) -> Problem | None:
         image = data.images[id]
         try:
             height, width = read_image(os.path.join(data.image_root, image["file_name"])).shape[:2]
         except UserError as error:
-            return Problem("unreadable", id, detail=str(error))
+            why = f"; it {not_found[id]}" if id in not_found else ""
+            return Problem("unreadable", id, detail=f"{error}{why}")
         if (height, width) != (image["height"], image["width"]):
             sizes = f"{width} x {height}, not {image['width']} x {image['height']}"
             turned = "; is it turned by EXIF?" if (width, height) == (image["height"], image["width"]) else ""

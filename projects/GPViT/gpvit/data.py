@@ -81,6 +81,8 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
             f"--data {root}: {files['train'].path} and {files['val'].path} declare different classes: "
             f"{listed(classes['train'])} and {listed(classes['val'])}"
         )
+    if train:
+        files["train"].problems += annotations.images_in_both(files["train"], files["val"])
     summary = layout.summary(files)
     for split, data in files.items():
         loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,39 @@ from .utils.files import atomic_write
 from .utils.fingerprint import dataset_fingerprint
 from .utils.text import PATH_LIMIT, one_line
 
+
+class COCOFile(COCO):
+    """pycocotools' COCO for JSON in any Unicode encoding; pycocotools' takes that of the locale."""
+
+    def __init__(self, annotation_file: str | None = None) -> None:
+        super().__init__()
+        if annotation_file is not None:
+            self.dataset = annotations.load_json(Path(annotation_file))
+            if not isinstance(self.dataset, dict):
+                raise UserError(f"{annotation_file} is no JSON object")
+            self.createIndex()
+
+
 # Detectron2 looks its fast implementation up under this name, and has none without its compiled extension.
 coco_evaluation.COCOeval_opt = COCOeval_faster
 # Under this one, what evaluates another number of detections than 100; its own is pycocotools.
 coco_evaluation.COCOevalMaxDets = COCOeval_faster
+coco_evaluation.COCO = COCOFile
 
 MOST_DETECTIONS = 10_000  # that may be given; a checkpoint's config may have no higher number, either
+
+
+@contextlib.contextmanager
+def _truth(file: CocoFile | None) -> Iterator[None]:
+    """Gives these annotations to Detectron2's evaluator, which would read the file without the rules."""
+    if file is None:
+        yield
+        return
+    coco_evaluation.COCO = lambda json_file: file.coco()
+    try:
+        yield
+    finally:
+        coco_evaluation.COCO = COCOFile
 
 
 class COCOEvaluator(coco_evaluation.COCOEvaluator):
@@ -69,23 +96,23 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
     ) -> None:
         self.max_detections = MAX_DETECTIONS if max_dets_per_image is None else max_dets_per_image
         check_max_detections(self.max_detections, "max_dets_per_image")
-        super().__init__(
-            dataset_name,
-            tasks,
-            distributed,
-            output_dir,
-            max_dets_per_image=self.max_detections,
-            use_fast_impl=use_fast_impl,
-            kpt_oks_sigmas=kpt_oks_sigmas,
-            allow_cached_coco=allow_cached_coco,
-        )
+        file = MetadataCatalog.get(dataset_name).as_dict().get("coco_file")
+        with _truth(file):
+            super().__init__(
+                dataset_name,
+                tasks,
+                distributed,
+                output_dir,
+                max_dets_per_image=self.max_detections,
+                use_fast_impl=use_fast_impl,
+                kpt_oks_sigmas=kpt_oks_sigmas,
+                allow_cached_coco=allow_cached_coco,
+            )
         self._max_dets_per_image = max_dets(self.max_detections)
         self._folder: str | None = self._output_dir  # type: ignore[has-type]
         self._output_dir = None  # Detectron2 would write in place
         self.unwritten = ""
-        if "coco_file" in self._metadata.as_dict():
-            self._coco_api = self._metadata.coco_file.coco()
-        elif self._tasks is None or "segm" in self._tasks:
+        if file is None and (self._tasks is None or "segm" in self._tasks):
             check_masks(self._coco_api, self._metadata.json_file)
         self._anything_to_find = any(not item.get("iscrowd") for item in self._coco_api.anns.values())
 
@@ -161,7 +188,7 @@ def coco_ap(json_file: str, results: list[dict], task: str, max_detections: int 
     if not results:
         return 0.0
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(json_file)
+        truth = COCOFile(json_file)
         found = truth.loadRes(results)
     return float(summarized(truth, found, task, max_detections).stats[0])
 
@@ -231,7 +258,10 @@ def coco_fingerprint(file: CocoFile) -> str:
     """
     mode = {"bbox_mode": BoxMode.XYWH_ABS}
     records = (
-        image | {"image_id": id, "annotations": [item | mode for item in file.objects[id]]}
+        # The names in the file, as its images may be looked for in other folders, or not at all.
+        image
+        | {"file_name": file.written.get(id, image["file_name"]), "image_id": id}
+        | {"annotations": [item | mode for item in file.objects[id]]}
         for id, image in file.images.items()
     )
     return dataset_fingerprint(records, [f"{id} {name}" for id, name in file.categories.items()])

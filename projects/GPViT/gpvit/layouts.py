@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from . import annotations, yolo
+from . import annotations, image_names, yolo
 from .errors import UserError, listed
 from .images import SUFFIXES
 from .utils.files import cut
@@ -258,15 +258,8 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.by_name: dict[str, list[str]] = {}
-        seen: set[str] = set()
-        for folder, folders, files in os.walk(root, followlinks=True):
-            here = os.path.realpath(folder)
-            folders[:] = [] if here in seen else sorted(name for name in folders if not name.startswith("."))
-            relative = os.path.relpath(folder, root)
-            for name in () if here in seen else files:
-                if not name.startswith("."):
-                    self.by_name.setdefault(name, []).append(os.path.normpath(os.path.join(relative, name)))
-            seen.add(here)
+        for path in image_names.files_below(root):
+            self.by_name.setdefault(os.path.basename(path), []).append(path)
         self.paths = dict.fromkeys(sorted(path for paths in self.by_name.values() for path in paths))
 
     @functools.cached_property
@@ -403,7 +396,7 @@ def look_into(path: Path) -> Content:
 @functools.lru_cache(maxsize=16)
 def _look_into(path: Path, size: int, changed: int) -> Content:
     try:
-        content = json.loads(path.read_bytes())
+        content = annotations.load_json(path)
     except (OSError, ValueError, RecursionError) as error:
         return Content("broken", fault=f"is no JSON ({' '.join(str(error).split())})")
     if not isinstance(content, dict):
@@ -439,13 +432,10 @@ def image_root(json_file: Path, tree: Tree | None = None, split: str | None = No
         for path in tree.by_name.get(os.path.basename(name), ())
         if f"{os.sep}{path}".endswith(f"{os.sep}{name}")
     )
-    best = max(roots, key=lambda root: (roots[root], root), default="")
-    if roots[best] < len(names):
-        missing = sorted(name for name in names if os.path.join(best, name) not in tree.paths)
-        where = tree.root / best if best in roots else f"{tree.root} and its folders"
-        raise UserError(f"{json_file}: of its {len(names)} images, {len(missing)} are not in {where}: {listed(missing)}")
-    beside = os.path.relpath(json_file.absolute().parent, tree.root.absolute())
     found = [root for root in sorted(roots) if roots[root] == len(names)]
+    beside = os.path.relpath(json_file.absolute().parent, tree.root.absolute())
+    if not found:
+        return tree.root / _root_by_ends(json_file, tree, split, beside)
     for better in (
         lambda root: os.path.normpath(root) == beside,
         lambda root: split is not None and split_of(PurePath(root)) == split,
@@ -458,6 +448,46 @@ def image_root(json_file: Path, tree: Tree | None = None, split: str | None = No
     return tree.root / found[0]
 
 
+def _root_by_ends(json_file: Path, tree: Tree, split: str | None, beside: str) -> str:
+    """The folder in which the images of a JSON file are found by :mod:`gpvit.image_names`.
+
+    Raises:
+        UserError: not all are found in one.
+    """
+    names = list(dict.fromkeys(look_into(json_file).names))
+    folders = sorted({str(folder) for path in tree.paths for folder in PurePath(path).parents})
+    of_split = [folder for folder in folders if split and split_of(PurePath(PurePath(folder).name)) == split]
+    of_images = [folder for folder in folders if PurePath(folder).name == "images"]
+    faults: dict[str, dict[str, str]] = {}
+    for folder in dict.fromkeys([beside, *of_split, *of_images, os.curdir]):
+        prefix = "" if folder == os.curdir else f"{folder}{os.sep}"
+        paths = [path.removeprefix(prefix) for path in tree.paths if path.startswith(prefix)]
+        faults[folder] = _not_found(names, tree.root / folder, paths)
+        if not faults[folder]:
+            return folder
+    missing = [
+        name if fault == image_names.ABSENT else f"{name} ({fault})" for name, fault in sorted(faults[os.curdir].items())
+    ]
+    raise UserError(
+        f"{json_file}: of its {len(names)} images, {len(missing)} are not in {tree.root} and its folders: "
+        f"{listed(missing)}; looked for as written and by the last parts of their names"
+    )
+
+
+def _not_found(names: Sequence[str], folder: Path, paths: Sequence[str]) -> dict[str, str]:
+    """The names that mean no image of a folder with these paths, and why."""
+    there = set(paths)
+    missing = [name for name in names if os.path.normpath(name) not in there]
+    matches = image_names.match(missing, paths, there & set(map(os.path.normpath, names)))
+    faults = {}
+    for name, (path, fault) in matches.items():
+        if fault:
+            faults[name] = fault
+        elif os.path.exists(folder / name) and not os.path.samefile(folder / name, folder / path):
+            faults[name] = "is elsewhere"  # what is there as written is meant, and is no part of the data
+    return faults
+
+
 # Splitting and converting.
 
 
@@ -465,10 +495,12 @@ def _single(data: str, json_file: Path, images: Path) -> Layout:
     """One file of annotations, split by the seed."""
 
     def make() -> tuple[dict[str, dict], list[str]]:
-        annotations.read(json_file, images, masks=False).stop_if_fatal()
-        content = json.loads(json_file.read_bytes())
-        parts, notes = divided([image["file_name"] for image in content["images"]], lambda name: None)
-        validating = {image["id"] for image in content["images"] if image["file_name"] in parts["val"]}
+        file = annotations.read(json_file, images, masks=False)
+        file.stop_if_fatal()
+        content = annotations.load_json(json_file)
+        names = {id: image["file_name"] for id, image in file.images.items()}
+        parts, notes = divided(names.values(), lambda name: None)
+        validating = {id for id, name in names.items() if name in parts["val"]}
 
         def part(val: bool) -> dict:
             keys = {"images": "id", "annotations": "image_id"}.items()
@@ -591,27 +623,39 @@ def _write(folder: Path, files: dict[str, Any]) -> None:
 
 def table(files: Mapping[str, annotations.CocoFile]) -> str:
     """Images, objects and classes of each file, as text; files by what they are called."""
-    counts = {name: Counter(item["category_id"] for item in _objects(data)) for name, data in files.items()}
+    labels = {name: _labels(data) for name, data in files.items()}
+    counts = {name: Counter(labels[name][item["category_id"]] for item in _objects(data)) for name, data in files.items()}
     rows: list[list[Any]] = [
         ["images", *(len(data.images) for data in files.values())],
         ["  without objects", *(sum(not found for found in data.objects.values()) for data in files.values())],
         ["objects", *(sum(count.values()) for count in counts.values())],
     ]
-    classes = {id: name for data in files.values() for id, name in data.categories.items()}
-    totals = {id: [count[id] for count in counts.values()] for id in classes}
-    order = sorted(classes, key=lambda id: (-sum(totals[id]), id))
-    rows += [[f"  {one_line(classes[id], NAME_LIMIT)}", *totals[id]] for id in order[:SHOWN]]
+    # Numbers of classes may differ from file to file, names do not.
+    classes = dict.fromkeys(label for found in labels.values() for label in found.values())
+    totals = {label: [count[label] for count in counts.values()] for label in classes}
+    order = sorted(classes, key=lambda label: -sum(totals[label]))
+    rows += [[f"  {one_line(label[0], NAME_LIMIT)}", *totals[label]] for label in order[:SHOWN]]
     if len(order) > SHOWN:
-        rest = [sum(column) for column in zip(*(totals[id] for id in order[SHOWN:]))]
+        rest = [sum(column) for column in zip(*(totals[label] for label in order[SHOWN:]))]
         rows.append([f"  and {len(order) - SHOWN} classes more", *rest])
     text = tabulate(rows, headers=["", *files], tablefmt="simple", preserve_whitespace=True)
-    absent = [classes[id] for id in order if totals[id][0] == 0]
+    absent = [label[0] for label in order if totals[label][0] == 0]
     lines = [f"classes without objects in {next(iter(files))}: {listed(absent)}"] if absent else []
     sides = [(image["width"], image["height"]) for data in files.values() for image in data.images.values()]
     if sides:
         widths, heights = (" to ".join(map(str, dict.fromkeys([min(side), max(side)]))) for side in zip(*sides))
         lines.append(f"images are {widths} pixels wide and {heights} high")
     return "\n".join([text, *lines])
+
+
+def _labels(data: annotations.CocoFile) -> dict[int, tuple[str, int]]:
+    """The name of each class by its id, and how many before it have the same."""
+    before: Counter[str] = Counter()
+    labels = {}
+    for id, name in data.categories.items():
+        labels[id] = (name, before[name])
+        before[name] += 1
+    return labels
 
 
 def _objects(data: annotations.CocoFile) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ thresholds. pycocotools does the matching: the marks that faster-coco-eval offer
 
 import contextlib
 import io
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .annotations import compressed, run_length_fault
+from .annotations import compressed, load_json, run_length_fault
 from .errors import UserError
 from .metrics import is_number
 from .utils.text import one_line
@@ -46,7 +45,7 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
         UserError: the file cannot be read or is in another format.
     """
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        results = load_json(Path(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {one_line(error)}") from None
     if not isinstance(results, list):

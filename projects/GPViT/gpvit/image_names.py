@@ -1,0 +1,142 @@
+"""Which images the names in a file of annotations mean.
+
+Programs write names as they are where they run: with backslashes (Windows), with ``%20`` (Label Studio),
+with folders of another machine. A name under which something is there means that. Any other means the one
+image of the dataset's folder that ends in the longest part of the name; where it may be several, or several
+names may mean the same image, nothing is guessed. What is guessed is always inside of the folder.
+"""
+
+import os
+import posixpath
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+from urllib.parse import unquote
+
+ABSENT = "is not there"
+UPLOADED = re.compile("[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an upload
+
+
+class Match(NamedTuple):
+    """The path of an image, or "" and why there is none."""
+
+    path: str
+    fault: str = ""
+
+
+class Folders:
+    """What is in folders. Each is listed once, which is faster than a look at each of its files."""
+
+    def __init__(self) -> None:
+        self._listed: dict[str, tuple[str, set[str], set[str]]] = {}
+
+    def has(self, path: str) -> bool:
+        """Whether there is something under a path."""
+        folder, name = os.path.split(path)
+        # Some file systems find a name in other letters than the listing has.
+        return name in self._list(folder)[1] or os.path.exists(path)
+
+    def real(self, path: str) -> str:
+        """A path, absolute and without links; it need not exist."""
+        folder, name = os.path.split(path)
+        real, _, links = self._list(folder)
+        return _real(path) if name in links or name in ("", os.curdir, os.pardir) else os.path.join(real, name)
+
+    def _list(self, folder: str) -> tuple[str, set[str], set[str]]:
+        """The real path of a folder, the names in it, and those that are links."""
+        if folder not in self._listed:
+            names, links = set(), set()
+            try:
+                with os.scandir(folder or os.curdir) as entries:
+                    for entry in entries:
+                        names.add(entry.name)
+                        if entry.is_symlink():
+                            links.add(entry.name)
+            except (OSError, ValueError):  # none, or what is no path
+                pass
+            self._listed[folder] = _real(folder), names, links
+        return self._listed[folder]
+
+
+def _real(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # what is no path
+        return path
+
+
+def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
+    """Paths of files relative to a folder; nothing that is hidden, or was seen through a link."""
+    seen: set[str] = set()
+    root = os.fspath(root)
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = os.path.realpath(folder)
+        if here in seen:
+            folders.clear()
+            continue
+        seen.add(here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = os.path.relpath(folder, root)
+        for name in files:
+            if not name.startswith("."):
+                yield os.path.normpath(os.path.join(relative, name))
+
+
+def match(names: Iterable[str], paths: Iterable[str], taken: Collection[str] = ()) -> dict[str, Match]:
+    """The images that names mean which are not there as written.
+
+    Args:
+        names: as written.
+        paths: of the files of a folder, relative to it.
+        taken: paths that other names mean as written.
+    """
+    ends: dict[tuple[str, ...], list[str]] = {}
+    for path in paths:
+        parts = _parts(path)
+        for start in range(len(parts)):
+            ends.setdefault(parts[start:], []).append(path)
+    longest = max(map(len, ends), default=0)
+    found = {name: _ending_alike(name, ends, longest) for name in names}
+    # Spellings of one path are one name.
+    meant: dict[str, set[tuple[str, ...]]] = {}
+    for name, images in found.items():
+        for path in images:
+            meant.setdefault(path, set()).add(_readings(name)[1])
+    matches = {}
+    for name, images in found.items():
+        if len(images) > 1:
+            several = f"{', '.join(images[:3])}{' or more' if len(images) > 3 else ''}"
+            matches[name] = Match("", f"may be {several}")
+        elif images and (images[0] in taken or len(meant[images[0]]) > 1):
+            matches[name] = Match("", f"{images[0]} may be that of another name")
+        else:
+            matches[name] = Match(images[0]) if images else Match("", ABSENT)
+    return matches
+
+
+def _ending_alike(name: str, ends: dict[tuple[str, ...], list[str]], longest: int) -> list[str]:
+    """The paths that share the longest end with the first reading of a name that shares one."""
+    for parts in _readings(name):
+        for length in range(min(longest, len(parts)), 0, -1):
+            paths = ends.get(parts[-length:])
+            if paths:
+                # A path from the folder itself is not one of several that end so.
+                return [path for path in paths if _parts(path) == parts] or paths
+    return []
+
+
+def _readings(name: str) -> list[tuple[str, ...]]:
+    """The parts of a name with ``\\`` as ``/``, with ``%20`` decoded, and without Label Studio's prefix."""
+    slashes = name.replace("\\", "/")
+    decoded = unquote(slashes, errors="surrogateescape").replace("\\", "/")
+    # Label Studio has its local files under /data/local-files/?d=PATH.
+    readings = [_parts(posixpath.normpath(text.strip().replace("?d=", "/"))) for text in (slashes, decoded)]
+    *folders, last = readings[1] or ("",)
+    return [*readings, (*folders, UPLOADED.sub("", last, count=1))] if UPLOADED.match(last) else readings
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Folders and name, in the form in which letters with accents are one character."""
+    parts = unicodedata.normalize("NFC", path).split("/")
+    return tuple(part for part in parts if part not in ("", ".", ".."))
