@@ -8,7 +8,8 @@ COCO format, one JSON file: given itself, or the only one in a folder. A fifth o
 a seed and their names.
 
 YOLO segmentation (a YAML file with the names of the classes, ``images`` and ``labels``) and labelme (a JSON file for each
-image): converted by :mod:`gpvit.conversion`, and split by the words in their folders or else as a single file is.
+image): converted by :mod:`gpvit.conversion` and :mod:`gpvit.labelme`, and split as YOLO's file says (:mod:`gpvit.yolo`),
+by the words in their folders, or else as a single file is.
 
 What has to be written for this goes to the user's cache, never into the data. What could be meant in two ways is refused.
 """
