@@ -303,7 +303,7 @@ def _read(data: CocoFile, masks: bool, train: bool) -> dict[int, str]:
     many = sorted((id for id, count in counts.items() if count > MAX_DETECTIONS), key=lambda id: -counts[id])
     found += [Problem("many objects", id, detail=f"{counts[id]} objects") for id in many]
     if train and len(empty) == len(data.images) > 0 and not any(problem.kind == "normalized" for problem in objects):
-        left_out = {kind: group for kind, group in grouped(objects).items() if RULES[kind].action == "drop"}
+        left_out = {kind: group for kind, group in grouped(objects).items() if RULES[kind].action in ("drop", "mend")}
         found.append(Problem("no objects", detail="; ".join(phrase(*item) for item in left_out.items())))
     data.problems = [problem for problems in grouped(found).values() for problem in problems]
     return not_found
