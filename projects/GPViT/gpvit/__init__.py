@@ -6,6 +6,8 @@ import os
 import sys
 import warnings
 
+from .utils.environment import set_defaults
+
 __version__ = "0.1.0"
 
 # What PyTorch says about functions that Detectron2 and older PyTorch need; nothing a user can change.
@@ -15,6 +17,8 @@ warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
 for _name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+set_defaults()  # before PyTorch is imported
 
 # A notebook names its backend in MPLBACKEND, for its children too. Importing matplotlib raises an error
 # where there is no such backend, as in another environment; without the variable, matplotlib chooses.
