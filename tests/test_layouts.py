@@ -704,6 +704,10 @@ def test_the_longest_end_decides_and_then_the_folder_beside_the_file_or_called_a
     names = {"one/a.png": "D:\\shots\\one\\a.png", "two/a.png": "D:\\shots\\two\\a.png"}
     as_written(source, tmp_path / "a", names)
     assert {Path(r["file_name"]).parent.name for r in layouts.read(str(tmp_path / "a"), "train").records()} <= {"one", "two"}
+    as_written(source, tmp_path / "e", {"images/a%20b.png": "x\\a%20b.png", "images/a b.png": "x\\a b.png"})
+    files = [layouts.read(str(tmp_path / "e"), split) for split in ("train", "val")]
+    found = {file.written[id]: image["file_name"] for file in files for id, image in file.images.items()}
+    assert found == {"x\\a%20b.png": "images/a%20b.png", "x\\a b.png": "images/a b.png"}
     for split in ("train", "val"):
         as_written(source, tmp_path / "b", {f"{split}/a.png": "D:\\a.png", f"{split}/b.png": "D:\\b.png"}, f"{split}/x.json")
         as_written(source, tmp_path / "c", {f"im/{split}/a.png": "D:\\a.png"}, f"labels/{split}.json")

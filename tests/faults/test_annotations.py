@@ -461,6 +461,7 @@ def test_normalized_coordinates_stop_even_if_only_some_objects_have_them(reader,
 def test_normalized_masks_stop_where_they_are_needed_and_boxes_are_mended_by_masks(reader) -> None:
     assert usual(reader(changed(share_mask)))["normalized"] == [1, 2, 3, 4, 5, 6]
     assert usual(reader(changed(share_mask), masks=False)) == {}
+    assert usual(reader(changed(share_box), masks=False))["normalized"] == [1, 2, 3, 4, 5, 6]
     data = reader(changed(share_box))
     assert usual(data) == {"box differs": [1, 2, 3, 4, 5, 6]}
     assert [used(data)[id]["bbox"] for id in range(1, 7)] == [item["bbox"] for item in shapes()["annotations"]]
@@ -547,7 +548,7 @@ def test_corners_near_the_image_s_own_are_recognised_to_the_pixel(reader) -> Non
     assert usual(data) == {"box differs": [1]} and used(data)[1]["bbox"] == [4, 3, 70, 60]
 
 
-@pytest.mark.parametrize("wrong", ["corners", "shares"])
+@pytest.mark.parametrize("wrong", ["corners", "the whole image"])
 def test_without_masks_boxes_that_contradict_them_are_told_and_stay(reader, wrong: str) -> None:
     content = changed(WRONG[wrong], count=2)
     data = reader(content, masks=False)
@@ -946,6 +947,13 @@ def test_evaluation_leaves_out_what_training_leaves_out(tmp_path: Path, images: 
     broken_folder(tmp_path / "data", images)
     shutil.copy(tmp_path / "data" / "annotations" / "train.json", tmp_path / "data" / "annotations" / "val.json")
     results = evaluate(register_folder(str(tmp_path / "data"), "val"), perfect)
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
+
+
+def test_an_undeclared_object_is_left_out_of_evaluation(tmp_path: Path, images: Path) -> None:
+    content = valid()
+    content["annotations"].append({"id": 99, "image_id": 1, "bbox": [1, 1, 5, 5], "segmentation": [[1, 1, 6, 1, 6, 6]]})
+    results = evaluate(folder_with(content, tmp_path / "data", images), perfect)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
 
 

@@ -531,7 +531,7 @@ def _object(entry: dict, height: int, width: int, masks: bool, tell: Tell) -> tu
     alone = mask_within and not box_within and box and _contradicts(box, numbers, extent)
     if alone and not masks:  # the box is in pixels
         mask, extent = None, None
-    elif mask_within or (box_within and extent is None):
+    elif mask_within or (box_within and (extent is None or not masks)):
         whole = all(number == int(number) for number in (*(numbers or ()), *(extent or ())))
         tell("first pixel" if whole else "normalized", f"bbox {shown(value)} in {width} x {height}")
     if alone and mask:

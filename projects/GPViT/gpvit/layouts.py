@@ -463,6 +463,8 @@ def _root_by_ends(json_file: Path, tree: Tree, split: str | None, beside: str) -
     for folder in dict.fromkeys([beside, *of_split, *of_images, os.curdir]):
         prefix = "" if folder == os.curdir else f"{folder}{os.sep}"
         paths = [path.removeprefix(prefix) for path in tree.paths if path.startswith(prefix)]
+        if len(paths) < len(names) and folder != os.curdir:
+            continue  # there may be thousands of small folders called images
         faults[folder] = _not_found(names, tree.root / folder, paths)
         if not faults[folder]:
             return folder
