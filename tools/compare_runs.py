@@ -60,7 +60,8 @@ def course(run: Path, metric: str) -> list[tuple[int, float]]:
     points = [(row["iteration"], row[metric]) for row in rows if metric in row]
     if not points:
         known = sorted({key for row in rows for key in row})
-        known = [key for key in known if key.endswith(f"/{metric}")] or known  # of several validation sets
+        of_sets = [key for key in known if "/" in metric and key.endswith(f"/{metric}")]
+        known = of_sets or known
         raise UserError(f"{file} has no {metric}; it has {listed(list(map(one_line, known)))}")
     return points
 
