@@ -32,7 +32,7 @@ ODD_IMAGES = {
     "sharp_tifftag-photoshop.tiff": (211, 317),
     "sharp_Flag_of_the_Netherlands-16bit.png": (600, 900),
     "sharp_full-transparent.png": "white or transparent everywhere",
-    "sharp_cielab-dagams.tiff": "it is no image in JPEG, PNG",
+    "sharp_cielab-dagams.tiff": "it has the color space CIELAB",
     "sharp_truncated.png": "damaged or incomplete",
     "sharp_corrupt-header.jpg": "damaged or incomplete",
     "sharp_giant-image.jpg": "more than 100 million pixels",
@@ -40,7 +40,7 @@ ODD_IMAGES = {
     "pillow_ifd_tag_type.tiff": (512, 640),
     "pillow_10ct_32bit_128.tiff": "floats from -3.14094 to 3.14068",
     "pillow_exif_imagemagick_orientation.png": (512, 512),
-    "pillow_hopper.Lab.tif": "colour space LAB",
+    "pillow_hopper.Lab.tif": "it has the color space CIELAB",
     "stardist_img2d_16bit.tif": (512, 512),
 }
 

@@ -425,6 +425,15 @@ def test_a_header_without_tags_is_damaged(tmp_path: Path, content: bytes, reason
     assert reason in reason_of(tmp_path / "image.tiff")
 
 
+@pytest.mark.parametrize("depth", ["u4", "u8"])
+def test_a_colormap_of_8_bits_is_not_black(tmp_path: Path, depth: str) -> None:
+    kind, path = Kind(color="palette", depth=depth, orientation=6), tmp_path / "image.tiff"
+    samples = write(path, kind)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[320].overwrite((colormap(kind.bits) // 256).ravel())
+    assert np.array_equal(read_image(path), expected(samples, kind))
+
+
 @pytest.mark.parametrize("depth", ["u8", "u16"])
 def test_xmp_does_not_turn_a_tiff(tmp_path: Path, depth: str) -> None:
     path, xmp = tmp_path / "image.tiff", b'<rdf:Description tiff:Orientation="6"/>'

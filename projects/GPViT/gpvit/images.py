@@ -1,22 +1,24 @@
 """Image files as RGB: for every kind of file one conversion, or a refusal that says why.
 
-8-bit RGB, gray, 1-bit, palette, YCbCr, CMYK: RGB by Pillow. Colour profiles are not applied.
+RGB, gray, palette, YCbCr and CMYK of up to 8 bits: RGB by Pillow. Color profiles are not applied.
 
-Alpha, also of a palette or of one colour: what is not opaque is blended over white, as browsers show it. Refused if
+Alpha, also of a palette or of one color: what is not opaque is blended over white, as browsers show it. Refused if
 nothing is left to see.
 
-One channel of integers deeper than 8 bits: the image's own darkest value becomes 0 and its brightest 255, linearly, as
-instruments use only a part of 16 bits.
+One channel of integers deeper than 8 bits, or signed: the image's own darkest value becomes 0 and its brightest 255,
+linearly, as instruments use only a part of 16 bits.
 
-16-bit colour, or 16 bits with alpha: 0 stays 0, and what the fewest bits, 8 to 16, that hold the brightest value can
-hold becomes 255. So colours stay, and a photo looks as its 8-bit version.
+16-bit color, or 16 bits with alpha: 0 stays 0, and what the fewest bits, 8 to 16, that hold the brightest value can
+hold becomes 255. So colors stay, and a photo looks as its 8-bit version. CMYK: the upper 8 of 16 bits.
 
 Floats: 0 to 1 becomes 0 to 255. Refused if a value is outside or NaN, as then nothing says what is black and white.
 
-EXIF orientation: applied; (H, W) is the picture as viewers show it. Several frames or pages: the first.
+EXIF orientation, and that of a TIFF: applied; (H, W) is the image as viewers show it. Several frames or pages: the first.
 
-Refused: other colour spaces (CIELAB, ...); other kinds of files; more than MAX_PIXELS, before anything is decoded;
-truncated, damaged, empty and missing files.
+TIFF: :mod:`gpvit.tiff` has the kinds that are read.
+
+Refused: other color spaces (CIELAB, ...); JPEG of more than 8 bits, JPEG 2000 of fewer; other kinds of files; more than
+MAX_PIXELS, before anything is decoded; truncated, damaged, empty and missing files.
 
 The scale of a deep image depends on that image alone, and one bright pixel darkens the rest. For another scale save
 8-bit images.
@@ -36,7 +38,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from .errors import UserError
-from .tiff import BGR_TO_RGB, FLOAT, PREMULTIPLIED, SIGNED, UNSPECIFIED, WHITE_IS_ZERO, Page, Refused
+from .tiff import BGR_TO_RGB, FLOAT, PALETTE, PREMULTIPLIED, SIGNED, TAGS, UNSPECIFIED, WHITE_IS_ZERO, Page, Refused
 from .utils.text import PATH_LIMIT, one_line
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
@@ -163,6 +165,9 @@ def _from_pillow_tiff(image: Image.Image, page: Page) -> np.ndarray:
         # Pillow takes all integers of 8 bits as unsigned, and all of 32 bits as signed.
         values = np.asarray(image)
         return _from_samples(values.view(page.dtype) if values.dtype.itemsize * 8 == page.bits else values, page)
+    if page.color == PALETTE and max(page.tags[TAGS["ColorMap"]]) < 256:
+        # Some programs write 8 bits where 16 are due, of which Pillow would make black.
+        return np.array(page.tags[TAGS["ColorMap"]], np.uint8).reshape(3, -1).T[np.asarray(image)]
     return np.ascontiguousarray(_convert(image))
 
 

@@ -5,7 +5,11 @@ without an error. So a kind is read if it is one of these, and is refused by its
 
 Gray of 1, 2, 4, 8, 12, 16 or 32 bits, signed gray of 8, 16 or 32 bits, floats of 32 or 64 bits; with alpha only 8 bits.
 RGB of 8 or 16 bits and floats of 32 or 64 bits, also with alpha, and with channels that have no stated meaning, which are
-left out. Palettes of up to 8 bits, CMYK of 8 or 16 bits, YCbCr of 8 bits.
+left out. Palettes of up to 8 bits, CMYK of 8 or 16 bits, compressed YCbCr of 8 bits. Their channels may be interleaved,
+and those of RGB and 8-bit CMYK in separate planes.
+
+Compressed by LZW, deflate, PackBits, JPEG or for faxes (CCITT), or not; by others as far as the decoders were built with
+them.
 """
 
 import ctypes
