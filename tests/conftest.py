@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would fight for the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import gpvit  # noqa: F401 (before detectron2: it silences what PyTorch says to it)
 import published
 import pytest
