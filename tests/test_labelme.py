@@ -17,6 +17,7 @@ from pycocotools import mask as mask_api
 
 WIDTH, HEIGHT = 40, 30
 GOOD = {"label": "a", "shape_type": "polygon", "points": [[1, 1], [9, 1], [9, 9]], "group_id": None}
+ANOTHER = GOOD | {"points": [[20, 1], [29, 1], [29, 9]]}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def dataset(folder: Path, *shapes: object) -> Path:
     for name in ("train/0", "train/1", "val/2"):
         image(folder / f"{name}.png")
         bad = shapes if name.startswith("train") else ()
-        write(folder / f"{name}.json", entry(GOOD, *bad, GOOD, said=os.path.basename(f"{name}.png")))
+        write(folder / f"{name}.json", entry(GOOD, *bad, ANOTHER, said=os.path.basename(f"{name}.png")))
     return folder
 
 

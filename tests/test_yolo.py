@@ -15,6 +15,7 @@ from gpvit.errors import UserError
 from PIL import Image
 
 LINE = "0 0.2 0.2 0.6 0.2 0.6 0.6\n"
+ANOTHER = "0 0.3 0.3 0.7 0.3 0.7 0.7\n"
 
 
 @pytest.fixture(autouse=True)
@@ -400,7 +401,7 @@ def test_a_line_that_is_no_object_is_left_out_and_named(tmp_path: Path, line: st
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     bad = line if isinstance(line, bytes) else line.encode()
     for name in ("0", "1"):
-        write(folder / f"labels/train/{name}.txt", b"\r\n".join([LINE.strip().encode(), b"", bad, LINE.encode()]))
+        write(folder / f"labels/train/{name}.txt", b"\r\n".join([LINE.strip().encode(), b"", bad, ANOTHER.encode()]))
     for _ in range(2):  # the second time from the cache
         (first, detail), second = problems(folder)
         assert first == kind and detail.startswith("labels/train/0.txt, line 3: ") and reason in detail
@@ -411,7 +412,7 @@ def test_a_line_that_is_no_object_is_left_out_and_named(tmp_path: Path, line: st
 
 def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = dataset(tmp_path / "d", "train/0.png", "train/1.png", "val/2.png")
-    write(folder / "labels/train/0.txt", LINE + "9 0.1 0.1 0.2 0.2\n" * 7 + "0 0.1\n" + "0 0.2 0.2 0.6 0.2 0.2 0.6\n")
+    write(folder / "labels/train/0.txt", LINE + "9 0.1 0.1 0.2 0.2\n" * 7 + "0 0.1\n" + "0 0.2 0.2 0.7 0.2 0.2 0.6\n")
     assert check_data.main([str(folder), "--boxes", "--json", str(tmp_path / "p.json")]) == 0
     text = capsys.readouterr().out
     what = "7 lines of label files are of a class that has no name in the YAML file"
@@ -458,7 +459,7 @@ def test_one_number_more_than_points_is_a_score_where_all_have_it(tmp_path: Path
 @pytest.mark.parametrize("encode", [lambda text: codecs.BOM_UTF8 + text.encode(), lambda text: text.encode("utf-16")])
 def test_byte_order_marks_and_line_ends_are_read(tmp_path: Path, encode: Callable[[str], bytes]) -> None:
     folder = dataset(tmp_path, "train/0.png", "val/1.png")
-    write(folder / "labels/train/0.txt", encode(LINE.replace("\n", "\r") * 2))
+    write(folder / "labels/train/0.txt", encode((LINE + ANOTHER).replace("\n", "\r")))
     write(folder / "data.yaml", encode("names: [\xe4, b]\r\ntrain: images/train\r\nval: images/val\r\n"))
     file = layouts.read(str(folder), "train")
     assert len(file.objects[1]) == 2 and file.categories == {1: "\xe4", 2: "b"} and not file.problems

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -174,7 +175,7 @@ def try_configs(number: int, examples: int, folder: Path, *, checked: bool = Tru
             assert not canary.exists()
         elif canary.exists():
             reached["canaries"] += 1
-            canary.unlink() if canary.is_file() else canary.rmdir()
+            canary.unlink() if canary.is_file() else shutil.rmtree(canary)
         assert sorted(entry.name for entry in folder.iterdir()) == ["good.pth", "inside", "proposals.pkl"]
         assert [entry.name for entry in inside.iterdir()] == ["model.pth"]
 

@@ -133,7 +133,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path:
 
 @pytest.mark.parametrize("request_before", [143, 0])
 def test_a_signal_is_not_forgotten_when_the_training_ends_early(tmp_path: Path, request_before: int) -> None:
-    dataloader = {"test": {"mapper": {}}}
+    dataloader = {"test": {"mapper": {}, "dataset": {"names": "val"}}}
     cfg = OmegaConf.create({"model": {}, "dataloader": dataloader, "train": {"output_dir": str(tmp_path)}})
     checkpoints = Checkpoints(cfg, [], "", period=1, max_to_keep=1, best_metric="AP", patience=1)
     trainer = trainer_of(Draws(), tmp_path)
