@@ -122,7 +122,7 @@ KINDS: dict[str, Kind] = {
     "dataloader.*.mapper.augmentations.**.intensity_min": NOT_NEGATIVE,
     "dataloader.*.mapper.augmentations.**.intensity_max": NOT_NEGATIVE,
     "dataloader.*.mapper.augmentations.**.crop_type": choice("relative_range", "relative", "absolute", "absolute_range"),
-    "dataloader.evaluator.dataset_name": DATASET,
+    "dataloader.evaluator.dataset_name": DATASETS,
     "dataloader.evaluator.tasks": either(
         several(choice("bbox", "segm", "keypoints"), "a list of bbox, segm and keypoints"), NULL
     ),
