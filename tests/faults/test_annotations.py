@@ -128,9 +128,7 @@ def test_a_file_without_faults_has_none_and_gives_what_detectron2_gives(reader) 
     assert list(data.categories.values()) == MetadataCatalog.get("coco_valid").thing_classes == ["cross", "disc"]
 
 
-@pytest.mark.parametrize(
-    ("name", "noted"), [("nuclei", {"many objects": [24]}), ("fruits_nuts", {}), ("coco_val_ccby", {})]
-)
+@pytest.mark.parametrize(("name", "noted"), [("nuclei", {"many objects": [24]}), ("fruits_nuts", {}), ("coco_val_ccby", {})])
 def test_real_annotations_have_no_faults_and_give_what_detectron2_gives(
     real_data: Path, name: str, noted: dict[str, list[int]]
 ) -> None:
