@@ -120,7 +120,6 @@ def test_data_has_the_same_one_by_its_folder_by_its_name_and_by_its_file(
 
 def test_data_that_is_not_in_coco_format_has_none() -> None:
     assert evaluated_data("of_another_kind", masks=True) == {"name": "of_another_kind"}
-    assert evaluated_data(["one", "other"], masks=True) == {"name": "one, other"}
 
 
 def test_it_takes_seconds_for_a_hundred_thousand_objects() -> None:

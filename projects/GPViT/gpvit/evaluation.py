@@ -227,28 +227,26 @@ def most_objects(truth: COCO) -> int:
     return max(counts.values(), default=0)
 
 
-def evaluated_data(names: Any, *, masks: bool) -> dict[str, Any]:
+def evaluated_data(name: str, *, masks: bool) -> dict[str, Any]:
     """What evaluation.json says of the data that results are of.
 
     Args:
-        names: of the dataset in Detectron2.
+        name: of the dataset in Detectron2.
         masks: whether masks are evaluated.
 
     Returns:
         "name"; "file" of the annotations; "masks", whether they were read with their masks; "fingerprint", see
-        :func:`coco_fingerprint`. Only the name of data that is not in COCO format, or of several datasets.
+        :func:`coco_fingerprint`. Only the name of data that is not in COCO format.
     """
-    if not isinstance(names, str):
-        return {"name": ", ".join(names)}
-    metadata = MetadataCatalog.get(names).as_dict()
+    metadata = MetadataCatalog.get(name).as_dict()
     file: CocoFile | None = metadata.get("coco_file")
     if file is not None:
         masks = any("segmentation" in item for objects in file.objects.values() for item in objects)
     elif os.path.isfile(metadata.get("json_file", "")):
         file = annotations.read(metadata["json_file"], metadata.get("image_root", ""), masks=masks)
     else:
-        return {"name": names}
-    return {"name": names, "file": file.path, "masks": masks, "fingerprint": coco_fingerprint(file)}
+        return {"name": name}
+    return {"name": name, "file": file.path, "masks": masks, "fingerprint": coco_fingerprint(file)}
 
 
 def coco_fingerprint(file: CocoFile) -> str:

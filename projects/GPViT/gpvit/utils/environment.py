@@ -5,7 +5,7 @@ import os
 # For each variable that is set here: its value, and the variables by which users set the same themselves.
 DEFAULTS = {
     # Threads of OpenMP spin while they wait for each other, 300,000 turns by default, and take the core from whoever
-    # else would run on it: beside other processes, an iteration takes many times as long. docs/performance.md has figures.
+    # else would run on it: beside other processes, an iteration takes many times as long.
     "GOMP_SPINCOUNT": ("3000", ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")),
     # oneDNN keeps the last 1024 operations that it compiled, each for one size of its inputs: with images of many sizes
     # some hundred MiB that are never used again.
