@@ -65,6 +65,7 @@ from gpvit.errors import ProcessError, UserError, listed
 from gpvit.evaluation import evaluated_data
 from gpvit.utils.files import lock_folder
 from gpvit.utils.fingerprint import dataset_fingerprint, like
+from gpvit.utils.signals import interrupt
 from gpvit.utils.text import print_anything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -295,7 +296,7 @@ def configure(args):
     classes = gpvit.data.check_classes(cfg, train=train)
     if train:
         check_best_metric(cfg.train.checkpointer.get("best_metric"), cfg, classes)
-        if cfg.train.wandb:
+        if cfg.train.get("wandb"):
             from gpvit.engine import weights_and_biases  # noqa: F401 (says before anything begins if it is missing)
     return cfg
 
@@ -322,6 +323,8 @@ def raise_together(action: Callable[[], object]) -> None:
 
 def evaluate_only(cfg: DictConfig, sets: Mapping[str, DictConfig]) -> nn.Module:
     """Evaluates ``train.init_checkpoint``."""
+    if not cfg.train.init_checkpoint:
+        raise UserError("--eval-only needs weights; write train.init_checkpoint=FILE")
     file = gpvit.checkpoint.read(cfg.train.init_checkpoint)
     classes = file.require_classes()
     wanted = gpvit.data.class_names(cfg.dataloader.test)
@@ -365,7 +368,7 @@ def main(args, cfg: DictConfig | None = None) -> nn.Module:
 
 if __name__ == "__main__":
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # the imports are done
+        signal.signal(signal.SIGINT, interrupt)  # the imports are done
         args = argument_parser().parse_intermixed_args()
         print_anything()
         cfg = configure(args)

@@ -15,6 +15,7 @@ import numpy as np
 from gpvit.errors import UserError, listed
 from gpvit.utils.files import atomic_write
 from gpvit.utils.kinds import argument, number, whole
+from gpvit.utils.signals import interrupt
 from gpvit.utils.text import PATH_LIMIT, one_line
 
 # Types of numeric options.
@@ -43,7 +44,7 @@ def expanded(patterns: Iterable[str]) -> list[Path]:
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Does what a command does, whose imports are done, and exits: a UserError is one line, Ctrl-C is quiet."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         sys.exit(main())
     except UserError as error:

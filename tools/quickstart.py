@@ -30,6 +30,7 @@ from gpvit.engine.launch import stop_signals_to
 from gpvit.errors import UserError
 from gpvit.evaluation import coco_ap
 from gpvit.images import read_image
+from gpvit.utils.signals import interrupt
 from gpvit.visualize import draw_annotations, draw_predictions, save_curves, save_sheet
 from make_synthetic_data import make_data_set
 from pycocotools import mask as mask_api
@@ -160,7 +161,7 @@ def draw(folder: Path, overrides: list[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # the imports are done
+        signal.signal(signal.SIGINT, interrupt)  # the imports are done
         if {"-h", "--help"} & set(sys.argv):
             sys.exit(print(__doc__))
         sys.exit(main(sys.argv[1:]))

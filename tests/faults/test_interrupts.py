@@ -11,6 +11,7 @@ import common
 import pytest
 import quickstart
 from conftest import REPOSITORY
+from gpvit.utils.signals import interrupt
 
 COMMANDS = [REPOSITORY / "train_net.py"]
 COMMANDS += [
@@ -63,7 +64,7 @@ def test_each_command_sees_to_interrupts_before_it_imports_anything_else(path: P
     # Spawned processes import the command again.
     assert ("in_a_process" in text or path.name == "train_net.py") == ("__mp_main__" in ast.unparse(third))
     last = ast.unparse(rest[-1])
-    assert "run_command(main)" in last or "signal.signal(signal.SIGINT, signal.default_int_handler)" in last
+    assert any(end in last for end in ("run_command(main)", "signal.signal(signal.SIGINT, "))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_each_command_sees_to_interrupts_before_it_imports_anything_else(path: P
 )
 def test_a_command_ends_with_at_most_one_line(error: BaseException | None, code: int, printed: str) -> None:
     def main() -> int:
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is interrupt
         if error is not None:
             raise error
         return 0
@@ -84,6 +85,20 @@ def test_a_command_ends_with_at_most_one_line(error: BaseException | None, code:
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended.value.code == (printed.strip() or code)
+
+
+def test_a_second_interrupt_ends_a_command_at_once_and_quietly(tmp_path: Path) -> None:
+    """As Ctrl-C does, which the terminal sends to a process and its parent passes on to it."""
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import os, signal, time\nfrom common import run_command\n"
+        "def main():\n    try:\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(60)\n"
+        "    finally:\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(60)\n"
+        "run_command(main)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=50)
+    assert (run.returncode, run.stderr) == (130, "")
 
 
 STAGE = """

@@ -385,7 +385,11 @@ def refuse_evaluated(folder: str) -> None:
 
 def settings(cfg: DictConfig) -> str:
     """A hash of what results depend on beside weights and data."""
-    return hashlib.sha256(inference_config(cfg).encode()).hexdigest()[:16]
+    text = inference_config(cfg)  # with the detections of an image that the detector gives, which AP counts, too
+    counted, given = cfg.dataloader.evaluator.get("max_dets_per_image"), cfg.dataloader.get("max_detections")
+    if counted != given:
+        text += str(counted)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def refuse_to_replace_results(folder: str, about: dict[str, Any]) -> None:

@@ -82,10 +82,10 @@ def _with_override(cfg: DictConfig, override: str) -> DictConfig:
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"override {override} cannot be applied: {one_line(reason, 500)}") from None
-    if kind_of(key) or (kind is A_NUMBER and isinstance(value, str)):
-        check_value(key, value, kind, written)
     if isinstance(value, DictConfig | ListConfig):
         check_values(value, key)
+    if kind_of(key) or (kind is A_NUMBER and isinstance(value, str)):
+        check_value(key, value, kind, written)
     return cfg
 
 

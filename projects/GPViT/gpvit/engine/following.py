@@ -19,6 +19,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig
 from torch import nn
 
+from ..annotations import MAX_DETECTIONS
 from ..errors import UserError
 from ..images import read_image
 from ..utils.files import atomic_write, make_folder
@@ -85,10 +86,24 @@ def build_followers(
     for name, alone in sets.items():
         split = f"val: {name}" if len(sets) > 1 else "val"
         data.append((split, alone.dataloader.test.dataset.names, validation[name]))
+    _note_many_objects(cfg, data)
     followers.append(RunPage(cfg, sets, args.config_file, model, seed, data, checkpoints, resume=args.resume))
     if has_terminal():
         followers.append(ProgressBar(checkpoints.trainer.done, cfg.train.max_iter, main_metrics(cfg)))
     return followers
+
+
+def _note_many_objects(cfg: DictConfig, data: Sequence[tuple[str, Any, Sequence[dict[str, Any]]]]) -> None:
+    """Logs of which data images have more objects than the detector gives or AP counts; crowds are none."""
+    limits = cfg.dataloader.get("max_detections"), cfg.dataloader.evaluator.get("max_dets_per_image")
+    limit = min((limit for limit in limits if limit), default=MAX_DETECTIONS)
+    for split, _, records in data:
+        counts = (sum(not item.get("iscrowd") for item in record.get("annotations", ())) for record in records)
+        if (most := max(counts, default=0)) > limit:
+            logger.warning(
+                f"{split}: images have up to {most} objects, of which a detector gives and AP counts {limit}; "
+                f"dataloader.max_detections raises both"
+            )
 
 
 def file_writers(folder: Path) -> list[EventWriter]:

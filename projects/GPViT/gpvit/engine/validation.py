@@ -23,8 +23,7 @@ def validation_names(cfg: DictConfig) -> list[str]:
     Raises:
         UserError: there is none, or one is there twice.
     """
-    names: Any = cfg.dataloader.test.dataset.names
-    names = list(names) if isinstance(names, list | tuple | ListConfig) else [names]
+    names = _as_list(cfg.dataloader.test.dataset.names)
     if not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"dataloader.test.dataset.names={one_line(names)} must be names of datasets")
     shown = [one_line(name, PATH_LIMIT) for name in names]  # by which their metrics are told apart
@@ -32,6 +31,10 @@ def validation_names(cfg: DictConfig) -> list[str]:
     if twice:
         raise UserError(f"dataloader.test.dataset.names has {twice[0]} twice; name each validation set once")
     return names
+
+
+def _as_list(names: Any) -> list[Any]:
+    return list(names) if isinstance(names, list | tuple | ListConfig) else [names]
 
 
 def validation_sets(cfg: DictConfig) -> dict[str, DictConfig]:
@@ -45,6 +48,12 @@ def validation_sets(cfg: DictConfig) -> dict[str, DictConfig]:
     """
     names = validation_names(cfg)
     folders = folder_names(names)
+    given = cfg.dataloader.evaluator.get("dataset_name")
+    if given is not None and _as_list(given) != names:
+        raise UserError(
+            f"dataloader.evaluator.dataset_name={one_line(given)} is not what is evaluated "
+            f"(dataloader.test.dataset.names={one_line(names)}); give the names there alone"
+        )
     sets = {}
     for name in names:
         alone = copy.deepcopy(cfg)

@@ -1,15 +1,19 @@
 """What each value of a config must be, in one table, and how an override is written that Hydra and the shell can read."""
 
+import copy
+import logging
 import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from detectron2.config import instantiate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from ..data import CHANNELS
 from ..errors import UserError, listed
@@ -91,6 +95,9 @@ KINDS: dict[str, Kind] = {
     "dataloader.train.prefetch_factor": whole(1, of="batches"),
     "dataloader.*.num_workers": whole(0, MAX_WORKERS, of="processes"),
     "dataloader.test.batch_size": whole(1, of="images"),
+    "dataloader.test.drop_last": FLAG,
+    "dataloader.*.sampler": either(SECTION, NULL),
+    "dataloader.*.collate_fn": either(SECTION, NULL),
     "dataloader.*.dataset": SECTION,
     "dataloader.*.dataset.names": DATASETS,
     "dataloader.*.dataset.filter_empty": FLAG,
@@ -128,9 +135,13 @@ KINDS: dict[str, Kind] = {
     ),
     "dataloader.evaluator.max_dets_per_image": either(DETECTIONS, NULL),
     "dataloader.evaluator.output_dir": path("a folder", "a folder", "none"),
+    "dataloader.evaluator.distributed": FLAG,
+    "dataloader.evaluator.use_fast_impl": FLAG,
+    "dataloader.evaluator.allow_cached_coco": FLAG,
+    "dataloader.evaluator.kpt_oks_sigmas": several(POSITIVE, "a list of numbers above 0", least=0),
     "optimizer": SECTION,
     "optimizer.lr": POSITIVE,
-    "optimizer.betas": several(DECAY, "a list such as [0.9,0.999], of numbers from 0 to below 1", least=2),
+    "optimizer.betas": several(DECAY, "two numbers, such as [0.9,0.999], from 0 to below 1", length=2),
     "optimizer.eps": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.momentum": DECAY,
@@ -187,7 +198,7 @@ OF_EVALUATION = (
 )
 OF_TRAINING = (
     *(f"train.{key}" for key in ("max_iter", "seed", "amp.dtype", "clip_norm", "accumulate", "ema_decay", "skip_budget")),
-    *(f"train.{key}" for key in ("ddp", "checkpointer", "eval_period", "log_period", "pictures", "wandb")),
+    *(f"train.{key}" for key in ("ddp", "checkpointer", "eval_period", "log_period")),
     "dataloader.train",
     "optimizer.params",
     "lr_multiplier",
@@ -334,6 +345,12 @@ def check_config(cfg: DictConfig, *, train: bool) -> None:
             f"dataloader.max_size={sizes[1]} is less than dataloader.short_side={sizes[0]}, which no image would reach; "
             "raise or lower one of them"
         )
+    counted, given = cfg.dataloader.evaluator.get("max_dets_per_image"), cfg.dataloader.get("max_detections")
+    if None not in (counted, given) and counted > given:
+        raise UserError(
+            f"dataloader.evaluator.max_dets_per_image={counted} counts more than the {given} detections of an image "
+            f"that the detector gives; to raise both, write dataloader.max_detections={counted}"
+        )
     if not train:
         return
     checkpointer = cfg.train.checkpointer
@@ -343,6 +360,7 @@ def check_config(cfg: DictConfig, *, train: bool) -> None:
     if isinstance(mapper, DictConfig) and mapper.get("recompute_boxes") and not mapper.get("use_instance_mask"):
         raise UserError("dataloader.train.mapper.recompute_boxes=True needs dataloader.train.mapper.use_instance_mask=True")
     _check_schedule(cfg)
+    _check_optimizer(cfg)
 
 
 def check_batches(cfg: DictConfig, processes: int) -> None:
@@ -360,13 +378,38 @@ def check_batches(cfg: DictConfig, processes: int) -> None:
 
 
 def _check_schedule(cfg: DictConfig) -> None:
-    """Raises a UserError if the milestones of the published schedule are iterations and not fractions of the run."""
+    """Raises a UserError if a schedule cannot be made, or has iterations where it takes fractions of the run."""
     schedule, max_iter = cfg.lr_multiplier, cfg.train.max_iter
-    target = schedule.get("_target_")
-    if getattr(target, "__name__", str(target)).rpartition(".")[2] != "multistep_schedule":
-        return
-    key, milestones = "lr_multiplier.milestones", list(schedule.get("milestones") or ())
-    if not FRACTIONS.fits(milestones):
-        fractions = [round(milestone / max_iter, 4) for milestone in milestones]
-        meant = f"; write {assignment(key, fractions)}" if FRACTIONS.fits(fractions) else ""
-        raise UserError(f"{key} {FRACTIONS.fault(milestones)}{meant}")
+    if _is_target(schedule, "multistep_schedule"):
+        key, milestones = "lr_multiplier.milestones", schedule.get("milestones", [])
+        milestones = list(milestones) if isinstance(milestones, ListConfig) else milestones
+        if not FRACTIONS.fits(milestones):
+            fractions = [round(milestone / max_iter, 4) for milestone in milestones or ()]
+            meant = f"; write {assignment(key, fractions)}" if fractions and FRACTIONS.fits(fractions) else ""
+            raise UserError(f"{key} {FRACTIONS.fault(milestones)}{meant}")
+    _try_to_make("lr_multiplier", schedule)
+
+
+def _check_optimizer(cfg: DictConfig) -> None:
+    """Raises a UserError if an optimizer does not take its values, which is tried with a single layer."""
+    if _is_target(cfg.optimizer.params, "get_default_optimizer_params"):  # another one may want parts of the model
+        of_layer = copy.deepcopy(cfg.optimizer)
+        of_layer.params.model = nn.Linear(1, 1)
+        _try_to_make("optimizer", of_layer)
+
+
+def _is_target(node: DictConfig, name: str) -> bool:
+    """Whether a node of a LazyConfig calls a function of this name."""
+    target = node.get("_target_")
+    return getattr(target, "__name__", str(target)).rpartition(".")[2] == name
+
+
+def _try_to_make(key: str, node: DictConfig) -> None:
+    log = logging.getLogger(instantiate.__module__)
+    log.disabled = True  # it would say in another line what could not be made
+    try:
+        instantiate(node)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"{key} cannot be made of its values ({one_line(error)})") from None
+    finally:
+        log.disabled = False

@@ -56,6 +56,8 @@ class Kind:
             yield [_number_or_text(str(item)) for item in value]
             if len(value) == 1:
                 yield from self._readings(value[0], None)
+        if isinstance(value, os.PathLike):
+            yield os.fspath(value)
         if not isinstance(value, str | int | float):
             return
         text = (str(value) if text is None else text).strip()
