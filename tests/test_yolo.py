@@ -523,3 +523,18 @@ def test_oriented_boxes_are_outlines(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "val/1.png", labels="1 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5\n")
     [item] = layouts.read(str(folder), "train").objects[1]
     assert item["segmentation"] == [[20, 2, 36, 10, 20, 18, 4, 10]]
+
+
+@pytest.mark.parametrize("files", [["fold1/data.yaml", "fold2/data.yaml"], ["fold 1.yaml", "fold-1.yaml"]])
+def test_each_of_several_yaml_files_of_one_folder_has_its_own_splits(tmp_path: Path, files: list[str]) -> None:
+    folder = dataset(tmp_path / "sets", *SIX)
+    (folder / "data.yaml").unlink()
+    for number, file in enumerate(files):
+        for split, names in (("train", SIX[:3]), ("val", SIX[3:])):
+            names = names if number == 0 else [name for name in SIX if name not in names]
+            write(folder / f"{split}{number}.txt", "".join(f"images/{name}\n" for name in names))
+        lists = {"train": f"train{number}.txt", "val": f"val{number}.txt"}
+        path = ".." if "/" in file else "."
+        write(folder / file, yaml.safe_dump({"names": ["a"], "path": path} | lists))
+    assert parts(folder / files[0]) == {"train": SIX[:3], "val": SIX[3:]}
+    assert parts(folder / files[1]) == {"train": SIX[3:], "val": SIX[:3]}

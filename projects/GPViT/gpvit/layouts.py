@@ -56,7 +56,7 @@ ACCEPTED = (
 YAML = {".yaml", ".yml"}
 SHOWN = 20  # classes in a table
 NAME_LIMIT = 40  # characters of a name in it
-VERSION = 2  # of what is written to the cache
+VERSION = 3  # of what is written to the cache
 
 
 class Split(NamedTuple):
@@ -511,7 +511,7 @@ def _single(data: str, json_file: Path, images: Path) -> Layout:
 
         return {"train": part(False), "val": part(True)}, notes
 
-    files, notes = _in_cache(data, json_file.parent, [json_file.name], "COCO", make)
+    files, notes = _in_cache(data, json_file.parent, [json_file.name], ["COCO"], make)
     notes = [f"{json_file}, images in {images}", *notes]
     return Layout(data, "COCO format", {split: Split(file, images) for split, file in files.items()}, notes)
 
@@ -532,7 +532,8 @@ def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
 
     used = [path for path in tree.paths if os.path.splitext(path)[1].lower() in SUFFIXES | UNREAD | YAML | {".txt", ".json"}]
     used += [os.path.relpath(path, tree.root) for path in paths if tree.inside(os.path.abspath(path)) not in tree.paths]
-    files, notes = _in_cache(data, tree.root, used, kind, make)
+    chosen = [os.path.relpath(path, tree.root) for path in paths] if kind == "YOLO" else []
+    files, notes = _in_cache(data, tree.root, used, [kind, *chosen], make)
     splits = {split: Split(file, tree.root) for split, file in files.items()}
     origins = {split: file.with_suffix(".origins.json") for split, file in files.items()}
     folder = next(iter(files.values())).parent
@@ -577,7 +578,11 @@ def _apart(names: set[str]) -> tuple[dict[str, set[str]], list[str]]:
 
 
 def _in_cache(
-    data: str, root: Path, paths: Iterable[str], kind: str, make: Callable[[], tuple[dict[str, dict], list[str]]]
+    data: str,
+    root: Path,
+    paths: Iterable[str],
+    kind: Sequence[str],
+    make: Callable[[], tuple[dict[str, dict], list[str]]],
 ) -> tuple[dict[str, Path], list[str]]:
     """The JSON files that are made of a data set, and notes on it.
 
@@ -588,7 +593,7 @@ def _in_cache(
         data: as it was given, for a name that says something.
         root: folder of the data set.
         paths: of what they are made of, relative to it.
-        kind: of the layout.
+        kind: the layout, and the YAML file that says its splits, as there may be others.
         make: gives their contents by split, and notes.
     """
     try:
