@@ -384,6 +384,8 @@ def test_labels_that_may_be_of_two_images_are_of_none(tmp_path: Path) -> None:
         ("a 0.2 0.2 0.6 0.2", "line", "Invalid class id 'a'"),
         ("nan 0.2 0.2 0.6 0.2", "line", "Invalid class id 'nan'"),
         ("1e30 0.2 0.2 0.6 0.2", "line", "too large"),
+        ("1e999999999 0.2 0.2 0.6 0.2", "line", "class id '1e999999999' is too large"),
+        ("-1e999999999 0.2 0.2 0.6 0.2", "line", "is too large"),
         ("0 nan 0.2 0.6 0.2", "line", "Invalid box ('nan'"),
         ("0 0.2 0.2 inf 0.2 0.6 0.6", "line", "must contain only finite numeric values"),
         ("0 0.2 0.2 nan 0.2 0.6 0.6", "line", "must contain only finite numeric values"),

@@ -11,6 +11,7 @@ listed, with file and line, as the other problems of annotations are.
 """
 
 import contextlib
+import math
 import os
 import re
 import warnings
@@ -26,6 +27,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as mask_api
 
 from . import yolo
+from .annotations import shown
 from .errors import UserError, listed
 from .images import FORMATS, read_image
 from .layouts import WORDS, Tree, form, split_of
@@ -360,7 +362,18 @@ def _read_lines(file: Path, size: tuple[int, int], classes: int) -> Lines:
 
 
 def _detected(lines: list[tuple[int, str]], size: tuple[int, int]) -> Detections:
+    for _, line in lines:
+        category = line.split()[0]
+        if _is_infinite(category):  # supervision would write out all its digits
+            raise ValueError(f"class id {shown(category)} is too large")
     return yolo_annotations_to_detections([line for _, line in lines], size, with_masks=False)
+
+
+def _is_infinite(text: str) -> bool:
+    try:
+        return math.isinf(float(text))
+    except ValueError:
+        return False
 
 
 def _settle_scores(files: Collection[Lines]) -> list[str]:
