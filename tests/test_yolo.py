@@ -341,6 +341,14 @@ def test_labels_without_an_image_are_named(tmp_path: Path) -> None:
     assert "has no images with labels" in refused(folder) and "6 label files are of no image" in refused(folder)
 
 
+@pytest.mark.parametrize("number", ["%.18e", "%.3E"])
+def test_lost_labels_are_known_however_their_numbers_are_written(tmp_path: Path, number: str) -> None:
+    folder = dataset(tmp_path, "train/0.png", "val/1.png")
+    values = [number % value for value in (0, 0.0002, 0.2, 0.6, 0.5)]
+    write(folder / "annotations/lost.txt", " ".join(values) + "\n")
+    assert notes(folder) == "left out: 1 label files whose image is not there: annotations/lost.txt"
+
+
 @pytest.mark.parametrize(
     ("name", "label"),
     [

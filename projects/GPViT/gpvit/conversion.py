@@ -237,7 +237,7 @@ def _has_labels(path: str, tree: Tree) -> bool:
         return True
     with (tree.root / path).open("rb") as file:
         values = decoded(file.read(1 << 12)).lstrip().partition("\n")[0].split()
-    return len(values) >= 5 and all(re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) for value in values[:5])
+    return len(values) >= 5 and all(re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", value) for value in values[:5])
 
 
 def _yolo_splits(stated: yolo.Stated, labels: Labels, yaml_file: Path, tree: Tree) -> dict[str, str | None]:
