@@ -145,12 +145,12 @@ def _area(outline: list[float]) -> float:
 class Labels(NamedTuple):
     """Which file of labels belongs to which image.
 
-    of: the label file of each image, or None; unread: label files of images of kinds that are not read, with these; lost:
-    those of no image; renamed: those whose names are the image's only by their meaning.
+    of: the label file of each image, or None; unread: label files of images of kinds that are not read; lost: those of no
+    image; renamed: those whose names are the image's only by their meaning.
     """
 
     of: dict[str, str | None]
-    unread: dict[str, str]
+    unread: list[str]
     lost: list[str]
     renamed: list[str]
 
@@ -196,14 +196,16 @@ def _labels_of_images(tree: Tree) -> Labels:
     times = Counter(loose.values())
     without = _by_form(name for name, label in of.items() if label is None)
     others = _by_form(tree.unread)
-    unread, lost, renamed = {}, [], []
+    unread: list[str] = []
+    lost: list[str] = []
+    renamed: list[str] = []
     for path, key in loose.items():
         [name] = without.get(key, []) if len(without.get(key, [])) == times[key] == 1 else [None]
         if name is not None and of[name] is None:
             of[name] = path
             renamed.append(path)
         elif key in others:
-            unread[path] = others[key][0]
+            unread.append(path)
         else:
             lost.append(path)
     return Labels(of, unread, lost, renamed)

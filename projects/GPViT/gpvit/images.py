@@ -328,7 +328,7 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of a loaded image; of a TIFF it is 1, as decoders turn these themselves."""
+    """EXIF orientation of a loaded image."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF; the picture is there all the same

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import os
-import re
 import unicodedata
 import urllib.parse
 from collections import Counter
@@ -26,12 +25,12 @@ from supervision.dataset.formats.labelme import labelme_shapes_to_detections
 from .annotations import polygon_faults, shown, usable_size
 from .conversion import REASON, DataSet, Detections, Fault, Object, Picture, by_folder, readable, size_of
 from .errors import UserError, listed
+from .image_names import UPLOADED
 from .layouts import Tree
 from .utils.text import PATH_LIMIT, one_line
 
 # Of labelme and X-AnyLabeling. A rotated rectangle has its four corners, in order.
 ROTATED, SHAPES = ("rotation", "oriented_rectangle"), ("polygon", "rectangle", "mask")
-LABEL_STUDIO = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts in front of the names of images
 
 
 class Shape(NamedTuple):
@@ -180,7 +179,7 @@ def _picture_of(file: Path, said: str, tree: Tree) -> str | None:
 def _same_name(name: str, tree: Tree) -> list[str]:
     """The images of that name, also percent-encoded, in another Unicode form, or as it was before Label Studio had it."""
     names = [name, urllib.parse.unquote(name, errors="surrogateescape")]
-    names += [LABEL_STUDIO.sub("", name, count=1) for name in names if LABEL_STUDIO.match(name)]
+    names += [UPLOADED.sub("", name, count=1) for name in names if UPLOADED.match(name)]
     names += [unicodedata.normalize(unicode, name) for unicode in ("NFC", "NFD") for name in names]
     for name in dict.fromkeys(names):
         if found := [path for path in tree.by_name.get(name, []) if path in tree.pictures]:
