@@ -548,3 +548,31 @@ def test_each_of_several_yaml_files_of_one_folder_has_its_own_splits(tmp_path: P
         write(folder / file, yaml.safe_dump({"names": ["a"], "path": path} | lists))
     assert parts(folder / files[0]) == {"train": SIX[:3], "val": SIX[3:]}
     assert parts(folder / files[1]) == {"train": SIX[3:], "val": SIX[:3]}
+
+
+@pytest.mark.parametrize(
+    ("given", "json_file", "reason"),
+    [
+        ("data.yaml", "data.yaml", "data.yaml is the data itself; give another name"),
+        (".", "data.yaml", "data.yaml is there already, in the data; remove it, or give"),
+        (".", "labels/train/0.txt", "0.txt is there already, in the data"),
+        ("all.json", "all.json", "all.json is the data itself; give another name"),
+    ],
+)
+def test_the_checker_overwrites_no_file_of_the_data(
+    tmp_path: Path, given: str, json_file: str, reason: str
+) -> None:
+    folder = dataset(tmp_path / "d", "train/0.png", "train/1.png", "val/2.png")
+    if given == "all.json":  # of which the checker reads a copy in the cache, split in two
+        folder = tmp_path / "coco"
+        sides = {"width": 40, "height": 20}
+        images = [{"id": number, "file_name": f"{number}.png", **sides} for number in range(4)]
+        for entry in images:
+            image(folder / entry["file_name"])
+        item = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 16, "bbox": [2, 2, 4, 4]}
+        content = {"categories": [{"id": 1, "name": "a"}], "images": images, "annotations": [item]}
+        write(folder / "all.json", json.dumps(content))
+    before = (folder / json_file).read_bytes()
+    with pytest.raises(UserError, match=reason):
+        check_data.main([str(folder / given), "--boxes", "--json", str(folder / json_file)])
+    assert (folder / json_file).read_bytes() == before
