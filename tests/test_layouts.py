@@ -238,6 +238,32 @@ def test_a_single_file_is_split_whatever_it_is_called(source: Path, tmp_path: Pa
     assert "2 of 12 images are set apart to validate, by seed 0 and their names" in layout.notes
 
 
+@pytest.mark.parametrize("masks_too", [False, True])
+def test_normalized_boxes_are_made_from_masks_in_a_single_file_as_in_two(
+    source: Path, tmp_path: Path, masks_too: bool
+) -> None:
+    shutil.copytree(source / "images", tmp_path / "data" / "images")
+    content = merged(source)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    boxes = {}
+    for item in content["annotations"]:
+        width, height = sizes[item["image_id"]]
+        x, y, w, h = boxes[item["id"]] = item["bbox"]
+        item["bbox"] = [x / width, y / height, w / width, h / height]
+        if masks_too:
+            points = np.reshape(item["segmentation"][0], (-1, 2)) / [width, height]
+            item["segmentation"] = [points.ravel().tolist()]
+    write(tmp_path / "data" / "all.json", content)
+    layout = layouts.recognise(str(tmp_path / "data"))
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=r"are they normalized\?"):
+            layout.read(split, masks=masks_too)
+        if not masks_too:
+            objects = [item for items in layout.read(split).objects.values() for item in items]
+            for item in objects:
+                assert item["bbox"] == pytest.approx(boxes[item["id"]])
+
+
 def test_val_json_alone_is_evaluated_on(source: Path, tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     shutil.copytree(source / "images", tmp_path / "images")
