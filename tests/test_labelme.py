@@ -244,6 +244,25 @@ def test_a_group_of_a_mask_and_polygons_is_one_object(tmp_path: Path) -> None:
     assert len(file.objects[1]) == 3 and mask[20:26, 30:36].all() and mask[3, 7] and not mask[15, 15]
 
 
+def test_what_cannot_be_joined_with_a_mask_is_named_and_no_part_of_the_box(tmp_path: Path) -> None:
+    group = {"label": "m", "group_id": 1}
+    corners = [[30, 20], [35, 25]]
+    mask = group | {"shape_type": "mask", "points": corners, "mask": png(np.ones((6, 6)))}
+    empty = mask | {"points": [[2, 3], [4, 5]], "mask": png(np.zeros((3, 3)))}
+    flat = GOOD | group | {"points": [[1, 1], [9, 1], [5, 1]]}
+    outside = GOOD | group | {"points": [[-9, 1], [-1, 1], [-1, 9]]}
+    file = read(dataset(tmp_path, empty, mask, flat, outside), masks=True)
+    details = [problem.detail for problem in file.problems if "train/0.json" in problem.detail]
+    assert [problem.kind for problem in file.problems] == ["shape"] * 6
+    assert details == [
+        "train/0.json, shape 2: its mask has no pixel",
+        "train/0.json, shape 4: no area inside of the image",
+        "train/0.json, shape 5: no area inside of the image",
+    ]
+    [item] = [item for item in file.objects[1] if file.categories[item["category_id"]] == "m"]
+    assert item["bbox"] == [30, 20, 6, 6] and item["area"] == 36
+
+
 def bomb() -> str:
     buffer = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(buffer, "PNG")

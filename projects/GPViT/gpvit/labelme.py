@@ -218,8 +218,7 @@ def _labelme_objects(labels: LabelFile, classes: list[str]) -> tuple[list[Object
     reasons = [(shape.number, reason) for shape, reason in faults]
     parts: dict[int, tuple[list[float], list[list[float]] | dict]] = {}  # box and mask, by the number of the shape
     for shape, box in zip(outlined, found.xyxy.tolist()):
-        outline = [value for point in shape.points for value in point]
-        parts[shape.number] = (box, [outline] if shape.kind == "polygon" else [])
+        parts[shape.number] = (box, [_outline(shape)] if shape.kind == "polygon" else [])
     for shape in labels.shapes:
         if shape.kind == "mask":
             try:
@@ -236,6 +235,10 @@ def _labelme_objects(labels: LabelFile, classes: list[str]) -> tuple[list[Object
             groups.setdefault(key, []).append(shape)
     objects = []
     for shapes in groups.values():
+        if any(shape.kind == "mask" for shape in shapes):
+            undrawn = _undrawn(shapes, height, width)
+            reasons += undrawn.items()
+            shapes = [shape for shape in shapes if shape.number not in undrawn]
         box = np.array([parts[shape.number][0] for shape in shapes])
         union = [*box[:, :2].min(axis=0).tolist(), *box[:, 2:].max(axis=0).tolist()]
         joined = _joined([parts[shape.number][1] for shape in shapes], height, width)
@@ -243,16 +246,30 @@ def _labelme_objects(labels: LabelFile, classes: list[str]) -> tuple[list[Object
     return objects, sorted(reasons)
 
 
-def _joined(masks: list[list[list[float]] | dict], height: int, width: int) -> list[list[float]] | dict:
+def _undrawn(shapes: list[Shape], height: int, width: int) -> dict[int, str]:
+    """The polygons that are not to be drawn with a mask, and why, by the numbers of the shapes.
+
+    pycocotools takes any polygon, whatever memory it needs.
+    """
+    polygons = [shape for shape in shapes if shape.kind == "polygon"]
+    faults = polygon_faults([_outline(shape) for shape in polygons], height, width)
+    return {shape.number: fault for shape, fault in zip(polygons, faults) if fault}
+
+
+def _outline(shape: Shape) -> list[float]:
+    return [value for point in shape.points for value in point]
+
+
+def _joined(
+    masks: list[list[list[float]] | dict], height: int, width: int
+) -> list[list[float]] | dict:
     """One mask of several: of polygons all of them, else an RLE."""
     polygons = [polygon for mask in masks if isinstance(mask, list) for polygon in mask]
     pixels = [mask for mask in masks if isinstance(mask, dict)]
     if not pixels:
         return polygons
-    # pycocotools takes any polygon, whatever memory it needs.
-    usable = [polygon for polygon, fault in zip(polygons, polygon_faults(polygons, height, width)) if not fault]
-    merged = mask_api.merge([*pixels, *(mask_api.frPyObjects(usable, height, width) if usable else [])])
-    return _as_text(merged)
+    drawn = mask_api.frPyObjects(polygons, height, width) if polygons else []
+    return _as_text(mask_api.merge([*pixels, *drawn]))
 
 
 def _pixels(shape: Shape, height: int, width: int) -> dict[str, Any]:
@@ -280,6 +297,8 @@ def _pixels(shape: Shape, height: int, width: int) -> dict[str, Any]:
             inside = np.asarray(image.convert("L")) > 0
         except Exception as error:  # what decoders raise on damaged files is not limited to a few types
             raise ValueError(f"its mask is damaged ({type(error).__name__})") from None
+    if not inside.any():
+        raise ValueError("its mask has no pixel")
     mask = np.zeros((height, width), np.uint8, order="F")
     mask[top : bottom + 1, left : right + 1] = inside  # which cuts as well
     return _as_text(mask_api.encode(mask))
