@@ -211,6 +211,14 @@ def test_unusable_sides_are_taken_from_the_image(tmp_path: Path, sides: tuple) -
     assert (read(folder).images[1]["height"], read(folder).images[1]["width"]) == (HEIGHT, WIDTH)
 
 
+def test_a_shape_that_repeats_another_names_its_number(tmp_path: Path) -> None:
+    file = read(dataset(tmp_path, GOOD | {"shape_type": "circle"}, ANOTHER))
+    assert [(problem.kind, problem.detail) for problem in file.problems] == [
+        ("object twice", "train/0.json, shape 4: as shape 3"),
+        ("object twice", "train/1.json, shape 4: as shape 3"),
+    ]
+
+
 def png(pixels: np.ndarray, mode: str = "L") -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8) * 255).convert(mode).save(buffer, "PNG")

@@ -576,3 +576,9 @@ def test_the_checker_overwrites_no_file_of_the_data(
     with pytest.raises(UserError, match=reason):
         check_data.main([str(folder / given), "--boxes", "--json", str(folder / json_file)])
     assert (folder / json_file).read_bytes() == before
+
+
+def test_a_line_that_repeats_another_names_its_number(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
+    write(folder / "labels/train/1.txt", "\n" + LINE + ANOTHER + LINE)
+    assert problems(folder) == [("object twice", "labels/train/1.txt, line 4: as line 2")]

@@ -120,6 +120,10 @@ def _traced(problem: annotations.Problem, file: annotations.CocoFile, objects: M
     if problem.annotation_id is not None:
         labels, first, numbers = objects[str(problem.image_id)]
         where = f"{one_line(labels, PATH_LIMIT)} {numbers[problem.annotation_id - first]}"
+        if problem.kind == "object twice":  # of the same image
+            other = int(problem.detail.removeprefix("as "))
+            same = f"as {labels.rpartition(', ')[2]} {numbers[other - first]}"
+            problem = problem._replace(detail=same)
     detail = problem.detail if where in problem.detail else ": ".join(filter(None, (where, problem.detail)))
     return annotations.Problem(problem.kind, detail=detail)
 
