@@ -582,3 +582,10 @@ def test_a_line_that_repeats_another_names_its_number(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     write(folder / "labels/train/1.txt", "\n" + LINE + ANOTHER + LINE)
     assert problems(folder) == [("object twice", "labels/train/1.txt, line 4: as line 2")]
+
+
+def test_an_image_that_is_another_one_names_it(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
+    (folder / "images/train/1.png").unlink()
+    (folder / "images/train/1.png").symlink_to("0.png")
+    assert problems(folder) == [("file twice", "images/train/1.png: as images/train/0.png")]

@@ -124,6 +124,9 @@ def _traced(problem: annotations.Problem, file: annotations.CocoFile, objects: M
             other = int(problem.detail.removeprefix("as "))
             same = f"as {labels.rpartition(', ')[2]} {numbers[other - first]}"
             problem = problem._replace(detail=same)
+    elif problem.kind == "file twice":
+        first = file.images[int(problem.detail.rpartition(", as ")[2])]["file_name"]
+        problem = problem._replace(detail=f"as {one_line(first, PATH_LIMIT)}")
     detail = problem.detail if where in problem.detail else ": ".join(filter(None, (where, problem.detail)))
     return annotations.Problem(problem.kind, detail=detail)
 
