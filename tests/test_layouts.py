@@ -496,6 +496,51 @@ def test_what_is_not_clear_is_refused_in_one_line(source: Path, tmp_path: Path, 
     assert "\n" not in str(error.value)
 
 
+def unreadable(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Lets nobody read files and folders whose paths end so; root, who may run the tests, could."""
+
+    def refusing(function: Callable) -> Callable:
+        def call(path: object = ".", *arguments: object, **options: object) -> object:
+            if not isinstance(path, int) and os.fspath(path).endswith(end):
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return function(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+
+
+@pytest.mark.parametrize(
+    ("kind", "end", "message"),
+    [
+        (SPLIT["folders in images"], "images/val", "cannot list .*images/val: Permission denied; make it readable"),
+        (SPLIT["plain"], "images", "cannot list .*images: Permission denied; make it readable"),
+        (UNSPLIT["YOLO"], "a.log.txt", "cannot read .*a.log.txt: Permission denied; make it readable, or move"),
+        (SPLIT["COCO"], "instances_val2017.json", "val2017.json cannot be read .Permission denied.; correct"),
+        (SPLIT["labelme"], "val_00001.json", "val_00001.json: cannot be read as labelme's .PermissionError"),
+    ],
+)
+def test_what_cannot_be_read_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind, end: str, message: str
+) -> None:
+    kind(source, tmp_path / "data")
+    write(tmp_path / "data" / "a.log.txt", "what somebody else wrote")
+    unreadable(monkeypatch, end)
+    with pytest.raises(UserError, match=message) as error:
+        layouts.recognise(str(tmp_path / "data")).read("val")
+    assert "\n" not in str(error.value)
+
+
+def test_files_in_a_folder_that_can_only_be_listed_are_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SPLIT["folders in images"](source, tmp_path / "data")
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("images/val"))
+    with pytest.raises(UserError, match=r"cannot open the files in .*images/val; make it searchable"):
+        layouts.recognise(str(tmp_path / "data"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -237,8 +237,12 @@ def _has_labels(path: str, tree: Tree) -> bool:
         return False
     if "labels" in folders:
         return True
-    with (tree.root / path).open("rb") as file:
-        values = decoded(file.read(1 << 12)).lstrip().partition("\n")[0].split()
+    try:
+        with (tree.root / path).open("rb") as file:
+            values = decoded(file.read(1 << 12)).lstrip().partition("\n")[0].split()
+    except OSError as error:
+        reason = f"{error.strerror}; make it readable, or move it out of the data"
+        raise UserError(f"cannot read {tree.root / path}: {reason}") from None
     return len(values) >= 5 and all(re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", value) for value in values[:5])
 
 

@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from .errors import UserError
+
 ABSENT = "is not there"
 UPLOADED = re.compile("[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an upload
 
@@ -67,20 +69,38 @@ def _real(path: str) -> str:
 
 
 def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
-    """Paths of files relative to a folder; nothing that is hidden, or was seen through a link."""
+    """Paths of files relative to a folder; nothing that is hidden, or was seen through a link.
+
+    Raises:
+        UserError: a folder cannot be listed, so that nobody knows what is in it.
+    """
     seen: set[str] = set()
     root = os.fspath(root)
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         here = os.path.realpath(folder)
         if here in seen:
             folders.clear()
             continue
         seen.add(here)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if files and not os.access(folder, os.X_OK):  # whose names may be known, but nothing more
+            raise UserError(f"cannot open the files in {folder}; make it searchable (chmod +x)")
+        # Of lost+found, at the root of a disk, nobody but root can see what is in it.
+        shown = [name for name in folders if not name.startswith(".") and name != "lost+found"]
+        folders[:] = sorted(shown)
         relative = os.path.relpath(folder, root)
         for name in files:
             if not name.startswith("."):
                 yield os.path.normpath(os.path.join(relative, name))
+
+
+def cannot_list(error: OSError) -> UserError:
+    remedy = "make it readable, or move it out of the data"
+    return UserError(f"cannot list {error.filename}: {error.strerror}; {remedy}")
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise cannot_list(error)
 
 
 def match(names: Iterable[str], paths: Iterable[str], taken: Collection[str] = ()) -> dict[str, Match]:

@@ -173,10 +173,13 @@ def _documented(data: str) -> Layout | None:
     """annotations/{train,val}.json and images/, of which nothing has to be searched; val.json alone is evaluated on."""
     root, images = Path(data), Path(data) / "images"
     files = {split: root / "annotations" / f"{split}.json" for split in ("train", "val")}
-    splits = {split: Split(file, images) for split, file in files.items() if file.exists()}
+    splits = {split: Split(file, images) for split, file in files.items() if os.path.exists(file)}
     if "val" not in splits or not images.is_dir():
         return None
-    folders = [PurePath(entry.name) for entry in os.scandir(images) if entry.is_dir()]
+    try:
+        folders = [PurePath(entry.name) for entry in os.scandir(images) if entry.is_dir()]
+    except OSError as error:
+        raise image_names.cannot_list(error) from None
     return None if any(map(split_of, folders)) else Layout(data, "COCO format", splits)
 
 
@@ -355,9 +358,12 @@ class Tree:
     def kind(self, path: Path) -> str:
         """What a JSON file is: "COCO", "labelme", "broken" or "" for others."""
         if path.stem in self.by_stem:  # labelme's may have the whole picture in them, after the shapes
-            with path.open("rb") as file:
-                if b'"shapes"' in file.read(1 << 16):
-                    return "labelme"
+            try:
+                with path.open("rb") as file:
+                    if b'"shapes"' in file.read(1 << 16):
+                        return "labelme"
+            except OSError:
+                return "broken"
         return look_into(path).kind
 
     def relative(self, path: Path) -> PurePath:
@@ -405,7 +411,9 @@ def look_into(path: Path) -> Content:
 def _look_into(path: Path, size: int, changed: int) -> Content:
     try:
         content = annotations.load_json(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        return Content("broken", fault=f"cannot be read ({error.strerror})")
+    except (ValueError, RecursionError) as error:
         return Content("broken", fault=f"is no JSON ({' '.join(str(error).split())})")
     if not isinstance(content, dict):
         return Content("", fault="is no JSON object")
