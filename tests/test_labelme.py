@@ -287,9 +287,9 @@ def bomb() -> str:
         (png(np.ones((5, 5))), [[-1, 1], [3, 5]], "its mask leaves the image, which is 40 x 30"),
         (png(np.ones((5, 5))), [[36, 1], [40, 5]], "its mask has 5 x 5 pixels, and 4 x 5 by its points"),
         (png(np.ones((5, 5))), [[50, 1], [54, 5]], "its mask has 5 x 5 pixels, and -10 x 5 by its points"),
-        (png(np.ones((5, 5)))[:60], [[1, 1], [5, 5]], "its mask"),
-        (bomb(), [[1, 1], [2, 2]], "its mask"),
-        (bomb(), [[0, 0], [29_999, 29_999]], "its mask"),
+        (png(np.ones((5, 5)))[:60], [[1, 1], [5, 5]], "its mask is damaged"),
+        (bomb(), [[1, 1], [2, 2]], "its mask has 30000 x 30000 pixels, and 2 x 2 by its points"),
+        (bomb(), [[0, 0], [29_999, 29_999]], "its mask has 30000 x 30000 pixels, and 40 x 30 by its points"),
     ],
 )
 def test_a_mask_that_is_none_is_left_out(tmp_path: Path, mask: object, points: list, reason: str) -> None:

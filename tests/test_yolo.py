@@ -250,7 +250,7 @@ def test_what_cannot_be_followed_is_an_error(tmp_path: Path, train: object, mess
     write(folder / "wrong.txt", "images/gone.png\nroot:x\n")
     os.mkfifo(folder / "pipe.txt")
     expected = message.replace("HERE", str(folder)).replace("train is", f"{split} is").replace("for train", f"for {split}")
-    assert expected.replace("images/train'}", "images/train'}") in refused(folder)
+    assert expected in refused(folder)
 
 
 def test_a_test_split_that_is_not_there_is_passed_over_if_another_validates(tmp_path: Path) -> None:
