@@ -183,6 +183,37 @@ def test_the_name_that_is_said_counts_before_that_of_the_file(tmp_path: Path) ->
     assert "images/train/b/7.png" in {image["file_name"] for image in read(folder).images.values()}
 
 
+def test_a_deleted_image_is_not_replaced_by_another_of_its_name(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    for name in ("train/0.png", "train/1.png"):
+        (folder / name).unlink()
+    for name in ("train/9.png", "other/0.png", "1.png"):
+        image(folder / name)
+    write(folder / "train/9.json", entry(GOOD, said="9.png"))
+    details = [problem.detail for problem in read(folder).problems if problem.kind == "label file"]
+    assert [detail.partition(",")[0] for detail in details] == [
+        "train/0.json: its image",
+        "train/1.json: its image",
+    ]
+    for name in ("0", "1"):  # the folder is said, and is not that of the file
+        (folder / f"train/{name}.json").unlink()
+        write(folder / f"labels/{name}.json", entry(GOOD, said=f"..\\train\\{name}.png"))
+    message = refused(folder, "val")
+    assert "labels/0.json: its image, ..\\train\\0.png, is not there" in message
+
+
+def test_an_image_that_is_elsewhere_than_its_file_says_is_told(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    write(folder / "labels/7.json", entry(GOOD, said="..\\label\\7.png"))
+    write(folder / "labels/8.json", entry(GOOD, said="8.png"))
+    for name in "78":
+        image(folder / f"train/images/{name}.png")
+    assert layouts.recognise(str(folder)).notes == [
+        "2 images are not where their labelme files say; found by their names: "
+        "labels/7.json: ..\\label\\7.png is train/images/7.png, labels/8.json: 8.png is train/images/8.png"
+    ]
+
+
 def test_images_without_a_file_and_of_other_kinds_are_named(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
     image(folder / "train/more.png")

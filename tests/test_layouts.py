@@ -791,6 +791,28 @@ def test_the_longest_end_decides_and_then_the_folder_beside_the_file_or_called_a
             assert folders == {"images" if data == "d" else split}
 
 
+DELETED = {
+    "a relative name": "train/a.png",
+    "an absolute name": "C:\\data\\train\\a.png",
+    "a percent-encoded name": "data%2Ftrain%2Fa.png",
+}
+
+
+@pytest.mark.parametrize("written", DELETED.values(), ids=DELETED)
+def test_a_deleted_image_is_not_replaced_by_another_of_its_name(
+    source: Path, tmp_path: Path, written: str
+) -> None:
+    folder = tmp_path / "data"
+    as_written(source, folder, {"val/a.png": written, "train/b.png": "train/b.png"}, "all.json")
+    with pytest.raises(UserError, match=r"1 are not in .*a.png \(is not in that folder, which is here; val/a.png may"):
+        layouts.recognise(str(folder))
+    file = annotations.read(folder / "all.json", folder, open_images=True)
+    assert not file.written and [problem.kind for problem in file.problems][:1] == ["unreadable"]
+    (folder / "train" / "b.png").rename(folder / "val" / "b.png")  # now there is no such folder
+    (folder / "train" / "notes.txt").write_text("all images are in val")
+    assert layouts.recognise(str(folder)).splits.keys() == {"train", "val"}
+
+
 def test_a_name_leads_out_of_the_folder_only_where_it_did(source: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside" / "a.png"
     write(outside, "")

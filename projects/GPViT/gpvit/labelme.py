@@ -22,10 +22,10 @@ from PIL import Image
 from pycocotools import mask as mask_api
 from supervision.dataset.formats.labelme import labelme_shapes_to_detections
 
+from . import image_names
 from .annotations import polygon_faults, shown, usable_size
 from .conversion import REASON, DataSet, Detections, Fault, Object, Picture, by_folder, readable, size_of
 from .errors import UserError, listed
-from .image_names import UPLOADED
 from .layouts import Tree
 from .utils.text import PATH_LIMIT, one_line
 
@@ -66,8 +66,9 @@ def from_labelme(json_files: Sequence[Path], tree: Tree) -> DataSet:
     files: dict[str, LabelFile] = {}
     faults: list[Fault] = []
     kinds: Counter[str] = Counter()
+    moved: list[str] = []
     for file in json_files:
-        faults += _read_labelme(file, tree, files, kinds)
+        faults += _read_labelme(file, tree, files, kinds, moved)
     if not files:
         raise UserError(f"{tree.root}: no labelme file can be used: {listed([fault.detail for fault in faults])}")
     used = {*files} | {fault.image for fault in faults if fault.image is not None}
@@ -80,6 +81,9 @@ def from_labelme(json_files: Sequence[Path], tree: Tree) -> DataSet:
     notes = []
     if kinds:
         notes.append(f"left out: {kinds.total()} shapes that are no outlines ({', '.join(sorted(kinds))})")
+    if moved:
+        count = f"{len(moved)} images are not where their labelme files say"
+        notes.append(f"{count}; found by their names: {listed(moved)}")
     if others := [name for name in (*tree.pictures, *tree.unread) if name not in used]:
         notes.append(f"left out: {len(others)} images without a labelme file: {listed(others)}")
     return DataSet(classes, pictures, by_folder(sorted(used)), notes, faults)
@@ -89,8 +93,13 @@ def _of_shape(path: str, number: int, reason: str) -> str:
     return f"{one_line(path, PATH_LIMIT)}, shape {number}: {reason}"
 
 
-def _read_labelme(file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Counter[str]) -> list[Fault]:
-    """Reads a labelme file into ``files``, by the path of its image; counts the shapes that have no outline in ``kinds``."""
+def _read_labelme(
+    file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Counter[str], moved: list[str]
+) -> list[Fault]:
+    """Reads a labelme file into ``files``, by the path of its image.
+
+    Counts the shapes that have no outline in ``kinds``, and adds an image that is elsewhere than the file says to ``moved``.
+    """
     path = str(tree.relative(file))
     shown_path = one_line(path, PATH_LIMIT)
     try:
@@ -110,6 +119,8 @@ def _read_labelme(file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Co
         size = (height, width) if usable_size(height, width) else size_of(tree.root / name)
     except UserError as error:
         return [Fault("unreadable", str(error), name)]
+    if said and name != _as_said(file, said, tree):
+        moved.append(f"{path}: {one_line(said)} is {name}")
     faults = []
     files[name] = LabelFile(path, size, [])
     for number, entry in enumerate(shapes, start=1):
@@ -152,24 +163,47 @@ def _shape(number: int, entry: Any) -> Shape:
     return Shape(number, str(label), "polygon" if kind in ROTATED else kind, points, group, entry.get("mask"))
 
 
+def _as_said(file: Path, said: str, tree: Tree) -> str | None:
+    """The file that is where a labelme file says that its image is."""
+    folder = str(tree.relative(file).parent)
+    folders = [folder] if _is_bare(said) else [folder, ""]
+    return tree.find(said, folders, []) if said else None
+
+
+def _is_bare(said: str) -> bool:
+    """Whether an image is said to be in the labelme file's own folder."""
+    return len(PureWindowsPath(said).parts) < 2
+
+
 def _picture_of(file: Path, said: str, tree: Tree) -> str | None:
     """The path of a labelme file's image.
 
     It is the one that the file says, as :meth:`.Tree.find` understands it; or the only one of that name, or with most of the
-    folders that are said; or the only one of the file's own name, in its folder or elsewhere.
+    folders that are said; or the only one of the file's own name, in its folder or elsewhere. If the folder that is said is
+    here and has other images, nothing is looked for elsewhere: its image was deleted.
     """
-    folder = str(tree.relative(file).parent)
-    found = tree.find(said, [folder, ""], [folder, ""]) if said else None
+    found = _as_said(file, said, tree)
     if found in tree.pictures:
         return found
+    folder = os.path.normpath(tree.relative(file).parent).removeprefix(".")
     parts = PureWindowsPath(said).parts  # it takes / as well
-    named = _same_name(parts[-1], tree) if parts else []
+    least = image_names.known_folders(parts[:-1], tree.picture_folder_ends)
+    here_only = _is_bare(said) and folder in tree.picture_folders
+
+    def allowed(path: str) -> bool:
+        return os.path.dirname(path) == folder if here_only else _common_end(path, parts) >= least
+
+    found = tree.find(said, [folder, ""], [folder, ""]) if said else None
+    if found in tree.pictures and allowed(found):
+        return found
+    named = [path for path in _same_name(parts[-1], tree) if allowed(path)] if parts else []
     most = max((_common_end(path, parts) for path in named), default=0)
     same = tree.by_stem.get(file.stem, [])
+    beside = [path for path in same if os.path.dirname(path) == folder]
     for paths in (
         [path for path in named if _common_end(path, parts) == most],
-        [path for path in same if os.path.dirname(path) == os.path.normpath(folder).removeprefix(".")],
-        same,
+        beside,
+        [] if here_only or least else same,
     ):
         if len(paths) == 1:
             return paths[0]
@@ -179,7 +213,7 @@ def _picture_of(file: Path, said: str, tree: Tree) -> str | None:
 def _same_name(name: str, tree: Tree) -> list[str]:
     """The images of that name, also percent-encoded, in another Unicode form, or as it was before Label Studio had it."""
     names = [name, urllib.parse.unquote(name, errors="surrogateescape")]
-    names += [UPLOADED.sub("", name, count=1) for name in names if UPLOADED.match(name)]
+    names += [image_names.UPLOADED.sub("", name, count=1) for name in names if image_names.UPLOADED.match(name)]
     names += [unicodedata.normalize(unicode, name) for unicode in ("NFC", "NFD") for name in names]
     for name in dict.fromkeys(names):
         if found := [path for path in tree.by_name.get(name, []) if path in tree.pictures]:

@@ -279,6 +279,16 @@ class Tree:
         return self._with_suffix(SUFFIXES)
 
     @functools.cached_property
+    def picture_folders(self) -> set[str]:
+        """The folders that have images in them, not only in folders below."""
+        return {os.path.dirname(path) for path in self.pictures}
+
+    @functools.cached_property
+    def picture_folder_ends(self) -> set[tuple[str, ...]]:
+        """The last parts of these, of every length."""
+        return image_names.folder_ends(self.picture_folders)
+
+    @functools.cached_property
     def unread(self) -> dict[str, None]:
         """The paths of images of kinds that are not read, in order."""
         return self._with_suffix(UNREAD)
