@@ -342,7 +342,7 @@ def test_labels_without_an_image_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", ["%.18e", "%.3E"])
-def test_lost_labels_are_known_however_their_numbers_are_written(tmp_path: Path, number: str) -> None:
+def test_lost_labels_are_known_however_their_numbers_are_set(tmp_path: Path, number: str) -> None:
     folder = dataset(tmp_path, "train/0.png", "val/1.png")
     values = [number % value for value in (0, 0.0002, 0.2, 0.6, 0.5)]
     write(folder / "annotations/lost.txt", " ".join(values) + "\n")
@@ -535,8 +535,11 @@ def test_oriented_boxes_are_outlines(tmp_path: Path) -> None:
     assert item["segmentation"] == [[20, 2, 36, 10, 20, 18, 4, 10]]
 
 
-@pytest.mark.parametrize("files", [["fold1/data.yaml", "fold2/data.yaml"], ["fold 1.yaml", "fold-1.yaml"]])
-def test_each_of_several_yaml_files_of_one_folder_has_its_own_splits(tmp_path: Path, files: list[str]) -> None:
+FOLDS = [["fold1/data.yaml", "fold2/data.yaml"], ["fold 1.yaml", "fold-1.yaml"]]
+
+
+@pytest.mark.parametrize("files", FOLDS)
+def test_each_yaml_file_of_one_folder_has_its_own_splits(tmp_path: Path, files: list[str]) -> None:
     folder = dataset(tmp_path / "sets", *SIX)
     (folder / "data.yaml").unlink()
     for number, file in enumerate(files):
@@ -569,7 +572,7 @@ def test_the_checker_overwrites_no_file_of_the_data(
         images = [{"id": number, "file_name": f"{number}.png", **sides} for number in range(4)]
         for entry in images:
             image(folder / entry["file_name"])
-        item = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 16, "bbox": [2, 2, 4, 4]}
+        item = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [2, 2, 4, 4]}
         content = {"categories": [{"id": 1, "name": "a"}], "images": images, "annotations": [item]}
         write(folder / "all.json", json.dumps(content))
     before = (folder / json_file).read_bytes()

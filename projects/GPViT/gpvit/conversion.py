@@ -42,6 +42,7 @@ except ImportError:
 T = TypeVar("T")
 REASON = 200  # characters of why something cannot be read
 NO_LABELS = {"classes.txt", "labels.txt", "notes.txt", "predefined_classes.txt", "requirements.txt"}
+NUMBER = r"[-+]?[\d.]+([eE][-+]?\d+)?"
 
 
 class Object(NamedTuple):
@@ -145,8 +146,8 @@ def _area(outline: list[float]) -> float:
 class Labels(NamedTuple):
     """Which file of labels belongs to which image.
 
-    of: the label file of each image, or None; unread: label files of images of kinds that are not read; lost: those of no
-    image; renamed: those whose names are the image's only by their meaning.
+    of: the label file of each image, or None; unread: label files of images of kinds that are not
+    read; lost: those of no image; renamed: those whose names are the image's only by their meaning.
     """
 
     of: dict[str, str | None]
@@ -243,7 +244,7 @@ def _has_labels(path: str, tree: Tree) -> bool:
     except OSError as error:
         reason = f"{error.strerror}; make it readable, or move it out of the data"
         raise UserError(f"cannot read {tree.root / path}: {reason}") from None
-    return len(values) >= 5 and all(re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", value) for value in values[:5])
+    return len(values) >= 5 and all(re.fullmatch(NUMBER, value) for value in values[:5])
 
 
 def _yolo_splits(stated: yolo.Stated, labels: Labels, yaml_file: Path, tree: Tree) -> dict[str, str | None]:

@@ -3,8 +3,9 @@
 Programs write names as they are where they run: with backslashes (Windows), with ``%20`` (Label Studio),
 with folders of another machine. A name under which something is there means that. Any other means the one
 image of the dataset's folder that ends in the longest part of the name; where it may be several, or several
-names may mean the same image, nothing is guessed. Nor is it where the folder that a name says is here and
-has other images: then this one was deleted. What is guessed is always inside of the folder.
+names may mean the same image, nothing is guessed. Nor is it where the folder that a name says is
+here and has other images: then this one was deleted. What is guessed is always inside of the
+folder.
 """
 
 import os
@@ -154,7 +155,7 @@ def match(names: Iterable[str], paths: Iterable[str], taken: Collection[str] = (
 def _ending_alike(
     name: str, ends: dict[tuple[str, ...], list[str]], longest: int
 ) -> tuple[list[str], tuple[str, ...]]:
-    """The paths that share the longest end with the first reading of a name that shares one, and that reading."""
+    """The paths that share the longest end with the first reading of a name, and that reading."""
     for parts in _readings(name):
         for length in range(min(longest, len(parts)), 0, -1):
             paths = ends.get(parts[-length:])
@@ -175,7 +176,7 @@ def folder_ends(folders: Iterable[str]) -> set[tuple[str, ...]]:
 
 
 def known_folders(parts: Sequence[str], ends: set[tuple[str, ...]]) -> int:
-    """How many of the last folders of a name are, together, the end of one of :func:`folder_ends`."""
+    """How many of the last folders of a name are, together, in :func:`folder_ends`."""
     count = 0
     while count < len(parts) and tuple(parts[len(parts) - count - 1 :]) in ends:
         count += 1

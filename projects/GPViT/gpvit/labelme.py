@@ -98,7 +98,8 @@ def _read_labelme(
 ) -> list[Fault]:
     """Reads a labelme file into ``files``, by the path of its image.
 
-    Counts the shapes that have no outline in ``kinds``, and adds an image that is elsewhere than the file says to ``moved``.
+    Counts the shapes that have no outline in ``kinds``, and adds to ``moved`` what is said to be
+    elsewhere than it is.
     """
     path = str(tree.relative(file))
     shown_path = one_line(path, PATH_LIMIT)
@@ -179,8 +180,9 @@ def _picture_of(file: Path, said: str, tree: Tree) -> str | None:
     """The path of a labelme file's image.
 
     It is the one that the file says, as :meth:`.Tree.find` understands it; or the only one of that name, or with most of the
-    folders that are said; or the only one of the file's own name, in its folder or elsewhere. If the folder that is said is
-    here and has other images, nothing is looked for elsewhere: its image was deleted.
+    folders that are said; or the only one of the file's own name, in its folder or elsewhere. If
+    the folder that is said is here and has other images, nothing is looked for elsewhere: the image
+    was deleted.
     """
     found = _as_said(file, said, tree)
     if found in tree.pictures:
@@ -213,7 +215,8 @@ def _picture_of(file: Path, said: str, tree: Tree) -> str | None:
 def _same_name(name: str, tree: Tree) -> list[str]:
     """The images of that name, also percent-encoded, in another Unicode form, or as it was before Label Studio had it."""
     names = [name, urllib.parse.unquote(name, errors="surrogateescape")]
-    names += [image_names.UPLOADED.sub("", name, count=1) for name in names if image_names.UPLOADED.match(name)]
+    uploaded = image_names.UPLOADED
+    names += [uploaded.sub("", name, count=1) for name in names if uploaded.match(name)]
     names += [unicodedata.normalize(unicode, name) for unicode in ("NFC", "NFD") for name in names]
     for name in dict.fromkeys(names):
         if found := [path for path in tree.by_name.get(name, []) if path in tree.pictures]:

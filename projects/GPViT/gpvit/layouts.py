@@ -524,7 +524,7 @@ def _single(data: str, json_file: Path, images: Path) -> Layout:
 
     def make() -> tuple[dict[str, dict], list[str]]:
         file = annotations.read(json_file, images, masks=False)
-        # Without masks, boxes may be normalized that masks would mend: each split is asked for itself.
+        # Masks, which are not looked at here, may mend normalized boxes: each split tells.
         file.problems = [problem for problem in file.problems if problem.kind != "normalized"]
         file.stop_if_fatal()
         content = annotations.load_json(json_file)
