@@ -303,9 +303,6 @@ def test_what_cannot_be_joined_with_a_mask_is_named_and_no_part_of_the_box(tmp_p
     assert item["bbox"] == [30, 20, 6, 6] and item["area"] == 36
 
 
-HUGE = "its mask has 30000 x 30000 pixels, and "
-
-
 def bomb() -> str:
     buffer = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
@@ -323,8 +320,8 @@ def bomb() -> str:
         (png(np.ones((5, 5))), [[36, 1], [40, 5]], "its mask has 5 x 5 pixels, and 4 x 5 by its points"),
         (png(np.ones((5, 5))), [[50, 1], [54, 5]], "its mask has 5 x 5 pixels, and -10 x 5 by its points"),
         (png(np.ones((5, 5)))[:60], [[1, 1], [5, 5]], "its mask is damaged"),
-        (bomb(), [[1, 1], [2, 2]], HUGE + "2 x 2 by its points"),
-        (bomb(), [[0, 0], [29_999, 29_999]], HUGE + "40 x 30 by its points"),
+        (bomb(), [[1, 1], [2, 2]], "its mask has too many pixels to be opened"),
+        (bomb(), [[0, 0], [29_999, 29_999]], "its mask has too many pixels to be opened"),
     ],
 )
 def test_a_mask_that_is_none_is_left_out(tmp_path: Path, mask: object, points: list, reason: str) -> None:

@@ -799,9 +799,7 @@ DELETED = {
 
 
 @pytest.mark.parametrize("written", DELETED.values(), ids=DELETED)
-def test_a_deleted_image_is_not_replaced_by_another_of_its_name(
-    source: Path, tmp_path: Path, written: str
-) -> None:
+def test_a_deleted_image_is_not_replaced_by_another_of_its_name(source: Path, tmp_path: Path, written: str) -> None:
     folder = tmp_path / "data"
     as_written(source, folder, {"val/a.png": written, "train/b.png": "train/b.png"}, "all.json")
     with pytest.raises(UserError, match=r"a\.png \(is not in that folder, .*; val/a.png may"):

@@ -562,9 +562,7 @@ def test_each_yaml_file_of_one_folder_has_its_own_splits(tmp_path: Path, files: 
         ("all.json", "all.json", "all.json is the data itself; give another name"),
     ],
 )
-def test_the_checker_overwrites_no_file_of_the_data(
-    tmp_path: Path, given: str, json_file: str, reason: str
-) -> None:
+def test_the_checker_overwrites_no_file_of_the_data(tmp_path: Path, given: str, json_file: str, reason: str) -> None:
     folder = dataset(tmp_path / "d", "train/0.png", "train/1.png", "val/2.png")
     if given == "all.json":  # of which the checker reads a copy in the cache, split in two
         folder = tmp_path / "coco"

@@ -64,9 +64,7 @@ def refuse_to_replace_data(json_file: Path, data: Path) -> None:
     if target == given:
         raise UserError(f"--json {json_file} is the data itself; give another name")
     if target.exists() and target.is_relative_to(given):
-        raise UserError(
-            f"--json {json_file} is there already, in the data; remove it, or give another name"
-        )
+        raise UserError(f"--json {json_file} is there already, in the data; remove it, or give another name")
 
 
 def check(path: Path | None, images: Path | None, masks: bool, open_images: bool) -> list[CocoFile]:

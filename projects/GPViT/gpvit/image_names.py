@@ -152,9 +152,7 @@ def match(names: Iterable[str], paths: Iterable[str], taken: Collection[str] = (
     return matches
 
 
-def _ending_alike(
-    name: str, ends: dict[tuple[str, ...], list[str]], longest: int
-) -> tuple[list[str], tuple[str, ...]]:
+def _ending_alike(name: str, ends: dict[tuple[str, ...], list[str]], longest: int) -> tuple[list[str], tuple[str, ...]]:
     """The paths that share the longest end with the first reading of a name, and that reading."""
     for parts in _readings(name):
         for length in range(min(longest, len(parts)), 0, -1):

@@ -93,9 +93,7 @@ def _of_shape(path: str, number: int, reason: str) -> str:
     return f"{one_line(path, PATH_LIMIT)}, shape {number}: {reason}"
 
 
-def _read_labelme(
-    file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Counter[str], moved: list[str]
-) -> list[Fault]:
+def _read_labelme(file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Counter[str], moved: list[str]) -> list[Fault]:
     """Reads a labelme file into ``files``, by the path of its image.
 
     Counts the shapes that have no outline in ``kinds``, and adds to ``moved`` what is said to be
@@ -297,9 +295,7 @@ def _outline(shape: Shape) -> list[float]:
     return [value for point in shape.points for value in point]
 
 
-def _joined(
-    masks: list[list[list[float]] | dict], height: int, width: int
-) -> list[list[float]] | dict:
+def _joined(masks: list[list[list[float]] | dict], height: int, width: int) -> list[list[float]] | dict:
     """One mask of several: of polygons all of them, else an RLE."""
     polygons = [polygon for mask in masks if isinstance(mask, list) for polygon in mask]
     pixels = [mask for mask in masks if isinstance(mask, dict)]
@@ -320,6 +316,8 @@ def _pixels(shape: Shape, height: int, width: int) -> dict[str, Any]:
     left, top, right, bottom = (int(value) for point in shape.points for value in point)
     try:
         image = Image.open(io.BytesIO(base64.b64decode(shape.mask)), formats=("PNG",))
+    except Image.DecompressionBombError:
+        raise ValueError("its mask has too many pixels to be opened") from None
     except Exception:  # whatever it is
         raise ValueError("its mask is no PNG in base64") from None
     with image:
