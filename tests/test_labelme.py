@@ -183,6 +183,38 @@ def test_the_name_that_is_said_counts_before_that_of_the_file(tmp_path: Path) ->
     assert "images/train/b/7.png" in {image["file_name"] for image in read(folder).images.values()}
 
 
+def test_a_deleted_image_is_not_replaced_by_another_of_its_name(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    for name in ("train/0.png", "train/1.png"):
+        (folder / name).unlink()
+    for name in ("train/9.png", "other/0.png", "1.png"):
+        image(folder / name)
+    write(folder / "train/9.json", entry(GOOD, said="9.png"))
+    details = [problem.detail for problem in read(folder).problems if problem.kind == "label file"]
+    assert [detail.partition(",")[0] for detail in details] == [
+        "train/0.json: its image",
+        "train/1.json: its image",
+    ]
+    for name in ("0", "1"):  # the folder is said, and is not that of the file
+        (folder / f"train/{name}.json").unlink()
+        write(folder / f"labels/{name}.json", entry(GOOD, said=f"..\\train\\{name}.png"))
+    message = refused(folder, "val")
+    assert "labels/0.json: its image, ..\\train\\0.png, is not there" in message
+
+
+def test_an_image_that_is_elsewhere_than_its_file_says_is_told(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    write(folder / "labels/7.json", entry(GOOD, said="..\\label\\7.png"))
+    write(folder / "labels/8.json", entry(GOOD, said="8.png"))
+    for name in "78":
+        image(folder / f"train/images/{name}.png")
+    assert layouts.recognise(str(folder)).notes == [
+        "2 images are not where their labelme files say; found by their names: "
+        "labels/7.json: ..\\label\\7.png is train/images/7.png, "
+        "labels/8.json: 8.png is train/images/8.png"
+    ]
+
+
 def test_images_without_a_file_and_of_other_kinds_are_named(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
     image(folder / "train/more.png")
@@ -209,6 +241,14 @@ def test_unusable_sides_are_taken_from_the_image(tmp_path: Path, sides: tuple) -
     folder = dataset(tmp_path)
     write(folder / "train/0.json", entry(GOOD, said="0.png", imageHeight=sides[0], imageWidth=sides[1]))
     assert (read(folder).images[1]["height"], read(folder).images[1]["width"]) == (HEIGHT, WIDTH)
+
+
+def test_a_shape_that_repeats_another_names_its_number(tmp_path: Path) -> None:
+    file = read(dataset(tmp_path, GOOD | {"shape_type": "circle"}, ANOTHER))
+    assert [(problem.kind, problem.detail) for problem in file.problems] == [
+        ("object twice", "train/0.json, shape 4: as shape 3"),
+        ("object twice", "train/1.json, shape 4: as shape 3"),
+    ]
 
 
 def png(pixels: np.ndarray, mode: str = "L") -> str:
@@ -244,6 +284,25 @@ def test_a_group_of_a_mask_and_polygons_is_one_object(tmp_path: Path) -> None:
     assert len(file.objects[1]) == 3 and mask[20:26, 30:36].all() and mask[3, 7] and not mask[15, 15]
 
 
+def test_what_cannot_be_joined_with_a_mask_is_named_and_no_part_of_the_box(tmp_path: Path) -> None:
+    group = {"label": "m", "group_id": 1}
+    corners = [[30, 20], [35, 25]]
+    mask = group | {"shape_type": "mask", "points": corners, "mask": png(np.ones((6, 6)))}
+    empty = mask | {"points": [[2, 3], [4, 5]], "mask": png(np.zeros((3, 3)))}
+    flat = GOOD | group | {"points": [[1, 1], [9, 1], [5, 1]]}
+    outside = GOOD | group | {"points": [[-9, 1], [-1, 1], [-1, 9]]}
+    file = read(dataset(tmp_path, empty, mask, flat, outside), masks=True)
+    details = [problem.detail for problem in file.problems if "train/0.json" in problem.detail]
+    assert [problem.kind for problem in file.problems] == ["shape"] * 6
+    assert details == [
+        "train/0.json, shape 2: its mask has no pixel",
+        "train/0.json, shape 4: no area inside of the image",
+        "train/0.json, shape 5: no area inside of the image",
+    ]
+    [item] = [item for item in file.objects[1] if file.categories[item["category_id"]] == "m"]
+    assert item["bbox"] == [30, 20, 6, 6] and item["area"] == 36
+
+
 def bomb() -> str:
     buffer = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
@@ -260,9 +319,9 @@ def bomb() -> str:
         (png(np.ones((5, 5))), [[-1, 1], [3, 5]], "its mask leaves the image, which is 40 x 30"),
         (png(np.ones((5, 5))), [[36, 1], [40, 5]], "its mask has 5 x 5 pixels, and 4 x 5 by its points"),
         (png(np.ones((5, 5))), [[50, 1], [54, 5]], "its mask has 5 x 5 pixels, and -10 x 5 by its points"),
-        (png(np.ones((5, 5)))[:60], [[1, 1], [5, 5]], "its mask"),
-        (bomb(), [[1, 1], [2, 2]], "its mask"),
-        (bomb(), [[0, 0], [29_999, 29_999]], "its mask"),
+        (png(np.ones((5, 5)))[:60], [[1, 1], [5, 5]], "its mask is damaged"),
+        (bomb(), [[1, 1], [2, 2]], "its mask has too many pixels to be opened"),
+        (bomb(), [[0, 0], [29_999, 29_999]], "its mask has too many pixels to be opened"),
     ],
 )
 def test_a_mask_that_is_none_is_left_out(tmp_path: Path, mask: object, points: list, reason: str) -> None:

@@ -238,6 +238,32 @@ def test_a_single_file_is_split_whatever_it_is_called(source: Path, tmp_path: Pa
     assert "2 of 12 images are set apart to validate, by seed 0 and their names" in layout.notes
 
 
+@pytest.mark.parametrize("masks_too", [False, True])
+def test_normalized_boxes_are_made_from_masks_in_a_single_file_as_in_two(
+    source: Path, tmp_path: Path, masks_too: bool
+) -> None:
+    shutil.copytree(source / "images", tmp_path / "data" / "images")
+    content = merged(source)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    boxes = {}
+    for item in content["annotations"]:
+        width, height = sizes[item["image_id"]]
+        x, y, w, h = boxes[item["id"]] = item["bbox"]
+        item["bbox"] = [x / width, y / height, w / width, h / height]
+        if masks_too:
+            points = np.reshape(item["segmentation"][0], (-1, 2)) / [width, height]
+            item["segmentation"] = [points.ravel().tolist()]
+    write(tmp_path / "data" / "all.json", content)
+    layout = layouts.recognise(str(tmp_path / "data"))
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=r"are they normalized\?"):
+            layout.read(split, masks=masks_too)
+        if not masks_too:
+            objects = [item for items in layout.read(split).objects.values() for item in items]
+            for item in objects:
+                assert item["bbox"] == pytest.approx(boxes[item["id"]])
+
+
 def test_val_json_alone_is_evaluated_on(source: Path, tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     shutil.copytree(source / "images", tmp_path / "images")
@@ -468,6 +494,51 @@ def test_what_is_not_clear_is_refused_in_one_line(source: Path, tmp_path: Path, 
         for split in ("train", "val"):
             layouts.read(str(tmp_path / "data"), split)
     assert "\n" not in str(error.value)
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Lets nobody read what has a path that ends so; root, who may run the tests, could."""
+
+    def refusing(function: Callable) -> Callable:
+        def call(path: object = ".", *arguments: object, **options: object) -> object:
+            if not isinstance(path, int) and os.fspath(path).endswith(end):
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return function(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+
+
+@pytest.mark.parametrize(
+    ("kind", "end", "message"),
+    [
+        (SPLIT["folders in images"], "images/val", "cannot list .*images/val: Permission denied"),
+        (SPLIT["plain"], "images", "cannot list .*images: Permission denied; make it readable"),
+        (UNSPLIT["YOLO"], "a.log.txt", "cannot read .*a.log.txt: Permission denied"),
+        (SPLIT["COCO"], "instances_val2017.json", "val2017.json cannot be read .Perm.*; correct"),
+        (SPLIT["labelme"], "val_00001.json", "val_00001.json: cannot be read as .*PermissionE"),
+    ],
+)
+def test_what_cannot_be_read_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind, end: str, message: str
+) -> None:
+    kind(source, tmp_path / "data")
+    write(tmp_path / "data" / "a.log.txt", "what somebody else wrote")
+    unreadable(monkeypatch, end)
+    with pytest.raises(UserError, match=message) as error:
+        layouts.recognise(str(tmp_path / "data")).read("val")
+    assert "\n" not in str(error.value)
+
+
+def test_files_in_a_folder_that_can_only_be_listed_are_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SPLIT["folders in images"](source, tmp_path / "data")
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("images/val"))
+    with pytest.raises(UserError, match=r"cannot open the files in .*images/val; make it"):
+        layouts.recognise(str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(
@@ -718,6 +789,26 @@ def test_the_longest_end_decides_and_then_the_folder_beside_the_file_or_called_a
             records = layouts.read(str(tmp_path / data), split).records()
             folders = {Path(record["file_name"]).parent.name for record in records}
             assert folders == {"images" if data == "d" else split}
+
+
+DELETED = {
+    "a relative name": "train/a.png",
+    "an absolute name": "C:\\data\\train\\a.png",
+    "a percent-encoded name": "data%2Ftrain%2Fa.png",
+}
+
+
+@pytest.mark.parametrize("written", DELETED.values(), ids=DELETED)
+def test_a_deleted_image_is_not_replaced_by_another_of_its_name(source: Path, tmp_path: Path, written: str) -> None:
+    folder = tmp_path / "data"
+    as_written(source, folder, {"val/a.png": written, "train/b.png": "train/b.png"}, "all.json")
+    with pytest.raises(UserError, match=r"a\.png \(is not in that folder, .*; val/a.png may"):
+        layouts.recognise(str(folder))
+    file = annotations.read(folder / "all.json", folder, open_images=True)
+    assert not file.written and [problem.kind for problem in file.problems][:1] == ["unreadable"]
+    (folder / "train" / "b.png").rename(folder / "val" / "b.png")  # now there is no such folder
+    (folder / "train" / "notes.txt").write_text("all images are in val")
+    assert layouts.recognise(str(folder)).splits.keys() == {"train", "val"}
 
 
 def test_a_name_leads_out_of_the_folder_only_where_it_did(source: Path, tmp_path: Path) -> None:

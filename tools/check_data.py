@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for rule in RULES.values():
             print(f"| {rule.what} | {MEANING[rule.action]} | {rule.then} |")
         return 0
+    if args.json and args.data:
+        refuse_to_replace_data(args.json, args.data)
     files = check(args.data, args.images, not args.boxes, not args.annotations_only)
     for data in files:
         show(data)
@@ -54,6 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         print(f"\n{len(rows)} problems are in {one_line(args.json, PATH_LIMIT)}")
     return int(any(RULES[problem.kind].action == "stop" for data in files for problem in data.problems))
+
+
+def refuse_to_replace_data(json_file: Path, data: Path) -> None:
+    """Raises a UserError if the file that is to be written is one of the data."""
+    target, given = json_file.resolve(), data.resolve()
+    if target == given:
+        raise UserError(f"--json {json_file} is the data itself; give another name")
+    if target.exists() and target.is_relative_to(given):
+        raise UserError(f"--json {json_file} is there already, in the data; remove it, or give another name")
 
 
 def check(path: Path | None, images: Path | None, masks: bool, open_images: bool) -> list[CocoFile]:

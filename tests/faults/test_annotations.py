@@ -632,6 +632,13 @@ def test_json_may_be_in_every_encoding_that_json_has(tmp_path: Path, images: Pat
     assert len(COCOEvaluator(f"plain_{encoding}", ("bbox",))._coco_api.anns) == 6
 
 
+def test_without_masks_a_number_too_large_for_a_float_is_passed_over(reader) -> None:
+    content = valid()
+    content["annotations"][0]["segmentation"] = [[10**400, 2, 10**400, 2, 10**400, 10]]
+    data = reader(content, masks=False)
+    assert usual(data) == {} and len(used(data)) == 6
+
+
 def test_without_masks_nobody_looks_at_them(reader) -> None:
     content = valid()
     for fault, item in zip(["x", None, [[1]], {"size": 1}, 5, []], content["annotations"]):

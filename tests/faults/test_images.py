@@ -1,6 +1,7 @@
 """Every kind of image file is converted by a rule or refused for a reason; none comes out all white or all black."""
 
 import csv
+import errno
 import os
 import struct
 import warnings
@@ -313,6 +314,22 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be read") as error:
             read_image(tmp_path / name)
         assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP])
+def test_an_image_that_cannot_be_opened_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path, *arguments: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    path = tmp_path / ("x" * 300 if number == errno.ENAMETOOLONG else "a.png")
+    if number == errno.ELOOP:
+        path.symlink_to(path)
+    elif number != errno.ENAMETOOLONG:
+        save(COLOUR, path)
+        monkeypatch.setattr(Path, "open", refuse)
+    assert f"it cannot be opened ({os.strerror(number)}); check its path" in refusal(path)
 
 
 def test_the_limit_of_pixels_is_kept_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from conftest import REPOSITORY, TINY
 from gpvit import Predictor
 from gpvit.engine import argument_parser
 from gpvit.errors import UserError
-from gpvit.visualize import draw_predictions, reduced
+from gpvit.visualize import LARGEST_SIDE, SMALLEST_SIDE, draw_predictions, reduced
 from PIL import Image
 
 SIZES = [(1, 1), (1, 2), (2, 1), (1, 5000), (5000, 1), (3, 10000)]
@@ -71,9 +71,9 @@ def test_a_thin_array_is_predicted_and_drawn(weights: Path, size: tuple[int, int
     found = predictor(image)
     assert len(found) > 0 and found.image_size == size and found.pred_masks.shape[1:] == size
     drawn = draw_predictions(image, found[:3], predictor.classes)
-    height, width = size
-    assert min(drawn.shape) >= 1 and max(drawn.shape) <= 2560
-    assert drawn.shape[1] == pytest.approx(max(1, width / height * drawn.shape[0]), rel=1) or min(drawn.shape[:2]) == 1
+    scale = min(max(1, SMALLEST_SIDE / min(size)), LARGEST_SIDE / max(size))
+    for side, drawn_side in zip(size, drawn.shape):
+        assert abs(drawn_side - max(1, scale * side)) <= 1
     assert draw_predictions(image, found[:3], predictor.classes, resize=False).shape == image.shape
 
 
@@ -159,7 +159,14 @@ def test_a_detector_is_trained_on_thin_images_evaluated_and_viewed(
     command += ["train.device=cpu", f"train.output_dir={tmp_path}", "train.max_iter=3", "train.eval_period=3"]
     command += ["train.pictures=2"]
     train_net.main(argument_parser().parse_intermixed_args(command))
-    assert json.loads((tmp_path / "coco_instances_results.json").read_text()) is not None
+    found = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert isinstance(found, list)
+    assert {item["image_id"] for item in found} <= set(range(1, len(SIZES) + 1))
+    lines = (tmp_path / "metrics.json").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for name in ("total_loss", "bbox/AP", "segm/AP"):
+        values = [row[name] for row in rows if name in row]
+        assert values and np.isfinite(values).all()
     assert (tmp_path / "pictures" / "0000003.png").is_file()
     monkeypatch.setattr(sys, "argv", ["view_predictions.py", str(tmp_path), "--number", "2"])
     assert view_predictions.main() == 0

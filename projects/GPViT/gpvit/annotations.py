@@ -623,7 +623,7 @@ def _agrees(box: Sequence[float], numbers: Sequence[float] | None, outline: Any,
         ys = [y for polygon in outline for y in polygon[1::2]]
         extent = (max(min(xs), 0), max(min(ys), 0), min(max(xs), width), min(max(ys), height))
         return not _contradicts(box, numbers, extent)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         return False
 
 

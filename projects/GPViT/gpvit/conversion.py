@@ -11,6 +11,7 @@ listed, with file and line, as the other problems of annotations are.
 """
 
 import contextlib
+import math
 import os
 import re
 import warnings
@@ -26,6 +27,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as mask_api
 
 from . import yolo
+from .annotations import shown
 from .errors import UserError, listed
 from .images import FORMATS, read_image
 from .layouts import WORDS, Tree, form, split_of
@@ -40,6 +42,7 @@ except ImportError:
 T = TypeVar("T")
 REASON = 200  # characters of why something cannot be read
 NO_LABELS = {"classes.txt", "labels.txt", "notes.txt", "predefined_classes.txt", "requirements.txt"}
+NUMBER = r"[-+]?[\d.]+([eE][-+]?\d+)?"
 
 
 class Object(NamedTuple):
@@ -143,12 +146,12 @@ def _area(outline: list[float]) -> float:
 class Labels(NamedTuple):
     """Which file of labels belongs to which image.
 
-    of: the label file of each image, or None; unread: label files of images of kinds that are not read, with these; lost:
-    those of no image; renamed: those whose names are the image's only by their meaning.
+    of: the label file of each image, or None; unread: label files of images of kinds that are not
+    read; lost: those of no image; renamed: those whose names are the image's only by their meaning.
     """
 
     of: dict[str, str | None]
-    unread: dict[str, str]
+    unread: list[str]
     lost: list[str]
     renamed: list[str]
 
@@ -194,14 +197,16 @@ def _labels_of_images(tree: Tree) -> Labels:
     times = Counter(loose.values())
     without = _by_form(name for name, label in of.items() if label is None)
     others = _by_form(tree.unread)
-    unread, lost, renamed = {}, [], []
+    unread: list[str] = []
+    lost: list[str] = []
+    renamed: list[str] = []
     for path, key in loose.items():
         [name] = without.get(key, []) if len(without.get(key, [])) == times[key] == 1 else [None]
         if name is not None and of[name] is None:
             of[name] = path
             renamed.append(path)
         elif key in others:
-            unread[path] = others[key][0]
+            unread.append(path)
         else:
             lost.append(path)
     return Labels(of, unread, lost, renamed)
@@ -233,9 +238,13 @@ def _has_labels(path: str, tree: Tree) -> bool:
         return False
     if "labels" in folders:
         return True
-    with (tree.root / path).open("rb") as file:
-        values = decoded(file.read(1 << 12)).lstrip().partition("\n")[0].split()
-    return len(values) >= 5 and all(re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) for value in values[:5])
+    try:
+        with (tree.root / path).open("rb") as file:
+            values = decoded(file.read(1 << 12)).lstrip().partition("\n")[0].split()
+    except OSError as error:
+        reason = f"{error.strerror}; make it readable, or move it out of the data"
+        raise UserError(f"cannot read {tree.root / path}: {reason}") from None
+    return len(values) >= 5 and all(re.fullmatch(NUMBER, value) for value in values[:5])
 
 
 def _yolo_splits(stated: yolo.Stated, labels: Labels, yaml_file: Path, tree: Tree) -> dict[str, str | None]:
@@ -360,7 +369,18 @@ def _read_lines(file: Path, size: tuple[int, int], classes: int) -> Lines:
 
 
 def _detected(lines: list[tuple[int, str]], size: tuple[int, int]) -> Detections:
+    for _, line in lines:
+        category = line.split()[0]
+        if _is_infinite(category):  # supervision would write out all its digits
+            raise ValueError(f"class id {shown(category)} is too large")
     return yolo_annotations_to_detections([line for _, line in lines], size, with_masks=False)
+
+
+def _is_infinite(text: str) -> bool:
+    try:
+        return math.isinf(float(text))
+    except ValueError:
+        return False
 
 
 def _settle_scores(files: Collection[Lines]) -> list[str]:

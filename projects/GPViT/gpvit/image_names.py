@@ -3,16 +3,21 @@
 Programs write names as they are where they run: with backslashes (Windows), with ``%20`` (Label Studio),
 with folders of another machine. A name under which something is there means that. Any other means the one
 image of the dataset's folder that ends in the longest part of the name; where it may be several, or several
-names may mean the same image, nothing is guessed. What is guessed is always inside of the folder.
+names may mean the same image, nothing is guessed. Nor is it where the folder that a name says is
+here and has other images: then this one was deleted. What is guessed is always inside of the
+folder.
 """
 
 import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote
+
+from .errors import UserError
+from .images import SUFFIXES
 
 ABSENT = "is not there"
 UPLOADED = re.compile("[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an upload
@@ -67,20 +72,38 @@ def _real(path: str) -> str:
 
 
 def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
-    """Paths of files relative to a folder; nothing that is hidden, or was seen through a link."""
+    """Paths of files relative to a folder; nothing that is hidden, or was seen through a link.
+
+    Raises:
+        UserError: a folder cannot be listed, so that nobody knows what is in it.
+    """
     seen: set[str] = set()
     root = os.fspath(root)
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         here = os.path.realpath(folder)
         if here in seen:
             folders.clear()
             continue
         seen.add(here)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if files and not os.access(folder, os.X_OK):  # whose names may be known, but nothing more
+            raise UserError(f"cannot open the files in {folder}; make it searchable (chmod +x)")
+        # Of lost+found, at the root of a disk, nobody but root can see what is in it.
+        shown = [name for name in folders if not name.startswith(".") and name != "lost+found"]
+        folders[:] = sorted(shown)
         relative = os.path.relpath(folder, root)
         for name in files:
             if not name.startswith("."):
                 yield os.path.normpath(os.path.join(relative, name))
+
+
+def cannot_list(error: OSError) -> UserError:
+    remedy = "make it readable, or move it out of the data"
+    return UserError(f"cannot list {error.filename}: {error.strerror}; {remedy}")
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise cannot_list(error)
 
 
 def match(names: Iterable[str], paths: Iterable[str], taken: Collection[str] = ()) -> dict[str, Match]:
@@ -92,12 +115,24 @@ def match(names: Iterable[str], paths: Iterable[str], taken: Collection[str] = (
         taken: paths that other names mean as written.
     """
     ends: dict[tuple[str, ...], list[str]] = {}
+    holding: set[str] = set()
     for path in paths:
+        if os.path.splitext(path)[1].lower() in SUFFIXES:
+            holding.add(os.path.dirname(path))
         parts = _parts(path)
         for start in range(len(parts)):
             ends.setdefault(parts[start:], []).append(path)
     longest = max(map(len, ends), default=0)
-    found = {name: _ending_alike(name, ends, longest) for name in names}
+    folders = folder_ends(holding)
+    found: dict[str, list[str]] = {}
+    elsewhere: dict[str, str] = {}
+    for name in names:
+        found[name], parts = _ending_alike(name, ends, longest)
+        known = known_folders(parts[:-1], folders)
+        if found[name] and known >= _common_end(_parts(found[name][0]), parts):
+            other = f"{found[name][0]} may be another image"
+            elsewhere[name] = f"is not in that folder, which is here; {other}"
+            found[name] = []
     # Spellings of one path are one name.
     meant: dict[str, set[tuple[str, ...]]] = {}
     for name, images in found.items():
@@ -105,7 +140,9 @@ def match(names: Iterable[str], paths: Iterable[str], taken: Collection[str] = (
             meant.setdefault(path, set()).add(_readings(name)[1])
     matches = {}
     for name, images in found.items():
-        if len(images) > 1:
+        if name in elsewhere:
+            matches[name] = Match("", elsewhere[name])
+        elif len(images) > 1:
             several = f"{', '.join(images[:3])}{' or more' if len(images) > 3 else ''}"
             matches[name] = Match("", f"may be {several}")
         elif images and (images[0] in taken or len(meant[images[0]]) > 1):
@@ -115,15 +152,41 @@ def match(names: Iterable[str], paths: Iterable[str], taken: Collection[str] = (
     return matches
 
 
-def _ending_alike(name: str, ends: dict[tuple[str, ...], list[str]], longest: int) -> list[str]:
-    """The paths that share the longest end with the first reading of a name that shares one."""
+def _ending_alike(name: str, ends: dict[tuple[str, ...], list[str]], longest: int) -> tuple[list[str], tuple[str, ...]]:
+    """The paths that share the longest end with the first reading of a name, and that reading."""
     for parts in _readings(name):
         for length in range(min(longest, len(parts)), 0, -1):
             paths = ends.get(parts[-length:])
             if paths:
                 # A path from the folder itself is not one of several that end so.
-                return [path for path in paths if _parts(path) == parts] or paths
-    return []
+                return [path for path in paths if _parts(path) == parts] or paths, parts
+    return [], ()
+
+
+def folder_ends(folders: Iterable[str]) -> set[tuple[str, ...]]:
+    """The last parts of folders, of every length."""
+    ends: set[tuple[str, ...]] = set()
+    for folder in folders:
+        parts = _parts(folder)
+        for start in range(len(parts)):
+            ends.add(parts[start:])
+    return ends
+
+
+def known_folders(parts: Sequence[str], ends: set[tuple[str, ...]]) -> int:
+    """How many of the last folders of a name are, together, in :func:`folder_ends`."""
+    count = 0
+    while count < len(parts) and tuple(parts[len(parts) - count - 1 :]) in ends:
+        count += 1
+    return count
+
+
+def _common_end(path: Sequence[str], name: Sequence[str]) -> int:
+    """How many parts at the end of two are the same."""
+    count = 0
+    while count < min(len(path), len(name)) and path[-count - 1] == name[-count - 1]:
+        count += 1
+    return count
 
 
 def _readings(name: str) -> list[tuple[str, ...]]:

@@ -24,6 +24,7 @@ The scale of a deep image depends on that image alone, and one bright pixel dark
 8-bit images.
 """
 
+import errno
 import os
 import warnings
 from collections.abc import Callable
@@ -46,6 +47,7 @@ JPEG = b"\xff\xd8"
 # The markers before the size of a JPEG: all from 0xC0 to 0xCF, but for three with another meaning.
 FRAMES, JPEG_LS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xF7
 MAX_PIXELS = 100_000_000
+NOT_OPENED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # of Pillow's others, some run programs
 # JPEG's reader takes MPO as well, which is several JPEG in one file.
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
@@ -85,18 +87,29 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
             kind = _jpeg_kind(file.read(1_000_000))  # all that comes before the pixels
         problem = f"it is no image in {', '.join(FORMATS)}, or its header is damaged; convert or replace it"
         problem = f"it is a JPEG of {kind}, which is not read; save it as 8-bit RGB" if kind else problem
+    except OSError as error:
+        if error.errno in NOT_OPENED:
+            problem = f"it cannot be opened ({error.strerror}); check its path and its permissions"
+        else:
+            problem = _damaged(error)
     except Exception as error:  # what decoders raise on damaged files is not limited to a few types
-        details = " ".join(str(error).split())
-        problem = f"it is damaged or incomplete ({type(error).__name__}: {details}); replace it"
+        problem = _damaged(error)
     raise UserError(f"{one_line(Path(path), PATH_LIMIT)}: cannot be read: {problem}")
+
+
+def _damaged(error: Exception) -> str:
+    details = " ".join(str(error).split())
+    return f"it is damaged or incomplete ({type(error).__name__}: {details}); replace it"
 
 
 TOO_LARGE = f"it has more than {MAX_PIXELS // 1_000_000} million pixels; cut it into tiles or make it smaller"
 
 
 def _read(path: Path) -> np.ndarray:
-    if not path.exists():
-        raise Refused("it does not exist; check the path")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise Refused("it does not exist; check the path") from None
     if not path.is_file():
         raise Refused("it is no file; give the path of an image")
     if path.stat().st_size == 0:
@@ -328,7 +341,7 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of a loaded image; of a TIFF it is 1, as decoders turn these themselves."""
+    """EXIF orientation of a loaded image."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF; the picture is there all the same

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import os
-import re
 import unicodedata
 import urllib.parse
 from collections import Counter
@@ -23,6 +22,7 @@ from PIL import Image
 from pycocotools import mask as mask_api
 from supervision.dataset.formats.labelme import labelme_shapes_to_detections
 
+from . import image_names
 from .annotations import polygon_faults, shown, usable_size
 from .conversion import REASON, DataSet, Detections, Fault, Object, Picture, by_folder, readable, size_of
 from .errors import UserError, listed
@@ -31,7 +31,6 @@ from .utils.text import PATH_LIMIT, one_line
 
 # Of labelme and X-AnyLabeling. A rotated rectangle has its four corners, in order.
 ROTATED, SHAPES = ("rotation", "oriented_rectangle"), ("polygon", "rectangle", "mask")
-LABEL_STUDIO = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts in front of the names of images
 
 
 class Shape(NamedTuple):
@@ -67,8 +66,9 @@ def from_labelme(json_files: Sequence[Path], tree: Tree) -> DataSet:
     files: dict[str, LabelFile] = {}
     faults: list[Fault] = []
     kinds: Counter[str] = Counter()
+    moved: list[str] = []
     for file in json_files:
-        faults += _read_labelme(file, tree, files, kinds)
+        faults += _read_labelme(file, tree, files, kinds, moved)
     if not files:
         raise UserError(f"{tree.root}: no labelme file can be used: {listed([fault.detail for fault in faults])}")
     used = {*files} | {fault.image for fault in faults if fault.image is not None}
@@ -81,6 +81,9 @@ def from_labelme(json_files: Sequence[Path], tree: Tree) -> DataSet:
     notes = []
     if kinds:
         notes.append(f"left out: {kinds.total()} shapes that are no outlines ({', '.join(sorted(kinds))})")
+    if moved:
+        count = f"{len(moved)} images are not where their labelme files say"
+        notes.append(f"{count}; found by their names: {listed(moved)}")
     if others := [name for name in (*tree.pictures, *tree.unread) if name not in used]:
         notes.append(f"left out: {len(others)} images without a labelme file: {listed(others)}")
     return DataSet(classes, pictures, by_folder(sorted(used)), notes, faults)
@@ -90,8 +93,12 @@ def _of_shape(path: str, number: int, reason: str) -> str:
     return f"{one_line(path, PATH_LIMIT)}, shape {number}: {reason}"
 
 
-def _read_labelme(file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Counter[str]) -> list[Fault]:
-    """Reads a labelme file into ``files``, by the path of its image; counts the shapes that have no outline in ``kinds``."""
+def _read_labelme(file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Counter[str], moved: list[str]) -> list[Fault]:
+    """Reads a labelme file into ``files``, by the path of its image.
+
+    Counts the shapes that have no outline in ``kinds``, and adds to ``moved`` what is said to be
+    elsewhere than it is.
+    """
     path = str(tree.relative(file))
     shown_path = one_line(path, PATH_LIMIT)
     try:
@@ -111,6 +118,8 @@ def _read_labelme(file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Co
         size = (height, width) if usable_size(height, width) else size_of(tree.root / name)
     except UserError as error:
         return [Fault("unreadable", str(error), name)]
+    if said and name != _as_said(file, said, tree):
+        moved.append(f"{path}: {one_line(said)} is {name}")
     faults = []
     files[name] = LabelFile(path, size, [])
     for number, entry in enumerate(shapes, start=1):
@@ -153,24 +162,48 @@ def _shape(number: int, entry: Any) -> Shape:
     return Shape(number, str(label), "polygon" if kind in ROTATED else kind, points, group, entry.get("mask"))
 
 
+def _as_said(file: Path, said: str, tree: Tree) -> str | None:
+    """The file that is where a labelme file says that its image is."""
+    folder = str(tree.relative(file).parent)
+    folders = [folder] if _is_bare(said) else [folder, ""]
+    return tree.find(said, folders, []) if said else None
+
+
+def _is_bare(said: str) -> bool:
+    """Whether an image is said to be in the labelme file's own folder."""
+    return len(PureWindowsPath(said).parts) < 2
+
+
 def _picture_of(file: Path, said: str, tree: Tree) -> str | None:
     """The path of a labelme file's image.
 
     It is the one that the file says, as :meth:`.Tree.find` understands it; or the only one of that name, or with most of the
-    folders that are said; or the only one of the file's own name, in its folder or elsewhere.
+    folders that are said; or the only one of the file's own name, in its folder or elsewhere. If
+    the folder that is said is here and has other images, nothing is looked for elsewhere: the image
+    was deleted.
     """
-    folder = str(tree.relative(file).parent)
-    found = tree.find(said, [folder, ""], [folder, ""]) if said else None
+    found = _as_said(file, said, tree)
     if found in tree.pictures:
         return found
+    folder = os.path.normpath(tree.relative(file).parent).removeprefix(".")
     parts = PureWindowsPath(said).parts  # it takes / as well
-    named = _same_name(parts[-1], tree) if parts else []
+    least = image_names.known_folders(parts[:-1], tree.picture_folder_ends)
+    here_only = _is_bare(said) and folder in tree.picture_folders
+
+    def allowed(path: str) -> bool:
+        return os.path.dirname(path) == folder if here_only else _common_end(path, parts) >= least
+
+    found = tree.find(said, [folder, ""], [folder, ""]) if said else None
+    if found in tree.pictures and allowed(found):
+        return found
+    named = [path for path in _same_name(parts[-1], tree) if allowed(path)] if parts else []
     most = max((_common_end(path, parts) for path in named), default=0)
     same = tree.by_stem.get(file.stem, [])
+    beside = [path for path in same if os.path.dirname(path) == folder]
     for paths in (
         [path for path in named if _common_end(path, parts) == most],
-        [path for path in same if os.path.dirname(path) == os.path.normpath(folder).removeprefix(".")],
-        same,
+        beside,
+        [] if here_only or least else same,
     ):
         if len(paths) == 1:
             return paths[0]
@@ -180,7 +213,8 @@ def _picture_of(file: Path, said: str, tree: Tree) -> str | None:
 def _same_name(name: str, tree: Tree) -> list[str]:
     """The images of that name, also percent-encoded, in another Unicode form, or as it was before Label Studio had it."""
     names = [name, urllib.parse.unquote(name, errors="surrogateescape")]
-    names += [LABEL_STUDIO.sub("", name, count=1) for name in names if LABEL_STUDIO.match(name)]
+    uploaded = image_names.UPLOADED
+    names += [uploaded.sub("", name, count=1) for name in names if uploaded.match(name)]
     names += [unicodedata.normalize(unicode, name) for unicode in ("NFC", "NFD") for name in names]
     for name in dict.fromkeys(names):
         if found := [path for path in tree.by_name.get(name, []) if path in tree.pictures]:
@@ -219,8 +253,7 @@ def _labelme_objects(labels: LabelFile, classes: list[str]) -> tuple[list[Object
     reasons = [(shape.number, reason) for shape, reason in faults]
     parts: dict[int, tuple[list[float], list[list[float]] | dict]] = {}  # box and mask, by the number of the shape
     for shape, box in zip(outlined, found.xyxy.tolist()):
-        outline = [value for point in shape.points for value in point]
-        parts[shape.number] = (box, [outline] if shape.kind == "polygon" else [])
+        parts[shape.number] = (box, [_outline(shape)] if shape.kind == "polygon" else [])
     for shape in labels.shapes:
         if shape.kind == "mask":
             try:
@@ -237,11 +270,29 @@ def _labelme_objects(labels: LabelFile, classes: list[str]) -> tuple[list[Object
             groups.setdefault(key, []).append(shape)
     objects = []
     for shapes in groups.values():
+        if any(shape.kind == "mask" for shape in shapes):
+            undrawn = _undrawn(shapes, height, width)
+            reasons += undrawn.items()
+            shapes = [shape for shape in shapes if shape.number not in undrawn]
         box = np.array([parts[shape.number][0] for shape in shapes])
         union = [*box[:, :2].min(axis=0).tolist(), *box[:, 2:].max(axis=0).tolist()]
         joined = _joined([parts[shape.number][1] for shape in shapes], height, width)
         objects.append(Object(numbers[shapes[0].label], union, joined, shapes[0].number))
     return objects, sorted(reasons)
+
+
+def _undrawn(shapes: list[Shape], height: int, width: int) -> dict[int, str]:
+    """The polygons that are not to be drawn with a mask, and why, by the numbers of the shapes.
+
+    pycocotools takes any polygon, whatever memory it needs.
+    """
+    polygons = [shape for shape in shapes if shape.kind == "polygon"]
+    faults = polygon_faults([_outline(shape) for shape in polygons], height, width)
+    return {shape.number: fault for shape, fault in zip(polygons, faults) if fault}
+
+
+def _outline(shape: Shape) -> list[float]:
+    return [value for point in shape.points for value in point]
 
 
 def _joined(masks: list[list[list[float]] | dict], height: int, width: int) -> list[list[float]] | dict:
@@ -250,10 +301,8 @@ def _joined(masks: list[list[list[float]] | dict], height: int, width: int) -> l
     pixels = [mask for mask in masks if isinstance(mask, dict)]
     if not pixels:
         return polygons
-    # pycocotools takes any polygon, whatever memory it needs.
-    usable = [polygon for polygon, fault in zip(polygons, polygon_faults(polygons, height, width)) if not fault]
-    merged = mask_api.merge([*pixels, *(mask_api.frPyObjects(usable, height, width) if usable else [])])
-    return _as_text(merged)
+    drawn = mask_api.frPyObjects(polygons, height, width) if polygons else []
+    return _as_text(mask_api.merge([*pixels, *drawn]))
 
 
 def _pixels(shape: Shape, height: int, width: int) -> dict[str, Any]:
@@ -267,6 +316,8 @@ def _pixels(shape: Shape, height: int, width: int) -> dict[str, Any]:
     left, top, right, bottom = (int(value) for point in shape.points for value in point)
     try:
         image = Image.open(io.BytesIO(base64.b64decode(shape.mask)), formats=("PNG",))
+    except Image.DecompressionBombError:
+        raise ValueError("its mask has too many pixels to be opened") from None
     except Exception:  # whatever it is
         raise ValueError("its mask is no PNG in base64") from None
     with image:
@@ -281,6 +332,8 @@ def _pixels(shape: Shape, height: int, width: int) -> dict[str, Any]:
             inside = np.asarray(image.convert("L")) > 0
         except Exception as error:  # what decoders raise on damaged files is not limited to a few types
             raise ValueError(f"its mask is damaged ({type(error).__name__})") from None
+    if not inside.any():
+        raise ValueError("its mask has no pixel")
     mask = np.zeros((height, width), np.uint8, order="F")
     mask[top : bottom + 1, left : right + 1] = inside  # which cuts as well
     return _as_text(mask_api.encode(mask))

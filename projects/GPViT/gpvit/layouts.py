@@ -56,7 +56,7 @@ ACCEPTED = (
 YAML = {".yaml", ".yml"}
 SHOWN = 20  # classes in a table
 NAME_LIMIT = 40  # characters of a name in it
-VERSION = 2  # of what is written to the cache
+VERSION = 3  # of what is written to the cache
 
 
 class Split(NamedTuple):
@@ -120,6 +120,13 @@ def _traced(problem: annotations.Problem, file: annotations.CocoFile, objects: M
     if problem.annotation_id is not None:
         labels, first, numbers = objects[str(problem.image_id)]
         where = f"{one_line(labels, PATH_LIMIT)} {numbers[problem.annotation_id - first]}"
+        if problem.kind == "object twice":  # of the same image
+            other = int(problem.detail.removeprefix("as "))
+            same = f"as {labels.rpartition(', ')[2]} {numbers[other - first]}"
+            problem = problem._replace(detail=same)
+    elif problem.kind == "file twice":
+        first = file.images[int(problem.detail.rpartition(", as ")[2])]["file_name"]
+        problem = problem._replace(detail=f"as {one_line(first, PATH_LIMIT)}")
     detail = problem.detail if where in problem.detail else ": ".join(filter(None, (where, problem.detail)))
     return annotations.Problem(problem.kind, detail=detail)
 
@@ -166,10 +173,13 @@ def _documented(data: str) -> Layout | None:
     """annotations/{train,val}.json and images/, of which nothing has to be searched; val.json alone is evaluated on."""
     root, images = Path(data), Path(data) / "images"
     files = {split: root / "annotations" / f"{split}.json" for split in ("train", "val")}
-    splits = {split: Split(file, images) for split, file in files.items() if file.exists()}
+    splits = {split: Split(file, images) for split, file in files.items() if os.path.exists(file)}
     if "val" not in splits or not images.is_dir():
         return None
-    folders = [PurePath(entry.name) for entry in os.scandir(images) if entry.is_dir()]
+    try:
+        folders = [PurePath(entry.name) for entry in os.scandir(images) if entry.is_dir()]
+    except OSError as error:
+        raise image_names.cannot_list(error) from None
     return None if any(map(split_of, folders)) else Layout(data, "COCO format", splits)
 
 
@@ -269,6 +279,16 @@ class Tree:
         return self._with_suffix(SUFFIXES)
 
     @functools.cached_property
+    def picture_folders(self) -> set[str]:
+        """The folders that have images in them, not only in folders below."""
+        return {os.path.dirname(path) for path in self.pictures}
+
+    @functools.cached_property
+    def picture_folder_ends(self) -> set[tuple[str, ...]]:
+        """The last parts of these, of every length."""
+        return image_names.folder_ends(self.picture_folders)
+
+    @functools.cached_property
     def unread(self) -> dict[str, None]:
         """The paths of images of kinds that are not read, in order."""
         return self._with_suffix(UNREAD)
@@ -348,9 +368,12 @@ class Tree:
     def kind(self, path: Path) -> str:
         """What a JSON file is: "COCO", "labelme", "broken" or "" for others."""
         if path.stem in self.by_stem:  # labelme's may have the whole picture in them, after the shapes
-            with path.open("rb") as file:
-                if b'"shapes"' in file.read(1 << 16):
-                    return "labelme"
+            try:
+                with path.open("rb") as file:
+                    if b'"shapes"' in file.read(1 << 16):
+                        return "labelme"
+            except OSError:
+                return "broken"
         return look_into(path).kind
 
     def relative(self, path: Path) -> PurePath:
@@ -398,7 +421,9 @@ def look_into(path: Path) -> Content:
 def _look_into(path: Path, size: int, changed: int) -> Content:
     try:
         content = annotations.load_json(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        return Content("broken", fault=f"cannot be read ({error.strerror})")
+    except (ValueError, RecursionError) as error:
         return Content("broken", fault=f"is no JSON ({' '.join(str(error).split())})")
     if not isinstance(content, dict):
         return Content("", fault="is no JSON object")
@@ -499,6 +524,8 @@ def _single(data: str, json_file: Path, images: Path) -> Layout:
 
     def make() -> tuple[dict[str, dict], list[str]]:
         file = annotations.read(json_file, images, masks=False)
+        # Masks, which are not looked at here, may mend normalized boxes: each split tells.
+        file.problems = [problem for problem in file.problems if problem.kind != "normalized"]
         file.stop_if_fatal()
         content = annotations.load_json(json_file)
         names = {id: image["file_name"] for id, image in file.images.items()}
@@ -511,7 +538,7 @@ def _single(data: str, json_file: Path, images: Path) -> Layout:
 
         return {"train": part(False), "val": part(True)}, notes
 
-    files, notes = _in_cache(data, json_file.parent, [json_file.name], "COCO", make)
+    files, notes = _in_cache(data, json_file.parent, [json_file.name], ["COCO"], make)
     notes = [f"{json_file}, images in {images}", *notes]
     return Layout(data, "COCO format", {split: Split(file, images) for split, file in files.items()}, notes)
 
@@ -532,7 +559,8 @@ def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
 
     used = [path for path in tree.paths if os.path.splitext(path)[1].lower() in SUFFIXES | UNREAD | YAML | {".txt", ".json"}]
     used += [os.path.relpath(path, tree.root) for path in paths if tree.inside(os.path.abspath(path)) not in tree.paths]
-    files, notes = _in_cache(data, tree.root, used, kind, make)
+    chosen = [os.path.relpath(path, tree.root) for path in paths] if kind == "YOLO" else []
+    files, notes = _in_cache(data, tree.root, used, [kind, *chosen], make)
     splits = {split: Split(file, tree.root) for split, file in files.items()}
     origins = {split: file.with_suffix(".origins.json") for split, file in files.items()}
     folder = next(iter(files.values())).parent
@@ -577,7 +605,11 @@ def _apart(names: set[str]) -> tuple[dict[str, set[str]], list[str]]:
 
 
 def _in_cache(
-    data: str, root: Path, paths: Iterable[str], kind: str, make: Callable[[], tuple[dict[str, dict], list[str]]]
+    data: str,
+    root: Path,
+    paths: Iterable[str],
+    kind: Sequence[str],
+    make: Callable[[], tuple[dict[str, dict], list[str]]],
 ) -> tuple[dict[str, Path], list[str]]:
     """The JSON files that are made of a data set, and notes on it.
 
@@ -588,7 +620,7 @@ def _in_cache(
         data: as it was given, for a name that says something.
         root: folder of the data set.
         paths: of what they are made of, relative to it.
-        kind: of the layout.
+        kind: the layout, and the YAML file that says its splits, as there may be others.
         make: gives their contents by split, and notes.
     """
     try:
