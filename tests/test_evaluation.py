@@ -19,7 +19,7 @@ from detectron2.structures import Boxes, Instances
 from faster_coco_eval import COCOeval_faster
 from gpvit.annotations import read
 from gpvit.data import register_folder
-from gpvit.engine import check_unchanged, load_config
+from gpvit.engine import check_config, check_unchanged, load_config, settings
 from gpvit.engine.config import config_from_yaml, flattened, inference_config
 from gpvit.engine.values import check_values
 from gpvit.errors import UserError
@@ -229,10 +229,14 @@ def test_one_setting_is_for_the_detector_and_for_ap_and_goes_with_a_checkpoint(n
         config_from_yaml(inference_config(cfg), "a checkpoint")
 
 
-def test_ap_alone_may_count_more() -> None:
+def test_ap_alone_may_count_fewer_but_not_more_than_the_detector_gives() -> None:
     override = "dataloader.evaluator.max_dets_per_image"
-    cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"), [f"{override}=300"])
-    assert (cfg.dataloader.max_detections, cfg.dataloader.evaluator.max_dets_per_image) == (100, 300)
+    config = str(REPOSITORY / "configs" / "quickstart.py")
+    fewer, more = (load_config(config, [f"{override}={number}"]) for number in (50, 300))
+    check_config(fewer, train=False)
+    with pytest.raises(UserError, match="write dataloader.max_detections=300"):
+        check_config(more, train=False)
+    assert settings(fewer) != settings(load_config(config))
     with pytest.raises(UserError, match=f"{override} must be a whole number of detections"):
         load_config(str(REPOSITORY / "configs" / "quickstart.py"), [f"{override}=abc"])
 

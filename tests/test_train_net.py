@@ -411,6 +411,22 @@ def found_in(folder: Path) -> list[dict]:
     return sorted(content, key=lambda result: (result["image_id"], -result["score"], result["bbox"]))
 
 
+def test_a_run_begins_with_a_note_on_images_of_more_objects_than_are_given(synthetic_data: Path, tmp_path: Path) -> None:
+    run(tmp_path, synthetic_data, "train.max_iter=1", "train.eval_period=0", "dataloader.max_detections=1")
+    before_training = (tmp_path / "log.txt").read_text().partition("Starting training")[0]
+    for split in ("train", "val"):
+        assert re.search(rf"{split}: images have up to \d+ objects, of which .* AP counts 1;", before_training)
+
+
+def test_an_evaluation_without_weights_or_on_other_data_than_is_named_is_refused(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="--eval-only needs weights; write train.init_checkpoint=FILE"):
+        run(tmp_path, synthetic_data, "--eval-only", "train.init_checkpoint=null")
+    with pytest.raises(UserError, match="dataset_name=night is not what is evaluated"):
+        run(tmp_path, synthetic_data, "dataloader.evaluator.dataset_name=night")
+
+
 def test_several_validation_sets_are_evaluated_each(synthetic_data: Path, config_of_sets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     command = ["--config-file", str(config_of_sets), "train.device=cpu", f"train.output_dir={folder}"]
