@@ -2,7 +2,7 @@
 
     make quickstart
 
-6 to 7 minutes on two CPU cores, 4 images in a batch. Narrow layers, few proposals and few boxes make it quick.
+7 to 20 minutes on two CPU cores, 4 images in a batch. Narrow layers, few proposals and few boxes make it quick.
 """
 
 from detectron2.config import LazyCall as L
