@@ -307,6 +307,20 @@ def test_converted_data_is_written_once_and_anew_when_something_changes(
     assert [item[0] for item in found[label.with_suffix(".png").name]] == [2, 2, 2]
 
 
+def test_data_of_the_same_names_sizes_and_times_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    for number, folder in enumerate(("a", "b"), start=1):
+        file = tmp_path / folder / "data.json"
+        names = [f"{image}.png" for image in range(5)]
+        images = [{"id": id, "file_name": name, "width": 9, "height": 9} for id, name in enumerate(names)]
+        objects = [{"id": id, "image_id": id, "category_id": 1, "bbox": [1, 1, 4, number + 3]} for id in range(5)]
+        write(file, {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "x"}]})
+        os.utime(file, ns=(0, 0))
+        for name in names:
+            Image.new("RGB", (9, 9)).save(tmp_path / folder / name)
+        read = layouts.read(str(file), "train", masks=False)
+        assert {item["bbox"][3] for items in read.objects.values() for item in items} == {number + 3}
+
+
 def test_of_processes_that_convert_at_once_one_is_first_and_the_others_take_its_files(tmp_path: Path) -> None:
     layouts._write(tmp_path / "new", {"a": "first"})
     layouts._write(tmp_path / "new", {"a": "second"})
@@ -509,6 +523,11 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
 
     monkeypatch.setattr(os, "scandir", refusing(os.scandir))
     monkeypatch.setattr(Path, "open", refusing(Path.open))
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^--data aaa.*: File name too long$"):
+        layouts.recognise("a" * 300)
 
 
 @pytest.mark.parametrize(

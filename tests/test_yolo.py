@@ -173,6 +173,14 @@ def test_what_lists_leave_out_or_say_twice_is_named(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("line", ["a/gone.png", "/home/a/data/images/a/gone.png", "C:\\data\\images\\a\\gone.png"])
+def test_a_listed_image_that_was_deleted_is_not_that_of_another_folder(tmp_path: Path, line: str) -> None:
+    folder = dataset(tmp_path, "a/0.png", "a/1.png", "gone.png", path="images", train="../train.txt", val="a")
+    write(folder / "train.txt", f"a/0.png\n{line}\n")
+    assert f"left out: 1 of 2 images that are not there: {line}" in notes(folder)
+    assert parts(folder)["train"] == ["a/0.png"]
+
+
 def test_images_that_no_list_has_are_left_out_with_their_names(tmp_path: Path) -> None:
     folder = dataset(tmp_path, *SIX, train="train.txt", test="val.txt")
     write(folder / "train.txt", "".join(f"images/{name}\n" for name in SIX[:3]))

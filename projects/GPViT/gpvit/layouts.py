@@ -160,11 +160,15 @@ def recognise(data: str) -> Layout:
         UserError: nothing that is understood is found, or more than one thing.
     """
     path = Path(data)
-    if path.is_file() and path.suffix.lower() in YAML:
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # such as a folder above that may not be searched
+        raise UserError(f"--data {one_line(data, PATH_LIMIT)}: {error.strerror}") from None
+    if is_file and path.suffix.lower() in YAML:
         return _converted(data, Tree(yolo.describe(path).root()), "YOLO", [path])
-    if path.is_file():
+    if is_file:
         return _single(data, path, image_root(path))
-    if not path.is_dir():
+    if not is_folder:
         raise UserError(f"--data {path}: does not exist")
     return _documented(data) or _searched(data)
 
@@ -338,14 +342,28 @@ class Tree:
             return inside
         texts = dict.fromkeys([said, PureWindowsPath(said).as_posix()])
         for text in texts:
-            for path in _meant(text, folders, roots):
+            for path in self._meant(text, folders, roots):
                 if path in self.paths:
                     return path
         for text in texts:
-            for path in _meant(text, folders, roots):
-                if found := self._by_form.get(form(path)):
+            for path in self._meant(text, folders, roots):
+                found = self._by_form.get(form(path))
+                if found is not None:
                     return found
         return None
+
+    def _meant(self, text: str, folders: Iterable[str], roots: Iterable[str]) -> Iterator[str]:
+        """Which paths are meant by one, best first: as it stands, and without more and more of the folders in front.
+
+        Folders that are here, with images, are not left out: in another one is another image of that name.
+        """
+        for folder in folders:
+            yield os.path.normpath(os.path.join(folder, text))
+        parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+        here = image_names.known_folders(parts[:-1], self.picture_folder_ends)
+        for number in range(len(parts) - here):
+            for root in roots:
+                yield os.path.normpath(os.path.join(root, *parts[number:]))
 
     @functools.cached_property
     def by_stem(self) -> dict[str, list[str]]:
@@ -391,16 +409,6 @@ class Tree:
 def form(path: str) -> str:
     """A path in the form in which those that differ only by percent-encoding or in Unicode are the same."""
     return unicodedata.normalize("NFC", urllib.parse.unquote(path, errors="surrogateescape"))
-
-
-def _meant(text: str, folders: Iterable[str], roots: Iterable[str]) -> Iterator[str]:
-    """Which paths are meant by one, best first: as it stands, and without more and more of the folders in front."""
-    for folder in folders:
-        yield os.path.normpath(os.path.join(folder, text))
-    parts = [part for part in text.split("/") if part not in ("", ".", "..")]
-    for number in range(len(parts)):
-        for root in roots:
-            yield os.path.normpath(os.path.join(root, *parts[number:]))
 
 
 class Content(NamedTuple):
@@ -627,7 +635,8 @@ def _in_cache(
         state = [(path, status.st_size, status.st_mtime_ns) for path in paths for status in [(root / path).stat()]]
     except OSError as error:  # such as links to what is gone
         raise UserError(f"--data {data}: {error}") from None
-    digest = hashlib.sha256(repr((VERSION, SEED, VALIDATION, kind, state)).encode(errors="surrogateescape")).hexdigest()
+    key = repr((VERSION, SEED, VALIDATION, kind, os.path.realpath(root), state))
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpvit" / "data"
     name = re.sub(r"[^\w.-]+", "-", PurePath(os.path.abspath(data)).name.removesuffix(".json"))
     folder = cache / f"{cut(name)}-{digest[:16]}"
