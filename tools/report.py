@@ -25,9 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpvit  # before detectron2: it sets what PyTorch reads
 import detectron2
 import faster_coco_eval
-import gpvit
 import jinja2
 import matplotlib
 import numpy as np

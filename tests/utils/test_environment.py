@@ -40,7 +40,7 @@ def seen_by_torch(command: Path, **variables: str) -> dict[str, str | None]:
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize("command", ["train_net.py", "tools/quickstart.py", "tools/demo.py", "tools/export.py"])
+@pytest.mark.parametrize("command", ["train_net.py", "tools/quickstart.py", "tools/demo.py", "tools/report.py"])
 def test_a_command_sets_how_threads_wait_before_pytorch_is_imported(command: str) -> None:
     assert all(seen_by_torch(REPOSITORY / command).values())
 
