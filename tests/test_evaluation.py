@@ -89,7 +89,7 @@ def test_swapped_classes_and_flipped_masks_fall_far_below_the_truth(synthetic_da
 
 
 def test_the_evaluator_uses_the_fast_implementation() -> None:
-    assert coco_evaluation.COCOeval_opt is COCOeval_faster is not COCOeval
+    assert coco_evaluation.COCOeval_opt is coco_evaluation.COCOevalMaxDets is COCOeval_faster is not COCOeval
 
 
 def evaluate(folder: Path, predict, **options) -> dict:

@@ -97,6 +97,49 @@ def test_a_shape_that_is_no_object_is_left_out_and_named(tmp_path: Path, changes
     file.stop_if_fatal()
 
 
+@pytest.mark.parametrize("outline", ["polygon", "mask"])
+def test_a_rectangle_in_a_group_with_an_outline_is_part_of_its_mask(tmp_path: Path, outline: str) -> None:
+    first = {"label": "a", "group_id": 1, "shape_type": "polygon", "points": [[2, 2], [12, 2], [12, 12], [2, 12]]}
+    if outline == "mask":
+        first |= {"shape_type": "mask", "points": [[2, 2], [11, 11]], "mask": png(np.ones((10, 10)))}
+    rectangle = {"label": "a", "group_id": 1, "shape_type": "rectangle", "points": [[22, 10], [12, 2]]}
+    huge = rectangle | {"points": [[1e9, 1e9], [-1e9, -1e9]]}
+    file = read(dataset(tmp_path, first, rectangle), masks=True)
+    assert [problem.kind for problem in file.problems] == []
+    [_, item, _] = file.objects[1]
+    assert item["bbox"] == [2, 2, 20, 10] and item["area"] == 180
+    file = read(dataset(tmp_path, first, huge), masks=True)
+    assert ("polygon" if outline == "polygon" else "shape") in {problem.kind for problem in file.problems}
+    assert file.objects[1][1]["bbox"] == [2, 2, 10, 10]  # what nobody can have meant is left out
+
+
+def test_an_empty_group_is_none(tmp_path: Path) -> None:
+    file = read(
+        dataset(tmp_path, GOOD | {"group_id": ""}, ANOTHER | {"group_id": "", "points": [[30, 1], [39, 1], [39, 9]]})
+    )
+    assert [len(objects) for objects in file.objects.values()] == [3, 3]  # and one repeats another
+
+
+@pytest.mark.parametrize("kind", ["Polygon", "quadrilateral", "rotation"])
+def test_kinds_of_outlines_have_several_names(tmp_path: Path, kind: str) -> None:
+    shape = GOOD | {"shape_type": kind, "points": [[10, 10], [20, 12], [18, 20], [9, 18]]}
+    file = read(dataset(tmp_path, shape), masks=True)
+    assert [len(objects) for objects in file.objects.values()] == [3, 3] and file.problems == []
+
+
+def test_label_files_may_have_names_in_capitals(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, GOOD | {"points": [[10, 10], [20, 12], [18, 20]]})
+    (folder / "train" / "1.json").rename(folder / "train" / "1.JSON")
+    assert [len(objects) for objects in read(folder).objects.values()] == [3, 3]
+
+
+def test_why_label_files_cannot_be_used_is_told_if_too_few_are_left(tmp_path: Path) -> None:
+    for name in "abc":
+        image(tmp_path / f"{name}.png")
+        write(tmp_path / f"{name}.json", entry(GOOD, said="a.png"))
+    assert "cannot be split" in (message := refused(tmp_path)) and "b.json: is of the same image as a.json" in message
+
+
 @pytest.mark.parametrize("shape", [None, 5, "x", [], {}, {"points": GOOD["points"]}])
 def test_what_is_no_shape_at_all_is_left_out_too(tmp_path: Path, shape: object) -> None:
     file = read(dataset(tmp_path, shape))

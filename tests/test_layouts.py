@@ -861,6 +861,25 @@ def test_check_data_finds_images_in_the_folder_that_is_given(source: Path, tmp_p
     assert check_data.main([str(tmp_path / "labels" / "all.json"), "--annotations-only"]) == 0
 
 
+def test_check_data_finds_copies_of_images_in_both_splits(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "data"
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)
+    for split, ids in {"train": (1, 2), "val": (3, 4)}.items():
+        images = [{"id": id, "file_name": f"{split}/{id}.png", "width": 9, "height": 9} for id in ids]
+        objects = [{"id": id, "image_id": id, "category_id": 1, "bbox": [1, 1, 4, 4]} for id in ids]
+        content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "x"}]}
+        write(folder / f"{split}.json", content)
+        (folder / split).mkdir()
+        for id in ids:  # 1 and 3 are the same picture, 2 and 4 are black
+            Image.fromarray(pixels * (id % 2)).save(folder / split / f"{id}.png")
+    assert check_data.main([str(folder), "--boxes"]) == 0
+    text = capsys.readouterr().out
+    assert "to know: 1 images are in train and in val\n" in text
+    assert f"image 1 (train/1.png, the same as {folder}/val/3.png)" in text
+    assert check_data.main([str(folder), "--boxes", "--annotations-only"]) == 0
+    assert "in train and in val" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["the same file", "a link", "a linked folder"])
 def test_images_in_train_and_val_are_told_once_both_are_known(
     source: Path, tmp_path: Path, kind: str, capsys, caplog: pytest.LogCaptureFixture

@@ -1,5 +1,9 @@
 """A detector is made of its checkpoint alone, and finds the same in whatever way it is given pictures."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +22,9 @@ CONFIG = str(REPOSITORY / "configs" / "quickstart.py")
 TINY_MODEL = [override for override in TINY if override.startswith(("model", "dataloader.short_side"))]
 
 
-def write_detector(path: Path, *, classes: int = 3, with_config: bool = True) -> None:
-    """A tiny untrained detector; the seed is the number of its classes, so that two can be told apart."""
-    cfg = load_config(CONFIG, [*TINY_MODEL, f"model.roi_heads.num_classes={classes}"])
+def write_detector(path: Path, *, classes: int = 3, with_config: bool = True, overrides: Sequence[str] = TINY_MODEL) -> None:
+    """An untrained detector, a tiny one by default; the seed is the number of its classes, so that two differ."""
+    cfg = load_config(CONFIG, [*overrides, f"model.roi_heads.num_classes={classes}"])
     torch.manual_seed(classes)
     content = {"model": instantiate(cfg.model).state_dict(), "classes": [f"class {i}" for i in range(classes)]}
     checkpoint.save(content | ({"inference_config": inference_config(cfg)} if with_config else {}), str(path))
@@ -156,3 +160,52 @@ def test_an_image_is_not_enlarged_beyond_what_may_be_read(tmp_path: Path) -> Non
     predictor = Predictor.from_checkpoint(tmp_path / "model.pth", "cpu", overrides=overrides)
     with pytest.raises(UserError, match="cannot be resized .* 300000 x 3000 pixels"):
         predictor.resize(np.zeros((4, 400, 3), np.uint8))
+
+
+# Prints the resident memory in MiB after each of the images. Of those of many sizes, 1 to 100 objects are found.
+MEMORY_AFTER_IMAGES = """
+import resource, sys
+import numpy as np
+from gpvit import Predictor
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+predictor = Predictor.from_checkpoint(sys.argv[1], "cpu")
+image = np.random.default_rng(0).integers(0, 255, (190, 250, 3), np.uint8)
+for i in range(int(sys.argv[2])):
+    if sys.argv[3] == "many sizes":
+        predictor.model.roi_heads.box_predictor.test_topk_per_image = 1 + 37 * i % 100
+        predictor(image[: 40 + 37 * i % 150, : 40 + 61 * i % 210])
+    else:
+        predictor(image)
+    print("MiB", resident(), flush=True)
+"""
+
+
+def memory_after_images(folder: Path, number: int, sizes: str, **variables: str) -> tuple[list[float], str]:
+    """MiB after each of these images in a process of its own, and all that the process printed."""
+    write_detector(folder / "model.pth", overrides=[])
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")} | variables
+    command = [sys.executable, "-c", MEMORY_AFTER_IMAGES, str(folder / "model.pth"), str(number), sizes]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return [float(line.split()[1]) for line in printed.splitlines() if line.startswith("MiB")], printed
+
+
+@pytest.mark.slow
+def test_memory_over_500_sizes_grows_by_less_than_100_mib(tmp_path: Path) -> None:
+    memory, _ = memory_after_images(tmp_path, 500, "many sizes")
+    growth = max(memory[20:]) - memory[20]
+    print(f"\nmemory after 20 images of 20 sizes: {memory[20]:.0f} MiB; at most {growth:.0f} MiB more until 500")
+    assert len(memory) == 500 and growth < 100
+
+
+@pytest.mark.slow
+def test_at_one_size_nothing_is_compiled_after_the_first_image(tmp_path: Path) -> None:
+    """So the bound on compiled operations costs no time there."""
+    memory, printed = memory_after_images(tmp_path, 4, "one size", ONEDNN_VERBOSE="2")
+    of_first, *of_others = printed.split("MiB")[: len(memory)]
+    misses = [part.count("create:cache_miss") for part in (of_first, *of_others)]
+    print(f"\noneDNN compiled {misses} operations for each image")
+    assert misses[0] > 0 and not any(misses[1:])

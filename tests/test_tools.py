@@ -199,6 +199,7 @@ def test_the_backbone_is_timed_against_its_literal_form(
     assert [line.split()[0] for line in lines] == ["gpvit", "literal", "ratio", "limit"]
 
 
+@pytest.mark.slow
 def test_a_whole_detector_is_timed_part_by_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     record = benchmark_record(monkeypatch, tmp_path / "record.json", "--part", "detector", "--against", "swin")
     for parts in record["parts"].values():
@@ -215,6 +216,7 @@ def test_models_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not (tmp_path / "record.json").exists()
 
 
+@pytest.mark.slow
 def test_growth_is_measured_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(benchmark, "GROWTH_SIDES", (64, 128))
     monkeypatch.setattr(benchmark, "GROWTH_IMAGES", (2,))

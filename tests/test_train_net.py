@@ -411,8 +411,11 @@ def found_in(folder: Path) -> list[dict]:
     return sorted(content, key=lambda result: (result["image_id"], -result["score"], result["bbox"]))
 
 
-def test_a_run_begins_with_a_note_on_images_of_more_objects_than_are_given(synthetic_data: Path, tmp_path: Path) -> None:
-    run(tmp_path, synthetic_data, "train.max_iter=1", "train.eval_period=0", "dataloader.max_detections=1")
+@pytest.mark.parametrize("key", ["dataloader.max_detections", "model.roi_heads.box_predictor.test_topk_per_image"])
+def test_a_run_begins_with_a_note_on_images_of_more_objects_than_are_given(
+    synthetic_data: Path, tmp_path: Path, key: str
+) -> None:
+    run(tmp_path, synthetic_data, "train.max_iter=1", "train.eval_period=0", f"{key}=1")
     before_training = (tmp_path / "log.txt").read_text().partition("Starting training")[0]
     for split in ("train", "val"):
         assert re.search(rf"{split}: images have up to \d+ objects, of which .* AP counts 1;", before_training)
@@ -554,7 +557,13 @@ def final_metrics(output_dir: Path) -> dict[str, float]:
     return json.loads((output_dir / "metrics.json").read_text().splitlines()[-1])
 
 
-@pytest.mark.parametrize(("config", "kind"), [("mask_rcnn_gpvit_l1_1x", "maskrcnn"), ("retinanet_gpvit_l1_1x", "retinanet")])
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        pytest.param("mask_rcnn_gpvit_l1_1x", "maskrcnn", marks=pytest.mark.slow),
+        ("retinanet_gpvit_l1_1x", "retinanet"),
+    ],
+)
 def test_a_published_file_is_evaluated_and_fine_tuned(
     real_data: Path, synthetic_data: Path, tmp_path: Path, config: str, kind: str
 ) -> None:

@@ -66,11 +66,11 @@ def refused(given: Path) -> str:
     return message
 
 
-def problems(given: Path) -> list[tuple[str, str]]:
-    """What is wrong in train, kinds and details."""
+def problems(given: Path, split: str = "train") -> list[tuple[str, str]]:
+    """What is wrong in a split, kinds and details."""
     layout = layouts.recognise(str(given))
-    file = layouts.annotations.read(*layout.splits["train"], masks=False)
-    layout.trace("train", file)
+    file = layouts.annotations.read(*layout.splits[split], masks=False)
+    layout.trace(split, file)
     assert all(problem.image_id is problem.annotation_id is None for problem in file.problems)
     return [(problem.kind, problem.detail) for problem in file.problems]
 
@@ -158,6 +158,53 @@ def test_a_yaml_file_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.Monke
     assert "lies outside of" in refused(tmp_path / "other") and "give the YAML file itself" in refused(tmp_path / "other")
 
 
+@pytest.mark.parametrize("line", ["0 4 3 24 3 24 18", "0 20 10 8 4"])
+def test_labels_in_pixels_are_named_as_such(tmp_path: Path, line: str) -> None:
+    folder = dataset(tmp_path, *SIX, labels=f"{line}\n")
+    with pytest.raises(
+        UserError, match="lines of label files are no objects, first .* no share of the image; is it in pixels"
+    ):
+        layouts.read(str(folder), "train", masks=False)
+
+
+def test_a_second_label_file_of_an_image_is_named(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, *SIX)
+    write(folder / "images" / "0.txt", ANOTHER)
+    assert "left out: 1 label files of images that have another one: images/0.txt" in notes(folder)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("images/aval", "val"),
+        ("a", "images/val"),
+        ("backup", "images/train"),
+        ("images/labels", ".."),
+        ("train", "."),
+    ],
+)
+def test_a_link_to_a_folder_does_not_hide_it(tmp_path: Path, link: str, target: str) -> None:
+    folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
+    (folder / link).symlink_to(target)
+    assert parts(folder) == {"train": ["train/0.png", "train/1.png"], "val": ["val/2.png"]}
+    assert notes(folder) == ""
+
+
+def test_a_link_called_labels_counts_more_than_the_folder_it_leads_to(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
+    (folder / "labels").rename(folder / "lab_v2")
+    (folder / "labels").symlink_to("lab_v2")
+    assert parts(folder) == {"train": ["train/0.png", "train/1.png"], "val": ["val/2.png"]}
+    assert notes(folder) == ""
+
+
+def test_names_of_classes_are_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, *SIX)
+    write(folder / "data.yaml", "names: [010, 1.10, 1_000, 12:30, 0x1F, 1e3]\nnc: 6\n")
+    classes = layouts.read(str(folder), "train").categories.values()
+    assert list(classes) == ["010", "1.10", "1_000", "12:30", "0x1F", "1e3"]
+
+
 def test_what_lists_leave_out_or_say_twice_is_named(tmp_path: Path) -> None:
     folder = dataset(tmp_path, *SIX, "more.png", train="train.txt", val="val.txt", test="test.txt")
     write(folder / "train.txt", "".join(f"images/{name}\n" for name in [*SIX[:4], "gone.png", "0.png"]))
@@ -166,11 +213,11 @@ def test_what_lists_leave_out_or_say_twice_is_named(tmp_path: Path) -> None:
     assert parts(folder) == {"train": SIX[:3], "val": SIX[3:]}
     assert notes(folder).splitlines() == [
         "data.yaml: train: train.txt: left out: 1 of 5 images that are not there: images/gone.png",
-        "data.yaml: train: train.txt: 1 images are named more than once, and used once: images/0.png",
         "data.yaml: val: val.txt: left out: 1 of 4 images that are not there: images/gone too.png",
-        "data.yaml names 1 images for train and val, which are used for val only: images/3.png",
         "not used: 1 images for test",
     ]
+    assert problems(folder) == [("named twice", "train.txt: images/0.png")]
+    assert problems(folder, "val") == [("named for two", "images/3.png, used for val")]
 
 
 @pytest.mark.parametrize("line", ["a/gone.png", "/home/a/data/images/a/gone.png", "C:\\data\\images\\a\\gone.png"])
@@ -197,18 +244,24 @@ def test_images_that_no_list_has_are_left_out_with_their_names(tmp_path: Path) -
             "images/a",
             "images",
             {"train": ["a/0.png", "a/1.png"], "val": ["b/2.png", "b/3.png"]},
-            "for train only: images/a/0",
+            "images/a/0.png, used for train",
         ),
-        ("images", "images/b", {"train": ["a/0.png", "a/1.png"], "val": ["b/2.png", "b/3.png"]}, "for val only: images/b/2"),
+        (
+            "images",
+            "images/b",
+            {"train": ["a/0.png", "a/1.png"], "val": ["b/2.png", "b/3.png"]},
+            "images/b/2.png, used for val",
+        ),
     ],
 )
 def test_no_image_is_trained_on_and_validated_with(tmp_path: Path, train: str, val: str, found: dict, note: str) -> None:
     folder = dataset(tmp_path, "a/0.png", "a/1.png", "b/2.png", "b/3.png", train=train, val=val)
-    assert note in notes(folder)
     if found:
         assert parts(folder) == found
+        overlap = problems(folder) + problems(folder, "val")
+        assert overlap[0] == ("named for two", note) and len(overlap) == 2
     else:
-        assert "1 of 4 images are set apart to validate" in notes(folder)
+        assert note in notes(folder) and "1 of 4 images are set apart to validate" in notes(folder)
 
 
 def test_a_split_that_the_file_does_not_say_is_looked_for_by_words(tmp_path: Path) -> None:
@@ -228,7 +281,7 @@ def test_a_split_that_the_file_does_not_say_is_looked_for_by_words(tmp_path: Pat
         ("gone.txt", "train is gone.txt, which is not there"),
         (["images/train", "gone"], "train is gone, which is not there"),
         ([], "train is an empty list"),
-        ([5], "train is 5, which is no path"),
+        ([None], "train is None, which is no path"),
         ({"a": "images/train"}, "train is {'a': 'images/train'}, which is no path"),
         (True, "train is True, which is no path"),
         ("https://x.org/coco.zip", "train is https://x.org/coco.zip, an address; download it"),
@@ -236,6 +289,7 @@ def test_a_split_that_the_file_does_not_say_is_looked_for_by_words(tmp_path: Pat
         ("images/[ab]/*.png", "patterns are not followed"),
         ("empty", "train is empty, which has no images"),
         ("empty.txt", "empty.txt: it is empty"),
+        ("unread.txt", "unread.txt, which lists only images of kinds that are not read: images/3.heic"),
         ("wrong.txt", "wrong.txt: none of its 2 images is in HERE: images/gone.png, root:x"),
         ("data.yaml", "which is no folder and no text list"),
         ("../outside", "which lies outside of HERE; give the YAML file itself"),
@@ -255,6 +309,8 @@ def test_what_cannot_be_followed_is_an_error(tmp_path: Path, train: object, mess
     write(tmp_path / "outside" / "list.txt", "3.png")
     write(folder / "empty" / "readme.md", "")
     write(folder / "empty.txt", "\n\n")
+    write(folder / "images" / "3.heic", "")
+    write(folder / "unread.txt", "images/3.heic")
     write(folder / "wrong.txt", "images/gone.png\nroot:x\n")
     os.mkfifo(folder / "pipe.txt")
     expected = message.replace("HERE", str(folder)).replace("train is", f"{split} is").replace("for train", f"for {split}")
@@ -500,7 +556,7 @@ def test_byte_order_marks_and_line_ends_are_read(tmp_path: Path, encode: Callabl
         ("names: []\n", '"names" are [], no list'),
         ("names: {}\n", '"names" are [], no list'),
         ("names: box\n", "\"names\" are 'box', no list"),
-        ("names: 5\n", '"names" are 5, no list'),
+        ("names: 5\n", "\"names\" are '5', no list"),
         ("names: [a, null]\n", "the name of class 1 is None, no text"),
         ("names: [a, no]\n", "the name of class 1 is False, no text; put it in quotes"),
         ("names: [[a], b]\n", "the name of class 0 is ['a'], no text"),

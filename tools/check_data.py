@@ -86,7 +86,7 @@ def check(path: Path | None, images: Path | None, masks: bool, open_images: bool
     if len(classes) > 1:
         next(iter(files.values())).problems.insert(0, Problem("classes differ"))
     if len(files) > 1:
-        files["train"].problems += images_in_both(files["train"], files["val"])
+        files["train"].problems += images_in_both(files["train"], files["val"], copies=open_images)
     print(layout.summary(files))
     return list(files.values())
 

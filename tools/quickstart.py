@@ -30,6 +30,7 @@ from gpvit.engine.launch import stop_signals_to
 from gpvit.errors import UserError
 from gpvit.evaluation import coco_ap
 from gpvit.images import read_image
+from gpvit.metrics import read_evaluation
 from gpvit.utils.signals import interrupt
 from gpvit.visualize import draw_annotations, draw_predictions, save_curves, save_sheet
 from make_synthetic_data import make_data_set
@@ -114,7 +115,8 @@ def check_evaluation(folder: Path, overrides: list[str]) -> dict[str, float]:
         "with masks flipped": flip_masks(results),
         "with random weights": untrained_results(folder, overrides),
     }
-    aps = {name: coco_ap(str(json_file), variant, "segm") for name, variant in variants.items()}
+    counted = read_evaluation(OUTPUT / "evaluation.json")["max_detections"]
+    aps = {name: coco_ap(str(json_file), variant, "segm", counted) for name, variant in variants.items()}
     for name, ap in aps.items():
         print(f"mask AP {name}: {100 * ap:.1f} %")
     return aps

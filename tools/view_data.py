@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import COUNT, refuse_to_replace, run_command, save_picture
+from common import COUNT, INDEX, refuse_to_replace, run_command, save_picture
 from gpvit import annotations, layouts
 from gpvit.errors import UserError, listed
 from gpvit.images import read_image
@@ -43,8 +43,8 @@ def main() -> int:
     parser.add_argument("--output", default="output/view_data", type=Path, metavar="DIR", help="where the pictures go")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--number", default=16, type=COUNT, help="how many images, chosen at random")
-    parser.add_argument("--seed", default=0, type=int, help="another one chooses other images")
-    parser.add_argument("--ids", nargs="+", type=int, metavar="ID", help="these images instead")
+    parser.add_argument("--seed", default=0, type=INDEX, help="another one chooses other images")
+    parser.add_argument("--ids", nargs="+", type=INDEX, metavar="ID", help="these images instead")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only objects of these, and images with them")
     args = parser.parse_args()
     print_anything()

@@ -460,6 +460,19 @@ def test_normalized_coordinates_stop_even_if_only_some_objects_have_them(reader,
         data.records()
 
 
+def test_of_normalized_masks_it_is_the_masks_that_are_shown(reader) -> None:
+    data = reader(changed(share_mask), train=True)
+    [detail, *_] = [problem.detail for problem in data.problems if problem.kind == "normalized"]
+    assert detail.startswith("segmentation [[0.") and "bbox" not in detail
+
+
+@pytest.mark.parametrize("place", ["images", "categories", "annotations"])
+def test_an_id_that_is_too_large_is_called_so(reader, place: str) -> None:
+    content = valid()
+    content[place][0]["id"] = 2**60
+    assert f"{2**60}, which is not below 2**53" in "".join(problem.detail for problem in reader(content).problems)
+
+
 def test_normalized_masks_stop_where_they_are_needed_and_boxes_are_mended_by_masks(reader) -> None:
     assert usual(reader(changed(share_mask)))["normalized"] == [1, 2, 3, 4, 5, 6]
     assert usual(reader(changed(share_mask), masks=False)) == {}
@@ -813,7 +826,7 @@ def test_the_checker_prints_the_rules_and_every_kind_of_problem_has_a_test(capsy
     tested |= {"normalized", "first pixel", "box differs", "box alone differs", "corners", "object twice", "file twice"}
     tested |= {"group", "image name", "both splits"}  # in test_layouts.py
     tested.add("many objects")  # in test_evaluation.py
-    tested |= {"label file", "line", "class", "shape"}  # in test_yolo.py and test_labelme.py
+    tested |= {"label file", "line", "class", "shape", "named twice", "named for two"}  # in test_yolo.py and test_labelme.py
     assert tested == set(RULES)
 
 

@@ -85,6 +85,7 @@ def final_weights(folder: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
 
 
+@pytest.mark.slow
 def test_torchrun_starts_both_machines_anew_and_they_go_on_exactly(
     start: Callable[..., subprocess.Popen], command: list[str], tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_signal_to_one_of_two_machines_saves_and_ends_both(
     assert f"stopping after {newest(str(tmp_path))['trainer']['iteration']} iterations" in outputs[0]
 
 
+@pytest.mark.slow
 def test_a_spawned_process_that_dies_ends_the_job_with_its_cause(
     start: Callable[..., subprocess.Popen], command: list[str], tmp_path: Path
 ) -> None:

@@ -118,6 +118,19 @@ def test_data_has_the_same_one_by_its_folder_by_its_name_and_by_its_file(
     assert coco_fingerprint(annotations.read(path, "", masks=not masks)) != of_file
 
 
+def test_the_names_in_the_file_count_whether_images_are_found_under_others_or_not_at_all(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
+    content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = f"D:\\images\\{image['file_name']}"
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    found, not_found = (annotations.read(path, folder) for folder in (synthetic_data / "images", tmp_path))
+    assert len(found.written) == len(found.images) and not not_found.written
+    assert coco_fingerprint(found) == coco_fingerprint(not_found)
+
+
 def test_data_that_is_not_in_coco_format_has_none() -> None:
     assert evaluated_data("of_another_kind", masks=True) == {"name": "of_another_kind"}
 

@@ -7,13 +7,14 @@ leaves it out, in training and evaluation alike, and the log says how often.
 
 import contextlib
 import gc
+import hashlib
 import io
 import json
 import logging
 import math
 import os
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from .images import MAX_PIXELS, read_image
 from .utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 MAX_DETECTIONS = 100  # that a detector gives of an image, and AP counts, unless dataloader.max_detections is another
+LARGEST_ID = 2**53  # from which on floats, which the evaluation has them in, are not exact
 SLACK = 1.0  # pixels by which a box may leave its image without being counted: rounding, and boxes that count corners
 # How long the outlines of an object may be, in times of the image's height and width together, and at most in pixels.
 # pycocotools takes 80 bytes for a pixel of outline and does not check whether there is so much memory. In COCO and the
@@ -72,6 +74,12 @@ RULES = {
     "image size": Rule("stop", "images have no usable width and height", f"give both, with at most {MAX_PIXELS} pixels"),
     "image name": Rule("note", "images are not there under their names", "found by the last parts of these"),
     "file twice": Rule("note", "images are listed again under another id", "used again, without the objects of the other"),
+    "named twice": Rule("note", "images are named more than once in a text list of a YOLO dataset", "used once"),
+    "named for two": Rule(
+        "note",
+        "images are named for train and for val in a YOLO dataset",
+        "used for one: for train if it has no others, else for val",
+    ),
     "both splits": Rule("note", "images are in train and in val", "used in both; AP is too high"),
     "unreadable": Rule("stop", "images cannot be read", LATER),
     "size differs": Rule("stop", "images have another size than their annotations say", LATER),
@@ -243,6 +251,12 @@ def phrase(kind: str, problems: list[Problem]) -> str:
     return f"{len(problems)} {RULES[kind].what}, first {named}"
 
 
+def left_out(problems: list[Problem]) -> str:
+    """What leaves objects out or changes them, by kind, with the first of each."""
+    kinds = grouped(problems).items()
+    return "; ".join(phrase(kind, group) for kind, group in kinds if RULES[kind].action in ("drop", "mend"))
+
+
 def read(
     json_file: str | os.PathLike,
     image_root: str | os.PathLike,
@@ -303,8 +317,7 @@ def _read(data: CocoFile, masks: bool, train: bool) -> dict[int, str]:
     many = sorted((id for id, count in counts.items() if count > MAX_DETECTIONS), key=lambda id: -counts[id])
     found += [Problem("many objects", id, detail=f"{counts[id]} objects") for id in many]
     if train and len(empty) == len(data.images) > 0 and not any(problem.kind == "normalized" for problem in objects):
-        left_out = {kind: group for kind, group in grouped(objects).items() if RULES[kind].action in ("drop", "mend")}
-        found.append(Problem("no objects", detail="; ".join(phrase(*item) for item in left_out.items())))
+        found.append(Problem("no objects", detail=left_out(objects)))
     data.problems = [problem for problems in grouped(found).values() for problem in problems]
     return not_found
 
@@ -342,7 +355,7 @@ def _read_categories(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
     for number, entry in enumerate(entries):
         id, name = _whole(entry.get("id")), entry.get("name")
         if id is None or not isinstance(name, str):
-            yield Problem("category", detail=f"entry {number}, id {shown(entry.get('id'))}")
+            yield Problem("category", detail=f"entry {number}, id {_shown_id(entry.get('id'))}")
         elif id in data.categories:
             yield Problem("category twice", detail=f"entry {number}, id {id}")
         else:
@@ -371,7 +384,7 @@ def _read_images(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
         id, name = _whole(entry.get("id")), entry.get("file_name")
         width, height = _whole(entry.get("width")), _whole(entry.get("height"))
         if id is None:
-            yield Problem("image", detail=f"entry {number}, id {shown(entry.get('id'))}")
+            yield Problem("image", detail=f"entry {number}, id {_shown_id(entry.get('id'))}")
             continue
         if id in data.images:
             yield Problem("image twice", id, detail=f"entry {number}")
@@ -424,11 +437,52 @@ def _find_images(data: CocoFile) -> tuple[list[Problem], dict[int, str]]:
     return problems, not_found
 
 
-def images_in_both(train: CocoFile, val: CocoFile) -> list[Problem]:
-    """The images of the one file that are those of the other, too."""
-    validated = set(val.real_paths().values())
-    both = [id for id, path in train.real_paths().items() if path in validated]
-    return [Problem("both splits", id, detail=one_line(train.images[id]["file_name"])) for id in both]
+def images_in_both(train: CocoFile, val: CocoFile, *, copies: bool = False) -> list[Problem]:
+    """The images of the one file that are those of the other, too.
+
+    Args:
+        copies: whether to look for copies, too, which are other files with the same bytes; those of one color, such as
+            black frames, are none.
+    """
+    paths, validated = train.real_paths(), val.real_paths()
+    same = _copies(paths.values(), validated.values()) if copies else {}
+    same |= {path: path for path in validated.values()}
+    problems = []
+    for id, path in paths.items():
+        if path in same:
+            copied = "" if same[path] == path else f", the same as {one_line(same[path], PATH_LIMIT)}"
+            problems.append(Problem("both splits", id, detail=one_line(train.images[id]["file_name"]) + copied))
+    return problems
+
+
+def _copies(paths: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """The paths whose files have the same bytes as one of the others, with that; files that cannot be read have none."""
+    by_size: dict[int, list[str]] = {}
+    for path in others:
+        with contextlib.suppress(OSError, ValueError):
+            by_size.setdefault(os.path.getsize(path), []).append(path)
+    digests: dict[str, bytes] = {}
+
+    def digest(path: str) -> bytes:
+        if path not in digests:
+            digests[path] = hashlib.sha256(Path(path).read_bytes()).digest()
+        return digests[path]
+
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            for other in by_size.get(os.path.getsize(path), ()):
+                if path not in found and path != other and digest(path) == digest(other) and not _has_one_color(path):
+                    found[path] = other
+    return found
+
+
+def _has_one_color(path: str) -> bool:
+    try:
+        image = read_image(path)
+    except UserError:
+        return False
+    return bool((image == image[0, 0]).all())
 
 
 def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Iterator[Problem]:
@@ -439,7 +493,7 @@ def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Itera
         id, image_id, category_id = (_whole(entry.get(key)) for key in ("id", "image_id", "category_id"))
         found: list[tuple[str, str]] = []
         if id is None or image_id is None:
-            ids_shown = ", ".join(f"{key} {shown(entry.get(key))}" for key in ("id", "image_id"))
+            ids_shown = ", ".join(f"{key} {_shown_id(entry.get(key))}" for key in ("id", "image_id"))
             found.append(("annotation", f"entry {number}, {ids_shown}"))
         if category_id not in data.categories:
             found.append(("undeclared", f"category_id {shown(entry.get('category_id'))}"))
@@ -533,7 +587,8 @@ def _object(entry: dict, height: int, width: int, masks: bool, tell: Tell) -> tu
         mask, extent = None, None
     elif mask_within or (box_within and (extent is None or not masks)):
         whole = all(number == int(number) for number in (*(numbers or ()), *(extent or ())))
-        tell("first pixel" if whole else "normalized", f"bbox {shown(value)} in {width} x {height}")
+        where = f"segmentation {shown(outline)}" if mask_within and not box_within else f"bbox {shown(value)}"
+        tell("first pixel" if whole else "normalized", f"{where} in {width} x {height}")
     if alone and mask:
         tell("mask", "within the first pixel, and the box is elsewhere")
     if masks and (alone or mask is None):
@@ -845,7 +900,13 @@ def _whole(value: Any) -> int | None:
     """A whole number from 0 on, exact also where JSON's numbers are floats; the evaluation takes no others as ids."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_ID else None
+
+
+def _shown_id(value: Any) -> str:
+    """What is no id, for a message."""
+    too_large = isinstance(value, int) and value >= LARGEST_ID
+    return f"{shown(value)}, which is not below 2**53" if too_large else shown(value)
 
 
 def _open_images(data: CocoFile, not_found: Mapping[int, str]) -> Iterator[Problem]:

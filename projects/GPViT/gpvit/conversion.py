@@ -42,6 +42,7 @@ except ImportError:
 T = TypeVar("T")
 REASON = 200  # characters of why something cannot be read
 NO_LABELS = {"classes.txt", "labels.txt", "notes.txt", "predefined_classes.txt", "requirements.txt"}
+MOST_SHARE = 2.0  # of a side of the image that a coordinate may be; what is a bit outside is clipped
 NUMBER = r"[-+]?[\d.]+([eE][-+]?\d+)?"
 
 
@@ -147,12 +148,14 @@ class Labels(NamedTuple):
     """Which file of labels belongs to which image.
 
     of: the label file of each image, or None; unread: label files of images of kinds that are not
-    read; lost: those of no image; renamed: those whose names are the image's only by their meaning.
+    read; lost: those of no image; spare: those of images that have another; renamed: those whose
+    names are the image's only by their meaning.
     """
 
     of: dict[str, str | None]
     unread: list[str]
     lost: list[str]
+    spare: list[str]
     renamed: list[str]
 
 
@@ -174,7 +177,8 @@ def from_yolo(yaml_file: Path, tree: Tree) -> DataSet:
     stated = description.stated(tree)
     splits = _yolo_splits(stated, labels, yaml_file, tree)
     notes = [*stated.notes, *_remarks(splits, stated, labels, yaml_file, tree)]
-    pictures, faults = [], []
+    pictures = []
+    faults = [Fault(*fault) for fault in stated.faults]
     read: dict[str, Lines] = {}
     for name, size in zip(splits, _sizes(tree.root, splits)):
         label = labels.of[name]
@@ -197,8 +201,10 @@ def _labels_of_images(tree: Tree) -> Labels:
     times = Counter(loose.values())
     without = _by_form(name for name, label in of.items() if label is None)
     others = _by_form(tree.unread)
+    labeled = _by_form(name for name, label in of.items() if label is not None)
     unread: list[str] = []
     lost: list[str] = []
+    spare: list[str] = []
     renamed: list[str] = []
     for path, key in loose.items():
         [name] = without.get(key, []) if len(without.get(key, [])) == times[key] == 1 else [None]
@@ -207,9 +213,11 @@ def _labels_of_images(tree: Tree) -> Labels:
             renamed.append(path)
         elif key in others:
             unread.append(path)
+        elif key in labeled:
+            spare.append(path)
         else:
             lost.append(path)
-    return Labels(of, unread, lost, renamed)
+    return Labels(of, unread, lost, spare, renamed)
 
 
 def _label_paths(name: str) -> list[str]:
@@ -310,6 +318,8 @@ def _remarks(
         yield f"left out: {len(unread)} images of kinds that are not read ({kinds}){with_labels}: {listed(unread)}"
     if labels.lost:
         yield f"left out: {len(labels.lost)} label files whose image is not there: {listed(labels.lost)}"
+    if labels.spare:
+        yield f"left out: {len(labels.spare)} label files of images that have another one: {listed(labels.spare)}"
     if labels.renamed:
         how = "percent-encoding, Unicode form or capitals of .txt"
         yield f"{len(labels.renamed)} label files belong to images whose names differ by {how}: {listed(labels.renamed)}"
@@ -370,9 +380,12 @@ def _read_lines(file: Path, size: tuple[int, int], classes: int) -> Lines:
 
 def _detected(lines: list[tuple[int, str]], size: tuple[int, int]) -> Detections:
     for _, line in lines:
-        category = line.split()[0]
+        category, *values = line.split()
         if _is_infinite(category):  # supervision would write out all its digits
             raise ValueError(f"class id {shown(category)} is too large")
+        for value in values:
+            if re.fullmatch(NUMBER, value) and not -1 <= float(value) <= MOST_SHARE:
+                raise ValueError(f"coordinate {shown(value)} is no share of the image; is it in pixels?")
     return yolo_annotations_to_detections([line for _, line in lines], size, with_masks=False)
 
 

@@ -54,11 +54,12 @@ def _truth(file: CocoFile | None) -> Iterator[None]:
     if file is None:
         yield
         return
+    before = coco_evaluation.COCO
     coco_evaluation.COCO = lambda json_file: file.coco()
     try:
         yield
     finally:
-        coco_evaluation.COCO = COCOFile
+        coco_evaluation.COCO = before
 
 
 class COCOEvaluator(coco_evaluation.COCOEvaluator):

@@ -20,6 +20,7 @@ from .errors import UserError
 from .images import SUFFIXES
 
 ABSENT = "is not there"
+TELLING = {"images", "labels", "annotations"}  # folders whose names are looked for
 UPLOADED = re.compile("[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an upload
 
 
@@ -72,28 +73,62 @@ def _real(path: str) -> str:
 
 
 def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
-    """Paths of files relative to a folder; nothing that is hidden, or was seen through a link.
+    """Paths of files relative to a folder; nothing that is hidden.
+
+    What can be seen through links as well has one path: that with more of :data:`TELLING`, else the one without links.
 
     Raises:
         UserError: a folder cannot be listed, so that nobody knows what is in it.
     """
-    seen: set[str] = set()
     root = os.fspath(root)
-    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
-        here = os.path.realpath(folder)
-        if here in seen:
-            folders.clear()
+    paths: dict[str, str] = {}  # relative to the root, of each folder, by where that really is
+    names: dict[str, list[str]] = {}
+    waiting = [root]  # folders to walk: the root, and what links lead to
+    for start in waiting:
+        real = os.path.realpath(start)
+        if real in paths:
+            _prefer(os.path.relpath(start, root), real, paths, os.path.realpath(os.path.dirname(start)))
             continue
-        seen.add(here)
-        if files and not os.access(folder, os.X_OK):  # whose names may be known, but nothing more
-            raise UserError(f"cannot open the files in {folder}; make it searchable (chmod +x)")
-        # Of lost+found, at the root of a disk, nobody but root can see what is in it.
-        shown = [name for name in folders if not name.startswith(".") and name != "lost+found"]
-        folders[:] = sorted(shown)
-        relative = os.path.relpath(folder, root)
-        for name in files:
-            if not name.startswith("."):
-                yield os.path.normpath(os.path.join(relative, name))
+        for folder, folders, files in os.walk(start, onerror=_refuse):
+            real = os.path.realpath(folder)
+            if real in paths:
+                folders.clear()
+                continue
+            if files and not os.access(folder, os.X_OK):  # whose names may be known, but nothing more
+                raise UserError(f"cannot open the files in {folder}; make it searchable (chmod +x)")
+            paths[real] = os.path.relpath(folder, root)
+            names[real] = [name for name in files if not name.startswith(".")]
+            # Of lost+found, at the root of a disk, nobody but root can see what is in it.
+            shown = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
+            links = [name for name in shown if os.path.islink(os.path.join(folder, name))]
+            waiting += [os.path.join(folder, name) for name in links]
+            folders[:] = [name for name in shown if name not in links]
+    for real, folder in paths.items():
+        for name in names[real]:
+            yield os.path.normpath(os.path.join(folder, name))
+
+
+def _prefer(link: str, real: str, paths: dict[str, str], parent: str) -> None:
+    """Gives a folder and those below it the path through a link if that says more, and leads out of the folder.
+
+    Args:
+        link: its path.
+        real: where it leads.
+        paths: of all folders, by where they really are; may be changed.
+        parent: where the folder of the link really is.
+    """
+    known = paths[real]
+    is_loop = f"{parent}{os.sep}".startswith(os.path.join(real, ""))
+    if is_loop or _telling(link) <= _telling(known):
+        return
+    for folder, path in paths.items():
+        if f"{path}{os.sep}".startswith(f"{known}{os.sep}"):
+            paths[folder] = link + path[len(known) :]
+
+
+def _telling(path: str) -> int:
+    """How many folders of a path say what is in them."""
+    return sum(part.lower() in TELLING for part in path.split(os.sep))
 
 
 def cannot_list(error: OSError) -> UserError:

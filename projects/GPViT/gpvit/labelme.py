@@ -30,7 +30,7 @@ from .layouts import Tree
 from .utils.text import PATH_LIMIT, one_line
 
 # Of labelme and X-AnyLabeling. A rotated rectangle has its four corners, in order.
-ROTATED, SHAPES = ("rotation", "oriented_rectangle"), ("polygon", "rectangle", "mask")
+CORNERS, SHAPES = ("rotation", "oriented_rectangle", "quadrilateral"), ("polygon", "rectangle", "mask")
 
 
 class Shape(NamedTuple):
@@ -146,7 +146,8 @@ def _shape(number: int, entry: Any) -> Shape:
     if not isinstance(entry, dict):
         raise ValueError(f"{shown(entry)} is no JSON object")
     label, group = entry.get("label"), entry.get("group_id")
-    kind = str(entry.get("shape_type") or "polygon")  # of old files, which do not say it
+    group = None if group == "" else group
+    kind = str(entry.get("shape_type") or "polygon").lower()  # old files do not say it
     if label is None or label == "":
         raise ValueError("it has no label")
     if not isinstance(label, str | int | float):
@@ -159,7 +160,7 @@ def _shape(number: int, entry: Any) -> Shape:
         raise ValueError(f"points {shown(entry.get('points'))} are no pairs of numbers") from None
     if not np.isfinite(points).all():
         raise ValueError("NaN or infinity in its points")
-    return Shape(number, str(label), "polygon" if kind in ROTATED else kind, points, group, entry.get("mask"))
+    return Shape(number, str(label), "polygon" if kind in CORNERS else kind, points, group, entry.get("mask"))
 
 
 def _as_said(file: Path, said: str, tree: Tree) -> str | None:
@@ -240,7 +241,7 @@ def _not_found(file: Path, said: str, tree: Tree) -> str:
 def _labelme_objects(labels: LabelFile, classes: list[str]) -> tuple[list[Object], list[tuple[int, str]]]:
     """The objects of a file, and why shapes are none, with their numbers.
 
-    Shapes with the same label and group_id are one object.
+    Shapes with the same label and group_id are one object. A rectangle alone has no mask, and with others its four corners.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     height, width = labels.size
@@ -270,6 +271,12 @@ def _labelme_objects(labels: LabelFile, classes: list[str]) -> tuple[list[Object
             groups.setdefault(key, []).append(shape)
     objects = []
     for shapes in groups.values():
+        if any(shape.kind != "rectangle" for shape in shapes):  # then its rectangles are parts of its mask, too
+            for index, shape in enumerate(shapes):
+                if shape.kind == "rectangle":
+                    box = parts[shape.number][0]
+                    shapes[index] = _with_corners(shape, *box)
+                    parts[shape.number] = (box, [_outline(shapes[index])])
         if any(shape.kind == "mask" for shape in shapes):
             undrawn = _undrawn(shapes, height, width)
             reasons += undrawn.items()
@@ -289,6 +296,10 @@ def _undrawn(shapes: list[Shape], height: int, width: int) -> dict[int, str]:
     polygons = [shape for shape in shapes if shape.kind == "polygon"]
     faults = polygon_faults([_outline(shape) for shape in polygons], height, width)
     return {shape.number: fault for shape, fault in zip(polygons, faults) if fault}
+
+
+def _with_corners(rectangle: Shape, x1: float, y1: float, x2: float, y2: float) -> Shape:
+    return rectangle._replace(kind="polygon", points=[[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
 
 
 def _outline(shape: Shape) -> list[float]:

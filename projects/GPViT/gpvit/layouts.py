@@ -56,7 +56,7 @@ ACCEPTED = (
 YAML = {".yaml", ".yml"}
 SHOWN = 20  # classes in a table
 NAME_LIMIT = 40  # characters of a name in it
-VERSION = 3  # of what is written to the cache
+VERSION = 4  # of what is written to the cache
 
 
 class Split(NamedTuple):
@@ -104,6 +104,9 @@ class Layout(NamedTuple):
         # Every line and shape that is left out is an annotation that was there.
         file.annotations += sum(annotations.RULES[problem.kind].action == "drop" for problem in added)
         problems = added + [_traced(problem, file, origins["objects"]) for problem in file.problems]
+        for number, problem in enumerate(problems):
+            if problem.kind == "no objects":  # which lines and shapes may explain
+                problems[number] = problem._replace(detail=annotations.left_out(problems))
         file.problems = [problem for group in annotations.grouped(problems).values() for problem in group]
 
     def summary(self, files: Mapping[str, annotations.CocoFile]) -> str:
@@ -375,7 +378,7 @@ class Tree:
 
     def candidates(self) -> list[Path]:
         """The JSON files; of COCO's own annotations only those of objects, as the others are large."""
-        paths = [self.root / path for path in self.paths if path.endswith(".json") and (self.root / path).is_file()]
+        paths = [self.root / path for path in self.paths if path.lower().endswith(".json") and (self.root / path).is_file()]
         instances = [path for path in paths if tuple(self.relative(path).parts[:-1]) == ("annotations",)]
         return [path for path in instances if path.name.startswith("instances_")] or paths
 
@@ -560,7 +563,11 @@ def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
         from . import conversion, labelme  # which need a package that takes a while to import
 
         found = conversion.from_yolo(paths[0], tree) if kind == "YOLO" else labelme.from_labelme(paths, tree)
-        parts, notes = divided(found.splits, found.splits.get)
+        try:
+            parts, notes = divided(found.splits, found.splits.get)
+        except UserError as error:
+            others = f"; {listed([fault.detail for fault in found.faults])}" if found.faults else ""
+            raise UserError(f"--data {data}: {error}{others}") from None
         files = {split: found.coco(names) for split, names in parts.items()}
         files |= {f"{split}.origins": found.origins(names) for split, names in parts.items()}
         return files, [*found.notes, *notes]

@@ -31,12 +31,14 @@ class Stated(NamedTuple):
     said: the splits that it says images of.
     unread: what it names that is no image that is read, such as AVIF.
     notes: what was decided.
+    faults: kinds of problems that :data:`gpvit.annotations.RULES` has, what exactly is wrong, and the image.
     """
 
     splits: dict[str, str]
     said: set[str]
     unread: set[str]
     notes: list[str]
+    faults: list[tuple[str, str, str]]
 
 
 class Description(NamedTuple):
@@ -81,10 +83,11 @@ class Description(NamedTuple):
         groups: dict[str, dict[str, None]] = {}
         unread: set[str] = set()
         notes = [self._unknown_path()] if self.content.get("path") and not self._path() else []
+        faults: list[tuple[str, str, str]] = []
         entries = self._entries()
         for split, items in entries.items():
             try:
-                found, notes_of_split = self._followed(split, items, tree)
+                found, notes_of_split, twice = self._followed(split, items, tree)
             except UserError as error:
                 if split != "test" or "val" not in entries:
                     raise
@@ -93,9 +96,10 @@ class Description(NamedTuple):
             groups[split] = {path: None for path in found if path in tree.pictures}
             unread |= found.keys() - tree.pictures.keys()
             notes += notes_of_split
-        splits, overlap = _disjoint(groups)
-        notes += [f"{self.file.name} names {note}" for note in overlap]
-        return Stated(splits, set(groups), unread, notes)
+            faults += twice
+        splits, note, overlap = _disjoint(groups)
+        notes += [f"{self.file.name} names {note}"] if note else []
+        return Stated(splits, set(groups), unread, notes, faults + overlap)
 
     def _entries(self) -> dict[str, list[Any]]:
         """What is said of each split, of which some may not be said."""
@@ -108,12 +112,15 @@ class Description(NamedTuple):
                     entries.setdefault(split, []).extend(value if isinstance(value, list) else [value])
         return entries
 
-    def _followed(self, split: str, items: list[Any], tree: "Tree") -> tuple[dict[str, None], list[str]]:
-        """The files that the entries of a split name, images and others, and notes."""
+    def _followed(
+        self, split: str, items: list[Any], tree: "Tree"
+    ) -> tuple[dict[str, None], list[str], list[tuple[str, str, str]]]:
+        """The files that the entries of a split name, images and others, notes, and faults as in :class:`Stated`."""
         if not items:
             raise self._error(split, "an empty list")
         found: dict[str, None] = {}
         notes: list[str] = []
+        faults: list[tuple[str, str, str]] = []
         for item in items:
             place = self._place(split, item, notes)
             if os.path.isdir(place):
@@ -122,11 +129,17 @@ class Description(NamedTuple):
                     reason = "has no images" if _is_inside(place, tree) else _outside(tree)
                     raise self._error(split, f"{one_line(item)}, which {reason}")
             elif os.path.isfile(place) and place.lower().endswith(".txt"):
-                paths = self._listed(split, place, tree, notes)
+                times = self._listed(split, place, tree, notes)
+                paths = list(times)
+                twice = [path for path, count in times.items() if count > 1]
+                faults += [("named twice", f"{one_line(item)}: {one_line(path)}", path) for path in twice]
+                if not any(path in tree.pictures for path in paths):
+                    reason = f"lists only images of kinds that are not read: {listed(paths)}"
+                    raise self._error(split, f"{one_line(item)}, which {reason}")
             else:
                 raise self._error(split, f"{one_line(item)}, which is no folder and no text list (.txt)")
             found |= dict.fromkeys(paths)
-        return found, notes
+        return found, notes, faults
 
     def _place(self, split: str, item: Any, notes: list[str]) -> str:
         """The folder or file that an entry names."""
@@ -186,8 +199,8 @@ class Description(NamedTuple):
         places = [os.path.join(base, text) for base in (self.folder, os.path.abspath("")) for text in texts]
         return next((os.path.normpath(place) for place in places if os.path.isdir(place)), None)
 
-    def _listed(self, split: str, file: str, tree: "Tree", notes: list[str]) -> list[str]:
-        """The files that a text list names, which are in the tree."""
+    def _listed(self, split: str, file: str, tree: "Tree", notes: list[str]) -> Counter[str]:
+        """The files that a text list names and that are in the tree, and how often it does."""
         shown_file = f"{self.file.name}: {split}: {os.path.basename(file)}"
         if not _is_inside(file, tree):
             raise self._error(split, f"{file}, which {_outside(tree)}")
@@ -210,11 +223,7 @@ class Description(NamedTuple):
         if missing:
             count = f"{len(missing)} of {len(found)} images"
             notes.append(f"{shown_file}: left out: {count} that are not there: {listed(missing)}")
-        times = Counter(found[line] for line in lines)
-        twice = [str(path) for path, count in times.items() if path is not None and count > 1]
-        if twice:
-            notes.append(f"{shown_file}: {len(twice)} images are named more than once, and used once: {listed(twice)}")
-        return [path for path in times if path is not None]
+        return Counter(path for path in (found[line] for line in lines) if path is not None)
 
     def _error(self, split: str, what: str) -> UserError:
         what = one_line(what, 3 * PATH_LIMIT)
@@ -236,7 +245,7 @@ def describe(yaml_file: Path) -> Description:
         text = yaml_file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {yaml_file}: {error.strerror}") from None
-    content = read_yaml(text, f"{yaml_file} is no YAML that can be read")
+    content = read_yaml(text, f"{yaml_file} is no YAML that can be read", numbers=False)
     if not isinstance(content, dict):
         raise UserError(f'{yaml_file}: it holds no keys; it needs "names" of classes, numbered from 0')
     names, fault = _names(content)
@@ -259,31 +268,31 @@ def _names(content: dict[Any, Any]) -> tuple[list[str], str]:
         return [], f'its "names" are {shown(names)}, no list of names of classes'
     for number, name in enumerate(names):
         # YAML has yes, no, on, off and dates, which are not what stands there.
-        if isinstance(name, bool) or not isinstance(name, str | int | float) or name == "":
+        if not isinstance(name, str) or name == "":
             return [], f"the name of class {number} is {shown(name)}, no text; put it in quotes"
     count = content.get("nc")
     if count is not None and str(count).strip() != str(len(names)):
-        return [], f'"nc" is {shown(count)}, but there are {len(names)} names'
-    return [str(name) for name in names], ""
+        return [], f'"nc" is {one_line(count, 40)}, but there are {len(names)} names'
+    return names, ""
 
 
-def _disjoint(groups: dict[str, dict[str, None]]) -> tuple[dict[str, str], list[str]]:
-    """One split for each image, and notes on those that are of two."""
+def _disjoint(groups: dict[str, dict[str, None]]) -> tuple[dict[str, str], str, list[tuple[str, str, str]]]:
+    """One split for each image, a note or "", and a fault as in :class:`Stated` for each image that is of two."""
     train, validating = groups.get("train", {}), "val" if "val" in groups else "test"
     val = groups.get(validating, {})
     both = [path for path in train if path in val]
-    notes = []
+    note, kept = "", ""
     if both and train.keys() == val.keys():
-        notes = [f"the same {len(both)} images for train and {validating}: taken for train only"]
+        note = f"the same {len(both)} images for train and {validating}: taken for train only"
         val = {}
     elif both:
         # The inner one of two nested groups keeps its images. Else, nothing that validates is trained on.
         kept = "train" if len(both) == len(train) else validating
-        notes = [f"{len(both)} images for train and {validating}, which are used for {kept} only: {listed(both)}"]
         train = train if kept == "train" else {path: None for path in train if path not in val}
         val = val if kept == validating else {path: None for path in val if path not in train}
+    faults = [("named for two", f"{one_line(path)}, used for {kept}", path) for path in both if kept]
     unused = dict.fromkeys(groups.get("test", {}), "test") if validating == "val" else {}
-    return unused | dict.fromkeys(val, validating) | dict.fromkeys(train, "train"), notes
+    return unused | dict.fromkeys(val, validating) | dict.fromkeys(train, "train"), note, faults
 
 
 def _with_slashes(path: str) -> list[str]:

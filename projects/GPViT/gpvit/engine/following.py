@@ -95,8 +95,8 @@ def build_followers(
 
 def _note_many_objects(cfg: DictConfig, data: Sequence[tuple[str, Any, Sequence[dict[str, Any]]]]) -> None:
     """Logs of which data images have more objects than the detector gives or AP counts; crowds are none."""
-    limits = cfg.dataloader.get("max_detections"), cfg.dataloader.evaluator.get("max_dets_per_image")
-    limit = min((limit for limit in limits if limit), default=MAX_DETECTIONS)
+    counted = cfg.dataloader.evaluator.get("max_dets_per_image") or MAX_DETECTIONS
+    limit = min(counted, _given(cfg.model) or counted)
     for split, _, records in data:
         counts = (sum(not item.get("iscrowd") for item in record.get("annotations", ())) for record in records)
         if (most := max(counts, default=0)) > limit:
@@ -104,6 +104,14 @@ def _note_many_objects(cfg: DictConfig, data: Sequence[tuple[str, Any, Sequence[
                 f"{split}: images have up to {most} objects, of which a detector gives and AP counts {limit}; "
                 f"dataloader.max_detections raises both"
             )
+
+
+def _given(model: DictConfig) -> int | None:
+    """How many detections of an image a detector gives; None if its config does not say."""
+    if "roi_heads" not in model:
+        return model.get("max_detections_per_image")
+    predictors = model.roi_heads.get("box_predictors") or [model.roi_heads.get("box_predictor") or {}]
+    return predictors[-1].get("test_topk_per_image")
 
 
 def file_writers(folder: Path) -> list[EventWriter]:

@@ -232,7 +232,10 @@ def kind_of(key: str) -> Kind | None:
 
 def parse(override: str) -> Override:
     """An override as Hydra reads it. Raises a HydraException if it cannot."""
-    parsed = OverridesParser.create().parse_overrides([override])[0]
+    try:
+        parsed = OverridesParser.create().parse_overrides([override])[0]
+    except ValueError as error:  # of a number with thousands of digits
+        raise HydraException(str(error)) from None
     if parsed.is_sweep_override():  # a,b or range(1,3): several values, of which a config has one
         raise HydraException(f"{override} gives several values")
     return parsed

@@ -109,6 +109,13 @@ def _limits(least: float | None, most: float | None, above: float | None, below:
     return f", at most {upper}" if most is not None else f" {lower or upper}".rstrip()
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
 def _within(
     kind: Any, least: float | None, most: float | None, above: float | None, below: float | None
 ) -> Callable[[Any], bool]:
@@ -116,7 +123,7 @@ def _within(
         return (
             isinstance(value, kind)
             and not isinstance(value, bool)
-            and math.isfinite(value)
+            and _is_finite(value)
             and (least is None or value >= least)
             and (most is None or value <= most)
             and (above is None or value > above)

@@ -28,13 +28,14 @@ _CLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML can be built 
 _SURROGATE = re.compile(r"\\u[dD][89A-Fa-f]")
 
 
-def read_yaml(text: str | bytes, source: str, max_values: int = MAX_VALUES) -> Any:
+def read_yaml(text: str | bytes, source: str, max_values: int = MAX_VALUES, *, numbers: bool = True) -> Any:
     """What a YAML text of one document holds, as ``yaml.safe_load`` gives it; None if it is empty.
 
     Args:
         text: of at most :data:`MAX_BYTES` and :data:`MAX_DEPTH` levels.
         source: where it comes from, for messages.
         max_values: how many values and keys there may be.
+        numbers: whether numbers are numbers, and not the text that stands there, such as 010, which YAML takes for 8.
 
     Raises:
         UserError: the text is larger, is no YAML, or has aliases, anchors, a key twice, a tag that is not YAML's own or an
@@ -46,7 +47,8 @@ def read_yaml(text: str | bytes, source: str, max_values: int = MAX_VALUES) -> A
             raise UserError(f"{one_line(source, 1000)}: is of {size} bytes, more than {MAX_BYTES}")
         fast = _SURROGATE.search(text if isinstance(text, str) else text.decode("latin1")) is None
         _check_events(text, _CLoader if fast else yaml.SafeLoader, max_values)
-        return yaml.load(text, _FastLoader if fast else _Loader)
+        loaders = (_FastLoader, _Loader) if numbers else (_FastTextLoader, _TextLoader)
+        return yaml.load(text, loaders[0] if fast else loaders[1])
     except yaml.YAMLError as error:
         raise UserError(f"{one_line(source, 1000)}: {_reason(error, text)}") from None
     except (ValueError, OverflowError) as error:  # such as a date that no calendar has
@@ -77,6 +79,19 @@ class _Loader(_EachKeyOnce, yaml.SafeLoader):
 
 class _FastLoader(_EachKeyOnce, _CLoader):  # type: ignore[misc, valid-type]
     pass
+
+
+class _TextLoader(_Loader):
+    pass
+
+
+class _FastTextLoader(_FastLoader):
+    pass
+
+
+for _loader in (_TextLoader, _FastTextLoader):
+    for _tag in MAX_NUMBER:
+        _loader.add_constructor(_tag, _loader.construct_scalar)
 
 
 def _check_events(text: str | bytes, loader_class: Any, max_values: int) -> None:
