@@ -13,9 +13,10 @@ import gpvit.images
 import numpy as np
 import pytest
 from gpvit.data import InstanceMapper
+from gpvit.conversion import size_of
 from gpvit.errors import UserError
-from gpvit.images import MAX_PIXELS, read_image
-from PIL import Image, ImageOps
+from gpvit.images import MAX_PIXELS, exif_orientation, read_image
+from PIL import Image, ImageOps, PngImagePlugin
 
 GRAY = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)  # 0 to 98
 COLOUR = np.stack([GRAY, GRAY[::-1] * 2, 255 - GRAY], axis=2)
@@ -228,6 +229,21 @@ def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: i
     image = read_image(tmp_path / f"turned.{suffix}")
     assert image.shape == ((60, 40, 3) if orientation > 4 else (40, 60, 3))
     assert np.array_equal(image, expected) and image.flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_xmp_does_not_turn_an_image(tmp_path: Path, suffix: str) -> None:
+    path, xmp = tmp_path / f"image.{suffix}", b'<rdf:Description tiff:Orientation="6"/>'
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    options = {"pnginfo": text} if suffix == "png" else {"xmp": xmp}
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    for exif, orientation in ((Image.Exif(), 1), (turned, 3)):
+        Image.fromarray(COLOUR).save(path, exif=exif, **options)
+        with Image.open(path) as image:
+            assert exif_orientation(image) == orientation
+        assert read_image(path).shape == COLOUR.shape and size_of(path) == COLOUR.shape[:2]
 
 
 def chunk(name: bytes, content: bytes) -> bytes:

@@ -222,6 +222,25 @@ REFUSED = {
     ),
 }
 
+DEEP_PAIR = np.concatenate([GRAY, ALPHA], axis=2)
+REFUSED |= {
+    f"JPEG 2000, gray of {bits} bits with alpha": (
+        imagecodecs.jpeg2k_encode(
+            np.round(DEEP_PAIR * (2**bits - 1)).astype(np.uint16),
+            codecformat="jp2",
+            colorspace=2,
+            bitspersample=bits,
+            reversible=True,
+        ),
+        f"it is a JPEG 2000 of {bits}-bit integers in 2 channels, which is not read; save it as 8-bit PNG",
+    )
+    for bits in (12, 16)
+}
+REFUSED["JPEG 2000 of 20 bits"] = (
+    imagecodecs.jpeg2k_encode((GRAY[..., 0] * (2**20 - 1)).astype(np.uint32), bitspersample=20, reversible=True),
+    "it is a JPEG 2000 of 20-bit integers in 1 channels, which is not read; save it as 8-bit PNG",
+)
+
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_jpeg_of_another_kind_is_refused_for_it(tmp_path: Path, capfd: pytest.CaptureFixture, kind: str) -> None:
@@ -240,6 +259,28 @@ def test_jpeg_2000_is_read_right_by_its_depth(tmp_path: Path, codec: str, bits: 
     path.write_bytes(imagecodecs.jpeg2k_encode(samples, codecformat=codec, bitspersample=bits, reversible=True))
     alpha = values[..., 3:] if channels == 4 else 1
     assert np.abs(read_image(path) - (255 - (255 - values[..., :3] * 255) * alpha)).max() <= 1.5
+
+
+@pytest.mark.parametrize("codec", ["jp2", "j2k"])
+@pytest.mark.parametrize(("channels", "bits"), [(2, 8), *itertools.product((1, 3, 4), (8, 12, 16))])
+def test_white_and_opaque_stay_so_in_jpeg_2000(tmp_path: Path, codec: str, bits: int, channels: int) -> None:
+    samples = np.full((HEIGHT, WIDTH, channels), 2**bits - 1, np.uint8 if bits == 8 else np.uint16)
+    samples[:, :5, : 1 if channels < 3 else 3] = 0
+    space = {"colorspace": 2} if channels == 2 else {}  # gray
+    path = tmp_path / "image.jp2"
+    path.write_bytes(
+        imagecodecs.jpeg2k_encode(samples.squeeze(), codecformat=codec, bitspersample=bits, reversible=True, **space)
+    )
+    right = np.full((HEIGHT, WIDTH, 3), 255)
+    right[:, :5] = 0
+    assert np.array_equal(read_image(path), right)
+    for opened in (path, io.BytesIO(path.read_bytes())):
+        with Image.open(opened) as image:
+            if channels > 1 and bits > 8:
+                with pytest.raises(UserError, match="of which Pillow makes another image; give its path"):
+                    from_pillow(image)
+            else:
+                assert np.array_equal(from_pillow(image), right)
 
 
 # --- the small ones ---

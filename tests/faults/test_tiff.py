@@ -7,6 +7,7 @@ import random
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -423,6 +424,82 @@ def test_a_page_that_is_not_read_is_refused_for_what_its_tags_say(
 def test_a_header_without_tags_is_damaged(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "image.tiff").write_bytes(content)
     assert reason in reason_of(tmp_path / "image.tiff")
+
+
+@pytest.mark.parametrize("depth", ["u16", "i16", "u32", "i32", "f32", "f64"])
+def test_uncompressed_deep_gray_in_big_endian_order_is_read_right(tmp_path: Path, depth: str) -> None:
+    path = tmp_path / "image.tiff"
+    for color, layout, orientation in itertools.product(
+        ("black is 0", "white is 0"), ("strip", "strips", "tiles"), range(1, 9)
+    ):
+        kind = Kind(color=color, depth=depth, order=">", layout=layout, orientation=orientation)
+        right = expected(write(path, kind), kind)
+        assert np.abs(read_image(path) - right).max() <= 1.01, kind
+        with suppress(UnidentifiedImageError), Image.open(path) as opened:
+            assert np.abs(from_pillow(opened) - right).max() <= 1.01, kind
+
+
+@pytest.mark.parametrize(
+    ("planes", "depth"), [("contig", "u8"), *itertools.product(("contig", "separate"), ("u16", "f32", "f64"))]
+)
+def test_a_premultiplied_color_larger_than_its_alpha_does_not_darken_the_others(
+    tmp_path: Path, planes: str, depth: str
+) -> None:
+    samples = np.full((HEIGHT, WIDTH, 4), 255.0)
+    samples[..., :3] = np.linspace(5, 255, WIDTH)[:, None]
+    right = samples[..., :3].copy()
+    samples[2, 3], right[2, 3] = (5, 5, 5, 0), 255
+    if depth == "u16":
+        stored = (samples * 257).round().astype(np.uint16)
+    elif depth == "u8":
+        stored = samples.round().astype(np.uint8)
+    else:
+        stored = (samples / 255).astype(depth.replace("f", "float"))
+    stored = np.moveaxis(stored, 2, 0) if planes == "separate" else stored
+    options = {"photometric": "rgb", "extrasamples": ["assocalpha"], "planarconfig": planes, "metadata": None}
+    tifffile.imwrite(tmp_path / "image.tiff", stored, **options)
+    assert np.abs(read_image(tmp_path / "image.tiff") - right).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Kind(color="black is 0"),
+        Kind(color="black is 0", depth="u1"),
+        Kind(color="black is 0", depth="u16"),
+        Kind(color="palette"),
+        Kind(color="CMYK"),
+        Kind(),
+        Kind(extra="alpha"),
+        Kind(planes="separate"),
+        Kind(depth="u16"),
+        Kind(depth="u16", planes="separate"),
+        Kind(depth="f32"),
+        Kind(compression="LZW"),
+        Kind(compression="deflate"),
+        Kind(compression="PackBits"),
+    ],
+)
+@pytest.mark.parametrize("empty", [("Offsets", "ByteCounts"), ("Offsets",), ("ByteCounts",)])
+@pytest.mark.parametrize("layout", ["strips", "tiles"])
+def test_a_sparse_file_is_refused(tmp_path: Path, kind: Kind, empty: tuple[str, ...], layout: str) -> None:
+    path = tmp_path / "image.tiff"
+    write(path, kind._replace(layout=layout))
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for name in empty:
+            tag = file.pages[0].tags[("Tile" if layout == "tiles" else "Strip") + name]
+            tag.overwrite((tag.value[0], 0, *tag.value[2:]))
+    assert "it has strips or tiles without data (a sparse TIFF), which is not read" in reason_of(path)
+
+
+@pytest.mark.parametrize("depth", ["u16", "f32"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_alpha_behind_another_further_channel_is_not_left_out(tmp_path: Path, planes: str, depth: str) -> None:
+    samples = samples_of(Kind(depth=depth, extra="two"))
+    samples = np.moveaxis(samples, 2, 0) if planes == "separate" else samples
+    options = {"photometric": "rgb", "extrasamples": (0, 2), "planarconfig": planes}
+    tifffile.imwrite(tmp_path / "image.tiff", samples, metadata=None, **options)
+    assert "it is a TIFF of RGB with 2 further channels" in reason_of(tmp_path / "image.tiff")
 
 
 @pytest.mark.parametrize("depth", ["u4", "u8"])

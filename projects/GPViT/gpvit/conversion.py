@@ -23,13 +23,13 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from pycocotools import mask as mask_api
 
 from . import yolo
 from .annotations import shown
 from .errors import UserError, listed
-from .images import FORMATS, read_image
+from .images import FORMATS, exif_orientation, read_image
 from .layouts import WORDS, Tree, form, split_of
 from .utils.text import PATH_LIMIT, decoded, one_line
 
@@ -447,12 +447,8 @@ def size_of(path: Path) -> tuple[int, int]:
             image = Image.open(path, formats=FORMATS)
         except Exception:
             return read_image(path).shape[:2]
-        try:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:
-            orientation = 1
+        turned = exif_orientation(image) in (5, 6, 7, 8)
     with image:
-        turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # whose size Pillow has turned already
         return (image.width, image.height) if turned else (image.height, image.width)
 
 

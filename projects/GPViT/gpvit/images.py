@@ -13,12 +13,14 @@ hold becomes 255. So colors stay, and a photo looks as its 8-bit version. CMYK: 
 
 Floats: 0 to 1 becomes 0 to 255. Refused if a value is outside or NaN, as then nothing says what is black and white.
 
-EXIF orientation, and that of a TIFF: applied; (H, W) is the image as viewers show it. Several frames or pages: the first.
+Orientation by EXIF (not XMP), and that of a TIFF: applied; (H, W) is the image as viewers show it. Several frames
+or pages: the first.
 
 TIFF: :mod:`gpvit.tiff` has the kinds that are read.
 
-Refused: other color spaces (CIELAB, ...); JPEG of more than 8 bits, JPEG 2000 of fewer; other kinds of files; more than
-MAX_PIXELS, before anything is decoded; truncated, damaged, empty and missing files.
+Refused: other color spaces (CIELAB, ...); JPEG of more than 8 bits; JPEG 2000 of fewer, of more than 16, and of more
+than 8 if it is gray with alpha; other kinds of files; more than MAX_PIXELS, before anything is decoded; truncated,
+damaged, empty and missing files.
 
 The scale of a deep image depends on that image alone, and one bright pixel darkens the rest. For another scale save
 8-bit images.
@@ -46,6 +48,7 @@ PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 JPEG = b"\xff\xd8"
 # The markers before the size of a JPEG: all from 0xC0 to 0xCF, but for three with another meaning.
 FRAMES, JPEG_LS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xF7
+EXIF = ("exif", "Raw profile type exif")  # where Pillow keeps it; the second in PNG by ImageMagick
 MAX_PIXELS = 100_000_000
 NOT_OPENED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # of Pillow's others, some run programs
@@ -122,9 +125,10 @@ def _read(path: Path) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise Refused(TOO_LARGE)
             bits = _jpeg2000_bits(path.read_bytes()) if image.format == "JPEG2000" else 16
-            deep = bits > 8 and _is_deep_color(image)
-            converted = _convert(image)  # also finds damage
-            return _upright(image, _deep_color(path, bits) if deep else converted)
+            if bits > 8 and _is_deep_color(image):
+                image.load()  # finds damage
+                return _upright(image, _deep_color(path, bits))
+            return _upright(image, _convert(image))
 
 
 def _read_tiff(file: BinaryIO, page: Page) -> np.ndarray:
@@ -152,6 +156,11 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     try:
         if isinstance(image, PngImageFile) and _is_deep_color(image) and "transparency" in image.info:
             raise Refused("it is 16-bit color with a transparent one, of which Pillow makes another image; give its path")
+        if isinstance(image, ImageFile) and image.format == "JPEG2000" and image.tile and image.fp:  # not loaded yet
+            image.fp.seek(0)
+            if _jpeg2000_bits(image.fp.read()) > 8 and _is_deep_color(image):
+                # It rounds to the upper 8 bits, and the brightest to 256, of which it keeps 0.
+                raise Refused("it is a JPEG 2000 of deep color, of which Pillow makes another image; give its path")
         if not isinstance(image, TiffImageFile):
             return _upright(image, _convert(image))
         page = Page.of(image.tag_v2)
@@ -177,7 +186,9 @@ def _from_pillow_tiff(image: Image.Image, page: Page) -> np.ndarray:
     if page.is_gray and not page.further and (page.bits > 8 or page.format == SIGNED):
         # Pillow takes all integers of 8 bits as unsigned, and all of 32 bits as signed.
         values = np.asarray(image)
-        return _from_samples(values.view(page.dtype) if values.dtype.itemsize * 8 == page.bits else values, page)
+        if values.dtype.itemsize * 8 == page.bits:
+            values = values.view(page.dtype.newbyteorder(values.dtype.byteorder))  # it may be that of the file
+        return _from_samples(values, page)
     if page.color == PALETTE and max(page.tags[TAGS["ColorMap"]]) < 256:
         # Some programs write 8 bits where 16 are due, of which Pillow would make black.
         return np.array(page.tags[TAGS["ColorMap"]], np.uint8).reshape(3, -1).T[np.asarray(image)]
@@ -194,7 +205,7 @@ def _from_samples(values: np.ndarray, page: Page) -> np.ndarray:
 
 
 def _upright(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
-    turn = TURNS.get(_orientation(image))
+    turn = TURNS.get(exif_orientation(image))
     return np.ascontiguousarray(turn(pixels) if turn else pixels)
 
 
@@ -251,8 +262,10 @@ def _jpeg2000_bits(content: bytes) -> int:
     size = content[content.index(b"\xff\x4f\xff\x51") :]  # where the codestream begins
     depths = size[42 : 42 + 3 * int.from_bytes(size[40:42], "big") : 3]  # each less one, and 128 more if it is signed
     bits, signed = [(depth & 127) + 1 for depth in depths], max(depths) >= 128
-    if min(bits) < 8 or (signed and len(depths) > 1):
-        kind = f"{min(bits)}-bit {'signed ' * signed}integers"
+    # Of deeper ones Pillow makes black of white, and OpenCV does not read them; nor any gray with alpha.
+    too_deep = max(bits) > (8 if len(bits) == 2 else 16)
+    if min(bits) < 8 or (signed and len(bits) > 1) or too_deep:
+        kind = f"{max(bits) if too_deep else min(bits)}-bit {'signed ' * signed}integers"
         raise Refused(f"it is a JPEG 2000 of {kind} in {len(bits)} channels, which is not read; save it as 8-bit PNG")
     return max(bits)
 
@@ -313,7 +326,8 @@ def _from_color(values: np.ndarray, *, opaque: int = 65535, premultiplied: bool 
         _require_0_to_1(values)
     rgb, alpha = values[..., :3], values[..., 3:] / np.float32(opaque if deep else 1)
     if premultiplied:
-        rgb = rgb / np.maximum(alpha, np.float32(1e-6))
+        # A color larger than its alpha is none, and would count as the brightest.
+        rgb = np.minimum(rgb, values[..., 3:]) / np.maximum(alpha, np.float32(1e-6))
     white = 2 ** max(8, int(rgb.max()).bit_length()) - 1 if deep else 1
     scaled = np.minimum(rgb * np.float32(255 / white), 255)
     _require_contrast(rgb, _rounded(scaled))
@@ -340,9 +354,14 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     return values.copy() if values.dtype == np.uint8 else (values + np.float32(0.5)).astype(np.uint8)
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of a loaded image."""
+def exif_orientation(image: Image.Image) -> int:
+    """Orientation by the EXIF of an image that Pillow has opened; 1 if it has none, and for a TIFF, which Pillow turns."""
+    # Pillow takes that of XMP if there is none in EXIF, unlike OpenCV and browsers.
+    bare = Image.new("1", (1, 1))
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        if isinstance(image, PngImageFile) and "exif" not in image.info:
+            image.load()  # it may follow the pixels
+        bare.info = {name: image.info[name] for name in EXIF if name in image.info}
+        return bare.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF; the picture is there all the same
         return 1

@@ -195,7 +195,8 @@ class Page:
         if not stated or (self.bits_reversed and self.bits <= 8 and not (self.is_gray and self.bits == 1)):
             return False
         if self.is_deep_color:
-            return self.planes or self.samples <= 4
+            # Interleaved, only one further channel; in planes, any number, of which the first may be alpha.
+            return not any(self.extra[1:]) if self.planes else self.samples <= 4
         if self.planes:
             alpha = self.color == RGB and self.extra == (STRAIGHT,)
             return self.color in (RGB, SEPARATED) and self.bits == 8 and (alpha or not self.further)
@@ -208,18 +209,21 @@ class Page:
         return not self.further or self.color == RGB
 
     def _require_all_parts(self) -> None:
-        """Raises Refused if there are fewer strips or tiles than the page has, of which decoders make black areas."""
-        if TAGS["TileOffsets"] in self.tags:
+        """Raises Refused if strips or tiles are missing or empty, of which decoders make black areas or show the header."""
+        kind = "Tile" if TAGS["TileOffsets"] in self.tags else "Strip"
+        if kind == "Tile":
             rows, columns = _numbers(self.tags, "TileLength")[0], _numbers(self.tags, "TileWidth")[0]
-            found = len(_numbers(self.tags, "TileOffsets"))
         else:
             rows, columns = _numbers(self.tags, "RowsPerStrip", self.height)[0], self.width
-            found = len(_numbers(self.tags, "StripOffsets"))
         if rows < 1 or columns < 1:
             raise damaged("its strips or tiles have no pixels")
         needed = -(-self.height // rows) * -(-self.width // columns) * (self.samples if self.planes else 1)
-        if found < needed:
-            raise damaged(f"it has {found} of {needed} strips or tiles")
+        offsets = _numbers(self.tags, f"{kind}Offsets")
+        if len(offsets) < needed:
+            raise damaged(f"it has {len(offsets)} of {needed} strips or tiles")
+        sizes = _numbers(self.tags, f"{kind}ByteCounts", 1)  # which old files may lack
+        if 0 in offsets[:needed] or 0 in sizes[:needed]:
+            raise Refused("it has strips or tiles without data (a sparse TIFF), which is not read; save it with all of them")
 
     def not_read(self) -> Refused:
         return Refused(f"it is a TIFF of {self}, which is not read; save it as 8-bit RGB")
