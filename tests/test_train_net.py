@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,15 @@ def test_a_checkpoint_carries_config_and_versions_for_its_use(trained: Path) -> 
 
 def test_a_checkpoint_carries_its_classes(trained: Path) -> None:
     assert gpvit.checkpoint.read(str(trained / "model_final.pth")).classes == ["disc", "triangle", "cross"]
+
+
+def test_a_run_goes_on_by_its_saved_config_with_data_that_moved(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "model_final.pth").unlink()
+    shutil.copytree(synthetic_data, tmp_path / "moved")
+    command = ["--config-file", str(tmp_path / "run" / "config.yaml"), "--data", str(tmp_path / "moved"), "--resume"]
+    train_net.main(argument_parser().parse_intermixed_args([*command, f"train.output_dir={tmp_path / 'run'}"]))
+    assert (tmp_path / "run" / "model_final.pth").exists()
 
 
 def test_evaluation_alone_needs_no_training_data(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:

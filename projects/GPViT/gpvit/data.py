@@ -87,6 +87,8 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     for split, data in files.items():
         loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
         loader.dataset.names = _register(root, split, data, summary)
+    if cfg.dataloader.get("evaluator") and "dataset_name" in cfg.dataloader.evaluator:  # a saved config names its data
+        cfg.dataloader.evaluator.dataset_name = cfg.dataloader.test.dataset.names
     set_num_classes(cfg.model, len(classes["val"]))
 
 
