@@ -21,7 +21,7 @@ from ..errors import ProcessError, UserError, listed
 from ..metrics import lines_of, read_evaluation
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
-from .config import flattened, inference_config
+from .config import flattened, inference_config, renamed
 from .trainer import STOP_EARLY, Follower, StopHook, unwrapped
 from .validation import metric_prefixes, of_average
 
@@ -427,6 +427,7 @@ def _comparable(value: Any) -> Any:
 
 def check_unchanged(saved: dict[str, str], present: dict[str, str], path: str) -> None:
     """Raises a UserError if a training would go on with another config than it began with, where that matters."""
+    saved = renamed(saved)
     keys = sorted(key for key in saved.keys() | present.keys() if not FREE.fullmatch(key))
     changed = [f"{key}: {saved.get(key)} -> {present.get(key)}" for key in keys if saved.get(key) != present.get(key)]
     if changed:

@@ -123,6 +123,20 @@ def _plain(node: Any) -> Any:
     return _convert_target_to_string(node) if callable(node) else node
 
 
+# What configs call by names that have changed since they were saved: old name -> present one. Read by `renamed` before
+# the tables of names below.
+RENAMED: dict[str, str] = {}
+
+
+def renamed(content: Any) -> Any:
+    """A saved config, nested or flattened, with the present names of what it calls."""
+    if isinstance(content, dict):
+        return {key: renamed(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [renamed(value) for value in content]
+    return RENAMED.get(content, content) if isinstance(content, str) else content
+
+
 def flattened(cfg: DictConfig) -> dict[str, str]:
     """A config as text, key by key."""
 
@@ -268,7 +282,7 @@ def _from_yaml(text: str, path: str, calls: Collection[str]) -> DictConfig:
     read_yaml(text, path, MAX_VALUES)  # OmegaConf reads what this accepts, slowly, and by other rules for numbers
     try:
         cfg: Any = OmegaConf.create(text)
-        content = OmegaConf.to_container(cfg, resolve=False)
+        content = renamed(OmegaConf.to_container(cfg, resolve=False))
         if not isinstance(content, dict):
             raise UserError(f"{path} is not a config")
         _check_calls(content, path, calls)
