@@ -61,8 +61,8 @@ from gpvit.engine import (
     validation_names,
     validation_sets,
 )
-from gpvit.errors import ProcessError, UserError, listed
 from gpvit.evaluation import evaluated_data
+from gpvit.utils.errors import ProcessError, UserError, listed
 from gpvit.utils.files import lock_folder
 from gpvit.utils.fingerprint import dataset_fingerprint, like
 from gpvit.utils.signals import interrupt

@@ -24,8 +24,8 @@ from detectron2.config import instantiate
 from gpvit import checkpoint
 from gpvit.data import set_num_classes
 from gpvit.engine import load_config
-from gpvit.errors import UserError
 from gpvit.published import COCO_CLASSES, IMAGENET_WEIGHTS
+from gpvit.utils.errors import UserError
 from torch import nn
 
 

@@ -10,7 +10,7 @@ from detectron2.solver import LRMultiplier
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from gpvit.engine import load_config
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from omegaconf import DictConfig
 from torch import nn
 

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from gpvit.engine import load_config
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from PIL import Image
 from pycocotools import mask as mask_api
 

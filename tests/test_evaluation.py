@@ -22,8 +22,8 @@ from gpvit.data import register_folder
 from gpvit.engine import check_config, check_unchanged, load_config, settings
 from gpvit.engine.config import config_from_yaml, flattened, inference_config
 from gpvit.engine.values import check_values
-from gpvit.errors import UserError
 from gpvit.evaluation import COCOEvaluator, coco_ap
+from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO

@@ -15,8 +15,8 @@ from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit import adapter, checkpoint, export
 from gpvit.engine import load_config
-from gpvit.errors import UserError
 from gpvit.images import read_image
+from gpvit.utils.errors import UserError
 from torch import nn
 
 CLASSES = ["disc", "ring", "star"]

@@ -28,8 +28,8 @@ from gpvit.engine import argument_parser, launch, load_config
 from gpvit.engine.checkpoints import FREE, known_metrics
 from gpvit.engine.following import Pictures, Writers
 from gpvit.engine.run_page import FIRST_LINE, RunPage, launcher
-from gpvit.engine.terminal import AboveBars
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
+from gpvit.utils.logger import AboveBars
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from tqdm import tqdm

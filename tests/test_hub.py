@@ -17,7 +17,7 @@ import train_net
 from conftest import REPOSITORY, TINY
 from gpvit import checkpoint, hub
 from gpvit.engine import argument_parser
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from huggingface_hub import ModelCard, constants
 from safetensors import safe_open
 from stub_hub import TOKEN, Hub, Repository

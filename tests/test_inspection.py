@@ -15,8 +15,8 @@ from detectron2.config import instantiate
 from gpvit import checkpoint
 from gpvit.backbone import GPViT, GroupPropagationBlock
 from gpvit.engine import inference_config, load_config
-from gpvit.errors import UserError
 from gpvit.inspection import GroupMaps, inspect, principal_colours, strongest, watch_groups
+from gpvit.utils.errors import UserError
 from omegaconf import DictConfig
 from torch import Tensor, nn
 

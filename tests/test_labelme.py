@@ -11,7 +11,7 @@ import check_data
 import numpy as np
 import pytest
 from gpvit import layouts
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from PIL import Image
 from pycocotools import mask as mask_api
 

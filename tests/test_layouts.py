@@ -20,10 +20,10 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from gpvit import annotations, layouts
 from gpvit.engine import load_config
-from gpvit.errors import UserError
 from gpvit.evaluation import coco_fingerprint
-from gpvit.utils.fingerprint import dataset_fingerprint
 from gpvit.images import read_image
+from gpvit.utils.errors import UserError
+from gpvit.utils.fingerprint import dataset_fingerprint
 from PIL import Image
 from pycocotools import mask as mask_api
 from test_evaluation import evaluate

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from evaluating import made_up
 from faster_coco_eval import COCOeval_faster
-from gpvit.errors import UserError
 from gpvit.matching import (
     MISSED,
     Outcome,
@@ -23,6 +22,7 @@ from gpvit.matching import (
     read_results,
     tasks_of,
 )
+from gpvit.utils.errors import UserError
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval

@@ -9,8 +9,8 @@ import pytest
 import replay
 import report
 from gpvit import card, checkpoint
-from gpvit.errors import UserError
-from gpvit.metrics import read_metrics
+from gpvit.utils.errors import UserError
+from gpvit.utils.events import read_metrics
 from gpvit.visualize import save_curves
 
 GOOD = [{"iteration": 19, "total_loss": 2.5, "bbox/AP": 10.0}, {"iteration": 39, "total_loss": 1.5, "bbox/AP": 20.0}]

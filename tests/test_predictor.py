@@ -15,7 +15,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Instances
 from gpvit import Predictor, checkpoint
 from gpvit.engine import inference_config, load_config
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from PIL import Image
 
 CONFIG = str(REPOSITORY / "configs" / "quickstart.py")

@@ -17,9 +17,9 @@ import view_predictions
 from detectron2.data.datasets import register_coco_instances
 from gpvit.annotations import read
 from gpvit.data import register_folder
-from gpvit.errors import UserError
 from gpvit.evaluation import coco_ap, evaluated_data
 from gpvit.matching import Outcome, index, match, outcomes
+from gpvit.utils.errors import UserError
 from PIL import Image
 from pycocotools import mask as mask_api
 from test_evaluation import many_objects, official_figures, truth_as_results

@@ -119,6 +119,7 @@ def test_a_saved_run_goes_on_as_it_did(name: str, data: Path, tmp_path: Path) ->
     assert resumed(saved_run(name, tmp_path / "run"), data) == pytest.approx(EXPECTED[name]["losses"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["simple", "retinanet"])
 def test_a_saved_checkpoint_is_exported(name: str, tmp_path: Path) -> None:
     model = Predictor.from_checkpoint(saved_run(name, tmp_path / "run"), "cpu").model

@@ -11,10 +11,8 @@ import benchmark
 import compare_runs
 import convert_checkpoint
 import cv2
-import detector_parts
 import evaluating
 import limit
-import measure
 import numpy as np
 import published
 import pytest
@@ -26,9 +24,10 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes, BoxMode, Instances
 from gpvit import checkpoint, visualize
 from gpvit.engine import argument_parser, inference_config, load_config
-from gpvit.errors import UserError
 from gpvit.predictor import config_of
 from gpvit.published import COCO_AP, COCO_CLASSES, detector_address
+from gpvit.utils import analysis, profiler
+from gpvit.utils.errors import UserError
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -99,13 +98,13 @@ def test_curves_of_several_validation_sets_have_their_names(monkeypatch: pytest.
 def test_parameters_and_flops_are_the_published_ones(size: str) -> None:
     expected = json.loads((published.FOLDER / "complexity.json").read_text())
     cfg = load_config(str(REPOSITORY / "configs" / "published" / f"mask_rcnn_gpvit_{size}_1x.py"))
-    model = detector_parts.built_on_meta(cfg.model)
-    counts, counted = detector_parts.parameters(model), expected["parameters"]["maskrcnn"][size]
+    model = analysis.built_on_meta(cfg.model)
+    counts, counted = analysis.parameters(model), expected["parameters"]["maskrcnn"][size]
     assert sum(counts.values()) == counted["total"] and counts["rest"] == 0
     assert counts["backbone"] + counts["adapter"] == counted["backbone"]
     assert (counts["pyramid"], counts["dense head"]) == (counted["neck"], counted["rpn_head"])
     assert counts["box head"] + counts["mask head"] == counted["roi_head"]
-    macs = {part: gflops / 2 for part, gflops in detector_parts.flops(model, 800, 1280).items()}
+    macs = {part: gflops / 2 for part, gflops in analysis.flops(model, 800, 1280).items()}
     assert macs["backbone"] == pytest.approx(expected["backbone_gmacs"][size]["800x1280"], rel=1e-3)
     detector = expected["maskrcnn_gmacs_800x1280"][size]
     # A bilinear sample is counted there as five multiply-accumulates and here as four, the cells that it looks up.
@@ -117,11 +116,11 @@ def test_parameters_and_flops_are_the_published_ones(size: str) -> None:
     assert macs["mask head"] == pytest.approx(detector["mask_head_100_rois"], rel=1e-3)
 
 
-def analysis(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: str | Path) -> str:
+def analyzed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: str | Path) -> str:
     """What tools/analyze.py prints, with all that it runs in this process and a single time."""
     monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
     monkeypatch.setattr(analyze, "in_a_process", lambda function, *args, environment=None: function(*args))
-    monkeypatch.setattr(detector_parts, "RUNS", 1)
+    monkeypatch.setattr(analysis, "RUNS", 1)
     analyze.main()
     return capsys.readouterr().out
 
@@ -134,12 +133,12 @@ def table_in(text: str) -> dict[str, list[float]]:
 
 def test_the_parts_of_a_model_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     config = REPOSITORY / "configs" / "quickstart.py"
-    text = analysis(monkeypatch, capsys, "model", "--config-file", config, "--image", "64x96", "--device", "cpu")
+    text = analyzed(monkeypatch, capsys, "model", "--config-file", config, "--image", "64x96", "--device", "cpu")
     assert "one image of 64x96, random weights, 100 objects found" in text
     table = table_in(text)
     assert list(table) == ["backbone", "pyramid", "dense head", "box head", "mask head", "rest", "total"]
     whole = table.pop("total")
-    model = detector_parts.built_on_meta(load_config(str(config)).model)
+    model = analysis.built_on_meta(load_config(str(config)).model)
     assert whole[0] == pytest.approx(sum(weight.numel() for weight in model.parameters()) / 1e6, abs=0.006)
     for column, tolerance in ((0, 0.03), (1, 0.03), (3, 0.5), (4, 3)):  # roundings
         assert whole[column] == pytest.approx(sum(row[column] for row in table.values()), abs=tolerance)
@@ -150,7 +149,7 @@ def test_the_parts_of_a_model_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatc
 def test_a_model_is_known_from_its_checkpoint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, weights: Path
 ) -> None:
-    text = analysis(monkeypatch, capsys, "model", "--weights", weights.parent, "--device", "cpu")
+    text = analyzed(monkeypatch, capsys, "model", "--weights", weights.parent, "--device", "cpu")
     total = table_in(text)["total"]
     assert "one image of 64x96," in text  # the config's own size
     loaded = [tensor.numel() for key, tensor in checkpoint.read(str(weights)).weights.items() if "running_" not in key]
@@ -159,10 +158,10 @@ def test_a_model_is_known_from_its_checkpoint(
 
 def test_inner_parts_are_not_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, memory = iter([0.0, 1.0, 3.0, 7.0]), iter([(5, 0), (6, 10), (6, 30), (5, 20)])
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(measure, "memory_since_reset", lambda device: next(memory))
+    monkeypatch.setattr(profiler.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(profiler, "memory_since_reset", lambda device: next(memory))
     model = torch.nn.Sequential(torch.nn.Identity())
-    outer, inner = measure.Meter(model, "cpu"), measure.Meter(model[0], "cpu")
+    outer, inner = profiler.Meter(model, "cpu"), profiler.Meter(model[0], "cpu")
     model(torch.zeros(1))
     assert (outer.seconds, outer.own_seconds, inner.seconds, inner.own_seconds) == ([7], [5], [2], [2])
     assert (outer.peaks, outer.own_peaks, inner.peaks, inner.own_peaks) == ([25], [15], [24], [25])
@@ -347,7 +346,7 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path: Path, runs: list[str])
 def test_a_table_in_the_documentation_is_what_the_tool_prints(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, command: str
 ) -> None:
-    assert analysis(monkeypatch, capsys, command) in "".join(DOCUMENTATION.values())
+    assert analyzed(monkeypatch, capsys, command) in "".join(DOCUMENTATION.values())
 
 
 def test_configs_say_which_ap_was_published() -> None:

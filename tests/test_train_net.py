@@ -10,24 +10,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import compare_runs
 import cv2
 import gpvit.checkpoint
 import numpy as np
 import published
 import pytest
 import torch
-import compare_runs
 import train_net
 import view_predictions
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from gpvit.engine import Trainer, argument_parser, choose_device, config_from_yaml, load_config
 from gpvit.card import training_of
+from gpvit.engine import Trainer, argument_parser, choose_device, config_from_yaml, load_config
 from gpvit.engine.checkpoints import check_best_metric
-from gpvit.engine.loader import seed_everything
 from gpvit.engine.validation import folder_names, of_average, validation_names
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
+from gpvit.utils.seed import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 

@@ -25,7 +25,7 @@ from detectron2.data.datasets import register_coco_instances
 from gpvit.data import class_names
 from gpvit.engine import argument_parser, load_config, save_config, with_overrides
 from gpvit.engine.values import KINDS, check_batches, check_config, kind_of
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from hypothesis import example, given, seed, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf

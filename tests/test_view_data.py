@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import view_data
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

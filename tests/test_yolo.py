@@ -11,7 +11,7 @@ import check_data
 import pytest
 import yaml
 from gpvit import layouts
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from PIL import Image
 
 LINE = "0 0.2 0.2 0.6 0.2 0.6 0.6\n"

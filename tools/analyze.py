@@ -9,7 +9,7 @@ python tools/analyze.py adapter --size L1 --image 800x1216  time and memory of t
 python tools/analyze.py engine                              what the training engine adds to Detectron2's plain trainer
 python tools/analyze.py loading --data DIR                  images a second from how many data-loading processes
 
-What a FLOP is, and what is counted, is said in tools/detector_parts.py.
+What a FLOP is, and what is counted, is said in gpvit/utils/analysis.py.
 """
 
 import os
@@ -33,7 +33,6 @@ from typing import Any
 import gpvit
 import torch
 from common import run_command
-from detector_parts import PARTS, RUNS, built_on_meta, costs, flops, parameters
 from detectron2.config import instantiate
 from detectron2.engine import SimpleTrainer
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -43,7 +42,8 @@ from gpvit.engine import Trainer, load_config
 from gpvit.engine.config import with_overrides
 from gpvit.predictor import config_of
 from gpvit.published import COCO_AP, detector_address
-from measure import RETURN_MEMORY, Meter, image_size, in_a_process, machine
+from gpvit.utils.analysis import PARTS, RUNS, built_on_meta, costs, flops, parameters
+from gpvit.utils.profiler import RETURN_MEMORY, Meter, image_size, in_a_process, machine
 from omegaconf import DictConfig
 from torch import nn
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from common import run_command
 from gpvit import layouts
 from gpvit.annotations import RULES, WHOLE_FILE, CocoFile, Problem, grouped, images_in_both, read
-from gpvit.errors import UserError, listed
+from gpvit.utils.errors import UserError, listed
 from gpvit.utils.files import atomic_write
 from gpvit.utils.text import PATH_LIMIT, one_line, print_anything
 

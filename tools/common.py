@@ -12,7 +12,7 @@ from typing import NoReturn
 import cv2
 import gpvit
 import numpy as np
-from gpvit.errors import UserError, listed
+from gpvit.utils.errors import UserError, listed
 from gpvit.utils.files import atomic_write
 from gpvit.utils.kinds import argument, number, whole
 from gpvit.utils.signals import interrupt

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import refuse_to_replace, run_command
-from gpvit.errors import UserError, listed
-from gpvit.metrics import read_metrics
+from gpvit.utils.errors import UserError, listed
+from gpvit.utils.events import read_metrics
 from gpvit.utils.files import atomic_write
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import one_line, print_anything

@@ -23,8 +23,8 @@ import gpvit
 import torch
 from common import refuse_to_replace, run_command
 from gpvit.engine import inference_config
-from gpvit.errors import UserError
 from gpvit.predictor import config_of
+from gpvit.utils.errors import UserError, listed
 from gpvit.utils.files import atomic_write
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
 
@@ -62,7 +62,7 @@ def convert(file: gpvit.checkpoint.File, output: str, to_published: bool) -> str
         with contextlib.suppress(UserError):  # there may be none
             metadata["inference_config"] = inference_config(config_of(file))
     gpvit.checkpoint.write(output, file.weights, **metadata)
-    left_out = f", {len(file.dropped)} left out ({gpvit.errors.listed(file.dropped)})" if file.dropped else ""
+    left_out = f", {len(file.dropped)} left out ({listed(file.dropped)})" if file.dropped else ""
     return f"{file.title}, {len(file.weights)} tensors{left_out}{classes}"
 
 

@@ -50,10 +50,10 @@ from common import COUNT, SCORE, add_detector, detector, refuse_to_replace, run_
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
-from gpvit.engine.launch import stop_signals_to
-from gpvit.errors import UserError
 from gpvit.images import SUFFIXES, read_image
+from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write, cut, make_folder
+from gpvit.utils.signals import stop_signals_to
 from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
 from gpvit.video import VideoReader, VideoWriter
 from gpvit.visualize import cut_outs, draw_predictions

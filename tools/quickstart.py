@@ -26,12 +26,11 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
 from gpvit.engine import load_config, share_batches
-from gpvit.engine.launch import stop_signals_to
-from gpvit.errors import UserError
 from gpvit.evaluation import coco_ap
 from gpvit.images import read_image
-from gpvit.metrics import read_evaluation
-from gpvit.utils.signals import interrupt
+from gpvit.utils.errors import UserError
+from gpvit.utils.events import read_evaluation
+from gpvit.utils.signals import interrupt, stop_signals_to
 from gpvit.visualize import draw_annotations, draw_predictions, save_curves, save_sheet
 from make_synthetic_data import make_data_set
 from pycocotools import mask as mask_api

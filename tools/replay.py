@@ -21,8 +21,9 @@ from common import run_command
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 from gpvit.engine import Trainer, load_config
-from gpvit.engine.loader import MappedDataset, seed_everything
-from gpvit.errors import UserError, listed
+from gpvit.engine.loader import MappedDataset
+from gpvit.utils.errors import UserError, listed
+from gpvit.utils.seed import seed_everything
 from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
 
 

@@ -34,10 +34,10 @@ import numpy as np
 import torch
 from common import SCORE, refuse_to_replace, run_command
 from gpvit.annotations import MAX_DETECTIONS
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from gpvit.evaluation import MOST_DETECTIONS, check_max_detections, max_dets, most_objects, summarized
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
-from gpvit.metrics import is_number, read_evaluation, read_metrics
+from gpvit.utils.events import is_number, read_evaluation, read_metrics
 from gpvit.utils.files import atomic_write
 from gpvit.utils.kinds import argument, whole
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything, several_lines

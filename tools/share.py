@@ -24,7 +24,7 @@ from pathlib import Path
 
 from common import run_command
 from gpvit import hub
-from gpvit.errors import UserError, listed
+from gpvit.utils.errors import UserError, listed
 from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
 
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from common import COUNT, INDEX, refuse_to_replace, run_command, save_picture
 from gpvit import annotations, layouts
-from gpvit.errors import UserError, listed
 from gpvit.images import read_image
+from gpvit.utils.errors import UserError, listed
 from gpvit.utils.files import atomic_write, cut, make_folder
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 from common import INDEX, add_detector, detector, expanded, refuse_to_replace, run_command
-from gpvit.errors import UserError
 from gpvit.images import read_image
 from gpvit.inspection import TOKEN_STRIDE, GroupMaps, Inspection, inspect, principal_colours, strongest
+from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write, make_folder
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything

@@ -30,11 +30,11 @@ from detectron2.data import MetadataCatalog
 from gpvit import annotations, layouts
 from gpvit.annotations import CocoFile
 from gpvit.engine import load_config, results_folders
-from gpvit.errors import UserError, listed
 from gpvit.evaluation import COCOFile, check_masks, coco_fingerprint
 from gpvit.images import read_image
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
-from gpvit.metrics import read_evaluation
+from gpvit.utils.errors import UserError, listed
+from gpvit.utils.events import read_evaluation
 from gpvit.utils.files import atomic_write, make_folder
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything

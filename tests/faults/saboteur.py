@@ -29,7 +29,7 @@ from detectron2.utils import comm
 from gpvit.engine import Checkpoints, argument_parser, build_ddp, checkpoints, launch
 from gpvit.engine.loader import MappedDataset
 from gpvit.engine.trainer import Trainer
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
 
 

@@ -28,8 +28,8 @@ from faster_coco_eval import COCOeval_faster
 from gpvit import annotations
 from gpvit.annotations import RULES, grouped, read
 from gpvit.data import InstanceMapper, register_folder
-from gpvit.errors import UserError
 from gpvit.evaluation import COCOEvaluator
+from gpvit.utils.errors import UserError
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -14,7 +14,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from gpvit.engine import check_unchanged, load_config, newest
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 
 
 def tensors(iteration: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 import yaml
 from children import in_a_child
 from gpvit import Predictor, checkpoint
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from test_predictor import write_detector

@@ -12,10 +12,10 @@ import cv2
 import gpvit.images
 import numpy as np
 import pytest
-from gpvit.data import InstanceMapper
 from gpvit.conversion import size_of
-from gpvit.errors import UserError
+from gpvit.data import InstanceMapper
 from gpvit.images import MAX_PIXELS, exif_orientation, read_image
+from gpvit.utils.errors import UserError
 from PIL import Image, ImageOps, PngImagePlugin
 
 GRAY = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)  # 0 to 98

@@ -17,7 +17,7 @@ import gpvit.checkpoint
 import pytest
 from conftest import REPOSITORY, TINY
 from gpvit.engine import argument_parser, launch, newest
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join(str(REPOSITORY / folder) for folder in (".", "projects/GPViT", "tests")),

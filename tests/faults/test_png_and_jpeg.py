@@ -12,8 +12,8 @@ import imagecodecs
 import numpy as np
 import pytest
 from gpvit.conversion import size_of
-from gpvit.errors import UserError
 from gpvit.images import TURNS, from_pillow, read_image
+from gpvit.utils.errors import UserError
 from PIL import Image
 
 HEIGHT, WIDTH = 17, 24

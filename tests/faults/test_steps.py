@@ -10,7 +10,7 @@ import torch
 from gpvit.engine import Checkpoints, Trainer
 from gpvit.engine.loader import BatchSampler, MappedDataset, build_train_loader
 from gpvit.engine.trainer import STOP_EARLY
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
 from torch import nn
 

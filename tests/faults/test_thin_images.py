@@ -18,7 +18,7 @@ import view_predictions
 from conftest import REPOSITORY, TINY
 from gpvit import Predictor
 from gpvit.engine import argument_parser
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from gpvit.visualize import LARGEST_SIDE, SMALLEST_SIDE, draw_predictions, reduced
 from PIL import Image
 

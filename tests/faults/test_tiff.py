@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tifffile
 from gpvit.conversion import size_of
-from gpvit.errors import UserError
 from gpvit.images import TURNS, from_pillow, read_image
+from gpvit.utils.errors import UserError
 from PIL import Image, UnidentifiedImageError
 
 HEIGHT, WIDTH = 17, 24

@@ -27,8 +27,8 @@ from detectron2.structures import Boxes, Instances
 from gpvit import hub
 from gpvit.engine import checkpoints, save_config, save_evaluation
 from gpvit.engine.run_page import RunPage
-from gpvit.errors import UserError
 from gpvit.evaluation import COCOEvaluator
+from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write, make_folder
 from gpvit.video import VideoWriter
 from matplotlib.figure import Figure

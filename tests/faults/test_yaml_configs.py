@@ -13,7 +13,7 @@ from detectron2.utils.registry import _convert_target_to_string, locate
 from gpvit.engine import config_from_yaml, inference_config, load_config, save_config
 from gpvit.engine.config import MODEL_CALLS, RUN_CALLS, flattened
 from gpvit.engine.values import SECTIONS, check_config, kind_of
-from gpvit.errors import UserError
+from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
 
 CONFIGS = sorted(path for folder in ("configs", "configs/published") for path in (REPOSITORY / folder).glob("*.py"))

@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from gpvit.errors import UserError
 from gpvit.utils import files
+from gpvit.utils.errors import UserError
 from gpvit.utils.files import lock_folder
 
 

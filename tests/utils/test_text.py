@@ -9,7 +9,7 @@ from html import escape
 
 import markdown as markdown_library  # TensorBoard brings it
 import pytest
-from gpvit.errors import UserError, listed
+from gpvit.utils.errors import UserError, listed
 from gpvit.utils.text import markdown, markdown_code, one_line, print_anything, several_lines, show_control_characters
 
 
@@ -107,7 +107,7 @@ def test_an_error_is_one_line_of_limited_length() -> None:
 
 def test_an_error_of_a_data_loading_process_is_its_last_line() -> None:
     message = "UserError: a.png"  # a name may begin so
-    traceback = f'Traceback (most recent call last):\n  File "x.py"\ngpvit.errors.UserError: {message}\n'
+    traceback = f'Traceback (most recent call last):\n  File "x.py"\ngpvit.utils.errors.UserError: {message}\n'
     passed_on = f"Caught UserError in DataLoader worker process 0.\nOriginal {traceback}"
     assert str(UserError(passed_on)) == str(UserError(message)) == message
 

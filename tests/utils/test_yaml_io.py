@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
-from gpvit.errors import UserError
 from gpvit.utils import yaml_io
+from gpvit.utils.errors import UserError
 from gpvit.utils.yaml_io import MAX_BYTES, MAX_DEPTH, MAX_VALUES, read_yaml
 
 

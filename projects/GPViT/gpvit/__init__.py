@@ -7,8 +7,7 @@ import sys
 import warnings
 
 from .utils.environment import set_defaults
-
-__version__ = "0.1.0"
+from .version import __version__
 
 # What PyTorch says about functions that Detectron2 and older PyTorch need; nothing a user can change.
 warnings.filterwarnings("ignore", message="`torch.jit")
@@ -44,6 +43,7 @@ __all__ = [
     "GPViTAdapter",
     "Predictor",
     "SimpleFeaturePyramid",
+    "__version__",
     "add_gpvit_config",
     "checkpoint",
     "published",

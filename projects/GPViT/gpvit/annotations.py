@@ -27,8 +27,8 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from . import image_names
-from .errors import UserError
 from .images import MAX_PIXELS, read_image
+from .utils.errors import UserError
 from .utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 MAX_DETECTIONS = 100  # that a detector gives of an image, and AP counts, unless dataloader.max_detections is another

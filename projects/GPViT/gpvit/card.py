@@ -14,9 +14,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from . import checkpoint
 from .engine.config import load_config
 from .engine.validation import RESULTS_OF_SETS, folder_names
-from .errors import UserError
-from .metrics import read_metrics
 from .published import size_name
+from .utils.errors import UserError
+from .utils.events import read_metrics
 from .utils.text import PATH_LIMIT, markdown, one_line
 
 PAPER = "https://github.com/ChenhongyiYang/GPViT"

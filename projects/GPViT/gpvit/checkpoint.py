@@ -24,14 +24,15 @@ from detectron2.utils.file_io import PathManager
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from . import __version__, published
+from . import published
 from .backbone import GPViT
-from .errors import UserError, listed
 from .published import size_name, width
+from .utils.errors import UserError, listed
 from .utils.files import atomic_write
 from .utils.paths import utf8_path
 from .utils.pickles import content_fault
 from .utils.text import PAGE_LIMIT, PATH_LIMIT, one_line
+from .version import __version__
 
 logger = logging.getLogger(__name__)
 

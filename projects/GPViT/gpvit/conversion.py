@@ -28,9 +28,9 @@ from pycocotools import mask as mask_api
 
 from . import yolo
 from .annotations import shown
-from .errors import UserError, listed
 from .images import FORMATS, exif_orientation, read_image
 from .layouts import WORDS, Tree, form, split_of
+from .utils.errors import UserError, listed
 from .utils.text import PATH_LIMIT, decoded, one_line
 
 try:

@@ -17,9 +17,9 @@ from detectron2.utils.logger import log_first_n
 from omegaconf import DictConfig, ListConfig
 
 from . import annotations, layouts
-from .errors import UserError, listed
 from .images import read_image
 from .masks import CroppedMasks, crop_of_polygons, transformed
+from .utils.errors import UserError, listed
 from .utils.text import one_line
 
 logger = logging.getLogger(__name__)

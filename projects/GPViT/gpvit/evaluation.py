@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 
 from . import annotations
 from .annotations import MAX_DETECTIONS, CocoFile, mask_fault, usable_size
-from .errors import UserError
+from .utils.errors import UserError
 from .utils.files import atomic_write
 from .utils.fingerprint import dataset_fingerprint
 from .utils.text import PATH_LIMIT, one_line

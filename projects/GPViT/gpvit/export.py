@@ -28,7 +28,7 @@ from torch import SymInt, Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from . import adapter
-from .errors import UserError
+from .utils.errors import UserError
 
 OUTPUTS = ["boxes", "scores", "classes", "masks"]
 Side = int | SymInt

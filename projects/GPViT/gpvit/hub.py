@@ -31,8 +31,8 @@ from yaml import YAMLError
 from . import checkpoint
 from .card import model_card, python_text, shell_text, training_of, versions
 from .engine.config import inference_config, load_config
-from .errors import UserError, listed
 from .predictor import Predictor, config_of
+from .utils.errors import UserError, listed
 from .utils.files import atomic_write
 from .utils.text import PATH_LIMIT, one_line
 from .utils.yaml_io import read_yaml

@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from .errors import UserError
 from .images import SUFFIXES
+from .utils.errors import UserError
 
 ABSENT = "is not there"
 TELLING = {"images", "labels", "annotations"}  # folders whose names are looked for

@@ -40,8 +40,8 @@ from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from .errors import UserError
 from .tiff import BGR_TO_RGB, FLOAT, PALETTE, PREMULTIPLIED, SIGNED, TAGS, UNSPECIFIED, WHITE_IS_ZERO, Page, Refused
+from .utils.errors import UserError
 from .utils.text import PATH_LIMIT, one_line
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import GPViT, GroupPropagationBlock
-from .errors import UserError
 from .predictor import Picture, Predictor, as_rgb
+from .utils.errors import UserError
 
 TOKEN_STRIDE = 8  # pixels
 

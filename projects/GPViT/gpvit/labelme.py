@@ -25,8 +25,8 @@ from supervision.dataset.formats.labelme import labelme_shapes_to_detections
 from . import image_names
 from .annotations import polygon_faults, shown, usable_size
 from .conversion import REASON, DataSet, Detections, Fault, Object, Picture, by_folder, readable, size_of
-from .errors import UserError, listed
 from .layouts import Tree
+from .utils.errors import UserError, listed
 from .utils.text import PATH_LIMIT, one_line
 
 # Of labelme and X-AnyLabeling. A rotated rectangle has its four corners, in order.

@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from . import annotations, image_names, yolo
-from .errors import UserError, listed
 from .images import SUFFIXES
+from .utils.errors import UserError, listed
 from .utils.files import cut
 from .utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 

@@ -24,8 +24,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from .annotations import compressed, load_json, run_length_fault
-from .errors import UserError
-from .metrics import is_number
+from .utils.errors import UserError
+from .utils.events import is_number
 from .utils.text import one_line
 
 IOU = 0.5

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from . import checkpoint
 from .data import CHANNELS, AugmentedImage, set_num_classes
 from .engine.config import config_from_yaml, load_config, with_overrides
-from .errors import UserError
 from .images import MAX_PIXELS, from_pillow, read_image
+from .utils.errors import UserError
 from .utils.text import one_line
 
 Picture = str | os.PathLike | np.ndarray | Image.Image

@@ -14,7 +14,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from .backbone import SIZES
-from .errors import listed
+from .utils.errors import listed
 
 RELEASE = "https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1"
 IMAGENET_WEIGHTS = {size: f"{RELEASE}/gpvit_{size.lower()}_in1k_300e.pth" for size in SIZES}

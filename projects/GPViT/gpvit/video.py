@@ -9,7 +9,7 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from .errors import UserError
+from .utils.errors import UserError
 from .utils.files import atomic_write
 from .utils.paths import utf8_path
 

@@ -14,7 +14,7 @@ from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.transforms import Bbox
 from pycocotools.mask import encode
 
-from .metrics import read_metrics
+from .utils.events import read_metrics
 from .utils.fonts import draw_all_characters
 from .utils.text import one_line
 

@@ -14,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .annotations import shown
-from .errors import UserError, listed
+from .utils.errors import UserError, listed
 from .utils.text import PATH_LIMIT, decoded, one_line
 from .utils.yaml_io import read_yaml
 

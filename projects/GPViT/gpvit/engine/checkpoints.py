@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from .. import checkpoint
-from ..errors import ProcessError, UserError, listed
-from ..metrics import lines_of, read_evaluation
+from ..utils.errors import ProcessError, UserError, listed
+from ..utils.events import lines_of, read_evaluation
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from .config import flattened, inference_config, renamed

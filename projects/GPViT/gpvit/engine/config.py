@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..errors import UserError, listed
+from ..utils.errors import UserError, listed
 from ..utils.files import atomic_write
 from ..utils.text import one_line
 from ..utils.yaml_io import read_yaml

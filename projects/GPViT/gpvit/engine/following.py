@@ -20,18 +20,19 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..annotations import MAX_DETECTIONS
-from ..errors import UserError
 from ..images import read_image
-from ..utils.files import atomic_write, make_folder
+from ..utils.errors import UserError
+from ..utils.files import atomic_write, finite_or_text, make_folder
+from ..utils.logger import has_terminal
 from ..utils.paths import utf8_path
+from ..utils.seed import seeded
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..visualize import draw_annotations, draw_predictions, reduced, save_curves, save_sheet
 from .checkpoints import Checkpoints
-from .loader import seeded
 from .run_page import RunPage
 from .setup import open_log
-from .terminal import ProgressBar, has_terminal
-from .trainer import Follower, finite_or_text, going_on, unwrapped
+from .terminal import ProgressBar
+from .trainer import Follower, going_on, unwrapped
 from .validation import main_metrics
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -19,8 +18,9 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from tqdm import tqdm
 
-from ..errors import ProcessError, UserError
+from ..utils.errors import ProcessError, UserError
 from ..utils.kinds import argument, whole
+from ..utils.signals import stop_signals_to
 from ..utils.text import one_line
 
 
@@ -229,17 +229,6 @@ def _stop(number: int, frame: object) -> None:
 def _stop_is_under_way(number: int, frame: object) -> None:
     """Ignores one further signal: Ctrl-C may reach a process twice, and the launcher sends one when another has ended."""
     signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
-def stop_signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Lets ``handler`` have SIGTERM and SIGINT."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
 
 
 def _run(main: Callable, args: argparse.Namespace) -> None:

@@ -7,15 +7,13 @@ image is drawn from generators seeded with its position.
 
 import errno
 import os
-import random
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
@@ -24,7 +22,8 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ..errors import ProcessError, UserError
+from ..utils.errors import ProcessError, UserError
+from ..utils.seed import seeded
 
 TRIES = 20  # images tried in place of one that cannot be used
 SHARED_MEMORY = "/dev/shm"  # what data-loading processes hand images over in
@@ -236,34 +235,6 @@ class MappedDataset(Dataset):
             else:
                 return image | {"index": nearby, "position": position, "skipped": skipped}
         return {"index": index, "position": position, "skipped": skipped}  # no image: the trainer stops
-
-
-@contextmanager
-def seeded(*seed: int) -> Iterator[None]:
-    """Seeds the global generators of Python, NumPy and PyTorch (CPU), and afterwards leaves them as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = _words(seed)
-    random.seed(words[0])
-    np.random.seed(words[1])
-    torch.default_generator.manual_seed(words[2])
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-def seed_everything(*seed: int) -> None:
-    """Seeds the global generators of Python, NumPy and PyTorch, on all devices."""
-    words = _words(seed)
-    random.seed(words[0])
-    np.random.seed(words[1])
-    torch.manual_seed(words[2])
-
-
-def _words(seed: Sequence[int]) -> list[int]:
-    return [int(word) for word in np.random.SeedSequence(seed).generate_state(3)]
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

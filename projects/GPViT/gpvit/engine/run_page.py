@@ -17,8 +17,8 @@ from torch import nn
 
 from .. import checkpoint
 from ..data import folder_of
-from ..errors import UserError
-from ..metrics import read_metrics
+from ..utils.errors import UserError
+from ..utils.events import read_metrics
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, markdown, markdown_code, one_line
 from .checkpoints import Checkpoints

@@ -11,12 +11,12 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ..utils.files import make_folder
+from ..utils.logger import has_terminal, log_above_bars
+from ..utils.seed import seed_everything
 from ..utils.text import PAGE_LIMIT, PATH_LIMIT, one_line, show_control_characters
 from .launch import share_cores
-from .loader import seed_everything
-from .terminal import has_terminal, log_above_bars
 
 LOGGERS = ("detectron2", "fvcore", "gpvit")
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import signal
 import time
@@ -21,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..errors import ProcessError, UserError
-from ..utils.files import atomic_write
+from ..utils.errors import ProcessError, UserError
+from ..utils.files import atomic_write, finite_or_text
+from ..utils.seed import seed_everything
+from ..utils.signals import stop_signals_to
 from ..utils.text import LINE_LIMIT, one_line
-from .launch import stop_signals_to
-from .loader import loading_failure, seed_everything, start_loading, stop_workers
+from .loader import loading_failure, start_loading, stop_workers
 
 logger = logging.getLogger(__name__)
 
@@ -401,17 +401,6 @@ def _where_to_look(report: str) -> str:
 def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
     if sources:  # a model may have no statistics, and PyTorch minds
         torch._foreach_copy_(targets, sources)
-
-
-def finite_or_text(value: Any) -> Any:
-    """The value with numbers that JSON lacks as text."""
-    if isinstance(value, dict):
-        return {key: finite_or_text(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite_or_text(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

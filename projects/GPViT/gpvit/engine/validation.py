@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ..utils.files import cut
 from ..utils.text import PATH_LIMIT, one_line
 

@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..data import CHANNELS
-from ..errors import UserError, listed
 from ..evaluation import MOST_DETECTIONS
+from ..utils.errors import UserError, listed
 from ..utils.kinds import FLAG, NULL, Kind, choice, either, number, path, several, text, whole
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from .loader import images_per_process

@@ -4,12 +4,14 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from ..errors import UserError
+from .errors import UserError
 from .text import PATH_LIMIT, one_line
 
 try:
@@ -177,3 +179,14 @@ def _flush_to_disk(path: Path) -> None:
 def cut(name: str, limit: int = 100) -> str:
     """A name of at most so many bytes, for what is made of the names of others: with 256 it could not be written."""
     return name.encode(errors="replace")[:limit].decode(errors="ignore")
+
+
+def finite_or_text(value: Any) -> Any:
+    """The value with numbers that JSON lacks as text."""
+    if isinstance(value, dict):
+        return {key: finite_or_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite_or_text(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,7 +1,9 @@
-"""What a command does when it is interrupted."""
+"""What a command does when it is told to stop."""
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -12,3 +14,14 @@ def interrupt(number: int, frame: object) -> NoReturn:
     """
     signal.signal(number, lambda *_: os._exit(128 + number))
     raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Lets ``handler`` have SIGTERM and SIGINT."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
+from .errors import UserError
 from .text import one_line
 
 MAX_BYTES = 1_000_000

@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-from .utils.text import LINE_LIMIT, one_line
+from .text import LINE_LIMIT, one_line
 
 NAME_LIMIT = 400  # characters of one of several names; they may be paths
 

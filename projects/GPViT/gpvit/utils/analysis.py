@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from gpvit.errors import UserError
-from measure import Meter
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from .errors import UserError
+from .profiler import Meter
+
 PARTS = ("backbone", "adapter", "pyramid", "dense head", "box head", "mask head", "rest")
 RUNS = 5
 
 
-def parts_of(model: nn.Module) -> dict[str, list[nn.Module]]:
+def parts_of(model: Any) -> dict[str, list[nn.Module]]:
     """The modules of each part, outer parts first: what is inside of a later part's module is that part's.
 
     The dense head is the RPN or RetinaNet's. "rest" is what is around all of them: scaling and padding images, RetinaNet's
@@ -59,7 +60,7 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
-def flops(model: nn.Module, height: int, width: int) -> dict[str, float]:
+def flops(model: Any, height: int, width: int) -> dict[str, float]:
     """1e9 FLOPs of each part for one image; the model must be on the device "meta", where nothing is computed."""
     step = model.backbone.size_divisibility
     image = torch.empty(1, 3, -(-height // step) * step, -(-width // step) * step, device="meta")
@@ -76,13 +77,13 @@ def flops(model: nn.Module, height: int, width: int) -> dict[str, float]:
     return counts | head_flops(model, list(levels.values()))
 
 
-def head_flops(model: nn.Module, levels: list[Tensor]) -> dict[str, float]:
+def head_flops(model: Any, levels: list[Tensor]) -> dict[str, float]:
     if not hasattr(model, "roi_heads"):
         return {"dense head": count(model.head, levels)}
     heads, cascade = model.roi_heads, isinstance(model.roi_heads.box_head, nn.ModuleList)
     stages = list(zip(heads.box_head, heads.box_predictor)) if cascade else [(heads.box_head, heads.box_predictor)]
 
-    def pooled(number: int, pooler: nn.Module) -> Tensor:
+    def pooled(number: int, pooler: Any) -> Tensor:
         return levels[0].new_empty(number, levels[0].shape[1], *pooler.output_size)
 
     boxes = pooled(model.proposal_generator.post_nms_topk[False], heads.box_pooler)

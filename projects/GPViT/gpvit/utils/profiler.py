@@ -1,4 +1,4 @@
-"""What the tools measure with."""
+"""Time and memory of models and of their parts."""
 
 import argparse
 import math
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
-import gpvit
 import torch
-from gpvit.utils.text import one_line
 from torch import nn
+
+from ..version import __version__
+from .text import one_line
 
 # For processes whose peak memory is looked at: what is freed goes back to the system at once, which is slow.
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -38,7 +39,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "gpvit": gpvit.__version__,
+        "gpvit": __version__,
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .utils.text import LINE_LIMIT, one_line
+from .text import LINE_LIMIT, one_line
 
 LARGEST = 1e39  # beyond float32, in which losses are; matplotlib can draw no axis of much larger numbers
 
