@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from conftest import REPOSITORY
 from detectron2.config import instantiate
 from gpvit import GPViT, GPViTAdapter, checkpoint
-from gpvit.adapter import DeformableAttention, cell_centres, sample
 from gpvit.engine import load_config
+from gpvit.modeling.deformable_attention import DeformableAttention, cell_centres, sample
 from torch import Tensor, nn
 
 SHAPES = [(8, 12), (4, 6), (2, 3)]  # of the branch's tokens in the reference

@@ -2,7 +2,7 @@
 
 import copy
 
-import gpvit.backbone
+import gpvit
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,12 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone import Backbone
 from detectron2.solver import get_default_optimizer_params
 from detectron2.structures import ImageList
+from gpvit.modeling import layers
+from gpvit.modeling.backbone.gpvit import StripeAttention
+from gpvit.modeling.layers import attention
+from gpvit.solver import layer_decay
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
-
-import gpvit
-from gpvit.backbone import StripeAttention, attention
-from gpvit.optim import layer_decay
 
 TINY = dict(embed_dim=24, group_tokens=(0, 8, 0, 4), pretrain_img_size=64)
 
@@ -270,7 +270,7 @@ def test_the_backbone_compiles_into_one_graph(train: bool) -> None:
 def test_inference_by_parts_agrees_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = tiny(out_features=("block0", "last_feat")).eval(), torch.randn(2, 3, 48, 64)
     before, whole = x.clone(), net(x)
-    monkeypatch.setattr(gpvit.backbone, "TOKENS_PER_PART", 20)
+    monkeypatch.setattr(layers, "TOKENS_PER_PART", 20)
     with torch.no_grad():
         parts = net(x)
     assert torch.equal(x, before)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
-from gpvit import adapter, checkpoint, export
+from gpvit import checkpoint, export
 from gpvit.engine import load_config
 from gpvit.images import read_image
+from gpvit.modeling.deformable_attention import sample, sample_by_grid
 from gpvit.utils.errors import UserError
 from torch import nn
 
@@ -208,5 +209,5 @@ def test_deformable_attention_is_the_same_by_grid_sampling() -> None:
     # (B, L, heads, levels, points, 2), some outside of the image
     locations = torch.rand(2, 7, 3, 2, 4, 2, generator=generator) * 1.4 - 0.2
     weights = torch.rand(2, 7, 3, 2, 4, generator=generator)
-    expected = adapter.sample(value, shapes, locations, weights)
-    assert torch.allclose(export._sample_by_grid(value, shapes, locations, weights), expected, atol=1e-5)
+    expected = sample(value, shapes, locations, weights)
+    assert torch.allclose(sample_by_grid(value, shapes, locations, weights), expected, atol=1e-5)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import cv2
 import gpvit
-import gpvit.backbone
+import gpvit.modeling.backbone.gpvit
 import numpy as np
 import pytest
 import torch
@@ -13,9 +13,9 @@ import view_groups
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit import checkpoint
-from gpvit.backbone import GPViT, GroupPropagationBlock
 from gpvit.engine import inference_config, load_config
 from gpvit.inspection import GroupMaps, inspect, principal_colours, strongest, watch_groups
+from gpvit.modeling.backbone.gpvit import GPViT, GroupPropagationBlock
 from gpvit.utils.errors import UserError
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ def test_watching_changes_no_output_and_leaves_nothing_behind(monkeypatch: pytes
     assert {number: kind.gathered.shape for number, kind in maps.items()} == {1: (2, 4, 8, 12), 3: (2, 3, 8, 12)}
     assert torch.equal(watched, before)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in net.modules())
-    monkeypatch.setattr(gpvit.backbone, "attention_weights", None)  # what is not asked for is not computed
+    monkeypatch.setattr(gpvit.modeling.backbone.gpvit, "attention_weights", None)  # what is not asked for is not computed
     assert torch.equal(net(image)["last_feat"], before)
 
 

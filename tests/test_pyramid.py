@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid as Detectron2Pyramid
 from detectron2.structures import ImageList
 from gpvit import SimpleFeaturePyramid
-from gpvit.pyramid import ChannelLayerNorm
+from gpvit.modeling.backbone.pyramid import ChannelLayerNorm
 from torch import Tensor, nn
 
 

@@ -3,7 +3,7 @@
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.solver import get_default_optimizer_params
-from gpvit.optim import layer_decay, multistep_schedule
+from gpvit.solver import layer_decay, multistep_schedule
 
 no_decay = dict(weight_decay=0.0)
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 CONFIGS = sorted(path for folder in ("configs", "configs/published") for path in (REPOSITORY / folder).glob("*.py"))
 MAPPER = "mapper: {_target_: gpvit.data.InstanceMapper, is_train: false, augmentations: [], image_format: RGB}"
-GOOD = f"model: {{_target_: gpvit.detectors.RetinaNet}}\ndataloader: {{test: {{{MAPPER}}}}}\n"
+GOOD = f"model: {{_target_: gpvit.modeling.RetinaNet}}\ndataloader: {{test: {{{MAPPER}}}}}\n"
 # What an argument is called that names a file to open, a place to write, or code to load.
 NAMES_A_FILE = re.compile(
     r"file|path|dir|folder|root|url|weights|checkpoint|module|import|command|proposals?_", re.IGNORECASE
@@ -70,7 +70,7 @@ def test_the_config_of_a_checkpoint_is_that_of_a_detector() -> None:
         ("model: 3\ndataloader: 4", "model._target_ must be one of"),
         ("[1]", "is not a config"),
         ("", "model._target_ must be one of"),
-        (GOOD.replace("gpvit.detectors.RetinaNet", "gpvit.GPViT"), "model._target_ must be one of"),
+        (GOOD.replace("gpvit.modeling.RetinaNet", "gpvit.GPViT"), "model._target_ must be one of"),
         (GOOD.replace("RGB", "CMYK"), "image_format must be one of BGR, RGB"),
         (GOOD.replace("[]", "{}"), "augmentations must be a list"),
         (GOOD.replace("RGB", "RGB, x: 1"), "InstanceMapper has no argument x"),
@@ -121,7 +121,7 @@ EVALUATOR = (
         ("model: {_target_: [os.system]}", "would call"),
         ("model: {_target_: detectron2.modeling.poolers.ROIPooler.forward}", "would call"),
         ("model: {_target_: ' gpvit.GPViT'}", "would call"),
-        ("model: {_target_: gpvit.backbone.GPViT}", "would call"),  # names are compared as written
+        ("model: {_target_: gpvit.modeling.GPViT}", "would call"),  # names are compared as written
     ],
     ids=str,
 )

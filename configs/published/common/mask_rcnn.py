@@ -2,8 +2,8 @@
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from gpvit.detectors import ClampedBox2BoxTransform
 from gpvit.engine import detectron2_config
+from gpvit.modeling import ClampedBox2BoxTransform
 
 from ...common.mask_rcnn import box_head
 from .base import base, dataloader, lr_multiplier, optimizer, train

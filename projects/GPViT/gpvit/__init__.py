@@ -31,11 +31,9 @@ if "matplotlib" not in sys.modules:
             os.environ["MPLBACKEND"] = _backend
 
 from . import checkpoint, published
-from .adapter import GPViTAdapter
-from .backbone import SIZES, GPViT
+from .modeling import SIZES, GPViT, GPViTAdapter, SimpleFeaturePyramid
+from .modeling.backbone.build import add_gpvit_config
 from .predictor import Predictor
-from .pyramid import SimpleFeaturePyramid
-from .yacs import add_gpvit_config
 
 __all__ = [
     "SIZES",

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from . import published
-from .backbone import GPViT
+from .modeling.backbone.gpvit import GPViT
 from .published import size_name, width
 from .utils.errors import UserError, listed
 from .utils.files import atomic_write

@@ -14,9 +14,7 @@ H and W are any from :func:`smallest_side` up. N detections, the best first, are
 """
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import TypeAlias
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +25,7 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import SymInt, Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from . import adapter
+from .modeling.deformable_attention import sampling_by_grid
 from .utils.errors import UserError
 
 OUTPUTS = ["boxes", "scores", "classes", "masks"]
@@ -58,7 +56,7 @@ def export(model: Detector) -> ExportedProgram:
 
 def export_onnx(model: Detector) -> torch.onnx.ONNXProgram:
     """The same in ONNX. Raises as :func:`export` does."""
-    with mock.patch.object(adapter, "sample", _sample_by_grid):
+    with sampling_by_grid(model):
         program = export(model)
     names = program.graph_signature.user_outputs
     exported = torch.onnx.export(program, input_names=["image"], output_names=OUTPUTS[: len(names)], verbose=False)
@@ -213,18 +211,6 @@ def pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor) -> Tensor:
         here = (levels == level).nonzero()[:, 0]
         pooled = pooled.index_put((here,), layer(x, rois[here]))
     return pooled
-
-
-def _sample_by_grid(value: Tensor, shapes: adapter.Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """:func:`gpvit.adapter.sample` by an operation that ONNX has, at the cost of memory for all samples of a level."""
-    heads = value.shape[2]
-    of_levels = []
-    for level, (x, (height, width)) in enumerate(zip(value.split([h * w for h, w in shapes], dim=1), shapes)):
-        x = x.unflatten(1, (height, width)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B * heads, C / heads, h, w)
-        where = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1  # (B * heads, L, points, 2)
-        samples = F.grid_sample(x, where, align_corners=False)  # (B * heads, C / heads, L, points)
-        of_levels.append((samples * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1))
-    return reduce(torch.add, of_levels).unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)  # (B, L, C)
 
 
 @torch.library.register_fake("torchvision::nms", allow_override=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .backbone import GPViT, GroupPropagationBlock
+from .modeling.backbone.gpvit import GPViT, GroupPropagationBlock
 from .predictor import Picture, Predictor, as_rgb
 from .utils.errors import UserError
 

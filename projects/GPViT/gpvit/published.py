@@ -13,7 +13,7 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
-from .backbone import SIZES
+from .modeling.backbone.gpvit import SIZES
 from .utils.errors import listed
 
 RELEASE = "https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1"

@@ -125,7 +125,13 @@ def _plain(node: Any) -> Any:
 
 # What configs call by names that have changed since they were saved: old name -> present one. Read by `renamed` before
 # the tables of names below.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "gpvit.detectors.ClampedBox2BoxTransform": "gpvit.modeling.ClampedBox2BoxTransform",
+    "gpvit.detectors.LastLevelNormP6P7": "gpvit.modeling.LastLevelNormP6P7",
+    "gpvit.detectors.RetinaNet": "gpvit.modeling.RetinaNet",
+    "gpvit.optim.layer_decay": "gpvit.solver.layer_decay",
+    "gpvit.optim.multistep_schedule": "gpvit.solver.multistep_schedule",
+}
 
 
 def renamed(content: Any) -> Any:
@@ -157,7 +163,7 @@ def flattened(cfg: DictConfig) -> dict[str, str]:
 
 # What a config in a checkpoint may call, by its full name as save_config writes it. A name is trusted, never a module:
 # modules hold functions that call or import whatever their arguments name. Nothing here opens a file or writes one.
-DETECTORS = frozenset({"detectron2.modeling.GeneralizedRCNN", "gpvit.detectors.RetinaNet"})
+DETECTORS = frozenset({"detectron2.modeling.GeneralizedRCNN", "gpvit.modeling.RetinaNet"})
 MODEL_CALLS = DETECTORS | {
     "detectron2.data.transforms.Resize",
     "detectron2.data.transforms.ResizeShortestEdge",
@@ -182,8 +188,8 @@ MODEL_CALLS = DETECTORS | {
     "gpvit.SimpleFeaturePyramid",
     "gpvit.data.InstanceMapper",
     "gpvit.data.OpenCVResize",
-    "gpvit.detectors.ClampedBox2BoxTransform",
-    "gpvit.detectors.LastLevelNormP6P7",
+    "gpvit.modeling.ClampedBox2BoxTransform",
+    "gpvit.modeling.LastLevelNormP6P7",
 }
 # What the config.yaml of a training run may call besides. `_check_calls` looks at their arguments that name files.
 RUN_CALLS = MODEL_CALLS | {
@@ -210,8 +216,8 @@ RUN_CALLS = MODEL_CALLS | {
     "gpvit.data.train_augmentations",
     "gpvit.engine.build_train_loader",
     "gpvit.evaluation.COCOEvaluator",
-    "gpvit.optim.layer_decay",
-    "gpvit.optim.multistep_schedule",
+    "gpvit.solver.layer_decay",
+    "gpvit.solver.multistep_schedule",
     "torch.optim.Adam",
     "torch.optim.AdamW",
     "torch.optim.SGD",

@@ -16,7 +16,6 @@ M = HW (1 + 1/4 + 1/16) tokens of the branch at strides 8, 16 and 32:
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -26,9 +25,9 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from .backbone import ConvNormReLU, GPViT, batch_norm, init_weights
-
-Shapes = Sequence[tuple[int, int]]  # height and width of the grids whose tokens follow each other in one sequence
+from ..deformable_attention import DeformableAttention, Shapes
+from ..layers import ConvNormReLU, batch_norm, init_weights
+from .gpvit import GPViT
 
 
 class GPViTAdapter(Backbone):
@@ -196,98 +195,6 @@ class ConvFFN(nn.Module):
         levels = [self.conv(level.permute(0, 3, 1, 2)) for level in _split(self.fc1(c), shapes)]
         c = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], dim=1)
         return self.fc2(F.gelu(c))
-
-
-class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention (Zhu et al., ICLR 2021).
-
-    Each query looks at a few points around its own place in every level of the features; where, and with which
-    weights, it says itself. Under autocast all of it runs in float32, as published.
-    """
-
-    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
-        super().__init__()
-        self.sampling = (num_heads, num_levels, num_points)
-        self.offsets = nn.Linear(dim, 2 * num_heads * num_levels * num_points)
-        self.weights = nn.Linear(dim, num_heads * num_levels * num_points)
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, query: Tensor, query_shapes: Shapes, feature: Tensor, feature_shapes: Shapes) -> Tensor:
-        """(B, L, C), (B, M, C) -> (B, L, C); both sequences are grids of the same image, one after the other."""
-        device = query.device
-        autocasts = torch.amp.is_autocast_available(device.type)  # not on "meta"
-        with torch.autocast(device.type, enabled=False) if autocasts else nullcontext():
-            dtype = self.value.weight.dtype
-            query, feature = query.to(dtype), feature.to(dtype)
-            offsets = self.offsets(query).unflatten(-1, (*self.sampling, 2))  # in cells of the level: x, y
-            # Side by side, as torch.export would take the sides of a list for constants.
-            sizes = torch.stack([offsets.new_full((), side) for shape in feature_shapes for side in reversed(shape)])
-            centres = cell_centres(query_shapes, device)
-            locations = centres[:, None, None, None] + offsets / sizes.view(-1, 1, 2)
-            weights = self.weights(query).unflatten(-1, (self.sampling[0], -1)).softmax(-1)
-            value = self.value(feature).unflatten(-1, (self.sampling[0], -1))
-            return self.out(sample(value, feature_shapes, locations, weights.view(locations.shape[:-1])))
-
-
-def cell_centres(shapes: Shapes, device: torch.device) -> Tensor:
-    """Centres (x, y) of the cells of grids, as shares of the image's width and height: (number of cells, 2)."""
-    grids = []
-    for height, width in shapes:
-        y = (torch.arange(height, device=device) + 0.5) / height
-        x = (torch.arange(width, device=device) + 0.5) / width
-        grids.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
-    return torch.cat(grids)
-
-
-def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of bilinear samples, which are zero outside of the image.
-
-    A bilinear sample is a weighted sum of four cells, so all samples of a query and head are one weighted sum of rows
-    of ``value``: exactly what an embedding bag computes, without ever holding the samples themselves.
-
-    Args:
-        value: (B, M, heads, C / heads), the grids of all levels one after the other.
-        shapes: of these grids.
-        locations: (B, L, heads, levels, points, 2), x and y as shares of the image's width and height.
-        weights: (B, L, heads, levels, points).
-
-    Returns:
-        (B, L, C), summed over levels and points.
-    """
-    B, M, heads, _ = value.shape
-    device = value.device
-    first_row = torch.arange(0, B * M, M, device=device, dtype=torch.int32)[:, None, None, None, None]
-    head = torch.arange(heads, device=device, dtype=torch.int32)[:, None, None, None]
-    rows, factors = [], []
-    for level, (height, width) in enumerate(shapes):
-        x, x_factor = _neighbours(locations[..., level, :, 0] * width - 0.5, width)  # each (B, L, heads, points, 2)
-        y, y_factor = _neighbours(locations[..., level, :, 1] * height - 0.5, height)
-        y_factor = y_factor * weights[..., level, :, None]
-        cell = (y * width + first_row)[..., :, None] + x[..., None, :]  # (B, L, heads, points, 2, 2)
-        rows.append((cell * heads + head).flatten(3))
-        factors.append((y_factor[..., :, None] * x_factor[..., None, :]).flatten(3))
-        first_row = first_row + height * width
-    samples = F.embedding_bag(
-        torch.cat(rows, dim=-1).flatten(0, 2),  # (B * L * heads, 4 * levels * points)
-        value.flatten(0, 2),  # (B * M * heads, C / heads)
-        mode="sum",
-        per_sample_weights=torch.cat(factors, dim=-1).flatten(0, 2),
-    )
-    return samples.view(B, locations.shape[1], -1)
-
-
-def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The two cells beside a position on an axis of ``size`` cells, and their shares in linear interpolation.
-
-    Each gets a further last dimension of two. Cells that do not exist have the share zero.
-    """
-    below = position.floor()
-    share = position - below
-    cells = torch.stack([below, below + 1], dim=-1)
-    shares = torch.stack([1 - share, share], dim=-1)
-    shares = shares * ((cells >= 0) & (cells < size))
-    return cells.clamp(0, size - 1).to(torch.int32), shares
 
 
 def _split(c: Tensor, shapes: Shapes) -> list[Tensor]:

@@ -5,7 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
-from .backbone import SIZES, GPViT
+from .gpvit import SIZES, GPViT
 from .pyramid import SimpleFeaturePyramid
 
 

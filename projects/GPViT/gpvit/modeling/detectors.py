@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import meta_arch
-from detectron2.modeling.meta_arch import retinanet
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch import retinanet
 from detectron2.structures import Boxes, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
