@@ -28,6 +28,7 @@ from detectron2.engine import hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
+from gpvit.config import check_config, load_config, save_config
 from gpvit.engine import (
     DATA,
     Checkpoints,
@@ -38,20 +39,17 @@ from gpvit.engine import (
     build_followers,
     check_batches,
     check_best_metric,
-    check_config,
     check_unchanged,
     choose_device,
     device_name,
     evaluation_bar,
     launch,
-    load_config,
     loading_failure,
     newest,
     processes_of,
     refuse_evaluated,
     refuse_to_replace_results,
     refuse_used,
-    save_config,
     save_evaluation,
     settings,
     setup,

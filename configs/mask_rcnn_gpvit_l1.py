@@ -7,7 +7,7 @@
     train.max_iter=131_925 'lr_multiplier.milestones=[0.75, 0.9167]' dataloader.train.mapper.augmentations.recipe=lsj
 """
 
-from gpvit.published import IMAGENET_WEIGHTS
+from gpvit.model_zoo import IMAGENET_WEIGHTS
 
 from .common.coco import dataloader
 from .common.mask_rcnn import model

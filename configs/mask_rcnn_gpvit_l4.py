@@ -1,7 +1,7 @@
 """Mask R-CNN, GPViT-L4; all else as in mask_rcnn_gpvit_l1.py. AP: not measured."""
 
 from gpvit import SIZES
-from gpvit.published import IMAGENET_WEIGHTS
+from gpvit.model_zoo import IMAGENET_WEIGHTS
 
 from .mask_rcnn_gpvit_l1 import dataloader, lr_multiplier, model, optimizer, train
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import REPOSITORY
 from detectron2.config import instantiate
 from gpvit import GPViT, GPViTAdapter, checkpoint
-from gpvit.engine import load_config
+from gpvit.config import load_config
 from gpvit.modeling.deformable_attention import DeformableAttention, cell_centres, sample
 from torch import Tensor, nn
 

@@ -22,9 +22,10 @@ from children import in_a_child
 from conftest import REPOSITORY
 from detectron2.config import instantiate
 from gpvit import checkpoint
+from gpvit.config import load_config
 from gpvit.data import set_num_classes
-from gpvit.engine import load_config
-from gpvit.published import COCO_CLASSES, IMAGENET_WEIGHTS
+from gpvit.model_zoo import IMAGENET_WEIGHTS
+from gpvit.published import COCO_CLASSES
 from gpvit.utils.errors import UserError
 from torch import nn
 

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from gpvit.engine import load_config
+from gpvit.config import load_config
 from gpvit.utils.errors import UserError
 from omegaconf import DictConfig
 from torch import nn

@@ -14,7 +14,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from gpvit.engine import load_config
+from gpvit.config import load_config
 from gpvit.utils.errors import UserError
 from PIL import Image
 from pycocotools import mask as mask_api

@@ -17,7 +17,8 @@ import pytest
 import torch
 import train_net
 from conftest import REPOSITORY, TINY
-from gpvit.engine import argument_parser, load_config
+from gpvit.config import load_config
+from gpvit.engine import argument_parser
 
 PAGES = [
     REPOSITORY / "README.md",

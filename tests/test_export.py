@@ -14,7 +14,7 @@ import torch
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit import checkpoint, export
-from gpvit.engine import load_config
+from gpvit.config import load_config
 from gpvit.images import read_image
 from gpvit.modeling.deformable_attention import sample, sample_by_grid
 from gpvit.utils.errors import UserError

@@ -24,7 +24,8 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage, EventWriter
 from gpvit.checkpoint import read_content
-from gpvit.engine import argument_parser, launch, load_config
+from gpvit.config import load_config
+from gpvit.engine import argument_parser, launch
 from gpvit.engine.checkpoints import FREE, known_metrics
 from gpvit.engine.following import Pictures, Writers
 from gpvit.engine.run_page import FIRST_LINE, RunPage, launcher

@@ -13,7 +13,7 @@ import view_groups
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit import checkpoint
-from gpvit.engine import inference_config, load_config
+from gpvit.config import inference_config, load_config
 from gpvit.inspection import GroupMaps, inspect, principal_colours, strongest, watch_groups
 from gpvit.modeling.backbone.gpvit import GPViT, GroupPropagationBlock
 from gpvit.utils.errors import UserError

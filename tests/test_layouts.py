@@ -19,7 +19,7 @@ from conftest import REPOSITORY
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from gpvit import annotations, layouts
-from gpvit.engine import load_config
+from gpvit.config import load_config
 from gpvit.evaluation import coco_fingerprint
 from gpvit.images import read_image
 from gpvit.utils.errors import UserError

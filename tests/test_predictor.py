@@ -14,7 +14,7 @@ from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from detectron2.structures import Instances
 from gpvit import Predictor, checkpoint
-from gpvit.engine import inference_config, load_config
+from gpvit.config import inference_config, load_config
 from gpvit.utils.errors import UserError
 from PIL import Image
 

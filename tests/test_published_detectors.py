@@ -16,7 +16,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, Instances
 from gpvit import SIZES, GPViT, checkpoint
-from gpvit.engine import load_config
+from gpvit.config import load_config
 from gpvit.published import from_published, kind_of, to_published
 from torch import Tensor, nn
 

@@ -14,8 +14,10 @@ import published
 import pytest
 import torch
 import train_net
+from conftest import REPOSITORY
 from gpvit import Predictor, checkpoint, export
-from gpvit.engine import argument_parser, config_from_yaml, load_config
+from gpvit.config import config_from_yaml, load_config
+from gpvit.engine import argument_parser, settings
 from PIL import Image
 
 SAVED = published.FOLDER / "saved"
@@ -132,3 +134,10 @@ def test_a_saved_config_is_read(path: Path) -> None:
         assert load_config(str(path)).train.max_iter == 4
     else:
         assert config_from_yaml(path.read_text(), str(path)).model
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("quickstart", "0de23eb6e7e06e20"), ("published/retinanet_gpvit_l1_1x", "1a233cab90ca1999")]
+)
+def test_results_of_before_are_of_the_same_settings(name: str, expected: str) -> None:
+    assert settings(load_config(str(REPOSITORY / "configs" / f"{name}.py"))) == expected

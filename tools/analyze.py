@@ -37,11 +37,11 @@ from detectron2.config import instantiate
 from detectron2.engine import SimpleTrainer
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from gpvit.config import load_config, with_overrides
 from gpvit.data import set_num_classes
-from gpvit.engine import Trainer, load_config
-from gpvit.engine.config import with_overrides
+from gpvit.engine import Trainer
+from gpvit.model_zoo import COCO_AP, detector_address
 from gpvit.predictor import config_of
-from gpvit.published import COCO_AP, detector_address
 from gpvit.utils.analysis import PARTS, RUNS, built_on_meta, costs, flops, parameters
 from gpvit.utils.profiler import RETURN_MEMORY, Meter, image_size, in_a_process, machine
 from omegaconf import DictConfig

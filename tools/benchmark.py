@@ -50,7 +50,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from evaluating import evaluation
-from gpvit.engine import detectron2_config, load_config
+from gpvit.config import detectron2_config, load_config
 from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write
 from gpvit.utils.profiler import RETURN_MEMORY, Meter, image_size, in_a_process, machine, memory_since_reset

@@ -22,7 +22,7 @@ from typing import Any
 import gpvit
 import torch
 from common import refuse_to_replace, run_command
-from gpvit.engine import inference_config
+from gpvit.config import inference_config
 from gpvit.predictor import config_of
 from gpvit.utils.errors import UserError, listed
 from gpvit.utils.files import atomic_write

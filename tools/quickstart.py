@@ -25,7 +25,8 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
-from gpvit.engine import load_config, share_batches
+from gpvit.config import load_config
+from gpvit.engine import share_batches
 from gpvit.evaluation import coco_ap
 from gpvit.images import read_image
 from gpvit.utils.errors import UserError

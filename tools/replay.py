@@ -20,7 +20,8 @@ import torch
 from common import run_command
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
-from gpvit.engine import Trainer, load_config
+from gpvit.config import load_config
+from gpvit.engine import Trainer
 from gpvit.engine.loader import MappedDataset
 from gpvit.utils.errors import UserError, listed
 from gpvit.utils.seed import seed_everything

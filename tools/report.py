@@ -35,7 +35,8 @@ import torch
 from common import SCORE, refuse_to_replace, run_command
 from gpvit.annotations import MAX_DETECTIONS
 from gpvit.utils.errors import UserError
-from gpvit.evaluation import MOST_DETECTIONS, check_max_detections, max_dets, most_objects, summarized
+from gpvit.config.values import MOST_DETECTIONS
+from gpvit.evaluation import check_max_detections, max_dets, most_objects, summarized
 from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
 from gpvit.utils.events import is_number, read_evaluation, read_metrics
 from gpvit.utils.files import atomic_write

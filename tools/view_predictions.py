@@ -29,7 +29,8 @@ from common import COUNT, SCORE, refuse_to_replace, run_command
 from detectron2.data import MetadataCatalog
 from gpvit import annotations, layouts
 from gpvit.annotations import CocoFile
-from gpvit.engine import load_config, results_folders
+from gpvit.config import load_config
+from gpvit.engine import results_folders
 from gpvit.evaluation import COCOFile, check_masks, coco_fingerprint
 from gpvit.images import read_image
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of

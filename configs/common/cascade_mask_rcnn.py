@@ -1,6 +1,6 @@
 """Cascade Mask R-CNN: three box heads, each as in common/mask_rcnn.py."""
 
-from gpvit.engine import detectron2_config
+from gpvit.config import detectron2_config
 
 from .mask_rcnn import base, box_head
 

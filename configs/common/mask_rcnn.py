@@ -3,7 +3,7 @@
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from gpvit import SIZES, GPViT, SimpleFeaturePyramid
-from gpvit.engine import detectron2_config
+from gpvit.config import detectron2_config
 
 images = dict(input_format="RGB", pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375])
 base = dict(

@@ -9,7 +9,7 @@ The second trains it anew from ImageNet weights: 8 GPUs, 4 images each, bfloat16
 common/base.py for what else differs.
 """
 
-from gpvit.published import IMAGENET_WEIGHTS
+from gpvit.model_zoo import IMAGENET_WEIGHTS
 
 from .common.mask_rcnn import dataloader, lr_multiplier, model, optimizer, train
 

@@ -1,7 +1,7 @@
 """The published Mask R-CNN, GPViT-L3 with adapter, COCO 1x. AP as published: 50.4 box, 44.4 mask."""
 
 from gpvit import SIZES
-from gpvit.published import IMAGENET_WEIGHTS
+from gpvit.model_zoo import IMAGENET_WEIGHTS
 
 from .common.mask_rcnn import dataloader, lr_multiplier, model, optimizer, train
 

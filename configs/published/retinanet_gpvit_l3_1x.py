@@ -1,7 +1,7 @@
 """The published RetinaNet, GPViT-L3 with adapter, COCO 1x. AP as published: 48.3 box."""
 
 from gpvit import SIZES
-from gpvit.published import IMAGENET_WEIGHTS
+from gpvit.model_zoo import IMAGENET_WEIGHTS
 
 from .common.retinanet import dataloader, lr_multiplier, model, optimizer, train
 

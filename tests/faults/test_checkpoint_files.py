@@ -13,7 +13,8 @@ import gpvit.checkpoint
 import pytest
 import torch
 from detectron2.config import instantiate
-from gpvit.engine import check_unchanged, load_config, newest
+from gpvit.config import load_config
+from gpvit.engine import check_unchanged, newest
 from gpvit.utils.errors import UserError
 
 

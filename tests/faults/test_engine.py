@@ -25,7 +25,8 @@ import replay
 import torch
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
-from gpvit.engine import load_config, newest
+from gpvit.config import load_config
+from gpvit.engine import newest
 from gpvit.utils.files import lock_folder
 
 sys.path.insert(0, str(Path(__file__).parent))

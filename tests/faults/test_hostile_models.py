@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import gpvit.engine.config as config_module
 import gpvit.predictor
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ import torch
 import yaml
 from children import in_a_child
 from gpvit import Predictor, checkpoint
+from gpvit.config import saved
 from gpvit.utils.errors import UserError
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -153,7 +153,7 @@ def try_configs(number: int, examples: int, folder: Path, *, checked: bool = Tru
 
     gpvit.predictor.instantiate = counted
     if not checked:
-        config_module._check_calls = lambda *_: None
+        saved._check_calls = lambda *_: None
         reached["canaries"] = 0
 
     @seed(number)

@@ -25,7 +25,8 @@ import view_groups
 from common import save_picture
 from detectron2.structures import Boxes, Instances
 from gpvit import hub
-from gpvit.engine import checkpoints, save_config, save_evaluation
+from gpvit.config import save_config
+from gpvit.engine import checkpoints, save_evaluation
 from gpvit.engine.run_page import RunPage
 from gpvit.evaluation import COCOEvaluator
 from gpvit.utils.errors import UserError

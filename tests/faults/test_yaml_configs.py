@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 from detectron2.utils.registry import _convert_target_to_string, locate
-from gpvit.engine import config_from_yaml, inference_config, load_config, save_config
-from gpvit.engine.config import MODEL_CALLS, RUN_CALLS, flattened
-from gpvit.engine.values import SECTIONS, check_config, kind_of
+from gpvit.config import config_from_yaml, flattened, inference_config, load_config, save_config
+from gpvit.config.saved import MODEL_CALLS, RUN_CALLS
+from gpvit.config.values import SECTIONS, check_config, kind_of
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
 

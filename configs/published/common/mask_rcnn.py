@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from gpvit.engine import detectron2_config
+from gpvit.config import detectron2_config
 from gpvit.modeling import ClampedBox2BoxTransform
 
 from ...common.mask_rcnn import box_head

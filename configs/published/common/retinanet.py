@@ -1,7 +1,7 @@
 """The published RetinaNet on Detectron2's head: no map at stride 4, boxes only."""
 
 from detectron2.config import LazyCall as L
-from gpvit.engine import detectron2_config
+from gpvit.config import detectron2_config
 from gpvit.modeling import ClampedBox2BoxTransform, LastLevelNormP6P7, RetinaNet
 
 from .base import base, dataloader, lr_multiplier, optimizer, train

@@ -31,8 +31,8 @@ if "matplotlib" not in sys.modules:
             os.environ["MPLBACKEND"] = _backend
 
 from . import checkpoint, published
+from .config import add_gpvit_config
 from .modeling import SIZES, GPViT, GPViTAdapter, SimpleFeaturePyramid
-from .modeling.backbone.build import add_gpvit_config
 from .predictor import Predictor
 
 __all__ = [

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from . import checkpoint
-from .engine.config import load_config
+from .config import load_config
 from .engine.validation import RESULTS_OF_SETS, folder_names
 from .published import size_name
 from .utils.errors import UserError

@@ -92,7 +92,7 @@ class File:
         weights: tensors under this project's names; of a whole detector, or of a backbone alone.
         classes: names of a detector's classes, where they are known.
         dropped: names in the file of tensors that have no place in a detector.
-        config: what :func:`gpvit.engine.inference_config` gave, where the file has it.
+        config: what :func:`gpvit.config.inference_config` gave, where the file has it.
         about: other facts that came with it, where it has them: "versions" (str by str), "licence" and "source" (str),
             "iterations" of its training (int).
     """

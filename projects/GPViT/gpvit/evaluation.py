@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 
 from . import annotations
 from .annotations import MAX_DETECTIONS, CocoFile, mask_fault, usable_size
+from .config.values import MOST_DETECTIONS
 from .utils.errors import UserError
 from .utils.files import atomic_write
 from .utils.fingerprint import dataset_fingerprint
@@ -44,8 +45,6 @@ coco_evaluation.COCOeval_opt = COCOeval_faster
 # Under this one, what evaluates another number of detections than 100; its own is pycocotools.
 coco_evaluation.COCOevalMaxDets = COCOeval_faster
 coco_evaluation.COCO = COCOFile
-
-MOST_DETECTIONS = 10_000  # that may be given; a checkpoint's config may have no higher number, either
 
 
 @contextlib.contextmanager

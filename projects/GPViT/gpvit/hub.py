@@ -30,7 +30,7 @@ from yaml import YAMLError
 
 from . import checkpoint
 from .card import model_card, python_text, shell_text, training_of, versions
-from .engine.config import inference_config, load_config
+from .config import inference_config, load_config
 from .predictor import Predictor, config_of
 from .utils.errors import UserError, listed
 from .utils.files import atomic_write

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import checkpoint
+from .config import config_from_yaml, load_config, with_overrides
 from .data import CHANNELS, AugmentedImage, set_num_classes
-from .engine.config import config_from_yaml, load_config, with_overrides
 from .images import MAX_PIXELS, from_pillow, read_image
 from .utils.errors import UserError
 from .utils.text import one_line

@@ -10,15 +10,13 @@ from .checkpoints import (
     refuse_used,
     settings,
 )
-from .config import config_from_yaml, detectron2_config, inference_config, load_config, save_config, with_overrides
 from .following import build_followers, save_evaluation
 from .launch import argument_parser, choose_device, launch, processes_of, spawns_processes
-from .loader import build_train_loader, loading_failure, share_batches
+from .loader import build_train_loader, check_batches, loading_failure, share_batches
 from .setup import device_name, setup, shared_seed
 from .terminal import evaluation_bar
 from .trainer import Trainer, build_ddp
 from .validation import metric_prefixes, results_folders, validation_names, validation_sets
-from .values import check_batches, check_config
 
 __all__ = [
     "DATA",
@@ -31,16 +29,11 @@ __all__ = [
     "build_train_loader",
     "check_batches",
     "check_best_metric",
-    "check_config",
     "check_unchanged",
     "choose_device",
-    "config_from_yaml",
-    "detectron2_config",
     "device_name",
     "evaluation_bar",
-    "inference_config",
     "launch",
-    "load_config",
     "loading_failure",
     "metric_prefixes",
     "newest",
@@ -49,7 +42,6 @@ __all__ = [
     "refuse_to_replace_results",
     "refuse_used",
     "results_folders",
-    "save_config",
     "save_evaluation",
     "settings",
     "setup",
@@ -58,5 +50,4 @@ __all__ = [
     "spawns_processes",
     "validation_names",
     "validation_sets",
-    "with_overrides",
 ]

@@ -17,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from .. import checkpoint
+from ..config import flattened, inference_config, renamed
+from ..config.saved import RENAMED
 from ..utils.errors import ProcessError, UserError, listed
 from ..utils.events import lines_of, read_evaluation
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
-from .config import flattened, inference_config, renamed
 from .trainer import STOP_EARLY, Follower, StopHook, unwrapped
 from .validation import metric_prefixes, of_average
 
@@ -386,6 +387,8 @@ def refuse_evaluated(folder: str) -> None:
 def settings(cfg: DictConfig) -> str:
     """A hash of what results depend on beside weights and data."""
     text = inference_config(cfg)  # with the detections of an image that the detector gives, which AP counts, too
+    for old, new in RENAMED.items():  # so that results of before a name changed stay comparable
+        text = text.replace(f"_target_: {new}\n", f"_target_: {old}\n")
     counted, given = cfg.dataloader.evaluator.get("max_dets_per_image"), cfg.dataloader.get("max_detections")
     if counted != given:
         text += str(counted)

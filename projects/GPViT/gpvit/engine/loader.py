@@ -19,10 +19,11 @@ from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ..utils.errors import ProcessError, UserError
+from ..utils.errors import ProcessError, UserError, listed
 from ..utils.seed import seeded
 
 TRIES = 20  # images tried in place of one that cannot be used
@@ -244,3 +245,17 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     # A trainer that is stopped while it fetches a batch hangs up, which the thread that hands it over would show.
     show = sys.excepthook
     sys.excepthook = lambda kind, *rest: None if issubclass(kind, EOFError | ConnectionError) else show(kind, *rest)
+
+
+def check_batches(cfg: DictConfig, processes: int) -> None:
+    """Raises a UserError if a batch cannot be divided among processes, or into the parts of train.accumulate."""
+    batch_size = cfg.dataloader.train.get("total_batch_size")
+    if batch_size is None:  # a loader of one's own
+        return
+    images, parts = images_per_process(batch_size, processes), cfg.train.accumulate
+    if images % parts:
+        divisors = [str(count) for count in range(1, images + 1) if images % count == 0]
+        raise UserError(
+            f"train.accumulate={parts} does not divide the {images} images that each process has of a batch "
+            f"(dataloader.train.total_batch_size={batch_size}); it may be {listed(divisors)}"
+        )

@@ -9,23 +9,6 @@ from .gpvit import SIZES, GPViT
 from .pyramid import SimpleFeaturePyramid
 
 
-def add_gpvit_config(cfg: CfgNode) -> None:
-    """Adds MODEL.GPVIT, which the two registered backbones read. The names are those of the constructors."""
-    cfg.MODEL.GPVIT = CfgNode()
-    cfg.MODEL.GPVIT.SIZE = "L1"
-    cfg.MODEL.GPVIT.DROP_PATH_RATE = 0.1
-    cfg.MODEL.GPVIT.NORM = "SyncBN"
-    cfg.MODEL.GPVIT.FINAL_NORM = True
-    cfg.MODEL.GPVIT.OUT_FEATURES = ["last_feat"]
-    cfg.MODEL.GPVIT.USE_ACT_CHECKPOINT = False
-    cfg.MODEL.GPVIT.FROZEN_BLOCKS = 0
-    cfg.MODEL.GPVIT.PYRAMID = CfgNode()
-    cfg.MODEL.GPVIT.PYRAMID.OUT_CHANNELS = 256
-    cfg.MODEL.GPVIT.PYRAMID.SCALE_FACTORS = [2.0, 1.0, 0.5, 0.25]
-    cfg.MODEL.GPVIT.PYRAMID.NORM = "LN"
-    cfg.MODEL.GPVIT.PYRAMID.SQUARE_PAD = 0
-
-
 @BACKBONE_REGISTRY.register()
 def build_gpvit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GPViT:
     """GPViT alone: the maps of MODEL.GPVIT.OUT_FEATURES, at stride 8."""

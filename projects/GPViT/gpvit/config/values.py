@@ -15,15 +15,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ..data import CHANNELS
-from ..evaluation import MOST_DETECTIONS
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError
 from ..utils.kinds import FLAG, NULL, Kind, choice, either, number, path, several, text, whole
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
-from .loader import images_per_process
 
 MAX_SIDE = 10_000  # pixels that an image may be resized to
 MAX_SEED = 2**63 - 1
+MOST_DETECTIONS = 10_000  # that may be given of an image; a checkpoint's config may have no higher number, either
 MAX_WORKERS = 1024
 MAX_DEPTH = 100  # sections within each other
 
@@ -105,7 +103,7 @@ KINDS: dict[str, Kind] = {
     "dataloader.*.dataset.check_consistency": FLAG,
     "dataloader.*.mapper": SECTION,
     "dataloader.*.mapper.is_train": FLAG,
-    "dataloader.*.mapper.image_format": choice(*CHANNELS),
+    "dataloader.*.mapper.image_format": choice("RGB", "BGR"),
     "dataloader.*.mapper.use_instance_mask": FLAG,
     "dataloader.*.mapper.instance_mask_format": choice("bitmask", "polygon"),
     "dataloader.*.mapper.recompute_boxes": FLAG,
@@ -364,20 +362,6 @@ def check_config(cfg: DictConfig, *, train: bool) -> None:
         raise UserError("dataloader.train.mapper.recompute_boxes=True needs dataloader.train.mapper.use_instance_mask=True")
     _check_schedule(cfg)
     _check_optimizer(cfg)
-
-
-def check_batches(cfg: DictConfig, processes: int) -> None:
-    """Raises a UserError if a batch cannot be divided among processes, or into the parts of train.accumulate."""
-    batch_size = cfg.dataloader.train.get("total_batch_size")
-    if batch_size is None:  # a loader of one's own
-        return
-    images, parts = images_per_process(batch_size, processes), cfg.train.accumulate
-    if images % parts:
-        divisors = [str(count) for count in range(1, images + 1) if images % count == 0]
-        raise UserError(
-            f"train.accumulate={parts} does not divide the {images} images that each process has of a batch "
-            f"(dataloader.train.total_batch_size={batch_size}); it may be {listed(divisors)}"
-        )
 
 
 def _check_schedule(cfg: DictConfig) -> None:

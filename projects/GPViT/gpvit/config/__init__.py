@@ -1,0 +1,26 @@
+"""LazyConfigs: loaded and changed, saved as YAML and read again, and looked at value by value."""
+
+from .lazy import (
+    add_gpvit_config,
+    detectron2_config,
+    flattened,
+    inference_config,
+    load_config,
+    save_config,
+    with_overrides,
+)
+from .saved import config_from_yaml, renamed
+from .values import check_config
+
+__all__ = [
+    "add_gpvit_config",
+    "check_config",
+    "config_from_yaml",
+    "detectron2_config",
+    "flattened",
+    "inference_config",
+    "load_config",
+    "renamed",
+    "save_config",
+    "with_overrides",
+]
