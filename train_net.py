@@ -29,6 +29,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from gpvit.config import check_config, load_config, save_config
+from gpvit.data.loader import check_batches, loading_failure, share_batches
 from gpvit.engine import (
     DATA,
     Checkpoints,
@@ -37,14 +38,12 @@ from gpvit.engine import (
     argument_parser,
     build_ddp,
     build_followers,
-    check_batches,
     check_best_metric,
     check_unchanged,
     choose_device,
     device_name,
     evaluation_bar,
     launch,
-    loading_failure,
     newest,
     processes_of,
     refuse_evaluated,
@@ -53,7 +52,6 @@ from gpvit.engine import (
     save_evaluation,
     settings,
     setup,
-    share_batches,
     shared_seed,
     spawns_processes,
     validation_names,

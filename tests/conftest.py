@@ -10,7 +10,7 @@ import gpvit  # noqa: F401 (before detectron2: it silences what PyTorch says to 
 import published
 import pytest
 import torch
-from make_synthetic_data import make_data_set
+from gpvit.data.datasets.synthetic import make_data_set
 
 REPOSITORY = Path(__file__).parent.parent
 

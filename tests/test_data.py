@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from gpvit.config import load_config
+from gpvit.data.transforms import OpenCVResizeTransform
 from gpvit.utils.errors import UserError
 from PIL import Image
 from pycocotools import mask as mask_api
@@ -271,7 +272,7 @@ def test_shrinking_does_not_antialias() -> None:
 @pytest.mark.parametrize("new_size", [(202, 134), (60, 41), (250, 33)])
 def test_masks_stay_masks_and_take_the_nearest_pixel(new_size: tuple[int, int]) -> None:
     mask = noise(101, 67)[:, :, 0] % 2
-    resized = gpvit.data.OpenCVResizeTransform(101, 67, *new_size).apply_segmentation(mask)
+    resized = OpenCVResizeTransform(101, 67, *new_size).apply_segmentation(mask)
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(mask.shape, new_size))
     assert resized.dtype == mask.dtype and np.array_equal(resized, mask[rows][:, columns])
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from gpvit import Predictor, visualize
+from gpvit.data.video_io import VideoReader, VideoWriter
 from gpvit.utils.errors import UserError
-from gpvit.video import VideoReader, VideoWriter
 from pycocotools.coco import COCO
 from test_predictor import write_detector
 from torch import Tensor, nn

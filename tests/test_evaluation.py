@@ -17,10 +17,10 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from faster_coco_eval import COCOeval_faster
-from gpvit.annotations import read
 from gpvit.config import check_config, config_from_yaml, flattened, inference_config, load_config
 from gpvit.config.values import check_values
 from gpvit.data import register_folder
+from gpvit.data.datasets.coco import read
 from gpvit.engine import check_unchanged, settings
 from gpvit.evaluation import COCOEvaluator, coco_ap
 from gpvit.utils.errors import UserError

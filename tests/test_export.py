@@ -15,7 +15,7 @@ from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit import checkpoint, export
 from gpvit.config import load_config
-from gpvit.images import read_image
+from gpvit.data.image_io import read_image
 from gpvit.modeling.deformable_attention import sample, sample_by_grid
 from gpvit.utils.errors import UserError
 from torch import nn

@@ -10,7 +10,7 @@ from pathlib import Path
 import check_data
 import numpy as np
 import pytest
-from gpvit import layouts
+from gpvit.data.datasets import custom as layouts
 from gpvit.utils.errors import UserError
 from PIL import Image
 from pycocotools import mask as mask_api
@@ -49,10 +49,10 @@ def dataset(folder: Path, *shapes: object) -> Path:
     return folder
 
 
-def read(folder: Path, masks: bool = False) -> layouts.annotations.CocoFile:
+def read(folder: Path, masks: bool = False) -> layouts.coco.CocoFile:
     """The train split, with its problems."""
     layout = layouts.recognise(str(folder))
-    file = layouts.annotations.read(*layout.splits["train"], masks=masks, train=True)
+    file = layouts.coco.read(*layout.splits["train"], masks=masks, train=True)
     layout.trace("train", file)
     assert all(problem.image_id is problem.annotation_id is None for problem in file.problems)
     return file

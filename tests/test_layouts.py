@@ -18,10 +18,11 @@ import torch
 from conftest import REPOSITORY
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
-from gpvit import annotations, layouts
 from gpvit.config import load_config
+from gpvit.data.datasets import coco as annotations
+from gpvit.data.datasets import custom as layouts
+from gpvit.data.image_io import read_image
 from gpvit.evaluation import coco_fingerprint
-from gpvit.images import read_image
 from gpvit.utils.errors import UserError
 from gpvit.utils.fingerprint import dataset_fingerprint
 from PIL import Image
@@ -291,14 +292,14 @@ def test_at_least_one_image_is_set_apart_and_variants_of_one_stay_together() -> 
 def test_converted_data_is_written_once_and_anew_when_something_changes(
     source: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpvit import conversion
+    from gpvit.data.datasets import yolo as reader
 
     folder = tmp_path / "data"
     yolo("images", "labels")(source, folder)
     first = layouts.find(str(folder))
     assert first["train"].json_file.parent.parent == cache and first["train"].json_file.parent.name.startswith("data-")
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "from_yolo", lambda *arguments: pytest.fail("it is converted again"))
+        patch.setattr(reader, "from_yolo", lambda *arguments: pytest.fail("it is converted again"))
         assert layouts.find(str(folder)) == first
     label = sorted((folder / "labels").iterdir())[0]
     label.write_text("".join(f"2 0.1 0.1 0.5 0.1 0.5 0.{end}\n" for end in (5, 6, 7)))
@@ -437,7 +438,7 @@ def test_images_that_the_yaml_file_does_not_say_are_no_part_of_the_data(source: 
 
 
 def test_sizes_are_those_of_the_picture_as_it_is_seen(tmp_path: Path) -> None:
-    from gpvit.conversion import size_of
+    from gpvit.data.datasets.to_coco import size_of
 
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -579,8 +580,9 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path, content: object, messag
 def test_without_supervision_the_error_says_what_to_install(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "gpvit.conversion", raising=False)
-    monkeypatch.delattr(gpvit, "conversion", raising=False)
+    for name in ("labelme", "to_coco", "yolo"):
+        monkeypatch.delitem(sys.modules, f"gpvit.data.datasets.{name}", raising=False)
+        monkeypatch.delattr(gpvit.data.datasets, name, raising=False)
     monkeypatch.setitem(sys.modules, "supervision", None)
     SPLIT["labelme"](source, tmp_path / "data")
     with pytest.raises(UserError, match="pip install 'supervision"):
@@ -621,7 +623,7 @@ def test_what_was_found_is_in_the_log_before_the_data_is_used(
     with caplog.at_level(logging.INFO, "gpvit.data"):
         for loader in (cfg.dataloader.train, cfg.dataloader.test):
             DatasetCatalog.get(loader.dataset.names)
-    [text] = [entry.getMessage() for entry in caplog.records if entry.name == "gpvit.data"]
+    [text] = [entry.getMessage() for entry in caplog.records if entry.name == "gpvit.data.datasets.register"]
     lines = text.splitlines()
     assert lines[0] == f"{tmp_path / 'data'}: COCO format by Roboflow"
     numbers = {

@@ -1,6 +1,6 @@
 """Masks that are kept cropped are those that Detectron2 keeps whole."""
 
-import gpvit.masks
+import gpvit.data.cropped_masks
 import numpy as np
 import pytest
 import torch
@@ -8,7 +8,7 @@ from children import in_a_child
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, polygons_to_bitmask
 from gpvit.data import InstanceMapper, train_augmentations
-from gpvit.masks import CroppedMasks, crop_of_polygons, transformed
+from gpvit.data.cropped_masks import CroppedMasks, crop_of_polygons, transformed
 from PIL import Image
 from pycocotools import mask as mask_api
 
@@ -58,7 +58,7 @@ def test_cropped_masks_behave_as_detectron2s() -> None:
 @pytest.mark.parametrize("canvas", [1, 7 * HEIGHT * WIDTH, 2**24])
 @pytest.mark.parametrize("number", [0, 1, 40])
 def test_targets_are_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch, canvas: int, number: int) -> None:
-    monkeypatch.setattr(gpvit.masks, "CANVAS", canvas)
+    monkeypatch.setattr(gpvit.data.cropped_masks, "CANVAS", canvas)
     random = np.random.default_rng(number)
     ours, theirs = both(random_polygons(random, number))
     tight = ours.get_bounding_boxes().tensor  # of which samples lie on the edges of pixels

@@ -30,10 +30,10 @@ import view_groups
 import view_predictions
 from conftest import REPOSITORY, TINY
 from gpvit import checkpoint, hub
+from gpvit.data.video_io import VideoReader, VideoWriter
 from gpvit.engine import argument_parser
 from gpvit.utils.events import read_metrics
 from gpvit.utils.text import one_line
-from gpvit.video import VideoReader, VideoWriter
 from huggingface_hub import ModelCard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

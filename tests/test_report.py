@@ -15,8 +15,8 @@ import pytest
 import report
 import view_predictions
 from detectron2.data.datasets import register_coco_instances
-from gpvit.annotations import read
 from gpvit.data import register_folder
+from gpvit.data.datasets.coco import read
 from gpvit.evaluation import coco_ap, evaluated_data
 from gpvit.matching import Outcome, index, match, outcomes
 from gpvit.utils.errors import UserError

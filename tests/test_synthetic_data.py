@@ -5,9 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-import make_synthetic_data as synthetic
+import make_synthetic_data
 import numpy as np
 import pytest
+from gpvit.data.datasets import synthetic
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -305,6 +306,6 @@ def test_bad_arguments_end_in_one_line(tmp_path, monkeypatch, arguments):
     (tmp_path / "foreign").touch()
     monkeypatch.setattr(sys, "argv", ["make_synthetic_data.py", "--out", str(tmp_path), *arguments])
     with pytest.raises(SystemExit) as stopped:
-        synthetic.main()
+        make_synthetic_data.main()
     assert str(stopped.value.code).startswith("error: ")
     assert "\n" not in stopped.value.code

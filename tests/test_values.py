@@ -26,8 +26,8 @@ from detectron2.data.datasets import register_coco_instances
 from gpvit.config import load_config, save_config, with_overrides
 from gpvit.config.values import KINDS, check_config, kind_of
 from gpvit.data import class_names
+from gpvit.data.loader import check_batches
 from gpvit.engine import argument_parser
-from gpvit.engine.loader import check_batches
 from gpvit.utils.errors import UserError
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st

@@ -10,7 +10,7 @@ from pathlib import Path
 import check_data
 import pytest
 import yaml
-from gpvit import layouts
+from gpvit.data.datasets import custom as layouts
 from gpvit.utils.errors import UserError
 from PIL import Image
 
@@ -69,7 +69,7 @@ def refused(given: Path) -> str:
 def problems(given: Path, split: str = "train") -> list[tuple[str, str]]:
     """What is wrong in a split, kinds and details."""
     layout = layouts.recognise(str(given))
-    file = layouts.annotations.read(*layout.splits[split], masks=False)
+    file = layouts.coco.read(*layout.splits[split], masks=False)
     layout.trace(split, file)
     assert all(problem.image_id is problem.annotation_id is None for problem in file.problems)
     return [(problem.kind, problem.detail) for problem in file.problems]

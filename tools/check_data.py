@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import run_command
-from gpvit import layouts
-from gpvit.annotations import RULES, WHOLE_FILE, CocoFile, Problem, grouped, images_in_both, read
+from gpvit.data.datasets import custom as layouts
+from gpvit.data.datasets.coco import CocoFile, images_in_both, read
+from gpvit.data.datasets.coco_rules import RULES, WHOLE_FILE, Problem, grouped
 from gpvit.utils.errors import UserError, listed
 from gpvit.utils.files import atomic_write
 from gpvit.utils.text import PATH_LIMIT, one_line, print_anything

@@ -32,15 +32,12 @@ if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
 
 import argparse
 import contextlib
-import glob
-import itertools
 import json
 import re
 import subprocess
 import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -50,38 +47,17 @@ from common import COUNT, SCORE, add_detector, detector, refuse_to_replace, run_
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
-from gpvit.images import SUFFIXES, read_image
+from gpvit.data.image_io import read_image
+from gpvit.data.sources import Picture, Source, sources_of
+from gpvit.data.video_io import VideoReader, VideoWriter
 from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write, cut, make_folder
 from gpvit.utils.signals import stop_signals_to
 from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
-from gpvit.video import VideoReader, VideoWriter
 from gpvit.visualize import cut_outs, draw_predictions
 from tqdm import tqdm
 
 CUTOUT = re.compile(r"(frame_\d{6,}_)?\d{3,}_[\w-]*_\d+\.png")
-VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
-
-
-@dataclass(frozen=True)
-class Source:
-    """An input: where it is, and its name below the output folder."""
-
-    path: str
-    name: str
-
-    @property
-    def is_video(self) -> bool:
-        return Path(self.name).suffix.lower() in VIDEOS
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture (H, W, 3), RGB, of a file, or a frame of a video."""
-
-    source: Source
-    image: np.ndarray
-    frame: int | None = None
 
 
 def main() -> int:
@@ -133,50 +109,6 @@ def require_window() -> None:
     # In a process of its own: without a display, OpenCV may end the process.
     if subprocess.run([sys.executable, "-c", "import cv2; cv2.namedWindow('')"], capture_output=True).returncode:
         raise UserError("--show: there is no display to open a window on; leave --show out")
-
-
-def sources_of(patterns: list[str], output: Path) -> list[Source]:
-    """The files that are given by paths, globs and folders, but for what is below the output folder.
-
-    Raises:
-        UserError: a folder has no pictures.
-    """
-    found: dict[Path, Source] = {}
-    for pattern in patterns:
-        root, matches = expand(pattern)
-        for match in matches:
-            for path in pictures_below(match, output) if match.is_dir() else [match]:
-                name = path.relative_to(root)
-                name = Path(name.name) if ".." in name.parts else name  # else it could leave the output folder
-                found.setdefault(path.absolute(), Source(str(path), name.as_posix()))
-    return list(found.values())
-
-
-def expand(pattern: str) -> tuple[Path, list[Path]]:
-    """The files and folders that match, and the folder that all names count from."""
-    path = Path(pattern)
-    if path.is_dir():
-        return path, [path]
-    if path.exists() or not glob.has_magic(pattern):
-        return path.parent, [path]  # also a missing one, to be reported
-    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parent.parts)
-    return Path(*fixed), sorted(map(Path, glob.glob(pattern, recursive=True))) or [path]
-
-
-def pictures_below(folder: Path, output: Path) -> list[Path]:
-    """Without hidden ones, and without those of an output folder in between."""
-    below = output.resolve() if folder.resolve() in output.resolve().parents else None
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not (below and path.resolve().is_relative_to(below))
-    ]
-    if not paths:
-        raise UserError(f"{folder}: there are no pictures below it; give another folder, or the files themselves")
-    return paths
 
 
 def target_of(source: Source, output: Path) -> Path:

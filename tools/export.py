@@ -28,7 +28,7 @@ import torchvision  # noqa: F401 (what is in a .pt2 file calls its operations)
 from common import add_detector, detector, expanded, refuse_to_replace, run_command
 from detectron2.modeling import GeneralizedRCNN
 from gpvit import export
-from gpvit.images import read_image
+from gpvit.data.image_io import read_image
 from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write
 from gpvit.utils.paths import utf8_path

@@ -26,14 +26,14 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
 from gpvit.config import load_config
-from gpvit.engine import share_batches
+from gpvit.data.datasets.synthetic import make_data_set
+from gpvit.data.image_io import read_image
+from gpvit.data.loader import share_batches
 from gpvit.evaluation import coco_ap
-from gpvit.images import read_image
 from gpvit.utils.errors import UserError
 from gpvit.utils.events import read_evaluation
 from gpvit.utils.signals import interrupt, stop_signals_to
 from gpvit.visualize import draw_annotations, draw_predictions, save_curves, save_sheet
-from make_synthetic_data import make_data_set
 from pycocotools import mask as mask_api
 
 REPOSITORY = Path(__file__).resolve().parent.parent

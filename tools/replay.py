@@ -21,8 +21,8 @@ from common import run_command
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 from gpvit.config import load_config
+from gpvit.data.loader import MappedDataset
 from gpvit.engine import Trainer
-from gpvit.engine.loader import MappedDataset
 from gpvit.utils.errors import UserError, listed
 from gpvit.utils.seed import seed_everything
 from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything

@@ -33,7 +33,7 @@ import matplotlib
 import numpy as np
 import torch
 from common import SCORE, refuse_to_replace, run_command
-from gpvit.annotations import MAX_DETECTIONS
+from gpvit.data.datasets.coco_rules import MAX_DETECTIONS
 from gpvit.utils.errors import UserError
 from gpvit.config.values import MOST_DETECTIONS
 from gpvit.evaluation import check_max_detections, max_dets, most_objects, summarized

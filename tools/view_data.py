@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 from common import COUNT, INDEX, refuse_to_replace, run_command, save_picture
-from gpvit import annotations, layouts
-from gpvit.images import read_image
+from gpvit.data.datasets import coco as annotations
+from gpvit.data.datasets import custom as layouts
+from gpvit.data.image_io import read_image
 from gpvit.utils.errors import UserError, listed
 from gpvit.utils.files import atomic_write, cut, make_folder
 from gpvit.utils.fonts import draw_all_characters

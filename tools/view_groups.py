@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from common import INDEX, add_detector, detector, expanded, refuse_to_replace, run_command
-from gpvit.images import read_image
+from gpvit.data.image_io import read_image
 from gpvit.inspection import TOKEN_STRIDE, GroupMaps, Inspection, inspect, principal_colours, strongest
 from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write, make_folder

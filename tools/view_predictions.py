@@ -27,12 +27,13 @@ import gpvit.data
 import numpy as np
 from common import COUNT, SCORE, refuse_to_replace, run_command
 from detectron2.data import MetadataCatalog
-from gpvit import annotations, layouts
-from gpvit.annotations import CocoFile
 from gpvit.config import load_config
+from gpvit.data.datasets import coco as annotations
+from gpvit.data.datasets import custom as layouts
+from gpvit.data.datasets.coco import CocoFile
+from gpvit.data.image_io import read_image
 from gpvit.engine import results_folders
 from gpvit.evaluation import COCOFile, check_masks, coco_fingerprint
-from gpvit.images import read_image
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
 from gpvit.utils.errors import UserError, listed
 from gpvit.utils.events import read_evaluation

@@ -3,8 +3,7 @@
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from gpvit.data import InstanceMapper, train_augmentations
-from gpvit.engine import build_train_loader
+from gpvit.data import InstanceMapper, build_train_loader, train_augmentations
 from gpvit.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 

@@ -26,8 +26,8 @@ import torch
 import torch.distributed as dist
 import train_net
 from detectron2.utils import comm
+from gpvit.data.loader import MappedDataset
 from gpvit.engine import Checkpoints, argument_parser, build_ddp, checkpoints, launch
-from gpvit.engine.loader import MappedDataset
 from gpvit.engine.trainer import Trainer
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf

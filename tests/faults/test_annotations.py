@@ -25,9 +25,10 @@ from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 from faster_coco_eval import COCOeval_faster
-from gpvit import annotations
-from gpvit.annotations import RULES, grouped, read
 from gpvit.data import InstanceMapper, register_folder
+from gpvit.data.datasets import coco as annotations
+from gpvit.data.datasets.coco import read
+from gpvit.data.datasets.coco_rules import RULES, grouped
 from gpvit.evaluation import COCOEvaluator
 from gpvit.utils.errors import UserError
 from hypothesis import HealthCheck, given, seed, settings
@@ -749,7 +750,7 @@ def test_a_folder_trains_by_the_rules_and_the_log_has_one_line_for_each(
     name = register_folder(str(folder), "train")
     with caplog.at_level(logging.INFO, "gpvit"):
         records = DatasetCatalog.get(name)
-    lines = [entry.getMessage() for entry in caplog.records if entry.name == "gpvit.annotations"]
+    lines = [entry.getMessage() for entry in caplog.records if entry.name == "gpvit.data.datasets.coco"]
     assert lines[0].endswith("train.json: 3 images, 12 of 15 annotations used, 2 classes")
     assert len(lines) == 1 + len(MENDED)
     for line, (kind, ids) in zip(lines[1:], MENDED.items()):

@@ -26,6 +26,7 @@ import torch
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit.config import load_config
+from gpvit.data.datasets import custom
 from gpvit.engine import newest
 from gpvit.utils.files import lock_folder
 
@@ -433,7 +434,7 @@ def test_data_may_move_and_not_change(train: Callable[..., Run], synthetic_data:
 def digest_of_version_1(data: Path) -> str:
     """What checkpoints had of their data until November 2026."""
     found = hashlib.sha256()
-    for record in gpvit.data.layouts.read(str(data), "train").records():
+    for record in custom.read(str(data), "train").records():
         if any(not item["iscrowd"] for item in record["annotations"]):
             image = os.path.basename(record["file_name"]), record["image_id"], record["width"], record["height"]
             objects = [(item["category_id"], *map(float, item["bbox"])) for item in record["annotations"]]

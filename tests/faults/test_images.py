@@ -9,12 +9,12 @@ import zlib
 from pathlib import Path
 
 import cv2
-import gpvit.images
+import gpvit.data.image_io
 import numpy as np
 import pytest
-from gpvit.conversion import size_of
 from gpvit.data import InstanceMapper
-from gpvit.images import MAX_PIXELS, exif_orientation, read_image
+from gpvit.data.datasets.to_coco import size_of
+from gpvit.data.image_io import MAX_PIXELS, exif_orientation, read_image
 from gpvit.utils.errors import UserError
 from PIL import Image, ImageOps, PngImagePlugin
 
@@ -356,9 +356,9 @@ def test_the_limit_of_pixels_is_kept_before_anything_is_decoded(tmp_path: Path, 
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert "more than 100 million pixels; cut it into tiles" in refusal(tmp_path / name)
-    monkeypatch.setattr(gpvit.images, "MAX_PIXELS", COLOUR[..., 0].size)
+    monkeypatch.setattr(gpvit.data.image_io, "MAX_PIXELS", COLOUR[..., 0].size)
     assert MAX_PIXELS == 100_000_000 and read_image(save(COLOUR, tmp_path / "just.png")).shape == COLOUR.shape
-    monkeypatch.setattr(gpvit.images, "MAX_PIXELS", COLOUR[..., 0].size - 1)
+    monkeypatch.setattr(gpvit.data.image_io, "MAX_PIXELS", COLOUR[..., 0].size - 1)
     refusal(tmp_path / "just.png")
 
 
@@ -372,7 +372,7 @@ def test_the_mapper_names_path_and_image_id_of_an_image_that_cannot_be_read(
     if fault == "missing":
         path.unlink()
     elif fault == "too large":
-        monkeypatch.setattr(gpvit.images, "MAX_PIXELS", 10)
+        monkeypatch.setattr(gpvit.data.image_io, "MAX_PIXELS", 10)
     else:
         path.write_bytes(content[: len(content) // 2] if fault == "truncated" else b"")
     mapper = InstanceMapper(is_train=train, augmentations=[], image_format="RGB")

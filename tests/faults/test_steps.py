@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpvit.data import build_train_loader
+from gpvit.data.loader import BatchSampler, MappedDataset
 from gpvit.engine import Checkpoints, Trainer
-from gpvit.engine.loader import BatchSampler, MappedDataset, build_train_loader
 from gpvit.engine.trainer import STOP_EARLY
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf

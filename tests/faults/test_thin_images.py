@@ -16,7 +16,9 @@ import view_data
 import view_groups
 import view_predictions
 from conftest import REPOSITORY, TINY
+from detectron2.data import DatasetCatalog
 from gpvit import Predictor
+from gpvit.data.transforms import AugmentedImage
 from gpvit.engine import argument_parser
 from gpvit.utils.errors import UserError
 from gpvit.visualize import LARGEST_SIDE, SMALLEST_SIDE, draw_predictions, reduced
@@ -101,7 +103,7 @@ def test_a_thin_image_and_its_objects_go_through_every_recipe(
     mapper = gpvit.data.InstanceMapper(
         True, augmentations=RECIPES[recipe], image_format="RGB", use_instance_mask=True, recompute_boxes=True
     )
-    record = gpvit.data.DatasetCatalog.get(gpvit.data.register_folder(str(data), "train"))[SIZES.index(size)]
+    record = DatasetCatalog.get(gpvit.data.register_folder(str(data), "train"))[SIZES.index(size)]
     np.random.seed(0)
     for _ in range(5):
         output = mapper(record)
@@ -116,7 +118,7 @@ def test_a_side_that_is_not_rounded_to_nothing_stays_as_it_was() -> None:
     for size in ((48, 64), (37, 641), (1, 640), (1, 641), (1, 5000)):
         image = noise(size)
         theirs = T.ResizeShortestEdge(192, 320).get_transform(image)
-        ours = gpvit.data.AugmentedImage(image)
+        ours = AugmentedImage(image)
         (transform,) = T.AugmentationList([T.ResizeShortestEdge(192, 320)])(ours).transforms
         assert (transform.new_h, transform.new_w) == (max(1, theirs.new_h), theirs.new_w)
         if theirs.new_h:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import tifffile
-from gpvit.conversion import size_of
-from gpvit.images import TURNS, from_pillow, read_image
+from gpvit.data.datasets.to_coco import size_of
+from gpvit.data.image_io import TURNS, from_pillow, read_image
 from gpvit.utils.errors import UserError
 from PIL import Image, UnidentifiedImageError
 

@@ -26,12 +26,12 @@ from common import save_picture
 from detectron2.structures import Boxes, Instances
 from gpvit import hub
 from gpvit.config import save_config
+from gpvit.data.video_io import VideoWriter
 from gpvit.engine import checkpoints, save_evaluation
 from gpvit.engine.run_page import RunPage
 from gpvit.evaluation import COCOEvaluator
 from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write, make_folder
-from gpvit.video import VideoWriter
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from gpvit import annotations
+from gpvit.data.datasets import coco as annotations
 from gpvit.evaluation import coco_fingerprint, evaluated_data
 from gpvit.utils.fingerprint import dataset_fingerprint, like
 from pycocotools import mask as mask_api

@@ -19,9 +19,11 @@ from detectron2.utils.logger import log_first_n
 from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
 
-from . import annotations
-from .annotations import MAX_DETECTIONS, CocoFile, mask_fault, usable_size
 from .config.values import MOST_DETECTIONS
+from .data.datasets import coco as annotations
+from .data.datasets.coco import CocoFile, usable_size
+from .data.datasets.coco_rules import MAX_DETECTIONS
+from .data.masks import mask_fault
 from .utils.errors import UserError
 from .utils.files import atomic_write
 from .utils.fingerprint import dataset_fingerprint
@@ -64,7 +66,7 @@ def _truth(file: CocoFile | None) -> Iterator[None]:
 class COCOEvaluator(coco_evaluation.COCOEvaluator):
     """Detectron2's COCO evaluator, with AP 0 where nothing is found, and none where there is nothing to find.
 
-    Detectron2's calls both NaN. One's own data is what :mod:`gpvit.annotations` makes of it for training, too.
+    Detectron2's calls both NaN. One's own data is what :mod:`gpvit.data.datasets.coco` makes of it for training, too.
 
     What is found goes to Detectron2's files, ``instances_predictions.pth`` and ``coco_instances_results.json``, each the
     old one or the complete new one. Metrics do not depend on whether it can be written.
@@ -168,7 +170,7 @@ def check_masks(truth: COCO, json_file: str) -> None:
     """Raises a UserError if a mask of ground truth may not go to pycocotools: it would end the process.
 
     Args:
-        truth: as the file has it, without the rules of :mod:`gpvit.annotations`.
+        truth: as the file has it, without the rules of :mod:`gpvit.data.datasets.coco`.
         json_file: for the message.
     """
     for id, item in truth.anns.items():

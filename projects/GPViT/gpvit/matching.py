@@ -23,7 +23,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .annotations import compressed, load_json, run_length_fault
+from .data.datasets.coco import load_json
+from .data.masks import compressed, run_length_fault
 from .utils.errors import UserError
 from .utils.events import is_number
 from .utils.text import one_line

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .config import config_from_yaml, load_config, with_overrides
-from .data import CHANNELS, AugmentedImage, set_num_classes
-from .images import MAX_PIXELS, from_pillow, read_image
-from .utils.errors import UserError
-from .utils.text import one_line
+from .data.datasets.register import set_num_classes
+from .data.image_io import MAX_PIXELS, from_pillow, read_image
+from .data.instance_mapper import CHANNELS
+from .data.transforms import AugmentedImage
+from .utils.errors import UserError, reason_of
 
 Picture = str | os.PathLike | np.ndarray | Image.Image
 PUBLISHED_CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "published"
@@ -145,11 +146,6 @@ class Predictor:
                 f"an image of {size} pixels cannot be resized as {self.path} says: {reason_of(error)}"
             ) from error
         return torch.from_numpy(resized.image.transpose(2, 0, 1).copy())
-
-
-def reason_of(error: Exception) -> str:
-    """The type of an error and its message, in one line."""
-    return one_line(f"{type(error).__name__}: {str(error).strip()}".removesuffix(": "), 300)
 
 
 def _to_device(model: nn.Module, device: str | None) -> nn.Module:

@@ -23,6 +23,7 @@ RENAMED: dict[str, str] = {
     "gpvit.detectors.ClampedBox2BoxTransform": "gpvit.modeling.ClampedBox2BoxTransform",
     "gpvit.detectors.LastLevelNormP6P7": "gpvit.modeling.LastLevelNormP6P7",
     "gpvit.detectors.RetinaNet": "gpvit.modeling.RetinaNet",
+    "gpvit.engine.build_train_loader": "gpvit.data.build_train_loader",
     "gpvit.optim.layer_decay": "gpvit.solver.layer_decay",
     "gpvit.optim.multistep_schedule": "gpvit.solver.multistep_schedule",
 }
@@ -40,8 +41,6 @@ def renamed(content: Any) -> Any:
 # What a config in a checkpoint may call, by its full name as save_config writes it. A name is trusted, never a module:
 # modules hold functions that call or import whatever their arguments name. Nothing here opens a file or writes one.
 DETECTORS = frozenset({"detectron2.modeling.GeneralizedRCNN", "gpvit.modeling.RetinaNet"})
-
-
 MODEL_CALLS = DETECTORS | {
     "detectron2.data.transforms.Resize",
     "detectron2.data.transforms.ResizeShortestEdge",
@@ -92,9 +91,9 @@ RUN_CALLS = MODEL_CALLS | {
     "fvcore.common.param_scheduler.CosineParamScheduler",
     "fvcore.common.param_scheduler.LinearParamScheduler",
     "fvcore.common.param_scheduler.MultiStepParamScheduler",
+    "gpvit.data.build_train_loader",
     "gpvit.data.multi_scale_crop",
     "gpvit.data.train_augmentations",
-    "gpvit.engine.build_train_loader",
     "gpvit.evaluation.COCOEvaluator",
     "gpvit.solver.layer_decay",
     "gpvit.solver.multistep_schedule",
@@ -102,22 +101,12 @@ RUN_CALLS = MODEL_CALLS | {
     "torch.optim.AdamW",
     "torch.optim.SGD",
 }
-
-
 MAX_REFERENCES = 1000
-
-
 MAX_VALUES = 20_000
-
-
 MAX_LIST = 100  # items; anchors are made for all levels, sizes and shapes
-
-
 # The largest values in a config of a checkpoint of what takes memory or time for each image, by the ends of their keys.
 MAX_NUMBERS = {"output_size": 64, "resolution": 64, "sampling_ratio": 16, "square_pad": MAX_SIDE, "topk": 10_000}
 MAX_NUMBERS |= {"topk_per_image": 10_000, "topk_candidates": 10_000, "max_detections_per_image": 10_000}
-
-
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
 
 

@@ -12,7 +12,6 @@ from .checkpoints import (
 )
 from .following import build_followers, save_evaluation
 from .launch import argument_parser, choose_device, launch, processes_of, spawns_processes
-from .loader import build_train_loader, check_batches, loading_failure, share_batches
 from .setup import device_name, setup, shared_seed
 from .terminal import evaluation_bar
 from .trainer import Trainer, build_ddp
@@ -26,15 +25,12 @@ __all__ = [
     "argument_parser",
     "build_ddp",
     "build_followers",
-    "build_train_loader",
-    "check_batches",
     "check_best_metric",
     "check_unchanged",
     "choose_device",
     "device_name",
     "evaluation_bar",
     "launch",
-    "loading_failure",
     "metric_prefixes",
     "newest",
     "processes_of",
@@ -45,7 +41,6 @@ __all__ = [
     "save_evaluation",
     "settings",
     "setup",
-    "share_batches",
     "shared_seed",
     "spawns_processes",
     "validation_names",

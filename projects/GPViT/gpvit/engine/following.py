@@ -19,8 +19,8 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig
 from torch import nn
 
-from ..annotations import MAX_DETECTIONS
-from ..images import read_image
+from ..data.datasets.coco_rules import MAX_DETECTIONS
+from ..data.image_io import read_image
 from ..utils.errors import UserError
 from ..utils.files import atomic_write, finite_or_text, make_folder
 from ..utils.logger import has_terminal

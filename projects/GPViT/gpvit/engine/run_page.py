@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from .. import checkpoint
-from ..data import folder_of
+from ..data.datasets.register import folder_of
 from ..utils.errors import UserError
 from ..utils.events import read_metrics
 from ..utils.files import atomic_write

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..data.loader import loading_failure, start_loading, stop_workers
 from ..utils.errors import ProcessError, UserError
 from ..utils.files import atomic_write, finite_or_text
 from ..utils.seed import seed_everything
 from ..utils.signals import stop_signals_to
 from ..utils.text import LINE_LIMIT, one_line
-from .loader import loading_failure, start_loading, stop_workers
 
 logger = logging.getLogger(__name__)
 

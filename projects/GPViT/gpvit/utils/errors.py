@@ -23,3 +23,8 @@ def listed(names: Sequence[object]) -> str:
     """The first names of a long list, for a message."""
     shown = ", ".join(one_line(name, NAME_LIMIT) for name in names[:5])
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def reason_of(error: Exception, limit: int = 300) -> str:
+    """The type of an error and its message, in one line of so many characters."""
+    return one_line(f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": "), limit)

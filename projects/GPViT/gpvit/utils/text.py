@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import re
+import reprlib
 import sys
 import unicodedata
 
@@ -17,6 +18,8 @@ PATH_LIMIT = 500  # characters of a path
 LINE_LIMIT = 2000  # characters of a line with names and paths in it
 PAGE_LIMIT = 100_000  # characters of a text of many lines
 JOINERS = "\u200c\u200d"  # part of words in Persian and in Indic scripts, and of emoji
+
+shown = reprlib.repr  # of a value, cut
 
 
 def decoded(content: bytes) -> str:

@@ -8,52 +8,39 @@ COCO format, one JSON file: given itself, or the only one in a folder. A fifth o
 a seed and their names.
 
 YOLO segmentation (a YAML file with the names of the classes, ``images`` and ``labels``) and labelme (a JSON file for each
-image): converted by :mod:`gpvit.conversion` and :mod:`gpvit.labelme`, and split as YOLO's file says (:mod:`gpvit.yolo`),
+image): converted by :mod:`.yolo` and :mod:`.labelme`, and split as YOLO's file says (:mod:`.yolo_yaml`),
 by the words in their folders, or else as a single file is.
 
 What has to be written for this goes to the user's cache, never into the data. What could be meant in two ways is refused.
 """
 
-import functools
 import hashlib
 import json
 import os
 import re
 import tempfile
-import unicodedata
-import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath, PureWindowsPath
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from . import annotations, image_names, yolo
-from .images import SUFFIXES
-from .utils.errors import UserError, listed
-from .utils.files import cut
-from .utils.text import LINE_LIMIT, PATH_LIMIT, one_line
+from ...utils.errors import UserError, listed
+from ...utils.files import cut
+from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line
+from ..image_io import SUFFIXES
+from . import coco, image_names, yolo_yaml
+from .coco_rules import RULES, Problem, grouped, left_out
+from .file_tree import UNREAD, WORDS, YAML, Tree, look_into, split_of
 
 SEED = 0
 VALIDATION = 0.2  # of the images, where nothing says which
-WORDS = {
-    "train": {"train", "training", "trainset"},
-    "val": {"val", "valid", "validation", "valset"},
-    "test": {"test", "testing", "testset"},
-}
-# Of images that gpvit.images does not read.
-UNREAD = {
-    *(".avif", ".avifs", ".dcm", ".dds", ".dib", ".exr", ".hdr", ".heic", ".heif", ".hif", ".ico"),
-    *(".jls", ".jxl", ".jxr", ".pcx", ".psd", ".qoi", ".sgi", ".svg", ".tga"),
-    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"),
-}
 ACCEPTED = (
     "COCO JSON files (one for train and one for val, or a single one), YOLO segmentation (data.yaml, images/ and "
     "labels/) and labelme (a JSON file beside each image)"
 )
-YAML = {".yaml", ".yml"}
 SHOWN = 20  # classes in a table
 NAME_LIMIT = 40  # characters of a name in it
 VERSION = 4  # of what is written to the cache
@@ -83,39 +70,39 @@ class Layout(NamedTuple):
     notes: Sequence[str] = ()
     origins: Mapping[str, Path] = MappingProxyType({})
 
-    def read(self, split: str, *, masks: bool = True) -> annotations.CocoFile:
+    def read(self, split: str, *, masks: bool = True) -> coco.CocoFile:
         """A split as :func:`read` gives it."""
         if split not in self.splits:
             there = ", ".join(str(found.json_file) for found in self.splits.values())
             raise UserError(f"--data {self.data}: there are no annotations for {split}, only {there}")
         json_file, images = self.splits[split]
-        file = annotations.read(json_file, images, masks=masks, train=split == "train")
+        file = coco.read(json_file, images, masks=masks, train=split == "train")
         self.trace(split, file)
         file.stop_if_fatal()
         return file
 
-    def trace(self, split: str, file: annotations.CocoFile) -> None:
+    def trace(self, split: str, file: coco.CocoFile) -> None:
         """Adds to the problems of a split's file what conversion left out, and to the others the file and line of each."""
         if split not in self.origins:
             return
         origins = json.loads(self.origins[split].read_bytes())
         file.given = self.data
-        added = [annotations.Problem(kind, detail=detail) for kind, detail in origins["problems"]]
+        added = [Problem(kind, detail=detail) for kind, detail in origins["problems"]]
         # Every line and shape that is left out is an annotation that was there.
-        file.annotations += sum(annotations.RULES[problem.kind].action == "drop" for problem in added)
+        file.annotations += sum(RULES[problem.kind].action == "drop" for problem in added)
         problems = added + [_traced(problem, file, origins["objects"]) for problem in file.problems]
         for number, problem in enumerate(problems):
             if problem.kind == "no objects":  # which lines and shapes may explain
-                problems[number] = problem._replace(detail=annotations.left_out(problems))
-        file.problems = [problem for group in annotations.grouped(problems).values() for problem in group]
+                problems[number] = problem._replace(detail=left_out(problems))
+        file.problems = [problem for group in grouped(problems).values() for problem in group]
 
-    def summary(self, files: Mapping[str, annotations.CocoFile]) -> str:
+    def summary(self, files: Mapping[str, coco.CocoFile]) -> str:
         """What was found, in a few lines; files by split."""
         lines = [f"{self.data}: {self.name}", *(f"  {note}" for note in self.notes)]
         return "\n".join([*(one_line(line, LINE_LIMIT) for line in lines), table(files)])
 
 
-def _traced(problem: annotations.Problem, file: annotations.CocoFile, objects: Mapping[str, Any]) -> annotations.Problem:
+def _traced(problem: Problem, file: coco.CocoFile, objects: Mapping[str, Any]) -> Problem:
     """A problem of converted data without ids, which the user's files do not have."""
     if problem.image_id is None:
         return problem
@@ -131,7 +118,7 @@ def _traced(problem: annotations.Problem, file: annotations.CocoFile, objects: M
         first = file.images[int(problem.detail.rpartition(", as ")[2])]["file_name"]
         problem = problem._replace(detail=f"as {one_line(first, PATH_LIMIT)}")
     detail = problem.detail if where in problem.detail else ": ".join(filter(None, (where, problem.detail)))
-    return annotations.Problem(problem.kind, detail=detail)
+    return Problem(problem.kind, detail=detail)
 
 
 def find(data: str) -> Mapping[str, Split]:
@@ -139,8 +126,8 @@ def find(data: str) -> Mapping[str, Split]:
     return recognise(data).splits
 
 
-def read(data: str, split: str, *, masks: bool = True) -> annotations.CocoFile:
-    """A split of one's own data, with the rules of :mod:`gpvit.annotations` applied to it.
+def read(data: str, split: str, *, masks: bool = True) -> coco.CocoFile:
+    """A split of one's own data, with the rules of :mod:`gpvit.data.datasets.coco` applied to it.
 
     Args:
         data: a folder or file, as said above.
@@ -168,7 +155,7 @@ def recognise(data: str) -> Layout:
     except OSError as error:  # such as a folder above that may not be searched
         raise UserError(f"--data {one_line(data, PATH_LIMIT)}: {error.strerror}") from None
     if is_file and path.suffix.lower() in YAML:
-        return _converted(data, Tree(yolo.describe(path).root()), "YOLO", [path])
+        return _converted(data, Tree(yolo_yaml.describe(path).root()), "YOLO", [path])
     if is_file:
         return _single(data, path, image_root(path))
     if not is_folder:
@@ -225,7 +212,7 @@ def _described(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     found, reasons = [], []
     for path in paths:
         try:
-            yolo.describe(path)
+            yolo_yaml.describe(path)
             found.append(path)
         except UserError as error:
             reasons.append(str(error))
@@ -251,198 +238,7 @@ def _coco(data: str, tree: "Tree", paths: list[Path]) -> Layout:
     return Layout(data, "COCO format by Roboflow" if roboflow else "COCO format", splits, notes)
 
 
-def split_of(path: PurePath) -> str | None:
-    """The one split of WORDS that a name says, or else that of the nearest folder above it that says one."""
-    for part in reversed(path.parts):
-        words = set(re.findall("[a-z]+", part.lower()))
-        found = [split for split, names in WORDS.items() if words & names]
-        if found:
-            return found[0] if len(found) == 1 else None
-    return None
-
-
 # Looking for files.
-
-
-class Tree:
-    """The files of a folder and its folders, found by one walk; what is hidden, or was seen through a link, is not.
-
-    Attributes:
-        root: the folder.
-        paths: of the files, relative to it, in order.
-        by_name: the paths that end in a file name.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.by_name: dict[str, list[str]] = {}
-        for path in image_names.files_below(root):
-            self.by_name.setdefault(os.path.basename(path), []).append(path)
-        self.paths = dict.fromkeys(sorted(path for paths in self.by_name.values() for path in paths))
-
-    @functools.cached_property
-    def pictures(self) -> dict[str, None]:
-        """The paths of images, in order."""
-        return self._with_suffix(SUFFIXES)
-
-    @functools.cached_property
-    def picture_folders(self) -> set[str]:
-        """The folders that have images in them, not only in folders below."""
-        return {os.path.dirname(path) for path in self.pictures}
-
-    @functools.cached_property
-    def picture_folder_ends(self) -> set[tuple[str, ...]]:
-        """The last parts of these, of every length."""
-        return image_names.folder_ends(self.picture_folders)
-
-    @functools.cached_property
-    def unread(self) -> dict[str, None]:
-        """The paths of images of kinds that are not read, in order."""
-        return self._with_suffix(UNREAD)
-
-    def _with_suffix(self, suffixes: set[str]) -> dict[str, None]:
-        return {path: None for path in self.paths if os.path.splitext(path)[1].lower() in suffixes}
-
-    @functools.cached_property
-    def folders(self) -> dict[str, str]:
-        """Where each folder with files really is, by its path."""
-        return {folder: os.path.realpath(self.root / folder) for folder in {os.path.dirname(path) for path in self.paths}}
-
-    @functools.cached_property
-    def _by_form(self) -> dict[str, str | None]:
-        """The paths by what :func:`form` gives of them; None if it gives that of several."""
-        forms: dict[str, str | None] = {}
-        for path in self.paths:
-            forms[form(path)] = None if form(path) in forms else path
-        return forms
-
-    def below(self, place: str) -> list[str]:
-        """The paths of images, also of kinds that are not read, in a folder and those below it."""
-        real = os.path.realpath(place)
-        inside = {path for path, found in self.folders.items() if found == real or found.startswith(os.path.join(real, ""))}
-        return [path for paths in (self.pictures, self.unread) for path in paths if os.path.dirname(path) in inside]
-
-    def inside(self, place: str) -> str | None:
-        """The path of a folder or file relative to the root; None if it lies outside of it."""
-        path = os.path.normpath(place)
-        for root in (os.path.abspath(self.root), os.path.realpath(self.root)):
-            if path == root or path.startswith(os.path.join(root, "")):
-                return os.path.relpath(path, root)
-        return None
-
-    def find(self, said: str, folders: Iterable[str], roots: Iterable[str]) -> str | None:
-        """The path of the file that is meant by one that was written elsewhere.
-
-        Windows' separators, folders in front that are not here, and names that are percent-encoded or in
-        another Unicode form are understood. A file outside of the root is never found.
-
-        Args:
-            said: absolute or relative.
-            folders: relative to the root, which a relative path may be relative to, best first.
-            roots: the same, which may stand for folders in front of it.
-        """
-        if os.path.isabs(said) and (inside := self.inside(said)) in self.paths:
-            return inside
-        texts = dict.fromkeys([said, PureWindowsPath(said).as_posix()])
-        for text in texts:
-            for path in self._meant(text, folders, roots):
-                if path in self.paths:
-                    return path
-        for text in texts:
-            for path in self._meant(text, folders, roots):
-                found = self._by_form.get(form(path))
-                if found is not None:
-                    return found
-        return None
-
-    def _meant(self, text: str, folders: Iterable[str], roots: Iterable[str]) -> Iterator[str]:
-        """Which paths are meant by one, best first: as it stands, and without more and more of the folders in front.
-
-        Folders that are here, with images, are not left out: in another one is another image of that name.
-        """
-        for folder in folders:
-            yield os.path.normpath(os.path.join(folder, text))
-        parts = [part for part in text.split("/") if part not in ("", ".", "..")]
-        here = image_names.known_folders(parts[:-1], self.picture_folder_ends)
-        for number in range(len(parts) - here):
-            for root in roots:
-                yield os.path.normpath(os.path.join(root, *parts[number:]))
-
-    @functools.cached_property
-    def by_stem(self) -> dict[str, list[str]]:
-        """The paths of images by their names without suffix."""
-        found: dict[str, list[str]] = {}
-        for path in self.pictures:
-            found.setdefault(PurePath(path).stem, []).append(path)
-        return found
-
-    def candidates(self) -> list[Path]:
-        """The JSON files; of COCO's own annotations only those of objects, as the others are large."""
-        paths = [self.root / path for path in self.paths if path.lower().endswith(".json") and (self.root / path).is_file()]
-        instances = [path for path in paths if tuple(self.relative(path).parts[:-1]) == ("annotations",)]
-        return [path for path in instances if path.name.startswith("instances_")] or paths
-
-    def yaml_files(self) -> list[Path]:
-        paths = [self.root / path for path in self.paths if os.path.splitext(path)[1].lower() in YAML]
-        return [path for path in paths if path.is_file()]
-
-    def kind(self, path: Path) -> str:
-        """What a JSON file is: "COCO", "labelme", "broken" or "" for others."""
-        if path.stem in self.by_stem:  # labelme's may have the whole picture in them, after the shapes
-            try:
-                with path.open("rb") as file:
-                    if b'"shapes"' in file.read(1 << 16):
-                        return "labelme"
-            except OSError:
-                return "broken"
-        return look_into(path).kind
-
-    def relative(self, path: Path) -> PurePath:
-        return path.relative_to(self.root)
-
-    def listed(self, paths: Sequence[Path]) -> str:
-        return listed([str(self.relative(path)) for path in paths])
-
-    def contents(self) -> str:
-        """What is there, in a few words."""
-        kinds = Counter("images" if path in self.pictures else PurePath(path).suffix for path in self.paths)
-        return ", ".join(f"{count} {kind or 'files'}" for kind, count in kinds.most_common(5)) or "an empty folder"
-
-
-def form(path: str) -> str:
-    """A path in the form in which those that differ only by percent-encoding or in Unicode are the same."""
-    return unicodedata.normalize("NFC", urllib.parse.unquote(path, errors="surrogateescape"))
-
-
-class Content(NamedTuple):
-    """What a JSON file is: "COCO" with the names of its images, "labelme", or "" or "broken" and why it is neither."""
-
-    kind: str
-    names: Sequence[str] = ()
-    fault: str = ""
-
-
-def look_into(path: Path) -> Content:
-    """Tells what a JSON file is. As long as it does not change, it is only read once."""
-    status = path.stat()
-    return _look_into(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=16)
-def _look_into(path: Path, size: int, changed: int) -> Content:
-    try:
-        content = annotations.load_json(path)
-    except OSError as error:
-        return Content("broken", fault=f"cannot be read ({error.strerror})")
-    except (ValueError, RecursionError) as error:
-        return Content("broken", fault=f"is no JSON ({' '.join(str(error).split())})")
-    if not isinstance(content, dict):
-        return Content("", fault="is no JSON object")
-    if isinstance(content.get("images"), list) and {"annotations", "categories"} <= content.keys():
-        names = [image.get("file_name") for image in content["images"] if isinstance(image, dict)]
-        return Content("COCO", [name for name in names if isinstance(name, str) and name])
-    kind = "labelme" if isinstance(content.get("shapes"), list) else ""
-    return Content(kind, fault='has no "images", "annotations" and "categories"')
 
 
 def image_root(json_file: Path, tree: Tree | None = None, split: str | None = None) -> Path:
@@ -486,7 +282,7 @@ def image_root(json_file: Path, tree: Tree | None = None, split: str | None = No
 
 
 def _root_by_ends(json_file: Path, tree: Tree, split: str | None, beside: str) -> str:
-    """The folder in which the images of a JSON file are found by :mod:`gpvit.image_names`.
+    """The folder in which the images of a JSON file are found by :mod:`.image_names`.
 
     Raises:
         UserError: not all are found in one.
@@ -534,11 +330,11 @@ def _single(data: str, json_file: Path, images: Path) -> Layout:
     """One file of annotations, split by the seed."""
 
     def make() -> tuple[dict[str, dict], list[str]]:
-        file = annotations.read(json_file, images, masks=False)
+        file = coco.read(json_file, images, masks=False)
         # Masks, which are not looked at here, may mend normalized boxes: each split tells.
         file.problems = [problem for problem in file.problems if problem.kind != "normalized"]
         file.stop_if_fatal()
-        content = annotations.load_json(json_file)
+        content = coco.load_json(json_file)
         names = {id: image["file_name"] for id, image in file.images.items()}
         parts, notes = divided(names.values(), lambda name: None)
         validating = {id for id, name in names.items() if name in parts["val"]}
@@ -560,9 +356,12 @@ def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
         raise UserError(f"--data {data}: {tree.listed(paths)} all have names of classes; give the one that is meant")
 
     def make() -> tuple[dict[str, dict], list[str]]:
-        from . import conversion, labelme  # which need a package that takes a while to import
+        try:
+            from . import labelme, yolo  # which need a package that takes a while to import
+        except ModuleNotFoundError:
+            raise UserError(f"{kind} data needs the package supervision: pip install 'supervision>=0.31'") from None
 
-        found = conversion.from_yolo(paths[0], tree) if kind == "YOLO" else labelme.from_labelme(paths, tree)
+        found = yolo.from_yolo(paths[0], tree) if kind == "YOLO" else labelme.from_labelme(paths, tree)
         try:
             parts, notes = divided(found.splits, found.splits.get)
         except UserError as error:
@@ -672,7 +471,7 @@ def _write(folder: Path, files: dict[str, Any]) -> None:
 # What is there.
 
 
-def table(files: Mapping[str, annotations.CocoFile]) -> str:
+def table(files: Mapping[str, coco.CocoFile]) -> str:
     """Images, objects and classes of each file, as text; files by what they are called."""
     labels = {name: _labels(data) for name, data in files.items()}
     counts = {name: Counter(labels[name][item["category_id"]] for item in _objects(data)) for name, data in files.items()}
@@ -699,7 +498,7 @@ def table(files: Mapping[str, annotations.CocoFile]) -> str:
     return "\n".join([text, *lines])
 
 
-def _labels(data: annotations.CocoFile) -> dict[int, tuple[str, int]]:
+def _labels(data: coco.CocoFile) -> dict[int, tuple[str, int]]:
     """The name of each class by its id, and how many before it have the same."""
     before: Counter[str] = Counter()
     labels = {}
@@ -709,5 +508,5 @@ def _labels(data: annotations.CocoFile) -> dict[int, tuple[str, int]]:
     return labels
 
 
-def _objects(data: annotations.CocoFile) -> list[dict[str, Any]]:
+def _objects(data: coco.CocoFile) -> list[dict[str, Any]]:
     return [item for items in data.objects.values() for item in items if not item["iscrowd"]]

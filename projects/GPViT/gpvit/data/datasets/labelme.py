@@ -22,12 +22,13 @@ from PIL import Image
 from pycocotools import mask as mask_api
 from supervision.dataset.formats.labelme import labelme_shapes_to_detections
 
+from ...utils.errors import UserError, listed
+from ...utils.text import PATH_LIMIT, one_line, shown
+from ..masks import polygon_faults
 from . import image_names
-from .annotations import polygon_faults, shown, usable_size
-from .conversion import REASON, DataSet, Detections, Fault, Object, Picture, by_folder, readable, size_of
-from .layouts import Tree
-from .utils.errors import UserError, listed
-from .utils.text import PATH_LIMIT, one_line
+from .coco import usable_size
+from .file_tree import Tree
+from .to_coco import REASON, DataSet, Detections, Fault, Object, Picture, by_folder, readable, size_of
 
 # Of labelme and X-AnyLabeling. A rotated rectangle has its four corners, in order.
 CORNERS, SHAPES = ("rotation", "oriented_rectangle", "quadrilateral"), ("polygon", "rectangle", "mask")

@@ -16,7 +16,7 @@ Floats: 0 to 1 becomes 0 to 255. Refused if a value is outside or NaN, as then n
 Orientation by EXIF (not XMP), and that of a TIFF: applied; (H, W) is the image as viewers show it. Several frames
 or pages: the first.
 
-TIFF: :mod:`gpvit.tiff` has the kinds that are read.
+TIFF: :mod:`.tiff` has the kinds that are read.
 
 Refused: other color spaces (CIELAB, ...); JPEG of more than 8 bits; JPEG 2000 of fewer, of more than 16, and of more
 than 8 if it is gray with alpha; other kinds of files; more than MAX_PIXELS, before anything is decoded; truncated,
@@ -40,9 +40,9 @@ from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from ..utils.errors import UserError
+from ..utils.text import PATH_LIMIT, one_line
 from .tiff import BGR_TO_RGB, FLOAT, PALETTE, PREMULTIPLIED, SIGNED, TAGS, UNSPECIFIED, WHITE_IS_ZERO, Page, Refused
-from .utils.errors import UserError
-from .utils.text import PATH_LIMIT, one_line
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 JPEG = b"\xff\xd8"

@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from .images import SUFFIXES
-from .utils.errors import UserError
+from ...utils.errors import UserError
+from ..image_io import SUFFIXES
 
 ABSENT = "is not there"
 TELLING = {"images", "labels", "annotations"}  # folders whose names are looked for

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .annotations import shown
-from .utils.errors import UserError, listed
-from .utils.text import PATH_LIMIT, decoded, one_line
-from .utils.yaml_io import read_yaml
+from ...utils.errors import UserError, listed
+from ...utils.text import PATH_LIMIT, decoded, one_line, shown
+from ...utils.yaml_io import read_yaml
 
 if TYPE_CHECKING:
-    from .layouts import Tree
+    from .file_tree import Tree
 
 KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -31,7 +30,7 @@ class Stated(NamedTuple):
     said: the splits that it says images of.
     unread: what it names that is no image that is read, such as AVIF.
     notes: what was decided.
-    faults: kinds of problems that :data:`gpvit.annotations.RULES` has, what exactly is wrong, and the image.
+    faults: kinds of problems that :data:`gpvit.data.datasets.coco_rules.RULES` has, what exactly is wrong, and the image.
     """
 
     splits: dict[str, str]

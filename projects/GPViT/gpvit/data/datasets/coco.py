@@ -1,6 +1,6 @@
 """Files of annotations in COCO format: what may be wrong in them, and what training and evaluation make of it.
 
-:data:`RULES` is the whole table; ``python tools/check_data.py --rules`` prints it. What is wrong with the file, an
+:data:`.RULES` is the whole table; ``python tools/check_data.py --rules`` prints it. What is wrong with the file, an
 image or a class stops, before anything is trained or evaluated. What is wrong with one object changes that object or
 leaves it out, in training and evaluation alike, and the log says how often.
 """
@@ -13,130 +13,31 @@ import json
 import logging
 import math
 import os
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
+from ...utils.errors import UserError
+from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line, shown
+from ..image_io import MAX_PIXELS, read_image
+from ..masks import as_numbers, compressed, outline_of, run_length_fault, with_too_long
 from . import image_names
-from .images import MAX_PIXELS, read_image
-from .utils.errors import UserError
-from .utils.text import LINE_LIMIT, PATH_LIMIT, one_line
+from .coco_rules import MAX_DETECTIONS, RULES, SLACK, Problem, grouped, left_out, phrase
 
-MAX_DETECTIONS = 100  # that a detector gives of an image, and AP counts, unless dataloader.max_detections is another
 LARGEST_ID = 2**53  # from which on floats, which the evaluation has them in, are not exact
-SLACK = 1.0  # pixels by which a box may leave its image without being counted: rounding, and boxes that count corners
-# How long the outlines of an object may be, in times of the image's height and width together, and at most in pixels.
-# pycocotools takes 80 bytes for a pixel of outline and does not check whether there is so much memory. In COCO and the
-# data sets at hand no object comes to more than 4 times; an outline around every single pixel of 125 x 125 comes to 250.
-OUTLINE_SIDES, OUTLINE_PIXELS = 250, 10_000_000
 # A box contradicts its mask if the box around the mask has less than this IoU with it, and a side of
 # one is more than this many pixels from that of the other: else rounding would count with small
 # objects. Boxes that are drawn loosely stay; in COCO's annotations at hand the least IoU is 0.9.
 SAME_BOX, SAME_SIDE = 0.5, 2.0
 NORMALIZED = 0.01  # share of the annotations with coordinates from 0 to 1 that stops
-RECOMPUTED = "recomputed from the mask; without one the object is left out"
-LATER = "correct them; training stops when it comes to one, or skips it with train.skip_budget"
-
-
-class Rule(NamedTuple):
-    """What is done about one kind of problem.
-
-    action: "stop", "drop" (the object is left out), "mend" (it is changed) or "note" (it is only told).
-    what: the problem, to follow a number.
-    then: what training and evaluation make of it, or what to do if they stop.
-    """
-
-    action: str
-    what: str
-    then: str
-
-
-RULES = {
-    "format": Rule("stop", "not in COCO format", "export the file again, as JSON in UTF-8"),
-    "no categories": Rule("stop", "no categories declared", 'declare the classes under "categories"'),
-    "no images": Rule("stop", "no images", 'list the images under "images"'),
-    "no objects": Rule("stop", "no object to train on", "annotate some; crowds do not count"),
-    "classes differ": Rule("stop", "train.json and val.json declare different classes", "declare the same in both"),
-    "category": Rule("stop", "categories have no whole number as id or no name", "give them both"),
-    "group": Rule("note", "categories are only the name of a group of all others, as Roboflow's first", "left out"),
-    "category twice": Rule("stop", "categories have the id of another one", "give each its own"),
-    "image": Rule("stop", "images have no whole number as id or no file_name", "give them both"),
-    "image twice": Rule("stop", "images have the id of another one", "give each its own, also in the annotations"),
-    "image size": Rule("stop", "images have no usable width and height", f"give both, with at most {MAX_PIXELS} pixels"),
-    "image name": Rule("note", "images are not there under their names", "found by the last parts of these"),
-    "file twice": Rule("note", "images are listed again under another id", "used again, without the objects of the other"),
-    "named twice": Rule("note", "images are named more than once in a text list of a YOLO dataset", "used once"),
-    "named for two": Rule(
-        "note",
-        "images are named for train and for val in a YOLO dataset",
-        "used for one: for train if it has no others, else for val",
-    ),
-    "both splits": Rule("note", "images are in train and in val", "used in both; AP is too high"),
-    "unreadable": Rule("stop", "images cannot be read", LATER),
-    "size differs": Rule("stop", "images have another size than their annotations say", LATER),
-    "annotation": Rule("stop", "annotations have no whole number as id or image_id", "give them both"),
-    "no mask": Rule("stop", "annotations have no segmentation", "add it, or use a detector of boxes (RetinaNet)"),
-    "label file": Rule("stop", "label files cannot be used", "correct or remove them"),
-    "line": Rule("drop", "lines of label files are no objects", "left out"),
-    "class": Rule("drop", "lines of label files are of a class that has no name in the YAML file", "left out"),
-    "shape": Rule("drop", "shapes of labelme files are no objects", "left out"),
-    "normalized": Rule(
-        "stop",
-        "annotations have coordinates between 0 and 1; are they normalized?",
-        "multiply x and width by the image's width, y and height by its height",
-    ),
-    "first pixel": Rule("note", "annotations are within the first pixel; are they normalized?", "used as they are"),
-    "undeclared": Rule("drop", "annotations are of a category that is not declared", "left out; declare it to keep them"),
-    "no such image": Rule("drop", "annotations are of an image that is not listed", "left out"),
-    "mask": Rule("drop", "annotations have a segmentation that is no mask of the image's size", "left out"),
-    "object twice": Rule("drop", "annotations repeat another one", "all but the first are left out"),
-    "polygon": Rule("mend", "annotations have unusable polygons", "these are left out, and objects that have no others"),
-    "box": Rule("mend", "boxes are not four finite numbers", RECOMPUTED),
-    "empty box": Rule("mend", "boxes have no positive width and height", RECOMPUTED),
-    "box outside": Rule("mend", "boxes lie outside of the image", RECOMPUTED),
-    "box differs": Rule("mend", "boxes contradict their masks", RECOMPUTED),
-    "box clipped": Rule("mend", f"boxes leave the image by more than {SLACK:g} pixel", "clipped to the image"),
-    "box alone differs": Rule(
-        "note", "boxes contradict masks, which are not needed", "used as they are; correct boxes or masks"
-    ),
-    "corners": Rule(
-        "note",
-        "boxes leave their images and, read as x, y, x, y, none does",
-        "clipped; convert all boxes to x, y, width, height if these are corners",
-    ),
-    "ignored": Rule("mend", 'annotations have "ignore", or an iscrowd other than 0 and 1', "taken for crowds"),
-    "crowd": Rule("note", "annotations are crowds", "not trained on; in evaluation, what is found in them is not wrong"),
-    "area": Rule("note", "annotations have no area that fits their boxes", "recomputed from the mask or box"),
-    "annotation twice": Rule("note", "annotations have the id of another one", "all are used"),
-    "same name": Rule("note", "categories have the name of another one", "separate classes; AP by name shows only one"),
-    "empty image": Rule("note", "images have no object to learn from", "not trained on, but evaluated"),
-    "many objects": Rule(
-        "note",
-        f"images have more than {MAX_DETECTIONS} objects",
-        f"a detector gives, and AP counts, at most dataloader.max_detections of them, {MAX_DETECTIONS} unless it is raised",
-    ),
-}
-WHOLE_FILE = ("format", "no categories", "no images", "no objects", "classes differ")
 Tell = Callable[[str, str], None]  # takes a kind of problem and what exactly is wrong
-shown = reprlib.repr
-
-
-class Problem(NamedTuple):
-    """One problem, of a kind that RULES has; ids where they are known, and what exactly is wrong."""
-
-    kind: str
-    image_id: int | None = None
-    annotation_id: int | None = None
-    detail: str = ""
 
 
 @dataclass
@@ -231,30 +132,6 @@ class CocoFile:
         with contextlib.redirect_stdout(io.StringIO()):
             api.createIndex()
         return api
-
-
-def grouped(problems: list[Problem]) -> dict[str, list[Problem]]:
-    """Problems by kind, in the order of RULES."""
-    groups: dict[str, list[Problem]] = {kind: [] for kind in RULES}
-    for problem in problems:
-        groups[problem.kind].append(problem)
-    return {kind: group for kind, group in groups.items() if group}
-
-
-def phrase(kind: str, problems: list[Problem]) -> str:
-    """How many of a kind, and the first."""
-    first = problems[0]
-    id = first.image_id if first.annotation_id is None else first.annotation_id
-    if kind in WHOLE_FILE:
-        return RULES[kind].what + (f" ({first.detail})" if first.detail else "")
-    named = first.detail if id is None else f"id {id}" + (f" ({first.detail})" if first.detail else "")
-    return f"{len(problems)} {RULES[kind].what}, first {named}"
-
-
-def left_out(problems: list[Problem]) -> str:
-    """What leaves objects out or changes them, by kind, with the first of each."""
-    kinds = grouped(problems).items()
-    return "; ".join(phrase(kind, group) for kind, group in kinds if RULES[kind].action in ("drop", "mend"))
 
 
 def read(
@@ -724,11 +601,11 @@ def _mask(value: Any, height: int, width: int, tell: Tell) -> tuple[list[list[fl
     if not isinstance(value, list):
         tell("mask", "neither polygons nor RLE")
         return None, None
-    if _numbers(value) is not None and value:
+    if as_numbers(value) is not None and value:
         tell("polygon", "a flat list of numbers, not a list of polygons")
         return None, None
-    looked = [_outline(polygon, height, width) for polygon in value]
-    faults = _with_too_long(looked, height, width)
+    looked = [outline_of(polygon, height, width) for polygon in value]
+    faults = with_too_long(looked, height, width)
     if any(faults):
         tell("polygon", ", ".join(sorted({*faults} - {""})))
     kept = [number for number, fault in enumerate(faults) if not fault]
@@ -744,156 +621,9 @@ def _mask(value: Any, height: int, width: int, tell: Tell) -> tuple[list[list[fl
     return [value[number] for number in kept], extent
 
 
-class Outline(NamedTuple):
-    """What is wrong with a polygon, or ""; its numbers, and the corners x1, y1, x2, y2 around it."""
-
-    fault: str
-    points: np.ndarray = np.empty(0)
-    extent: Sequence[float] = ()
-
-
-def polygon_faults(polygons: list[Any], height: int, width: int) -> list[str]:
-    """What is wrong with each polygon of an object in an image of that size, or ""; what is too long for the others, too."""
-    return _with_too_long([_outline(polygon, height, width) for polygon in polygons], height, width)
-
-
-def _with_too_long(outlines: list[Outline], height: int, width: int) -> list[str]:
-    """The faults of an object's polygons, with those that are too long for the others."""
-    limit = min(OUTLINE_SIDES * (height + width), OUTLINE_PIXELS)
-    faults = [outline.fault for outline in outlines]
-    # No step is longer than the longer side; what is short by that need not be measured.
-    good = [(len(outline.points) / 2, outline.extent) for outline in outlines if not outline.fault]
-    if sum(count * (1 + max(x2 - x1, y2 - y1)) for count, (x1, y1, x2, y2) in good) <= limit:
-        return faults
-    total = 0.0
-    for number, outline in enumerate(outlines):
-        if not outline.fault:
-            length = outline_length(outline.points)
-            if total + length > limit:
-                faults[number] = f"an outline of more than {limit} pixels"
-            else:
-                total += length
-    return faults
-
-
-def _outline(polygon: Any, height: int, width: int) -> Outline:
-    numbers = _numbers(polygon)
-    if numbers is None:
-        pairs = isinstance(polygon, list) and polygon and all(isinstance(point, list) for point in polygon)
-        return Outline("points in lists of their own, not x, y, x, y" if pairs else "not a list of numbers")
-    if len(numbers) % 2:
-        return Outline("an odd number of coordinates")
-    if len(numbers) < 6:
-        return Outline("fewer than three points")
-    if not np.isfinite(numbers).all():
-        return Outline("NaN or infinity")
-    xs, ys = polygon[0::2], polygon[1::2]  # of lists, these are faster than NumPy's
-    extent = (min(xs), min(ys), max(xs), max(ys))
-    for low, high, side in ((extent[0], extent[2], width), (extent[1], extent[3], height)):
-        if low == high or high <= 0 or low >= side:
-            return Outline("no area inside of the image")
-        if low < -side or high > 2 * side:
-            return Outline("further outside of the image than the image is large")
-    return Outline("", numbers, extent)
-
-
-def outline_length(polygon: np.ndarray) -> float:
-    """How many steps pycocotools takes around a polygon (x, y, x, y, ...), in pixels; each point counts for one, too."""
-    points = polygon.reshape(-1, 2)
-    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()) + len(points)
-
-
-def mask_fault(mask: Any, height: int, width: int) -> str:
-    """Why a mask to which the rules were not applied may not go to pycocotools, or "".
-
-    Args:
-        mask: polygons or RLE, of data that is registered with Detectron2 by other means.
-        height, width: of its image.
-    """
-    if not mask:
-        return "it has no mask"
-    if isinstance(mask, dict):
-        fault = run_length_fault(mask, height, width)
-        if not fault and not all(type(side) is int for side in mask["size"]):  # 40.0 == 40
-            fault = f"size {shown(mask['size'])}, which are no integers"
-        return f"its mask has {fault}" if fault else ""
-    if not isinstance(mask, list):
-        return "its mask is neither polygons nor RLE"
-    polygons = []
-    for polygon in mask:
-        numbers = _numbers(polygon.tolist() if isinstance(polygon, np.ndarray) else polygon)
-        if numbers is None:
-            return "a polygon is no list of numbers"
-        polygons.append(numbers[: len(numbers) // 2 * 2])
-    return outlines_fault(polygons, min(OUTLINE_SIDES * (height + width), OUTLINE_PIXELS))
-
-
-def outlines_fault(polygons: Sequence[np.ndarray], limit: int = OUTLINE_PIXELS) -> str:
-    """What would make pycocotools ask for more memory than for ``limit`` pixels of outline, or ""."""
-    if not all((np.abs(polygon) <= OUTLINE_PIXELS).all() for polygon in polygons):  # NaN, too, is not
-        return "a polygon is not finite or far outside of the image"
-    if sum(map(outline_length, polygons)) > limit:
-        return f"its polygons have an outline of more than {limit} pixels"
-    return ""
-
-
-def run_length_fault(mask: dict[str, Any], height: int, width: int) -> str:
-    """What is wrong with an RLE for an image of that size, or "". pycocotools reads beyond the end of a short one."""
-    size, counts = mask.get("size"), mask.get("counts")
-    if size != [height, width]:
-        return f"size {shown(size)}, the image has {[height, width]}"
-    if isinstance(counts, (str, bytes)):
-        lengths = run_lengths(counts) if len(counts) <= 7 * (height * width + 1) else None  # 7 characters for a pixel
-    else:
-        lengths = _numbers(counts)
-    if lengths is None or not ((lengths >= 0) & (lengths <= height * width)).all():
-        fills = False
-    else:
-        fills = lengths.sum() == height * width and not (lengths % 1).any()
-    return "" if fills else "run lengths that do not fill the image"
-
-
-def compressed(mask: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """An RLE without fault as pycocotools takes it: its size of integers, not 40.0, and its run lengths as a text."""
-    counts = mask["counts"]
-    if isinstance(counts, (str, bytes)):
-        return {"size": [height, width], "counts": counts}
-    return mask_api.frPyObjects({"size": [height, width], "counts": list(map(int, counts))}, height, width)
-
-
-def run_lengths(text: str | bytes) -> np.ndarray | None:
-    """The run lengths of a compressed RLE: 5 bits a character, the lowest first, as differences to the last but one."""
-    text = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    if len(codes) == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    ends = np.flatnonzero(codes & 32 == 0)
-    starts = np.append(0, ends[:-1] + 1)
-    digits = ends - starts + 1
-    if digits.max() > 7:  # 32 bits
-        return None
-    place = np.arange(len(codes)) - np.repeat(starts, digits)
-    lengths = np.add.reduceat((codes & 31) << 5 * place, starts)
-    lengths -= np.where(codes[ends] & 16, 1 << 5 * digits, 0)
-    lengths[1::2] = lengths[1::2].cumsum()
-    lengths[2::2] = lengths[2::2].cumsum()
-    return lengths
-
-
 def _area(mask: list[list[float]] | dict, height: int, width: int) -> float:
     rle = mask if isinstance(mask, dict) else mask_api.merge(mask_api.frPyObjects(mask, height, width))
     return float(mask_api.area(rle))
-
-
-def _numbers(value: Any) -> np.ndarray | None:
-    """A list of numbers, and of nothing else, as (n,) float64."""
-    if not isinstance(value, list):
-        return None
-    try:
-        array = np.asarray(value)
-    except ValueError:  # lists of different lengths in it
-        return None
-    return array.astype(np.float64) if array.ndim == 1 and array.dtype.kind in "iuf" else None
 
 
 def _whole(value: Any) -> int | None:

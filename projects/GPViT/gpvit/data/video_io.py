@@ -9,9 +9,9 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from .utils.errors import UserError
-from .utils.files import atomic_write
-from .utils.paths import utf8_path
+from ..utils.errors import UserError
+from ..utils.files import atomic_write
+from ..utils.paths import utf8_path
 
 DEFAULT_FPS = 25.0  # where a video or a camera does not say
 MISSING = 0.05  # of the frames that a file says it has: some only estimate it

@@ -11,7 +11,7 @@ from detectron2.structures import BitMasks, Boxes
 from pycocotools import mask as mask_api
 from torch import Tensor
 
-from .annotations import run_lengths
+from .masks import run_lengths
 
 CANVAS = 2**24  # pixels that are sampled from at once, as float32: 64 MiB
 LABELS = 254  # objects in a map of labels; Detectron2's padding is labeled 255

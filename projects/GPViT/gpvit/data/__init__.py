@@ -1,0 +1,29 @@
+"""From files to what a model takes."""
+
+from .datasets.register import (
+    check_classes,
+    class_names,
+    folder_of,
+    register_folder,
+    require_files,
+    set_num_classes,
+    use_folder,
+)
+from .instance_mapper import InstanceMapper
+from .loader import build_train_loader
+from .transforms import OpenCVResize, multi_scale_crop, train_augmentations
+
+__all__ = [
+    "InstanceMapper",
+    "OpenCVResize",
+    "build_train_loader",
+    "check_classes",
+    "class_names",
+    "folder_of",
+    "multi_scale_crop",
+    "register_folder",
+    "require_files",
+    "set_num_classes",
+    "train_augmentations",
+    "use_folder",
+]

@@ -1,0 +1,1 @@
+"""Datasets: what people have, to Detectron2's records."""
