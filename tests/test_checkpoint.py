@@ -22,10 +22,10 @@ from children import in_a_child
 from conftest import REPOSITORY
 from detectron2.config import instantiate
 from gpvit import checkpoint
+from gpvit.checkpoint.published import COCO_CLASSES
 from gpvit.config import load_config
 from gpvit.data import set_num_classes
 from gpvit.model_zoo import IMAGENET_WEIGHTS
-from gpvit.published import COCO_CLASSES
 from gpvit.utils.errors import UserError
 from torch import nn
 
@@ -487,7 +487,7 @@ def test_published_files_with_metadata_of_every_type_are_read(classifier_file: P
     meta = checkpoint.read_content(str(tmp_path / "a.pth"))["meta"]
     assert meta["CLASSES"] == ("a", "b") and meta["epoch"] == 12
     for key in ("seed", "array", "args", "date"):  # nothing that a file says is done to these
-        assert type(meta[key]).__module__ == "gpvit.checkpoint" and not vars(meta[key])
+        assert type(meta[key]).__module__ == "gpvit.checkpoint.files" and not vars(meta[key])
 
 
 def write_lying_array(path: Path) -> None:

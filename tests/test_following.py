@@ -23,7 +23,7 @@ from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage, EventWriter
-from gpvit.checkpoint import read_content
+from gpvit.checkpoint.files import read_content
 from gpvit.config import load_config
 from gpvit.engine import argument_parser, launch
 from gpvit.engine.checkpoints import FREE, known_metrics

@@ -17,6 +17,7 @@ import train_net
 from conftest import REPOSITORY, TINY
 from gpvit import checkpoint, hub
 from gpvit.engine import argument_parser
+from gpvit.hub import model_card
 from gpvit.utils.errors import UserError
 from huggingface_hub import ModelCard, constants
 from safetensors import safe_open
@@ -144,7 +145,7 @@ def test_a_card_has_the_metrics_of_its_own_checkpoint_only(tmp_path: Path) -> No
     ]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 4, "bbox/AP": 5')
     file = checkpoint.File(str(tmp_path / "model_0000004.pth"), "checkpoint", {}, ["cat"], [], about={"iterations": 4})
-    assert gpvit.card.training_of(file).metrics == {"bbox/AP": 10.0, "bbox/AP-cat": 1.0}
+    assert model_card.training_of(file).metrics == {"bbox/AP": 10.0, "bbox/AP-cat": 1.0}
 
 
 @pytest.mark.parametrize(("done", "ap"), [(1, 11.0), (2, 12.0), (3, 13.0)])
@@ -155,14 +156,14 @@ def test_of_evaluations_after_every_iteration_each_checkpoint_has_its_own(tmp_pa
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "config.yaml").write_text("train: {max_iter: 3}\n")
     file = checkpoint.File(str(tmp_path / "model.pth"), "checkpoint", {}, [], [], about={"iterations": done})
-    assert gpvit.card.training_of(file).metrics == {"bbox/AP": ap}
+    assert model_card.training_of(file).metrics == {"bbox/AP": ap}
 
 
 @pytest.mark.parametrize("content", ['{"weights": null}', "[]", "null", "3", "{"])
 def test_an_evaluation_json_of_another_kind_says_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "evaluation.json").write_text(content)
     file = checkpoint.File(str(tmp_path / "model.pth"), "checkpoint", {}, [], [], about={"iterations": 2})
-    assert gpvit.card.training_of(file).images is None
+    assert model_card.training_of(file).images is None
 
 
 def test_the_command_of_a_card_takes_any_folder(run: Share, model: Path, tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_the_command_of_a_card_takes_any_folder(run: Share, model: Path, tmp_pat
     run("push", "--weights", target, "--to", tmp_path / "toys", "--licence", "apache-2.0")
     assert (tmp_path / "toys" / "README.md").read_text() == (model / "README.md").read_text()
     file = checkpoint.read(str(model))
-    card = gpvit.card.model_card(file, hub.usable_config(file), "mit", "path/to/my toys", gpvit.card.Training())
+    card = model_card.model_card(file, hub.usable_config(file), "mit", "path/to/my toys", model_card.Training())
     card.save(tmp_path / "README.md")
     assert address_in_command(tmp_path / "README.md") == "path/to/my toys"
 

@@ -4,7 +4,7 @@ import published
 import pytest
 import torch
 from gpvit import SIZES, GPViT
-from gpvit.published import BACKBONE, rename
+from gpvit.checkpoint.published import BACKBONE, rename
 from literal import LiteralGPViT
 
 TINY = dict(embed_dim=24, num_heads=2, group_tokens=(0, 4, 0))

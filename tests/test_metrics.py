@@ -8,7 +8,8 @@ import compare_runs
 import pytest
 import replay
 import report
-from gpvit import card, checkpoint
+from gpvit import checkpoint
+from gpvit.hub import model_card as card
 from gpvit.utils.errors import UserError
 from gpvit.utils.events import read_metrics
 from gpvit.visualize import save_curves

@@ -16,8 +16,9 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes, Instances
 from gpvit import SIZES, GPViT, checkpoint
+from gpvit.checkpoint import from_published
+from gpvit.checkpoint.published import converted, kind_of, to_published
 from gpvit.config import load_config
-from gpvit.published import from_published, kind_of, to_published
 from torch import Tensor, nn
 
 CONFIGS = {"maskrcnn": "mask_rcnn", "retinanet": "retinanet"}
@@ -271,7 +272,7 @@ def test_the_name_table_covers_every_tensor_of_a_detector_in_both_directions(kin
     with torch.device("meta"):
         ours = detector(kind, size).state_dict()
     theirs = on_meta(kind, size)
-    assert shapes(from_published(theirs, kind_of(theirs))) == shapes(ours)
+    assert shapes(converted(theirs, kind_of(theirs))) == shapes(ours)
     assert shapes(to_published(ours, classes=[])["state_dict"]) == shapes(theirs)
 
 
@@ -283,10 +284,39 @@ def test_of_other_models_every_tensor_of_the_backbone_is_taken(kind: str, size: 
         net = GPViT(**SIZES[size], out_features=last if kind == "classifier" else ("block2", "block5", "block8", *last))
     theirs = on_meta(kind, size)
     found = kind_of(theirs)
-    assert shapes(from_published(theirs, found)) == shapes(net.state_dict())
+    assert shapes(converted(theirs, found)) == shapes(net.state_dict())
     left_out = [key for key in theirs if not key.startswith("backbone.")]
     assert left_out and all(key.startswith(found.dropped) for key in left_out)
     assert len(net.state_dict()) + len(left_out) == len(theirs)
+
+
+@ALL_SIZES
+@pytest.mark.parametrize("kind", ["backbone", "classifier", "maskrcnn", "retinanet", "segformer", "upernet"])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_the_backbone_of_every_published_model_is_had_by_one_call(kind: str, size: str, prefix: bool) -> None:
+    norms = {"segformer", "upernet"}
+    features = ("block2", "block5", "block8", "last_feat") if kind in norms else ("last_feat",)
+    with torch.device("meta"):
+        net = GPViT(**SIZES[size], out_features=features, final_norm=kind not in ("maskrcnn", "retinanet"))
+    theirs = on_meta(kind, size)
+    bare = {key.removeprefix("backbone."): tensor for key, tensor in theirs.items()}
+    if not prefix and kind not in ("maskrcnn", "retinanet"):
+        theirs = bare
+    elif prefix and kind == "backbone":
+        theirs = {f"backbone.{key}": tensor for key, tensor in bare.items()}
+    assert shapes(from_published(theirs)) == shapes(net.state_dict())
+
+
+def test_what_is_no_part_of_a_published_model_is_an_error() -> None:
+    theirs = on_meta("classifier", "L1")
+    with pytest.raises(ValueError, match="backbone.strange"):
+        from_published(theirs | {"backbone.strange": theirs["head.fc.weight"]})
+    with pytest.raises(ValueError, match=r"head\.of_another"):
+        from_published(
+            {key: theirs[key] for key in theirs if not key.startswith("head.")} | {"head.of_another": torch.ones(1)}
+        )
+    with pytest.raises(ValueError, match="part must be \"backbone\", got 'neck'"):
+        from_published(theirs, part="neck")
 
 
 @BOTH

@@ -2,13 +2,12 @@
 
 import json
 
+import published
 import pytest
 import torch
-from torch import Tensor
-
-import published
 from gpvit import SIZES, GPViT
-from gpvit.published import BACKBONE, rename
+from gpvit.checkpoint.published import BACKBONE, rename
+from torch import Tensor
 
 ALL_SIZES = pytest.mark.parametrize("size", SIZES)
 

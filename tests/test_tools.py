@@ -23,11 +23,11 @@ from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, BoxMode, Instances
 from gpvit import checkpoint, visualize
+from gpvit.checkpoint.published import COCO_CLASSES
 from gpvit.config import inference_config, load_config
 from gpvit.engine import argument_parser
 from gpvit.model_zoo import COCO_AP, detector_address
 from gpvit.predictor import config_of
-from gpvit.published import COCO_CLASSES
 from gpvit.utils import analysis, profiler
 from gpvit.utils.errors import UserError
 from matplotlib.axes import Axes

@@ -22,11 +22,11 @@ import view_predictions
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from gpvit.card import training_of
 from gpvit.config import config_from_yaml, load_config
 from gpvit.engine import Trainer, argument_parser, choose_device
 from gpvit.engine.checkpoints import check_best_metric
 from gpvit.engine.validation import folder_names, of_average, validation_names
+from gpvit.hub.model_card import training_of
 from gpvit.utils.errors import UserError
 from gpvit.utils.seed import seed_everything
 from omegaconf import DictConfig, OmegaConf

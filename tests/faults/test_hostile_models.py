@@ -56,7 +56,7 @@ def calls(canary: Path) -> list[dict[str, Any]]:
     return [
         {"_target_": "os.system", "command": command},
         {"_target_": "posix.system", "command": command},
-        {"_target_": "gpvit.checkpoint.os.system", "command": command},
+        {"_target_": "gpvit.checkpoint.files.os.system", "command": command},
         {"_target_": "builtins.exec", "source": f"open({str(canary)!r}, 'w')"},
         {"_target_": "detectron2.layers.get_norm", "norm": system, "out_channels": command},
         {"_target_": load, "dataset_dicts": [], "proposal_file": str(proposals)},

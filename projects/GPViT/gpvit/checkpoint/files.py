@@ -11,11 +11,11 @@ import pickle
 import platform
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import detectron2
 import safetensors.torch
@@ -24,15 +24,15 @@ from detectron2.utils.file_io import PathManager
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..utils.errors import UserError, listed
+from ..utils.files import atomic_write
+from ..utils.paths import utf8_path
+from ..utils.pickles import content_fault
+from ..utils.text import one_line
+from ..version import __version__
 from . import published
-from .modeling.backbone.gpvit import GPViT
-from .published import size_name, width
-from .utils.errors import UserError, listed
-from .utils.files import atomic_write
-from .utils.paths import utf8_path
-from .utils.pickles import content_fault
-from .utils.text import PAGE_LIMIT, PATH_LIMIT, one_line
-from .version import __version__
+from .describe import size_name
+from .huggingface import download
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,12 @@ logger = logging.getLogger(__name__)
 def fetch(path: str) -> str:
     """The path of a file on this machine, given as a path or an address; what is downloaded is kept for the next time.
 
-    Of a model on the Hugging Face Hub, hf://USER/NAME, that of its weights; see :func:`gpvit.hub.download`.
+    Of a model on the Hugging Face Hub, hf://USER/NAME, that of its weights; see :func:`.download`.
 
     Raises:
         UserError: the file is missing or cannot be downloaded.
     """
     if path.startswith("hf://"):
-        from .hub import download  # which builds on this module
-
         return download(path)
     # The cache has a file under its address: one with such parts would be written elsewhere.
     if "://" in path and {".", ".."} & {*re.split(r"[/\\?#]", path)}:
@@ -144,7 +142,7 @@ def read(path: str) -> File:
         return File(path, "checkpoint", tensors, classes, [], config, _facts(content))
     try:
         kind = published.kind_of(tensors)
-        weights = published.from_published(tensors, kind)
+        weights = published.converted(tensors, kind)
     except ValueError as error:
         raise UserError(f"cannot use {path}: {error}") from None
     classes = published.classes_of(tensors, meta if isinstance(meta, dict) else {}) if kind.is_detector else None
@@ -357,193 +355,3 @@ _STAND_INS: list[Any] = [
     *((_Unread, f"pathlib.{name}") for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
     (_Unread, "datetime.datetime"),
 ]
-
-# Layers whose shape depends on the classes, by this project's names.
-_CLASS_LAYERS = re.compile(
-    r"roi_heads\.(box_predictor(\.\d)?\.(cls_score|bbox_pred)|mask_head\.predictor)\..*|head\.cls_score\..*"
-)
-
-
-def load(
-    model: nn.Module,
-    file: str | os.PathLike | File,
-    classes: Sequence[str] | None = None,
-    *,
-    for_training: bool = False,
-) -> None:
-    """Loads a file into a built model and logs what became of every tensor: loaded, dropped or starting afresh.
-
-    A backbone, such as that of a published ImageNet classifier or segmentation model, goes into the GPViT inside the
-    model; all around it starts afresh. A detector must fit the whole model, but for the layers that depend on the
-    classes: these start afresh where the classes are others.
-
-    Args:
-        model: the model.
-        file: a path, an address or what :func:`read` returned.
-        classes: names of the classes that the model is for; where these or the file's are unknown, their number decides.
-        for_training: whether the model is trained next, so that weights that are NaN or infinite only are a warning.
-
-    Raises:
-        UserError: the file cannot be read, does not fit, or has weights that are not finite; the message names the keys, and
-            the model is as it was.
-    """
-    file = file if isinstance(file, File) else read(str(file))
-    match = _match(model, file, classes)
-    if strange := [name for name, tensor in match.kept.items() if not tensor.isfinite().all()]:
-        message = f"{file.path} has weights that are not finite: {listed(strange)}"
-        if not for_training:
-            raise UserError(f"{message}; use another checkpoint")
-        logger.warning(message)
-    match.target.load_state_dict(match.kept, strict=not match.may_miss)
-    unexpected = classes is None and "that depend on the classes" in match.fresh
-    # Who has not said for which classes the model is may not expect it, and need not have set up a log.
-    logger.log(logging.WARNING if unexpected else logging.INFO, match.summary)
-
-
-def require_fit(model: nn.Module, file: File, classes: Sequence[str] | None = None) -> None:
-    """Raises as :func:`load` does for a file that does not fit; the model may be on the device "meta"."""
-    _match(model, file, classes)
-
-
-class _Match(NamedTuple):
-    """What of a file goes where.
-
-    Attributes:
-        target: the part of the model that is loaded.
-        kept: the tensors that go into it.
-        fresh: names of its tensors that are not in the file, by reason.
-        summary: what becomes of every tensor.
-    """
-
-    target: nn.Module
-    kept: dict[str, Tensor]
-    fresh: dict[str, list[str]]
-    summary: str
-
-    @property
-    def may_miss(self) -> set[str]:
-        return {key for keys in self.fresh.values() for key in keys}
-
-
-def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Match:
-    target = _backbone_in(model, file) if file.is_backbone else model
-    wanted = target.state_dict()
-    _check_kind(file, wanted)
-    # Batch norm's step counter: frozen batch norm has none, and nothing here reads it.
-    counters = {key for key in wanted.keys() ^ file.weights.keys() if key.endswith("num_batches_tracked")}
-    dropped = {
-        "that are not of the backbone": file.dropped,
-        "step counters of batch norm": [key for key in file.weights if key in counters],
-    }
-    fresh = {"step counters of batch norm": [key for key in wanted if key in counters]}
-    outside = 0
-    if file.is_backbone:
-        norms = "out_norms."  # of the maps that leave the backbone, which are not the same ones everywhere
-        dropped["norms that the model lacks"] = [key for key in file.weights if key.startswith(norms) and key not in wanted]
-        fresh["norms that it lacks"] = [key for key in wanted if key.startswith(norms + "block") and key not in file.weights]
-        outside = len(model.state_dict()) - len(wanted)
-    elif layers := _layers_of_other_classes(file, wanted, classes):
-        dropped["that belong to other classes"] = fresh["that depend on the classes"] = layers
-    gone = {key for keys in dropped.values() for key in keys}
-    kept = {key: tensor for key, tensor in file.weights.items() if key not in gone}
-    _require_same(wanted, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})
-
-    path, total = one_line(file.path, PATH_LIMIT), len(file.weights) + len(file.dropped)
-    parts = [f"{file.title} {path}: {len(kept)} of {total} tensors loaded"]
-    for what, groups in (("dropped", dropped), ("starting afresh", fresh)):
-        counts = {reason: len(keys) for reason, keys in groups.items() if keys}
-        if what == "starting afresh" and outside:
-            counts["outside of the backbone"] = outside
-        if counts:
-            parts.append(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
-        for reason, keys in groups.items():
-            if keys:
-                names = one_line(", ".join(keys), PAGE_LIMIT)
-                logger.debug(f"{path}, {what}, {reason}: {names}")
-    return _Match(target, kept, fresh, "; ".join(parts))
-
-
-def _backbone_in(model: nn.Module, file: File) -> GPViT:
-    backbones = [module for module in model.modules() if isinstance(module, GPViT)]
-    if len(backbones) != 1:
-        raise UserError(f"{file.path} ({file.title}) goes into a GPViT, and the model has {len(backbones)} of them")
-    return backbones[0]
-
-
-def _check_kind(file: File, wanted: Mapping[str, Tensor]) -> None:
-    """Raises a UserError if the file is of another kind or size than the model, before keys are compared one by one."""
-    if not file.is_backbone and width(wanted) and width(file.weights):
-        theirs, ours = architecture(file.weights), architecture(wanted)
-        if theirs != ours:
-            raise UserError(
-                f"{file.path} is {theirs} ({file.title}), the model is {ours}: take the config that the file is for"
-            )
-    channels, wanted_channels = width(file.weights), width(wanted)
-    if channels and wanted_channels and channels != wanted_channels:
-        size = f"is {size_name(wanted)} and " if size_name(wanted) else ""
-        raise UserError(f"{file.path} ({file.title}) has {channels} channels, the model {size}has {wanted_channels}")
-
-
-def architecture(weights: Mapping[str, Tensor]) -> str:
-    """What the weights are of, for messages, such as "Mask R-CNN with a simple feature pyramid"."""
-    if "pos_embed" in weights:
-        return "a backbone alone"
-    detectors = {
-        "head.": "RetinaNet",
-        "roi_heads.box_predictor.0.": "Cascade Mask R-CNN",
-        "roi_heads.box_predictor.": "Mask R-CNN",
-    }
-    names = (name for prefix, name in detectors.items() if any(key.startswith(prefix) for key in weights))
-    detector = next(names, "a detector")
-    return f"{detector} with {'the adapter' if 'backbone.bottom_up.level_embed' in weights else 'a simple feature pyramid'}"
-
-
-def _layers_of_other_classes(file: File, wanted: Mapping[str, Tensor], classes: Sequence[str] | None) -> list[str]:
-    """The layers that the file cannot give to the model, since they belong to other classes."""
-    layers = [key for key in wanted if _CLASS_LAYERS.fullmatch(key) and key in file.weights]
-    other_shape = [key for key in layers if file.weights[key].shape != wanted[key].shape]
-    if classes is None or file.classes is None:
-        others = bool(other_shape)
-    else:
-        others = list(classes) != list(file.classes)
-    return [key for key in layers if key in other_shape or not _is_for_any_class(key, wanted)] if others else []
-
-
-def _is_for_any_class(key: str, wanted: Mapping[str, Tensor]) -> bool:
-    """Whether a layer gives one box for all classes: four outputs beside scores of several classes and the background."""
-    scores = wanted[key.replace("bbox_pred", "cls_score")]
-    return "bbox_pred" in key and len(wanted[key]) == 4 and len(scores) > 2
-
-
-def load_strictly(model: nn.Module, weights: Any, path: str) -> None:
-    """Copies weights into the model if names and shapes are the same on both sides, else changes nothing.
-
-    Raises:
-        UserError: they differ, or these are no weights.
-    """
-    require_same(model, weights, path)
-    model.load_state_dict(weights)
-
-
-def require_same(model: nn.Module, weights: Any, path: str) -> None:
-    """Raises as :func:`load_strictly` does; the model may be on the device "meta"."""
-    require_weights(weights, f"cannot use {path}: the state of the model")
-    _require_same(model.state_dict(), weights, path)
-
-
-def _require_same(
-    wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str, may_miss: Collection[str] = ()
-) -> None:
-    """Raises a UserError for other names or shapes than wanted, but for those that may be missing."""
-    problems = {
-        "missing": [key for key in wanted if key not in weights and key not in may_miss],
-        "surplus": [key for key in weights if key not in wanted],
-        "of another shape": [
-            f"{key} {tuple(weights[key].shape)} instead of {tuple(tensor.shape)}"
-            for key, tensor in wanted.items()
-            if key in weights and weights[key].shape != tensor.shape
-        ],
-    }
-    if any(problems.values()):
-        details = "; ".join(f"{len(keys)} {what} ({listed(keys)})" for what, keys in problems.items() if keys)
-        raise UserError(f"{path} does not fit the model: {details}")

@@ -1,7 +1,7 @@
 """Detectors that are handed on: a folder with all it takes to use one, here or in a repository of the Hugging Face Hub.
 
 It holds ``model.safetensors`` (weights as used for inference; classes, config, versions and licence in its metadata),
-``config.yaml`` (the config once more, to be read) and ``README.md`` (:mod:`gpvit.card`). None of it is code.
+``config.yaml`` (the config once more, to be read) and ``README.md`` (:mod:`.model_card`). None of it is code.
 """
 
 import contextlib
@@ -13,53 +13,28 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, HfUri, ModelCard, get_token, parse_hf_uri
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HfUriError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from omegaconf import DictConfig
 from yaml import YAMLError
 
-from . import checkpoint
-from .card import model_card, python_text, shell_text, training_of, versions
-from .config import inference_config, load_config
-from .predictor import Predictor, config_of
-from .utils.errors import UserError, listed
-from .utils.files import atomic_write
-from .utils.text import PATH_LIMIT, one_line
-from .utils.yaml_io import read_yaml
-
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
-FILES = (WEIGHTS, CONFIG, CARD)
-LOG_IN = "`hf auth login` logs in"
-
-
-def download(address: str) -> str:
-    """The path on this machine of a file on the Hub, which is kept in huggingface_hub's cache.
-
-    Args:
-        address: hf://USER/NAME for the weights of a model; @REVISION (branch, tag or commit) and /FILE may follow.
-
-    Raises:
-        UserError: this is no such address, there is nothing there, or the Hub cannot be reached.
-    """
-    uri, api = parsed(address), HfApi()
-    with _in_one_line(address, api):
-        return api.hf_hub_download(uri.id, uri.path_in_repo or WEIGHTS, revision=uri.revision)
+from .. import checkpoint
+from ..checkpoint.huggingface import CARD, CONFIG, FILES, LOG_IN, WEIGHTS, errors_in_one_line, parsed
+from ..config import inference_config, load_config
+from ..predictor import Predictor, config_of
+from ..utils.errors import UserError, listed
+from ..utils.files import atomic_write
+from ..utils.text import PATH_LIMIT, one_line
+from ..utils.yaml_io import read_yaml
+from .model_card import model_card, python_text, shell_text, training_of, versions
 
 
 def pull(address: str, folder: Path) -> checkpoint.File:
     """Copies a model of the Hub to a folder, once it is seen that it can be used. Raises as :func:`download` does."""
     uri, api = parsed(address), HfApi()
-    with _in_one_line(address, api):
+    with errors_in_one_line(address, api):
         snapshot = Path(api.snapshot_download(uri.id, revision=uri.revision, allow_patterns=list(FILES)))
     if not (snapshot / WEIGHTS).is_file():
         raise UserError(f"{address} has no {WEIGHTS}: it is no model that tools/share.py has pushed")
@@ -91,7 +66,7 @@ def push(folder: Path, address: str, *, private: bool, overwrite: bool) -> str:
         raise UserError(f"{address} names a revision or file: models are pushed to hf://USER/NAME")
     if get_token() is None:
         raise UserError(f"nobody is logged in to {api.endpoint}: {LOG_IN}")
-    with _in_one_line(address, api):
+    with errors_in_one_line(address, api):
         _prepare_repository(api, uri.id, private, overwrite)
         operations = [CommitOperationAdd(name, str(folder / name)) for name in FILES]
         api.create_commit(uri.id, operations, commit_message="Model of GPViT for Detectron2")
@@ -223,53 +198,3 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
                 os.replace(path, folder / path.name)
     except OSError as error:
         raise UserError(f"cannot write {one_line(folder, PATH_LIMIT)}: {error.strerror or error}") from None
-
-
-def parsed(address: str) -> HfUri:
-    """The parts of hf://USER/NAME[@REVISION][/FILE]. Raises a UserError if it is none, or not of a model."""
-    try:
-        uri = parse_hf_uri(address)
-    except HfUriError as error:
-        raise UserError(f"cannot use {address}: {' '.join(str(error).split())}") from None
-    # huggingface_hub's cache has files under these names.
-    parts = re.split(r"[/\\]", f"{uri.revision or 'main'}/{uri.path_in_repo or WEIGHTS}")
-    if not address.isprintable() or {"", ".", ".."} & {*parts}:
-        raise UserError(f"cannot use {one_line(address)}: its revision and file may have no part that is empty, . or ..")
-    if uri.type != "model":
-        raise UserError(f"{address} is a {uri.type}; give hf://USER/NAME of a model")
-    return uri
-
-
-@contextlib.contextmanager
-def _in_one_line(address: str, api: HfApi) -> Iterator[None]:
-    """Turns what huggingface_hub raises about an address into UserErrors."""
-    try:
-        yield
-    except UserError:
-        raise
-    except GatedRepoError:
-        reason = f"its owner asks for consent: give it at {api.endpoint}/{parsed(address).id}; {LOG_IN}"
-    except RepositoryNotFoundError:
-        reason = f"there is no such repository on {api.endpoint}, or it is private: {LOG_IN}"
-    except RevisionNotFoundError:
-        reason = "it has no such branch, tag or commit"
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = (
-            f"{api.endpoint} cannot be reached, and it was not downloaded before ({_first_line(error.__cause__ or error)})"
-        )
-    except EntryNotFoundError:
-        reason = f"it has no {parsed(address).path_in_repo or WEIGHTS}"
-    except HfHubHTTPError as error:
-        hint = f": {LOG_IN} with a token that may do this" if error.response.status_code in (401, 403) else ""
-        reason = f"{api.endpoint} answered: {error.server_message or _first_line(error)}{hint}"
-    except (HTTPError, OSError, RuntimeError) as error:
-        reason = f"the transfer to or from {api.endpoint} failed ({_first_line(error.__cause__ or error)})"
-    except ValueError as error:  # a card that the Hub refuses
-        reason = " ".join(str(error).split())
-    else:
-        return
-    raise UserError(f"cannot use {address}: {reason}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,34 @@
+"""Reading, loading and writing weights, ours and published ones."""
+
+from .describe import architecture
+from .files import (
+    File,
+    digest_is_right,
+    fetch,
+    in_folder,
+    read,
+    read_content,
+    save,
+    versions,
+    write,
+)
+from .loading import load, load_strictly, require_fit, require_same
+from .published import from_published
+
+__all__ = [
+    "File",
+    "architecture",
+    "digest_is_right",
+    "fetch",
+    "from_published",
+    "in_folder",
+    "load",
+    "load_strictly",
+    "read",
+    "read_content",
+    "require_fit",
+    "require_same",
+    "save",
+    "versions",
+    "write",
+]

@@ -1,0 +1,17 @@
+"""Handing a model on: its folder, its card, and the Hugging Face Hub."""
+
+from ..checkpoint.huggingface import CARD, FILES, download, parsed
+from .share import local_address, new_folder, pull, push, usable_config, write
+
+__all__ = [
+    "CARD",
+    "FILES",
+    "download",
+    "local_address",
+    "new_folder",
+    "parsed",
+    "pull",
+    "push",
+    "usable_config",
+    "write",
+]
