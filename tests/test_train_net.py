@@ -25,9 +25,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from gpvit.config import config_from_yaml, load_config
 from gpvit.engine import Trainer, argument_parser, choose_device
 from gpvit.engine.checkpoints import check_best_metric
-from gpvit.engine.validation import folder_names, of_average, validation_names
+from gpvit.engine.validation import of_average, validation_names
 from gpvit.hub.model_card import training_of
 from gpvit.utils.errors import UserError
+from gpvit.utils.events import folder_names
 from gpvit.utils.seed import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn

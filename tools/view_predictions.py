@@ -32,11 +32,10 @@ from gpvit.data.datasets import coco as annotations
 from gpvit.data.datasets import custom as layouts
 from gpvit.data.datasets.coco import CocoFile
 from gpvit.data.image_io import read_image
-from gpvit.engine import results_folders
 from gpvit.evaluation import COCOFile, check_masks, coco_fingerprint
 from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
 from gpvit.utils.errors import UserError, listed
-from gpvit.utils.events import read_evaluation
+from gpvit.utils.events import read_evaluation, results_folders
 from gpvit.utils.files import atomic_write, make_folder
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything

@@ -15,7 +15,7 @@ from .launch import argument_parser, choose_device, launch, processes_of, spawns
 from .setup import device_name, setup, shared_seed
 from .terminal import evaluation_bar
 from .trainer import Trainer, build_ddp
-from .validation import metric_prefixes, results_folders, validation_names, validation_sets
+from .validation import metric_prefixes, validation_names, validation_sets
 
 __all__ = [
     "DATA",
@@ -37,7 +37,6 @@ __all__ = [
     "refuse_evaluated",
     "refuse_to_replace_results",
     "refuse_used",
-    "results_folders",
     "save_evaluation",
     "settings",
     "setup",

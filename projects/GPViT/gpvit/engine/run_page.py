@@ -18,13 +18,13 @@ from torch import nn
 from .. import checkpoint
 from ..data.datasets.register import folder_of
 from ..utils.errors import UserError
-from ..utils.events import read_metrics
+from ..utils.events import RESULTS_OF_SETS, read_metrics
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, markdown, markdown_code, one_line
 from .checkpoints import Checkpoints
 from .setup import device_name
 from .trainer import Follower, going_on
-from .validation import RESULTS_OF_SETS, main_metrics
+from .validation import main_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -1,20 +1,15 @@
 """Several validation sets, each of which is evaluated alone and has its own metrics and folder of results."""
 
 import copy
-import hashlib
 import os
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
 from ..utils.errors import UserError
-from ..utils.files import cut
+from ..utils.events import RESULTS_OF_SETS, folder_names
 from ..utils.text import PATH_LIMIT, one_line
-
-RESULTS_OF_SETS = "inference"  # as Detectron2 calls it: a folder for each of several validation sets
 
 
 def validation_names(cfg: DictConfig) -> list[str]:
@@ -70,18 +65,6 @@ def validation_sets(cfg: DictConfig) -> dict[str, DictConfig]:
     return sets
 
 
-def folder_names(names: Sequence[str]) -> dict[str, str]:
-    """A folder's name for each dataset: its own if all file systems take it, else one like it with a hash."""
-    folders = {}
-    lowered = [name.lower() for name in names]
-    for name in names:
-        safe = cut(re.sub(r"[^\w-]", "_", name, flags=re.ASCII), 80) or "_"
-        if safe != name or lowered.count(name.lower()) > 1:  # some file systems take A for a
-            safe += "-" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
-        folders[name] = safe
-    return folders
-
-
 def metric_prefixes(cfg: DictConfig) -> list[str]:
     """What the names of metrics begin with, for each validation set; "" for a single one."""
     names = validation_names(cfg)
@@ -103,8 +86,3 @@ def of_average(results: Mapping[str, Any]) -> dict[str, Any]:
         else:
             renamed[f"ema_{name}"] = value
     return renamed
-
-
-def results_folders(folder: Path, file: str) -> list[Path]:
-    """The folders of the validation sets in that of a run that have a file of this name."""
-    return sorted(path.parent for path in folder.glob(f"{RESULTS_OF_SETS}/*/{file}"))

@@ -14,9 +14,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from .. import checkpoint
 from ..checkpoint.describe import size_name
 from ..config import load_config
-from ..engine.validation import RESULTS_OF_SETS, folder_names
 from ..utils.errors import UserError
-from ..utils.events import read_metrics
+from ..utils.events import RESULTS_OF_SETS, folder_names, read_metrics
 from ..utils.text import PATH_LIMIT, markdown, one_line
 
 PAPER = "https://github.com/ChenhongyiYang/GPViT"

@@ -1,11 +1,14 @@
 """What a run wrote down: ``metrics.json``, one JSON object a line, and ``evaluation.json``."""
 
+import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .files import cut
 from .text import LINE_LIMIT, one_line
 
 LARGEST = 1e39  # beyond float32, in which losses are; matplotlib can draw no axis of much larger numbers
@@ -48,3 +51,23 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         reason = one_line(f"{type(error).__name__}: {error}", LINE_LIMIT)
         raise UserError(f"{path} is not what an evaluation writes ({reason}); remove it") from None
     return content
+
+
+RESULTS_OF_SETS = "inference"  # as Detectron2 calls it: a folder for each of several validation sets
+
+
+def folder_names(names: Sequence[str]) -> dict[str, str]:
+    """A folder's name for each dataset: its own if all file systems take it, else one like it with a hash."""
+    folders = {}
+    lowered = [name.lower() for name in names]
+    for name in names:
+        safe = cut(re.sub(r"[^\w-]", "_", name, flags=re.ASCII), 80) or "_"
+        if safe != name or lowered.count(name.lower()) > 1:  # some file systems take A for a
+            safe += "-" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+        folders[name] = safe
+    return folders
+
+
+def results_folders(folder: Path, file: str) -> list[Path]:
+    """The folders of the validation sets in that of a run that have a file of this name."""
+    return sorted(path.parent for path in folder.glob(f"{RESULTS_OF_SETS}/*/{file}"))
