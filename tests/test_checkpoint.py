@@ -22,6 +22,7 @@ from children import in_a_child
 from conftest import REPOSITORY
 from detectron2.config import instantiate
 from gpvit import checkpoint
+from gpvit.checkpoint.loading import _layers_of_other_classes
 from gpvit.checkpoint.published import COCO_CLASSES
 from gpvit.config import load_config
 from gpvit.data import set_num_classes
@@ -348,7 +349,7 @@ def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) 
 def test_layers_start_afresh_that_belong_to_other_classes(shapes, of_file, of_model, fresh) -> None:
     weights = {f"roi_heads.box_predictor.{key}": torch.zeros(rows, 8) for key, rows in shapes.items()}
     file = checkpoint.File("file", "checkpoint", weights, list(of_file), [])
-    layers = checkpoint._layers_of_other_classes(file, weights, list(of_model) if of_model else None)
+    layers = _layers_of_other_classes(file, weights, list(of_model) if of_model else None)
     assert layers == [f"roi_heads.box_predictor.{key}" for key in fresh]
 
 

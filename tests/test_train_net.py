@@ -399,7 +399,7 @@ def config_of_sets(synthetic_data: Path, tmp_path: Path) -> Iterator[Path]:
     config = tmp_path / "sets.py"
     config.write_text(f"""
 from detectron2.data.datasets import register_coco_instances
-from gpvit.engine import load_config
+from gpvit.config import load_config
 
 for name, split in (("mine", "train"), ("day", "val"), ("night/city", "train")):
     file = f"{synthetic_data}/annotations/{{split}}.json"
@@ -614,7 +614,7 @@ def test_registered_data_without_class_names_is_one_line(synthetic_data: Path, t
     config = tmp_path / "bare.py"
     config.write_text(f"""
 from detectron2.data import DatasetCatalog
-from gpvit.engine import load_config
+from gpvit.config import load_config
 
 DatasetCatalog.register("bare", lambda: [])
 base = load_config({str(REPOSITORY / CONFIG)!r})

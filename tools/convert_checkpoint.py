@@ -52,7 +52,7 @@ def convert(file: gpvit.checkpoint.File, output: str, to_published: bool) -> str
     """Writes the file and says what is in it now."""
     classes = f", {len(file.classes)} class names" if file.classes else ""
     if to_published:
-        content = to_published(file.weights, file.classes)
+        content = published.to_published(file.weights, file.classes)
         with atomic_write(output) as partial, partial.open("wb") as output_file:
             torch.save(content, output_file)
         return f"{len(content['state_dict'])} tensors in the published layout{classes}"

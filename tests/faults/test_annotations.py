@@ -29,6 +29,7 @@ from gpvit.data import InstanceMapper, register_folder
 from gpvit.data.datasets import coco as annotations
 from gpvit.data.datasets.coco import read
 from gpvit.data.datasets.coco_rules import RULES, grouped
+from gpvit.data.masks import polygon_faults
 from gpvit.evaluation import COCOEvaluator
 from gpvit.utils.errors import UserError
 from hypothesis import HealthCheck, given, seed, settings
@@ -1221,9 +1222,9 @@ def test_an_outline_too_long_for_memory_is_left_out_and_the_others_are_used(
 
 def test_an_outline_around_every_pixel_is_not_too_long() -> None:
     rows = [[x, y, x + 1, y, x + 1, y + 1, x, y + 1] for y in range(0, 60, 2) for x in range(0, 60, 2)]
-    assert annotations.polygon_faults(rows, 60, 60) == [""] * 900
+    assert polygon_faults(rows, 60, 60) == [""] * 900
     comb = [value for x in range(0, 100, 2) for value in (x, 0, x, 99, x + 1, 99, x + 1, 0)]
-    assert annotations.polygon_faults([comb], 100, 100) == [""]
+    assert polygon_faults([comb], 100, 100) == [""]
 
 
 @pytest.mark.parametrize(

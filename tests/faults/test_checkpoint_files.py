@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gpvit.checkpoint
+import gpvit.checkpoint.files
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -41,7 +41,7 @@ def killed_while_saving(path: Path, when: int | str) -> None:
 
         if isinstance(when, str):
             setattr(os, when, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
-        gpvit.checkpoint.open = lambda name, mode: Killer(io.FileIO(name, mode.replace("b", "")))
+        gpvit.checkpoint.files.open = lambda name, mode: Killer(io.FileIO(name, mode.replace("b", "")))
         gpvit.checkpoint.save(tensors(2), str(path))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -67,7 +67,7 @@ def test_a_full_device_is_one_line_and_leaves_the_old_file(monkeypatch: pytest.M
         monkeypatch.context() as patch,
         pytest.raises(UserError, match="cannot write .*No space left on device; the old one is intact") as caught,
     ):
-        patch.setattr(gpvit.checkpoint, "open", lambda name, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
+        patch.setattr(gpvit.checkpoint.files, "open", lambda name, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
         gpvit.checkpoint.save(tensors(2), str(path))
     assert "\n" not in str(caught.value)
     assert newest(str(tmp_path))["trainer"]["iteration"] == 1
@@ -167,7 +167,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
         "model: [{a: {_target_: builtins.eval}}]",
         "model: ${oc.decode:'{_target_: os.system, command: touch CANARY}'}",
         "target: os.system\nmodel: {_target_: '${target}', command: touch CANARY}",
-        "model: {_target_: gpvit.checkpoint.os.system, command: touch CANARY}",
+        "model: {_target_: gpvit.checkpoint.files.os.system, command: touch CANARY}",
         """model: "${oc.decode:'{_target_: os.system, command: touch CANARY}'}" """,
         """model: "${oc.create:{_target_: os.system, command: touch CANARY}}" """,
         """model: "\\x24{oc.decode:'{_target_: os.system, command: touch CANARY}'}" """,
