@@ -22,6 +22,7 @@ from typing import Any
 import gpvit
 import torch
 from common import refuse_to_replace, run_command
+from gpvit.checkpoint import published
 from gpvit.config import inference_config
 from gpvit.predictor import config_of
 from gpvit.utils.errors import UserError, listed

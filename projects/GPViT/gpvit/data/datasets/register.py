@@ -72,11 +72,12 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     if train:
         files["train"].problems += coco.images_in_both(files["train"], files["val"])
     summary = layout.summary(files)
+    evaluator, before = cfg.dataloader.get("evaluator", {}), cfg.dataloader.test.dataset.names
     for split, data in files.items():
         loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
         loader.dataset.names = _register(root, split, data, summary)
-    if cfg.dataloader.get("evaluator") and "dataset_name" in cfg.dataloader.evaluator:  # a saved config names its data
-        cfg.dataloader.evaluator.dataset_name = cfg.dataloader.test.dataset.names
+    if evaluator.get("dataset_name") == before:  # a saved config names its data twice
+        evaluator.dataset_name = cfg.dataloader.test.dataset.names
     set_num_classes(cfg.model, len(classes["val"]))
 
 
