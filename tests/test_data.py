@@ -245,6 +245,11 @@ def test_an_image_gets_the_published_size(size: tuple[int, int], expected: tuple
     assert (transform.h, transform.w, transform.new_h, transform.new_w) == (*size, *expected)
 
 
+def test_a_side_of_a_long_image_keeps_a_pixel() -> None:
+    transform = gpvit.data.OpenCVResize(800, 1333).get_transform(np.zeros((1, 5000, 3), np.uint8))
+    assert (transform.new_h, transform.new_w) == (1, 1333)
+
+
 def test_rounding_in_two_steps_would_give_another_size() -> None:
     differ = [size for size in SIZES if T.ResizeShortestEdge.get_output_shape(*size, 800, 1333) != SIZES[size]]
     assert differ == [(352, 704), (370, 620)]

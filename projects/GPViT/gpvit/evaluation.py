@@ -66,7 +66,7 @@ def _truth(file: CocoFile | None) -> Iterator[None]:
 class COCOEvaluator(coco_evaluation.COCOEvaluator):
     """Detectron2's COCO evaluator, with AP 0 where nothing is found, and none where there is nothing to find.
 
-    Detectron2's calls both NaN. One's own data is what :mod:`gpvit.data.datasets.coco` makes of it for training, too.
+    Detectron2's calls both NaN. A custom dataset is what :mod:`gpvit.data.datasets.coco` makes of it for training, too.
 
     What is found goes to Detectron2's files, ``instances_predictions.pth`` and ``coco_instances_results.json``, each the
     old one or the complete new one. Metrics do not depend on whether it can be written.

@@ -1,4 +1,4 @@
-"""Handing a model on: its folder, its card, and the Hugging Face Hub."""
+"""Sharing models: their folders and cards, and the Hugging Face Hub."""
 
 from ..checkpoint.huggingface import CARD, FILES, download, parsed
 from .share import local_address, new_folder, pull, push, usable_config, write

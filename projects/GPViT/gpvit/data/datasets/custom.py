@@ -127,7 +127,7 @@ def find(data: str) -> Mapping[str, Split]:
 
 
 def read(data: str, split: str, *, masks: bool = True) -> coco.CocoFile:
-    """A split of one's own data, with the rules of :mod:`gpvit.data.datasets.coco` applied to it.
+    """A split of a custom dataset, with the rules of :mod:`gpvit.data.datasets.coco` applied to it.
 
     Args:
         data: a folder or file, as said above.

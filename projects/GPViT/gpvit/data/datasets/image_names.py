@@ -102,7 +102,7 @@ def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
             shown = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
             links = [name for name in shown if os.path.islink(os.path.join(folder, name))]
             waiting += [os.path.join(folder, name) for name in links]
-            folders[:] = [name for name in shown if name not in links]
+            folders[:] = shown  # os.walk itself follows no links
     for real, folder in paths.items():
         for name in names[real]:
             yield os.path.normpath(os.path.join(folder, name))

@@ -15,7 +15,7 @@ from . import coco, custom
 
 
 def register_folder(root: str, split: str, *, masks: bool = True) -> str:
-    """Registers one's own data with Detectron2, with the rules of :mod:`gpvit.data.datasets.coco` applied to it.
+    """Registers a custom dataset with Detectron2, with the rules of :mod:`gpvit.data.datasets.coco` applied to it.
 
     Args:
         root: a folder or file that :mod:`gpvit.data.datasets.custom` understands.
@@ -57,7 +57,7 @@ def _register(root: str, split: str, data: coco.CocoFile, summary: str) -> str:
 
 
 def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
-    """Points a config at one's own data (see :func:`register_folder`): data sets, classes and outputs of the heads.
+    """Points a config at a custom dataset (see :func:`register_folder`): datasets, classes and outputs of the heads.
 
     What was found is in the log before the data is used.
     """
@@ -82,7 +82,7 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
 
 
 def folder_of(names: str | Sequence[str]) -> str | None:
-    """The folder of one's own data behind a name that :func:`register_folder` gave; None for other data."""
+    """The folder of a custom dataset behind a name that :func:`register_folder` gave; None for other data."""
     kind, _, rest = names.partition(":") if isinstance(names, str) else ("", "", "")
     return rest.rpartition(":")[0] if kind == "coco" else None
 
