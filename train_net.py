@@ -57,7 +57,7 @@ from gpvit.engine import (
     validation_names,
     validation_sets,
 )
-from gpvit.evaluation import evaluated_data
+from gpvit.evaluation.coco_evaluation import evaluated_data
 from gpvit.utils.errors import ProcessError, UserError, listed
 from gpvit.utils.files import lock_folder
 from gpvit.utils.fingerprint import dataset_fingerprint, like

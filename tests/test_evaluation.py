@@ -22,7 +22,7 @@ from gpvit.config.values import check_values
 from gpvit.data import register_folder
 from gpvit.data.datasets.coco import read
 from gpvit.engine import check_unchanged, settings
-from gpvit.evaluation import COCOEvaluator, coco_ap
+from gpvit.evaluation.coco_evaluation import COCOEvaluator, coco_ap
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
 from pycocotools import mask as mask_api

@@ -120,7 +120,7 @@ def test_the_card_says_what_the_training_measured_and_where(training: Path, tmp_
     for name in ("model_final.pth", "config.yaml"):
         shutil.copy(training / name, tmp_path)
     metrics = {"bbox/AP": 1.0, "ema_bbox/AP": 12.34, "ema_segm/AP": 23.44, "ema_segm/APl": 34.5, "ema_bbox/AP-disc": 45.6}
-    (tmp_path / "metrics.json").write_text(json.dumps({"iteration": 2, "total_loss": 1.0} | metrics))
+    (tmp_path / "metrics.json").write_text(json.dumps({"iteration": 1, "total_loss": 1.0} | metrics))
     (tmp_path / "evaluation.json").write_text('{"images": 7, "weights": null}')
     hub.write(str(tmp_path), tmp_path, licence="apache-2.0", address="hf://me/toys")
     card = ModelCard.load(tmp_path / "README.md")

@@ -22,7 +22,7 @@ from gpvit.config import load_config
 from gpvit.data.datasets import coco as annotations
 from gpvit.data.datasets import custom as layouts
 from gpvit.data.image_io import read_image
-from gpvit.evaluation import coco_fingerprint
+from gpvit.evaluation.coco_evaluation import coco_fingerprint
 from gpvit.utils.errors import UserError
 from gpvit.utils.fingerprint import dataset_fingerprint
 from PIL import Image

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from evaluating import made_up
 from faster_coco_eval import COCOeval_faster
-from gpvit.matching import (
+from gpvit.evaluation.matching import (
     MISSED,
     Outcome,
     calibration,

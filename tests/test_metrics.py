@@ -11,6 +11,7 @@ import report
 from gpvit import checkpoint
 from gpvit.hub import model_card as card
 from gpvit.utils.errors import UserError
+from gpvit.evaluation.metrics import parse_metric
 from gpvit.utils.events import read_metrics
 from gpvit.visualize import save_curves
 
@@ -87,3 +88,31 @@ def test_a_report_of_another_kind_is_one_line(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match="is no report of a training that stopped") as raised:
         replay.main()
     assert "\n" not in str(raised.value)
+
+
+def test_the_evaluation_at_the_end_is_under_the_iteration_behind_which_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    rows = [
+        {"iteration": 0, "total_loss": 2.0, "bbox/AP": 1.0},
+        {"iteration": 1, "bbox/AP": 2.0},  # on the way, made up for when the run was resumed
+        {"iteration": 3, "total_loss": 1.0},
+    ]
+    for last in (3, 4):  # as written now, and by version 0.1
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"iteration": last, "bbox/AP": 3.0}]))
+        measured = {row["iteration"]: row["bbox/AP"] for row in read_metrics(path) if "bbox/AP" in row}
+        assert measured == {0: 1.0, 1: 2.0, 3: 3.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("segm/AP50", ("", False, "segm", "AP50")),
+        ("night/city/ema_bbox/AP", ("night/city", True, "bbox", "AP")),
+        ("/data/bbox/photos:val/segm/APs", ("/data/bbox/photos:val", False, "segm", "APs")),
+        ("bbox/AP-x/segm/AP", ("", False, "bbox", "AP-x/segm/AP")),
+        ("segm/AP-a\nb", ("", False, "segm", "AP-a\nb")),
+        *((name, None) for name in ("total_loss", "segm/AR", "segm/APx", "keypoints/AP", "segm", "segm/AP-")),
+    ],
+)
+def test_the_name_of_a_metric_is_taken_apart(name: str, parts: tuple | None) -> None:
+    assert parse_metric(name) == parts

@@ -17,8 +17,8 @@ import view_predictions
 from detectron2.data.datasets import register_coco_instances
 from gpvit.data import register_folder
 from gpvit.data.datasets.coco import read
-from gpvit.evaluation import coco_ap, evaluated_data
-from gpvit.matching import Outcome, index, match, outcomes
+from gpvit.evaluation.coco_evaluation import coco_ap, evaluated_data
+from gpvit.evaluation.matching import Outcome, index, match, outcomes
 from gpvit.utils.errors import UserError
 from PIL import Image
 from pycocotools import mask as mask_api
@@ -456,7 +456,7 @@ def test_nothing_is_written_over_without_being_told(monkeypatch: pytest.MonkeyPa
 def inputs_of(*arguments: str | Path) -> view_predictions.Inputs:
     parser = argparse.ArgumentParser()
     view_predictions.add_inputs(parser)
-    return view_predictions.read_inputs(parser.parse_args(list(map(str, arguments))))
+    return view_predictions.inputs_of(parser.parse_args(list(map(str, arguments))))
 
 
 def test_the_data_may_be_named_in_three_ways(run: Path, synthetic_data: Path) -> None:

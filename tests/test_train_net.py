@@ -25,7 +25,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from gpvit.config import config_from_yaml, load_config
 from gpvit.engine import Trainer, argument_parser, choose_device
 from gpvit.engine.checkpoints import check_best_metric
-from gpvit.engine.validation import of_average, validation_names
+from gpvit.evaluation.metrics import of_average
+from gpvit.evaluation.validation_sets import validation_names
 from gpvit.hub.model_card import training_of
 from gpvit.utils.errors import UserError
 from gpvit.utils.events import folder_names
@@ -461,13 +462,13 @@ def test_several_validation_sets_are_evaluated_each(synthetic_data: Path, config
         parser = argparse.ArgumentParser()
         view_predictions.add_inputs(parser)
         args = parser.parse_args([str(folder / "inference" / inside)])
-        assert len(view_predictions.read_inputs(args).truth.imgs) == images
+        assert len(view_predictions.inputs_of(args).truth.imgs) == images
     page = (folder / "README.md").read_text()
     assert f"python tools/report.py {folder}/inference/day\n" in page and "| val: night/city | " in page
     assert "Best night/city/ema\\_segm/AP: " in page and "in `model_best.pth`" in page
     assert "`coco_instances_results.json`" not in page
     with pytest.raises(UserError, match=f"of several validation sets: give the folder of one, .*{NIGHT}$"):
-        view_predictions.read_inputs(parser.parse_args([str(folder)]))
+        view_predictions.inputs_of(parser.parse_args([str(folder)]))
     with pytest.raises(UserError, match="has no segm/AP; it has day/segm/AP, night/city/segm/AP$"):
         compare_runs.course(folder, "segm/AP")
     card = training_of(gpvit.checkpoint.read(str(folder / "model_final.pth")))

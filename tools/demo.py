@@ -27,31 +27,30 @@ What cannot be read is listed at the end, with exit code 1; the rest is done all
 import os
 import signal
 
+from gpvit.evaluation.coco_results import ResultsWriter
+
 if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
 import contextlib
-import json
 import re
 import subprocess
 import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 import cv2
 import numpy as np
 from common import COUNT, SCORE, add_detector, detector, refuse_to_replace, run_command, save_picture
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
 from gpvit.data.image_io import read_image
 from gpvit.data.sources import Picture, Source, sources_of
 from gpvit.data.video_io import VideoReader, VideoWriter
 from gpvit.utils.errors import UserError
-from gpvit.utils.files import atomic_write, cut, make_folder
+from gpvit.utils.files import cut, make_folder
 from gpvit.utils.signals import stop_signals_to
 from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
 from gpvit.visualize import cut_outs, draw_predictions
@@ -132,37 +131,6 @@ def check_targets(sources: list[Source], args: argparse.Namespace) -> None:
     refuse_to_replace(targets, args.overwrite)
 
 
-class CocoResults:
-    """Writes predictions.json as it comes, and images.json at the end, when they take the place of older ones."""
-
-    def __init__(self, folder: Path, classes: list[str]) -> None:
-        self.folder, self.classes = folder, classes
-        self.images: list[dict[str, int | str]] = []
-        with contextlib.ExitStack() as files:
-            partial = files.enter_context(atomic_write(folder / "predictions.json"))
-            self.file: TextIO = files.enter_context(partial.open("w", encoding="utf-8"))
-            self.files = files.pop_all()
-        self.separator = "[\n"
-
-    def add(self, picture: Picture, instances: Instances) -> None:
-        height, width = picture.image.shape[:2]
-        number = len(self.images) + 1
-        frame = {} if picture.frame is None else {"frame": picture.frame}
-        self.images.append({"id": number, "file_name": picture.source.name, "height": height, "width": width} | frame)
-        for result in instances_to_coco_json(instances, number):
-            self.file.write(self.separator + json.dumps(result | {"category_id": result["category_id"] + 1}))
-            self.separator = ",\n"
-
-    def close(self) -> None:
-        categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, start=1)]
-        content = json.dumps({"images": self.images, "categories": categories, "annotations": []})
-        with self.files:
-            self.file.write("\n]\n" if self.separator == ",\n" else "[]\n")
-            self.file.flush()
-            with atomic_write(self.folder / "images.json") as partial:
-                partial.write_text(content, encoding="utf-8")
-
-
 class Run:
     """Takes pictures and videos through the detector, writes all that is wanted, and keeps count. A context."""
 
@@ -176,7 +144,7 @@ class Run:
         self.stopped, self.exit_code = False, 0
         self.cutouts: defaultdict[Path, set[str]] = defaultdict(set)  # folder -> names that were written
         make_folder(args.output)
-        self.results = CocoResults(args.output, predictor.classes) if args.json else None
+        self.results = ResultsWriter(args.output, predictor.classes) if args.json else None
 
     def __enter__(self) -> "Run":
         return self

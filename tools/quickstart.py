@@ -29,7 +29,7 @@ from gpvit.config import load_config
 from gpvit.data.datasets.synthetic import make_data_set
 from gpvit.data.image_io import read_image
 from gpvit.data.loader import share_batches
-from gpvit.evaluation import coco_ap
+from gpvit.evaluation.coco_evaluation import coco_ap
 from gpvit.utils.errors import UserError
 from gpvit.utils.events import read_evaluation
 from gpvit.utils.signals import interrupt, stop_signals_to

@@ -36,8 +36,9 @@ from common import SCORE, refuse_to_replace, run_command
 from gpvit.data.datasets.coco_rules import MAX_DETECTIONS
 from gpvit.utils.errors import UserError
 from gpvit.config.values import MOST_DETECTIONS
-from gpvit.evaluation import check_max_detections, max_dets, most_objects, summarized
-from gpvit.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
+from gpvit.evaluation.coco_evaluation import check_max_detections, max_dets, most_objects, summarized
+from gpvit.evaluation.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
+from gpvit.evaluation.metrics import TASKS
 from gpvit.utils.events import is_number, read_evaluation, read_metrics
 from gpvit.utils.files import atomic_write
 from gpvit.utils.kinds import argument, whole
@@ -46,10 +47,10 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
-from view_predictions import RESULTS, Inputs, add_inputs, as_picture, drawings, read_inputs, worst_first
+from gpvit.evaluation.coco_results import RESULTS, Inputs
+from view_predictions import add_inputs, as_picture, drawings, inputs_of, worst_first
 
 OF_A_CLASS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
-NAMES = {"bbox": "boxes", "segm": "masks"}
 MANY_CLASSES = 12  # beyond this many, only the worst and the best have curves, and classes seldom confused share a row
 PICTURES, PICTURE_PANE = 8, 480  # how many of the worst, and pixels of the longer side of each
 POINTS = 200  # of a curve
@@ -84,7 +85,7 @@ def main() -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
     print_anything()
-    inputs = read_inputs(args)
+    inputs = inputs_of(args)
     output = args.output or inputs.results.parent / "report.html"
     refuse_to_replace([output], args.overwrite)
     limit = read_limit(inputs) if args.max_detections is None else args.max_detections
@@ -92,7 +93,7 @@ def main() -> int:
     text = page(content)
     with atomic_write(output) as partial:
         partial.write_text(text, encoding="utf-8")
-    figures = ", ".join(f"{NAMES[task]} AP {percent(table['AP'])}" for task, table in content["overall"].items())
+    figures = ", ".join(f"{TASKS[task].label} AP {percent(table['AP'])}" for task, table in content["overall"].items())
     print(one_line(f"{output}: {figures}, {content['worst_note']}", LINE_LIMIT))
     if content["limit_note"]:
         print(f"note: {content['limit_note']}", file=sys.stderr)
@@ -141,7 +142,7 @@ def collect(inputs: Inputs, threshold: float | None, limit: int) -> dict[str, An
         "title": inputs.folder.resolve().name if inputs.folder else inputs.results.name,
         "inputs": inputs,
         "iou": IOU,
-        "names": NAMES,
+        "names": {name: task.label for name, task in TASKS.items()},
         "objects": len(matching.objects),
         "detections": len(matching.detections),
         **accuracy(inputs, matching, limit),
@@ -170,7 +171,7 @@ def accuracy(inputs: Inputs, matching: Matching, limit: int) -> dict[str, Any]:
     precisions = {task: evaluation.eval["precision"][..., -1] for task, evaluation in evaluations.items()}
     overall = {task: dict(zip(metrics, figures(evaluation.stats))) for task, evaluation in evaluations.items()}
     classes = by_class(inputs.truth, precisions, matching)
-    curves = {task: precision_recall(precision[..., 0], NAMES[task]) for task, precision in precisions.items()}
+    curves = {task: precision_recall(precision[..., 0], TASKS[task].label) for task, precision in precisions.items()}
     return {
         "metrics": list(dict.fromkeys(metrics)),  # below 10 detections, two of the recalls are one
         "of_a_class": OF_A_CLASS,
@@ -420,7 +421,8 @@ def pictures(inputs: Inputs, matching: Matching, threshold: float) -> tuple[list
 def training_charts(folder: Path | None) -> list[Markup]:
     """Loss and AP over the iterations, from a training's metrics.json; none without it."""
     rows = list(read_metrics(folder / "metrics.json")) if folder else []
-    lines = {"training loss": {"total_loss": "total"}, "validation AP (%)": {"bbox/AP": "boxes", "segm/AP": "masks"}}
+    measured = {f"{name}/{task.main}": task.label for name, task in TASKS.items()}
+    lines = {"training loss": {"total_loss": "total"}, "validation AP (%)": measured}
     charts = []
     for title, keys in lines.items():
         courses = {name: [(row["iteration"], row[key]) for row in rows if key in row] for key, name in keys.items()}

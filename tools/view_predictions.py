@@ -12,30 +12,22 @@ false detections, each of these counted by its score. Masks are matched if there
 import os
 import signal
 
+from gpvit.evaluation.coco_results import RESULTS, Inputs, read_inputs
+
 if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
-import contextlib
-import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gpvit.data
 import numpy as np
 from common import COUNT, SCORE, refuse_to_replace, run_command
-from detectron2.data import MetadataCatalog
-from gpvit.config import load_config
-from gpvit.data.datasets import coco as annotations
-from gpvit.data.datasets import custom as layouts
-from gpvit.data.datasets.coco import CocoFile
 from gpvit.data.image_io import read_image
-from gpvit.evaluation import COCOFile, check_masks, coco_fingerprint
-from gpvit.matching import IOU, Outcome, check_results, index, match, outcomes, read_results, tasks_of
-from gpvit.utils.errors import UserError, listed
-from gpvit.utils.events import read_evaluation, results_folders
+from gpvit.evaluation.matching import IOU, Outcome, match, outcomes
+from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write, make_folder
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
@@ -46,40 +38,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools.coco import COCO
 
-RESULTS = "coco_instances_results.json"
 DOTS_PER_INCH = 100
 PANE = 640  # pixels: the longer side of a picture in a drawing
 GAP, HEADER, FOOTER = 8, 44, 28  # pixels between the two pictures, above and below them
 SHEET_WIDTH = 900  # pixels of a drawing on the sheet
 MANY = 30  # objects beyond which labels would hide the picture, and only signs are written
-
-
-class Inputs(NamedTuple):
-    """What there is to look at.
-
-    results: path of the file.
-    folder: of a training or evaluation, if there is one.
-    truth: images, classes and objects.
-    images: the folder of the images, None if it is not known.
-    found: the detections for each task, "bbox" or "segm", that they can be evaluated for.
-    data: what the truth is called.
-    """
-
-    results: Path
-    folder: Path | None
-    truth: COCO
-    images: Path | None
-    found: dict[str, COCO]
-    data: str
-
-    @property
-    def task(self) -> str:
-        """The task by which detections are called true or false: masks if there are any."""
-        return list(self.found)[-1]
 
 
 class Style(NamedTuple):
@@ -100,7 +66,7 @@ STYLES = {
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """The arguments that :func:`read_inputs` takes."""
+    """The arguments that :func:`inputs_of` takes."""
     parser.add_argument("folder", nargs="?", type=Path, metavar="RUN_FOLDER", help=f"has {RESULTS} and config.yaml")
     parser.add_argument("--results", type=Path, metavar="FILE", help="detections in COCO's results format")
     parser.add_argument("--data", metavar="DIR", help="own data that they are of, as for --data of train_net.py")
@@ -109,118 +75,15 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images of --annotations")
 
 
-class Source(NamedTuple):
-    """Ground truth, and how its annotations are read again, with or without masks, for their fingerprint."""
-
-    truth: COCO
-    images: Path | None
-    data: str
-    read: Callable[[bool], CocoFile]
-
-
-def read_inputs(args: argparse.Namespace) -> Inputs:
-    """Results and truth. Raises a UserError if something is missing or does not fit together."""
-    if args.folder is None and args.results is None:
-        raise UserError("give the folder of a training or evaluation, or --results FILE; see --help")
-    if args.data and args.annotations:
-        raise UserError("give --data or --annotations, not both")
-    if args.folder and not args.results:
-        refuse_several_sets(args.folder)
-    path = args.results or args.folder / RESULTS
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: evaluate first (train_net.py --eval-only), or give --results FILE")
-    results = read_results(path)
-    masks = "segm" in tasks_of(results)
-    if args.annotations:
-        source = _from_file(args.annotations, args.images, masks)
-    elif args.data:
-        source = _own_data(args.data, args.split, masks)
-    elif args.folder:
-        source = _data_of(args.folder / "config.yaml", masks)
-    else:
-        raise UserError("give the data of the results by --data DIR, or --annotations FILE and --images DIR")
-    if path.name == RESULTS:  # what others wrote is not what evaluation.json is about
-        check_data(path, source)
-    check_results(results, source.truth, path)
-    found = {task: index(results, source.truth, task) for task in tasks_of(results)}
-    return Inputs(path, args.folder, source.truth, source.images, found, source.data)
-
-
-def refuse_several_sets(folder: Path) -> None:
-    """Raises a UserError if the last evaluation in the folder of a run was of several validation sets."""
-    folders = results_folders(folder, RESULTS)
-    last = read_evaluation(folder / "evaluation.json").get("data")
-    if folders and (isinstance(last, list) or not (folder / RESULTS).is_file()):
-        raise UserError(f"{folder} has results of several validation sets: give the folder of one, {listed(folders)}")
-
-
-def check_data(results: Path, source: Source) -> None:
-    """Raises a UserError if results are of other data than that by what the evaluation wrote next to them."""
-    path = results.with_name("evaluation.json")
-    evaluated = read_evaluation(path).get("data")
-    if not isinstance(evaluated, dict) or not isinstance(evaluated.get("fingerprint"), str):
-        if path.exists():
-            note = f"note: {path} does not say which data {results.name} is of; taken for that of {source.data}"
-            print(one_line(note, LINE_LIMIT), file=sys.stderr)
-        return
-    if coco_fingerprint(source.read(bool(evaluated.get("masks")))) != evaluated["fingerprint"]:
-        name, file = (one_line(evaluated.get(key)) for key in ("name", "file"))
-        raise UserError(
-            f"{results} is of other data than {source.data}: of {name} ({file}) as it was when it was evaluated; give "
-            "that by --data or --annotations, or evaluate again"
-        )
-
-
-def _from_file(path: Path, images: Path | None, masks: bool) -> Source:
-    def read(masks: bool) -> CocoFile:
-        return annotations.read(path, images or "", masks=masks)
-
-    file = read(masks)
-    file.stop_if_fatal()
-    return Source(file.coco(), images, str(path), read)
-
-
-def _own_data(root: str, split: str, masks: bool) -> Source:
-    def read(masks: bool) -> CocoFile:
-        return layouts.read(root, split, masks=masks)
-
-    file = read(masks)
-    return Source(file.coco(), Path(file.image_root), f"{root}, {split}", read)
-
-
-def _data_of(config: Path, masks: bool) -> Source:
-    """The data that a config evaluates on, but for the ids of its objects as the evaluation takes it."""
-    hint = "give the data by --data DIR, or --annotations FILE and --images DIR"
-    if not config.is_file():
-        raise UserError(f"{config} does not exist: {hint}")
-    try:
-        cfg = load_config(str(config))
-    except UserError as error:
-        raise UserError(f"{error}; {hint}") from None
-    name = OmegaConf.select(cfg, "dataloader.test.dataset.names")
-    if not isinstance(name, str):
-        raise UserError(f"{config} names no data set to evaluate on: {hint}")
-    if folder := gpvit.data.folder_of(name):
-        return _own_data(folder, name.rpartition(":")[2], masks)
-    gpvit.data.require_files(cfg.dataloader.test)
-    metadata = MetadataCatalog.get(name)
-    if "json_file" not in metadata.as_dict():
-        raise UserError(f"data set {name} has no file of annotations in COCO format: {hint}")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCOFile(metadata.json_file)
-            for number, item in enumerate(truth.dataset.get("annotations", ()), start=1):
-                item["id"] = number  # some begin at 0, which means no match to pycocotools
-            truth.createIndex()
-    except Exception as error:  # pycocotools checks nothing
-        raise UserError(f"cannot read {metadata.json_file} ({type(error).__name__}: {one_line(error)}): {hint}") from None
-    if masks:
-        check_masks(truth, metadata.json_file)
-
-    def read(masks: bool) -> CocoFile:
-        return annotations.read(metadata.json_file, metadata.image_root, masks=masks)
-
-    return Source(truth, Path(metadata.image_root), name, read)
+def inputs_of(args: argparse.Namespace) -> Inputs:
+    return read_inputs(
+        args.folder,
+        results=args.results,
+        data=args.data,
+        split=args.split,
+        annotations_file=args.annotations,
+        images=args.images,
+    )
 
 
 class Case(NamedTuple):
@@ -394,7 +257,7 @@ def main() -> int:
     print_anything()
     if args.annotations and not args.images:
         raise UserError("give the folder of the images of --annotations by --images DIR")
-    inputs = read_inputs(args)
+    inputs = inputs_of(args)
     output = args.output or inputs.results.parent / "predictions"
     targets = [output / f"{rank:02}.png" for rank in range(1, args.number + 1)]
     refuse_to_replace([*targets, output / "sheet.png"], args.overwrite)

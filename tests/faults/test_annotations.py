@@ -30,7 +30,7 @@ from gpvit.data.datasets import coco as annotations
 from gpvit.data.datasets.coco import read
 from gpvit.data.datasets.coco_rules import RULES, grouped
 from gpvit.data.masks import polygon_faults
-from gpvit.evaluation import COCOEvaluator
+from gpvit.evaluation.coco_evaluation import COCOEvaluator
 from gpvit.utils.errors import UserError
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st

@@ -29,7 +29,7 @@ from gpvit.config import save_config
 from gpvit.data.video_io import VideoWriter
 from gpvit.engine import checkpoints, save_evaluation
 from gpvit.engine.run_page import RunPage
-from gpvit.evaluation import COCOEvaluator
+from gpvit.evaluation.coco_evaluation import COCOEvaluator
 from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write, make_folder
 from matplotlib.figure import Figure

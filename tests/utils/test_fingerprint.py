@@ -13,7 +13,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from gpvit.data.datasets import coco as annotations
-from gpvit.evaluation import coco_fingerprint, evaluated_data
+from gpvit.evaluation.coco_evaluation import coco_fingerprint, evaluated_data
 from gpvit.utils.fingerprint import dataset_fingerprint, like
 from pycocotools import mask as mask_api
 

@@ -1,6 +1,5 @@
 """Pictures: predictions, ground truth beside predictions, and the course of a training."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.transforms import Bbox
 from pycocotools.mask import encode
 
+from .evaluation.metrics import TASKS, parse_metric
 from .utils.events import read_metrics
 from .utils.fonts import draw_all_characters
 from .utils.text import one_line
@@ -156,13 +156,12 @@ def save_curves(metrics: Path, path: Path) -> None:
     for name in ["total_loss", *sorted(names)]:
         points = [(row["iteration"], row[name]) for row in rows if name in row]
         losses.plot(*zip(*points), label=one_line(name), linewidth=2.5 if name == "total_loss" else 1)
-    found = sorted({key for row in rows for key in row})
-    for task, label in (("bbox", "boxes"), ("segm", "masks")):
-        of_task = [key for key in found if re.fullmatch(f"(.*/)?{task}/AP", key)]
-        for name in of_task:  # one for each validation set
-            of_set = one_line(name.removesuffix(f"{task}/AP"), NAME_LIMIT).rstrip("/")
+    for name in sorted({key for row in rows for key in row}):
+        metric = parse_metric(name)
+        if metric and metric.is_main and not metric.averaged:
+            label = f"{one_line(metric.of_set, NAME_LIMIT)} {TASKS[metric.task].label}".strip()
             points = [(row["iteration"], row[name]) for row in rows if name in row]
-            quality.plot(*zip(*points), marker="o", label=f"{of_set} {label}".strip(), clip_on=False)
+            quality.plot(*zip(*points), marker="o", label=label, clip_on=False)
     losses.set(xlabel="iteration", ylabel="training loss", yscale="log")
     losses.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     for text in losses.get_legend().get_texts():

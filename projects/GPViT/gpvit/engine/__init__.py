@@ -1,3 +1,5 @@
+from ..evaluation.metrics import metric_prefixes
+from ..evaluation.validation_sets import validation_names, validation_sets
 from .checkpoints import (
     DATA,
     Checkpoints,
@@ -15,7 +17,6 @@ from .launch import argument_parser, choose_device, launch, processes_of, spawns
 from .setup import device_name, setup, shared_seed
 from .terminal import evaluation_bar
 from .trainer import Trainer, build_ddp
-from .validation import metric_prefixes, validation_names, validation_sets
 
 __all__ = [
     "DATA",

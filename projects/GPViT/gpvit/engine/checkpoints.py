@@ -13,18 +13,18 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from .. import checkpoint
 from ..config import flattened, inference_config, renamed
 from ..config.saved import RENAMED
+from ..evaluation.metrics import known_metrics, metric_prefixes, of_average
 from ..utils.errors import ProcessError, UserError, listed
 from ..utils.events import lines_of, read_evaluation
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from .trainer import STOP_EARLY, Follower, StopHook, unwrapped
-from .validation import metric_prefixes, of_average
 
 logger = logging.getLogger(__name__)
 
@@ -209,18 +209,6 @@ class Checkpoints(StopHook):
         self.best, self.without_better, self.evaluated = state["best"], state["without_better"], state["evaluated"]
 
 
-def known_metrics(cfg: DictConfig, classes: list[str]) -> list[str]:
-    """What an evaluation may be asked for; nothing if its evaluator is not known here."""
-    tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks")
-    if not tasks:
-        return []
-    names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-    names += [f"AP-{one_line(name)}" for name in classes if len(classes) > 1]
-    if cfg.train.ema_decay:
-        tasks = [*tasks, *(f"ema_{task}" for task in tasks)]
-    return [f"{prefix}{task}/{name}" for prefix in metric_prefixes(cfg) for task in tasks for name in names]
-
-
 def check_best_metric(name: str | None, cfg: DictConfig, classes: list[str]) -> None:
     """Raises a UserError if no evaluation will have a metric of this name; "" or None, for none, is fine.
 
@@ -261,9 +249,7 @@ class Evaluation(HookBase):
         """What was due when the checkpoint was written, which comes first, is made up for."""
         done = self.trainer.done
         if self.period and 0 < done < self.trainer.max_iter and done % self.period == 0:
-            self.trainer.storage.iter = done - 1
             self.run()
-            self.trainer.storage.iter = done
 
     def after_step(self) -> None:
         if self.period and self.trainer.done % self.period == 0 and self.trainer.done < self.trainer.max_iter:
@@ -274,6 +260,15 @@ class Evaluation(HookBase):
             self.run()
 
     def run(self) -> None:
+        """Evaluates; metrics and followers have it under the iteration behind which it is, wherever that was asked for."""
+        storage = self.trainer.storage
+        now, storage.iter = storage.iter, max(self.trainer.done - 1, 0)
+        try:
+            self._run()
+        finally:
+            storage.iter = now
+
+    def _run(self) -> None:
         trainer = self.trainer
         self.evaluated = trainer.done
         if comm.get_world_size() > 1:

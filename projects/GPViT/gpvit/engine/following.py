@@ -21,6 +21,7 @@ from torch import nn
 
 from ..data.datasets.coco_rules import MAX_DETECTIONS
 from ..data.image_io import read_image
+from ..evaluation.metrics import main_metrics
 from ..utils.errors import UserError
 from ..utils.files import atomic_write, finite_or_text, make_folder
 from ..utils.logger import has_terminal
@@ -33,7 +34,6 @@ from .run_page import RunPage
 from .setup import open_log
 from .terminal import ProgressBar
 from .trainer import Follower, going_on, unwrapped
-from .validation import main_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +142,10 @@ class Writers(Follower):
         threading.excepthook = self._on_error_of_a_thread
 
     def after_step(self) -> None:
-        if self.trainer.done % self.period == 0 or self.trainer.done == self.trainer.max_iter:
-            self._write(log=True)
+        is_last = self.trainer.done == self.trainer.max_iter
+        if self.trainer.done % self.period == 0 or is_last:
+            # Detectron2's writer of metrics.json takes each iteration once, and the last evaluation is still to come.
+            self._write(log=True, files=not is_last)
 
     def after_evaluation(self) -> None:
         self._write(log=False)
@@ -157,10 +159,10 @@ class Writers(Follower):
     def on_stop(self) -> None:
         self.after_train()
 
-    def _write(self, *, log: bool) -> None:
+    def _write(self, *, log: bool, files: bool = True) -> None:
         if not os.path.exists(self.folder / METRICS):
             self._try(self, self._begin_anew)
-        for writer in [self.printer, *self.writers] if log else self.writers:
+        for writer in [*([self.printer] if log else []), *(self.writers if files else [])]:
             self._try(writer, writer.write)
         self.trainer.storage.clear_images()  # TensorBoard's writer does, if it comes so far
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from .. import checkpoint
 from ..data.datasets.register import folder_of
+from ..evaluation.metrics import TASKS, main_metrics, parse_metric
 from ..utils.errors import UserError
 from ..utils.events import RESULTS_OF_SETS, read_metrics
 from ..utils.files import atomic_write
@@ -24,7 +25,6 @@ from ..utils.text import LINE_LIMIT, PATH_LIMIT, markdown, markdown_code, one_li
 from .checkpoints import Checkpoints
 from .setup import device_name
 from .trainer import Follower, going_on
-from .validation import main_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class RunPage(Follower):
 
     def _results(self) -> list[str]:
         """The AP of each evaluation, as a table and as curves, and which checkpoint is the one to use."""
-        rows = evaluations(self.folder / "metrics.json", self.cfg.train.max_iter)
+        rows = evaluations(self.folder / "metrics.json")
         if not rows:
             return []
         names = sorted(set().union(*rows.values()), key=lambda name: (name.split("/")[0], len(name), name))
@@ -218,13 +218,17 @@ class RunPage(Follower):
         return ["## Files", "\n".join(["| file | |", "|---|---|", *rows])]
 
 
-def evaluations(metrics: Path, max_iter: int) -> dict[int, dict[str, float]]:
-    """Iterations that were done -> AP, AP50 and AP75 of boxes and masks, from ``metrics.json``."""
+def evaluations(metrics: Path) -> dict[int, dict[str, float]]:
+    """Iterations that were done -> the few metrics that sum each evaluation up, from ``metrics.json``."""
     found: dict[int, dict[str, float]] = {}
     for row in read_metrics(metrics):
-        kept = {name: value for name, value in row.items() if name.endswith(("/AP", "/AP50", "/AP75"))}
-        if kept:  # the last evaluation is behind the last iteration, those before are in one
-            found.setdefault(min(row["iteration"] + 1, max_iter), {}).update(kept)
+        kept = {}
+        for name, value in row.items():
+            metric = parse_metric(name)
+            if metric and metric.name in TASKS[metric.task].brief:
+                kept[name] = value
+        if kept:
+            found.setdefault(row["iteration"] + 1, {}).update(kept)
     return found
 
 

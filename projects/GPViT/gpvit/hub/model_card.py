@@ -1,7 +1,6 @@
 """The card of a model that is handed on: what it is, how to use it, how well it did where, and its licence."""
 
 import json
-import math
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -14,13 +13,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from .. import checkpoint
 from ..checkpoint.describe import size_name
 from ..config import load_config
+from ..evaluation.metrics import TASKS, parse_metric
 from ..utils.errors import UserError
 from ..utils.events import RESULTS_OF_SETS, folder_names, read_metrics
 from ..utils.text import PATH_LIMIT, markdown, one_line
 
 PAPER = "https://github.com/ChenhongyiYang/GPViT"
-TASKS = {"bbox": "boxes", "segm": "masks"}
-COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
 MOST_VERSIONS = 10  # that a card lists; a training run notes 4
 VALIDATION = "the training's validation data"  # where its name is not known
 
@@ -50,16 +48,14 @@ def training_of(file: checkpoint.File) -> Training:
     try:
         cfg = load_config(str(folder / "config.yaml"))
     except UserError:  # moved away from its folder
-        return Training(images=images, metrics=_metrics(folder / "metrics.json", done, final=False))
+        return Training(images=images, metrics=_metrics(folder / "metrics.json", done))
     train, test = (OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") for split in ("train", "test"))
-    max_iter = OmegaConf.select(cfg, "train.max_iter")
-    final = done >= (max_iter if type(max_iter) is int else math.inf)
-    prefix = ""
+    of_set = ""
     if isinstance(test, ListConfig) and len(test) > 1:  # the card is about the first validation set
-        of_set = folder / RESULTS_OF_SETS / folder_names(list(map(str, test)))[str(test[0])]
-        images, prefix = _images(of_set / "evaluation.json"), f"{one_line(test[0], PATH_LIMIT)}/"
+        inside = folder_names(list(map(str, test)))[str(test[0])]
+        images, of_set = _images(folder / RESULTS_OF_SETS / inside / "evaluation.json"), one_line(test[0], PATH_LIMIT)
         test = test[0]
-    metrics = _metrics(folder / "metrics.json", done, final=final, of_set=prefix)
+    metrics = _metrics(folder / "metrics.json", done, of_set)
     return Training(_data_name(train), _data_name(test), images, metrics)
 
 
@@ -71,25 +67,21 @@ def _data_name(names: Any) -> str:
     return one_line(", ".join(shown))
 
 
-def _metrics(path: Path, done: int, *, final: bool, of_set: str = "") -> dict[str, float]:
+def _metrics(path: Path, done: int, of_set: str = "") -> dict[str, float]:
     """What was measured after ``done`` iterations; of the averaged weights, where there are any, since these are used.
 
     Args:
         path: of metrics.json.
         done: iterations.
-        final: whether these are all iterations of the training.
-        of_set: what the names of the metrics begin with, if there are several validation sets.
+        of_set: the validation set, in one line, if there are several.
     """
-    # The last evaluation is noted under the number of iterations, those before under that of the iteration.
-    noted = (done - 1, done) if final else (done - 1,)
-    entries: dict[str, Any] = {}
-    for entry in read_metrics(path):
-        entries |= entry if entry["iteration"] in noted else {}
-    entries = {key.removeprefix(of_set): value for key, value in entries.items() if key.startswith(of_set)}
-    prefix = "ema_" if any(key.startswith("ema_") for key in entries) else ""
-    found = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
-    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
-    return {key: float(value) for key, value in numbers.items() if re.match(r"(bbox|segm)/AP", key)}
+    measured: dict[bool, dict[str, float]] = {False: {}, True: {}}
+    for row in read_metrics(path):
+        for key, value in row.items():
+            metric = parse_metric(key)
+            if metric and metric.of_set == of_set and row["iteration"] == done - 1:
+                measured[metric.averaged][f"{metric.task}/{metric.name}"] = float(value)
+    return measured[True] or measured[False]
 
 
 def _images(path: Path) -> int | None:
@@ -136,24 +128,24 @@ def has_masks(file: checkpoint.File) -> bool:
 
 
 def _header(file: checkpoint.File, licence: str, name: str, training: Training) -> ModelCardData:
-    task = "image-segmentation" if has_masks(file) else "object-detection"
+    pipeline = "image-segmentation" if has_masks(file) else "object-detection"
     kinds = ["object-detection", *(["instance-segmentation"] if has_masks(file) else [])]
     results = [
         EvalResult(
-            task_type=task,
+            task_type=pipeline,
             dataset_type=re.sub(r"\W+", "-", training.val_data).strip("-") or "unnamed",
             dataset_name=training.val_data or VALIDATION,
             metric_type="mAP",
-            metric_name=f"AP of {what} (COCO)",
-            metric_value=round(training.metrics[f"{kind}/AP"], 1),
+            metric_name=f"{task.main} of {task.label} (COCO)",
+            metric_value=round(training.metrics[f"{name}/{task.main}"], 1),
         )
-        for kind, what in TASKS.items()
-        if f"{kind}/AP" in training.metrics
+        for name, task in TASKS.items()
+        if f"{name}/{task.main}" in training.metrics
     ]
     return ModelCardData(
         license=licence,
         library_name="gpvit",
-        pipeline_tag=task,
+        pipeline_tag=pipeline,
         tags=["gpvit", "detectron2", *kinds],
         model_name=name if results else None,
         eval_results=results or None,
@@ -204,22 +196,23 @@ def shell_text(address: str) -> str:
 
 def _classes(file: checkpoint.File, training: Training) -> str:
     names, metrics = file.classes or [], training.metrics
-    kinds = [kind for kind in TASKS if any(_metric(kind, name) in metrics for name in names)]
-    if not kinds:
+    tasks = {name: task for name, task in TASKS.items() if any(_of_class(name, cls) in metrics for cls in names)}
+    if not tasks:
         return "## Classes\n\n" + ", ".join(map(markdown, names))
     rows = []
-    for name in names:
-        rows.append([markdown(name), *(_figure(metrics.get(_metric(kind, name))) for kind in kinds)])
-    return "## Classes\n\n" + _table(["class", *(f"AP of {TASKS[kind]}" for kind in kinds)], rows)
+    for cls in names:
+        rows.append([markdown(cls), *(_figure(metrics.get(_of_class(name, cls))) for name in tasks)])
+    return "## Classes\n\n" + _table(["class", *(f"AP of {task.label}" for task in tasks.values())], rows)
 
 
 def _results(file: checkpoint.File, training: Training) -> str:
     metrics = training.metrics
-    rows = [
-        [what, *(_figure(metrics.get(f"{kind}/{column}")) for column in COLUMNS)]
-        for kind, what in TASKS.items()
-        if f"{kind}/AP" in metrics
-    ]
+    columns: dict[str, str] = {}
+    rows = []
+    for name, task in TASKS.items():
+        if f"{name}/{task.main}" in metrics:
+            columns = task.metrics
+            rows.append([task.label, *(_figure(metrics.get(f"{name}/{column}")) for column in columns)])
     trained = f"Trained for {file.about['iterations']} iterations" if "iterations" in file.about else ""
     if trained:
         trained += f" on {markdown(training.train_data)}." if training.train_data else "."
@@ -228,7 +221,7 @@ def _results(file: checkpoint.File, training: Training) -> str:
     where = markdown(training.val_data) if training.val_data else VALIDATION
     where = f"{training.images} images of {where}" if training.images else where
     said = f"COCO's AP, 0 to 100, as the training measured it on {where}; other pictures may give other figures."
-    return f"## Training and results\n\n{trained} {said}\n\n" + _table(["", *COLUMNS.values()], rows)
+    return f"## Training and results\n\n{trained} {said}\n\n" + _table(["", *columns.values()], rows)
 
 
 def _versions(file: checkpoint.File) -> str:
@@ -242,9 +235,9 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _metric(kind: str, name: str) -> str:
-    """What the AP of a class is called in metrics.json."""
-    return f"{kind}/AP-{one_line(name)}"
+def _of_class(task: str, name: str) -> str:
+    """What the metric of a class is called in metrics.json."""
+    return f"{task}/{TASKS[task].of_class}{one_line(name)}"
 
 
 def _figure(value: float | None) -> str:

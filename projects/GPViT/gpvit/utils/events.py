@@ -17,9 +17,15 @@ LARGEST = 1e39  # beyond float32, in which losses are; matplotlib can draw no ax
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of the file, with what is a finite number in them; none if there is no file.
 
-    Every line has its "iteration", from 0 on. Skips what has none, and what a full disk or a kill has cut short.
+    Every line has its "iteration", from 0 on: that behind which it was measured. Skips what has none, and what a full
+    disk or a kill has cut short.
     """
-    for _, row in lines_of(path):
+    rows = [row for _, row in lines_of(path)]
+    last = max((row["iteration"] for row in rows if "total_loss" in row), default=-1)
+    for row in rows:
+        # Version 0.1 noted the evaluation at the end under the number of iterations, one further than the others.
+        if row["iteration"] == last + 1 and "total_loss" not in row:
+            row["iteration"] = max(last, 0)
         yield row
 
 

@@ -23,11 +23,11 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .data.datasets.coco import load_json
-from .data.masks import compressed, run_length_fault
-from .utils.errors import UserError
-from .utils.events import is_number
-from .utils.text import one_line
+from ..data.datasets.coco import load_json
+from ..data.masks import compressed, run_length_fault
+from ..utils.errors import UserError
+from ..utils.events import is_number
+from ..utils.text import one_line
 
 IOU = 0.5
 SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # what a detection must have for a task of COCO's evaluation

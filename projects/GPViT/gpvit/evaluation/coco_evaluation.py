@@ -19,15 +19,15 @@ from detectron2.utils.logger import log_first_n
 from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
 
-from .config.values import MOST_DETECTIONS
-from .data.datasets import coco as annotations
-from .data.datasets.coco import CocoFile, usable_size
-from .data.datasets.coco_rules import MAX_DETECTIONS
-from .data.masks import mask_fault
-from .utils.errors import UserError
-from .utils.files import atomic_write
-from .utils.fingerprint import dataset_fingerprint
-from .utils.text import PATH_LIMIT, one_line
+from ..config.values import MOST_DETECTIONS
+from ..data.datasets import coco as annotations
+from ..data.datasets.coco import CocoFile, usable_size
+from ..data.datasets.coco_rules import MAX_DETECTIONS
+from ..data.masks import mask_fault
+from ..utils.errors import UserError
+from ..utils.files import atomic_write
+from ..utils.fingerprint import dataset_fingerprint
+from ..utils.text import PATH_LIMIT, one_line
 
 
 class COCOFile(COCO):

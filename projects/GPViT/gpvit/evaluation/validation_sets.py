@@ -2,7 +2,6 @@
 
 import copy
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -63,26 +62,3 @@ def validation_sets(cfg: DictConfig) -> dict[str, DictConfig]:
             alone.train.output_dir = os.path.join(cfg.train.output_dir, folder)
         sets[one_line(name, PATH_LIMIT)] = alone
     return sets
-
-
-def metric_prefixes(cfg: DictConfig) -> list[str]:
-    """What the names of metrics begin with, for each validation set; "" for a single one."""
-    names = validation_names(cfg)
-    return [f"{one_line(name, PATH_LIMIT)}/" for name in names] if len(names) > 1 else [""]
-
-
-def main_metrics(cfg: DictConfig) -> list[str]:
-    """Metrics of which the first that is there sums up an evaluation: of masks, the average, the first validation set."""
-    return [f"{prefix}{task}/AP" for task in ("ema_segm", "segm", "ema_bbox", "bbox") for prefix in metric_prefixes(cfg)]
-
-
-def of_average(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of the averaged weights, whose tasks have names of their own; of several validation sets, too."""
-    renamed = {}
-    for name, value in results.items():
-        is_set = isinstance(value, Mapping) and any(isinstance(metrics, Mapping) for metrics in value.values())
-        if is_set:
-            renamed[name] = of_average(value)
-        else:
-            renamed[f"ema_{name}"] = value
-    return renamed
