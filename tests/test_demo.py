@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from gpvit import Predictor, visualize
+from gpvit import Predictor
 from gpvit.data.video_io import VideoReader, VideoWriter
 from gpvit.utils.errors import UserError
+from gpvit.visualization import drawing as visualize
 from pycocotools.coco import COCO
 from test_predictor import write_detector
 from torch import Tensor, nn

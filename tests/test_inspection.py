@@ -14,9 +14,10 @@ from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit import checkpoint
 from gpvit.config import inference_config, load_config
-from gpvit.inspection import GroupMaps, inspect, principal_colours, strongest, watch_groups
 from gpvit.modeling.backbone.gpvit import GPViT, GroupPropagationBlock
 from gpvit.utils.errors import UserError
+from gpvit.visualization import attention_sheet
+from gpvit.visualization.attention import GroupMaps, inspect, principal_colours, strongest, watch_groups
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -208,9 +209,9 @@ def test_a_name_with_dollars_is_written_as_it_is(monkeypatch: pytest.MonkeyPatch
 def test_tokens_can_be_chosen(monkeypatch: pytest.MonkeyPatch, weights: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 60, 3), np.uint8))
     shown = []
-    draw_block = view_groups.Sheet.draw_block
+    draw_block = attention_sheet.Sheet.draw_block
     monkeypatch.setattr(
-        view_groups.Sheet, "draw_block", lambda self, *args: shown.append(args[3]) or draw_block(self, *args)
+        attention_sheet.Sheet, "draw_block", lambda self, *args: shown.append(args[3]) or draw_block(self, *args)
     )
     assert view(monkeypatch, weights, "--input", tmp_path / "a.png", "--output", tmp_path, "--tokens", "3", "9") == 0
     assert shown == [[3]]

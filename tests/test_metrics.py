@@ -7,13 +7,13 @@ from pathlib import Path
 import compare_runs
 import pytest
 import replay
-import report
 from gpvit import checkpoint
+from gpvit.evaluation.metrics import parse_metric
 from gpvit.hub import model_card as card
 from gpvit.utils.errors import UserError
-from gpvit.evaluation.metrics import parse_metric
 from gpvit.utils.events import read_metrics
-from gpvit.visualize import save_curves
+from gpvit.visualization.curves import save_curves
+from gpvit.visualization.report import read_speed, training_charts
 
 GOOD = [{"iteration": 19, "total_loss": 2.5, "bbox/AP": 10.0}, {"iteration": 39, "total_loss": 1.5, "bbox/AP": 20.0}]
 VALUES = ['"a"', "[1]", "{}", "null", "true", "NaN", "-Infinity", "1e400", "1" + "0" * 400, "1e200"]
@@ -37,7 +37,7 @@ def test_strange_lines_of_metrics_are_skipped_by_whoever_reads_them(tmp_path: Pa
     assert [row for row in rows if "bbox/AP" in row] == GOOD
     assert {row["iteration"] for row in rows} == {19, 29, 30, 39}
     save_curves(path, tmp_path / "curves.png")
-    assert len(report.training_charts(tmp_path)) == 2
+    assert len(training_charts(tmp_path)) == 2
     assert compare_runs.course(tmp_path, "bbox/AP") == [(19, 10.0), (39, 20.0)]
     file = checkpoint.File(str(tmp_path / "model.pth"), "checkpoint", {}, [], [], about={"iterations": 40})
     assert card.training_of(file).metrics == {"bbox/AP": 20.0}
@@ -46,7 +46,7 @@ def test_strange_lines_of_metrics_are_skipped_by_whoever_reads_them(tmp_path: Pa
 def test_metrics_without_a_usable_line_are_drawn_empty(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("\n".join(STRANGE[:5]))
     save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
-    assert report.training_charts(tmp_path) == []
+    assert training_charts(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_metrics_without_a_usable_line_are_drawn_empty(tmp_path: Path) -> None:
 def test_an_evaluation_json_of_another_kind_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "evaluation.json").write_text(content)
     with pytest.raises(UserError, match="is not what an evaluation writes .*; remove it") as raised:
-        report.read_speed(tmp_path)
+        read_speed(tmp_path)
     assert "\n" not in str(raised.value)
 
 

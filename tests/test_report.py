@@ -20,6 +20,8 @@ from gpvit.data.datasets.coco import read
 from gpvit.evaluation.coco_evaluation import coco_ap, evaluated_data
 from gpvit.evaluation.matching import Outcome, index, match, outcomes
 from gpvit.utils.errors import UserError
+from gpvit.visualization import comparison
+from gpvit.visualization import report as report_page
 from PIL import Image
 from pycocotools import mask as mask_api
 from test_evaluation import many_objects, official_figures, truth_as_results
@@ -116,7 +118,7 @@ def test_a_report_has_the_official_figures(
     assert figures["AP"] == coco_ap(str(truth), json.loads(results.read_text()), task)
     assert "No pictures, as the folder of the images is not given" in page.read_text()
     matrix = table(page, "confusion")  # of 80 classes
-    assert len(matrix) == 1 + report.MANY_CLASSES + 2 and matrix[-2][0] == "68 others"
+    assert len(matrix) == 1 + report_page.MANY_CLASSES + 2 and matrix[-2][0] == "68 others"
     counts = [[int(cell or 0) for cell in row[1:]] for row in matrix[1:]]
     assert np.sum(counts[:-1]) == 839 - 9  # every object but the crowds once
 
@@ -146,7 +148,7 @@ def test_a_report_counts_as_many_detections_as_the_evaluation_and_says_what_it_l
     path.write_text(json.dumps(results))
     if noted:
         path.with_name("evaluation.json").write_text(json.dumps({"max_detections": noted}))
-    monkeypatch.setattr(report, "read_speed", lambda folder: None)
+    monkeypatch.setattr(report_page, "read_speed", lambda folder: None)
     annotations = data / "annotations" / "val.json"
     assert call(monkeypatch, report, "--results", path, "--annotations", annotations, "--output", page, *options) == 0
     figures, limit = figures_of(page), {67: 100, 100: 150, 3: 5}[ap]
@@ -179,7 +181,7 @@ def test_classes_that_are_seldom_confused_share_a_row() -> None:
     truth = type("Truth", (), {"cats": {id: {"name": f"class {id}"} for id in range(20)}})
     counts = np.ones((21, 21), np.int64)
     counts[19, 0] = 50
-    shown = report.confusions(truth, counts)
+    shown = report_page.confusions(truth, counts)
     assert shown["pairs"][0] == ("class 19", "class 0", 50)
     assert shown["columns"][:2] == ["class 0", "class 19"] and shown["columns"][-2:] == ["8 others", "missed"]
     names, cells = zip(*shown["rows"])
@@ -202,7 +204,7 @@ def test_a_report_shows_what_a_run_folder_has(monkeypatch: pytest.MonkeyPatch, r
 def test_a_strange_evaluation_json_is_refused(run: Path) -> None:
     (run / "evaluation.json").write_text("{}")
     with pytest.raises(UserError, match="evaluation.json is not what an evaluation writes"):
-        report.read_speed(run)
+        report_page.read_speed(run)
 
 
 def test_a_report_needs_nothing_beside_it(page: Path) -> None:
@@ -321,8 +323,8 @@ def test_predictions_are_drawn_the_worst_first(
     lines = re.findall(r"0\d.png: (\S+): (\d+) true, (\d+) false, (\d+) missed", capsys.readouterr().out)
     wrong = [int(false) + int(missed) for _, _, false, missed in lines]
     assert len(lines) == 3 and wrong[0] == max(wrong) > 0
-    assert Image.open(folder / "01.png").width > Image.open(folder / "01.png").height > view_predictions.PANE / 2
-    assert Image.open(folder / "sheet.png").width == 2 * view_predictions.SHEET_WIDTH
+    assert Image.open(folder / "01.png").width > Image.open(folder / "01.png").height > comparison.PANE / 2
+    assert Image.open(folder / "sheet.png").width == 2 * comparison.SHEET_WIDTH
 
 
 def test_missed_objects_and_sure_mistakes_make_a_picture_worse(synthetic_data: Path) -> None:
@@ -337,7 +339,7 @@ def test_missed_objects_and_sure_mistakes_make_a_picture_worse(synthetic_data: P
         third: Outcome([], [1, 2], [], []),  # 1.7
         fourth: Outcome([1], [], [2], [5, 6]),  # 2
     }
-    ranked = view_predictions.worst_first(truth, found, cases)
+    ranked = comparison.worst_first(truth, found, cases)
     assert [case.image["id"] for case in ranked] == [fourth, third, second, first]
     assert [case.cost for case in ranked] == pytest.approx([2, 1.7, 1.2, 0])
 
@@ -351,22 +353,22 @@ def test_true_false_and_missed_are_drawn_where_they_are_each_in_its_way(syntheti
     detections = [{"bbox": found_object["bbox"], "score": 0.9}, {"bbox": wrong, "score": 0.8}]
     common = {"image_id": id, "category_id": found_object["category_id"]}
     found = index([common | item for item in detections], truth, "bbox")
-    case = view_predictions.Case(image, Outcome([1], [2], [], [missed_object["id"]]), 1.8)
+    case = comparison.Case(image, Outcome([1], [2], [], [missed_object["id"]]), 1.8)
     picture = np.full((image["height"], image["width"], 3), 128, np.uint8)
-    left, right = view_predictions.draw(picture, case, truth, found, masks=False).axes
+    left, right = comparison.draw(picture, case, truth, found, masks=False).axes
     drawn = {}
     for side, axes in (("truth", left), ("detections", right)):
         for line, text in zip(axes.lines, axes.texts):
             corner = float(min(line.get_xdata())), float(min(line.get_ydata()))
             drawn[side, corner] = line.get_color(), line.get_linestyle(), text.get_text()[0]
     found_at, missed_at = (tuple(map(float, item["bbox"][:2])) for item in (found_object, missed_object))
-    styles = {name: tuple(style)[:3] for name, style in view_predictions.STYLES.items()}
+    styles = {name: tuple(style)[:3] for name, style in comparison.STYLES.items()}
     assert drawn["truth", found_at] == styles["true"]
     assert drawn["truth", missed_at] == styles["missed"]
     assert drawn["detections", found_at] == styles["true"]
     assert drawn["detections", (1.0, 1.0)] == styles["false"] and len(right.lines) == 2
-    for part in zip(*view_predictions.STYLES.values()):
-        assert len(set(part)) == len(view_predictions.STYLES)  # no two differ in colour alone
+    for part in zip(*comparison.STYLES.values()):
+        assert len(set(part)) == len(comparison.STYLES)  # no two differ in colour alone
 
 
 def test_drawing_goes_on_past_pictures_that_are_missing_or_of_another_size(

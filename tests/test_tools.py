@@ -22,7 +22,7 @@ import train_net
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, BoxMode, Instances
-from gpvit import checkpoint, visualize
+from gpvit import checkpoint
 from gpvit.checkpoint.published import COCO_CLASSES
 from gpvit.config import inference_config, load_config
 from gpvit.engine import argument_parser
@@ -30,6 +30,7 @@ from gpvit.model_zoo import COCO_AP, detector_address
 from gpvit.predictor import config_of
 from gpvit.utils import analysis, profiler
 from gpvit.utils.errors import UserError
+from gpvit.visualization import drawing as visualize
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 

@@ -53,7 +53,7 @@ from gpvit.utils.errors import UserError
 from gpvit.utils.files import cut, make_folder
 from gpvit.utils.signals import stop_signals_to
 from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
-from gpvit.visualize import cut_outs, draw_predictions
+from gpvit.visualization.drawing import cut_outs, draw_predictions
 from tqdm import tqdm
 
 CUTOUT = re.compile(r"(frame_\d{6,}_)?\d{3,}_[\w-]*_\d+\.png")

@@ -33,7 +33,8 @@ from gpvit.evaluation.coco_evaluation import coco_ap
 from gpvit.utils.errors import UserError
 from gpvit.utils.events import read_evaluation
 from gpvit.utils.signals import interrupt, stop_signals_to
-from gpvit.visualize import draw_annotations, draw_predictions, save_curves, save_sheet
+from gpvit.visualization.curves import save_curves
+from gpvit.visualization.drawing import draw_annotations, draw_predictions, save_sheet
 from pycocotools import mask as mask_api
 
 REPOSITORY = Path(__file__).resolve().parent.parent

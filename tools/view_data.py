@@ -28,7 +28,7 @@ from gpvit.utils.errors import UserError, listed
 from gpvit.utils.files import atomic_write, cut, make_folder
 from gpvit.utils.fonts import draw_all_characters
 from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
-from gpvit.visualize import draw_annotations, reduced
+from gpvit.visualization.drawing import draw_annotations, reduced
 from matplotlib.figure import Figure
 
 COLUMNS = 4

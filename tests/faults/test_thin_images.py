@@ -21,7 +21,7 @@ from gpvit import Predictor
 from gpvit.data.transforms import AugmentedImage
 from gpvit.engine import argument_parser
 from gpvit.utils.errors import UserError
-from gpvit.visualize import LARGEST_SIDE, SMALLEST_SIDE, draw_predictions, reduced
+from gpvit.visualization.drawing import LARGEST_SIDE, SMALLEST_SIDE, draw_predictions, reduced
 from PIL import Image
 
 SIZES = [(1, 1), (1, 2), (2, 1), (1, 5000), (5000, 1), (3, 10000)]

@@ -28,7 +28,8 @@ from ..utils.logger import has_terminal
 from ..utils.paths import utf8_path
 from ..utils.seed import seeded
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
-from ..visualize import draw_annotations, draw_predictions, reduced, save_curves, save_sheet
+from ..visualization.curves import save_curves
+from ..visualization.drawing import draw_annotations, draw_predictions, reduced, save_sheet
 from .checkpoints import Checkpoints
 from .run_page import RunPage
 from .setup import open_log

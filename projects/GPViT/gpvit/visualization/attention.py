@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .modeling.backbone.gpvit import GPViT, GroupPropagationBlock
-from .predictor import Picture, Predictor, as_rgb
-from .utils.errors import UserError
+from ..modeling.backbone.gpvit import GPViT, GroupPropagationBlock
+from ..predictor import Picture, Predictor, as_rgb
+from ..utils.errors import UserError
 
 TOKEN_STRIDE = 8  # pixels
 

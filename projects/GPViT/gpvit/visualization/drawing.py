@@ -13,10 +13,8 @@ from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.transforms import Bbox
 from pycocotools.mask import encode
 
-from .evaluation.metrics import TASKS, parse_metric
-from .utils.events import read_metrics
-from .utils.fonts import draw_all_characters
-from .utils.text import one_line
+from ..utils.fonts import draw_all_characters
+from ..utils.text import one_line
 
 # The sides of drawings in pixels: smaller pictures are enlarged so that labels on them can be read, and larger ones made
 # smaller, as drawing them would take gigabytes.
@@ -144,33 +142,3 @@ def save_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]], path: Path, colum
             axes[row, 2 * column + side].imshow(picture)
             axes[row, 2 * column + side].set_title(title, fontsize=8)
     figure.savefig(path, dpi=160)  # pictures of SMALLEST_SIDE are not made smaller
-
-
-def save_curves(metrics: Path, path: Path) -> None:
-    """Losses and AP over the iterations, from the ``metrics.json`` of a training."""
-    rows = list(read_metrics(metrics))
-    figure = matplotlib.figure.Figure(figsize=(12, 4.5), layout="constrained")
-    losses, quality = figure.subplots(1, 2)
-    # With "/" they are of an evaluation, and may be named after a class such as "glossy".
-    names = {key for row in rows for key in row if "loss" in key and "/" not in key} - {"total_loss"}
-    for name in ["total_loss", *sorted(names)]:
-        points = [(row["iteration"], row[name]) for row in rows if name in row]
-        losses.plot(*zip(*points), label=one_line(name), linewidth=2.5 if name == "total_loss" else 1)
-    for name in sorted({key for row in rows for key in row}):
-        metric = parse_metric(name)
-        if metric and metric.is_main and not metric.averaged:
-            label = f"{one_line(metric.of_set, NAME_LIMIT)} {TASKS[metric.task].label}".strip()
-            points = [(row["iteration"], row[name]) for row in rows if name in row]
-            quality.plot(*zip(*points), marker="o", label=label, clip_on=False)
-    losses.set(xlabel="iteration", ylabel="training loss", yscale="log")
-    losses.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    for text in losses.get_legend().get_texts():
-        text.set_parse_math(False)  # a name may have $ in it
-    last = max((row["iteration"] for row in rows), default=0)
-    quality.set(xlabel="iteration", ylabel="validation AP (%)", xlim=(0, last + 1), ylim=(0, 100))
-    if quality.lines:
-        for text in quality.legend().get_texts():
-            text.set_parse_math(False)
-    for axis in (losses, quality):
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
