@@ -13,9 +13,11 @@ import pytest
 import torch
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
-from gpvit import checkpoint, export
+from gpvit import checkpoint
 from gpvit.config import load_config
 from gpvit.data.image_io import read_image
+from gpvit.export import graph as export
+from gpvit.export import verify
 from gpvit.modeling.deformable_attention import sample, sample_by_grid
 from gpvit.utils.errors import UserError
 from torch import nn
@@ -89,10 +91,10 @@ def test_onnx_runtime_finds_what_the_detector_finds_at_every_size(
     onnx.checker.check_model(output)
     properties = {prop.key: json.loads(prop.value) for prop in onnx.load(output).metadata_props}
     assert properties == {"classes": CLASSES, "smallest_side": 65, "short_side": 96, "max_size": 320}
-    run, model = tool.load(output), tiny_model("quickstart.py")
+    run, model = verify.load(output), tiny_model("quickstart.py")
     # The smallest, those of the stored position embedding, others; none but one a multiple of the stride.
     for size in ((65, 65), (192, 192), (97, 300), (331, 190)):
-        found = tool.differences(with_masks := tool.eager(model, image(*size)), run(image(*size)))
+        found = verify.differences(with_masks := verify.eager(model, image(*size)), run(image(*size)))
         assert len(with_masks["scores"]) > 3 and with_masks["masks"].shape[1:] == (28, 28)
         assert found.max() < 1e-3, size
 
@@ -100,11 +102,11 @@ def test_onnx_runtime_finds_what_the_detector_finds_at_every_size(
 @pytest.mark.parametrize("name", MODELS)
 def test_the_graph_finds_what_the_detector_finds_at_every_size(name: str, pt2_file: Path) -> None:
     model = tiny_model(name)
-    run = tool.load(pt2_file) if name == "quickstart.py" else export.export(model).module()
+    run = verify.load(pt2_file) if name == "quickstart.py" else export.export(model).module()
     smallest = export.smallest_side(model)
     for size in ((smallest, smallest), (192, 192), (224, 224), (161, 250)):
-        expected = tool.eager(model, image(*size))
-        found = tool.differences(expected, run(image(*size)))
+        expected = verify.eager(model, image(*size))
+        found = verify.differences(expected, run(image(*size)))
         assert len(expected["scores"]) > 3 and ("masks" in expected) == ("retinanet" not in name)
         assert found.max() < 1e-3, size
 
@@ -130,7 +132,7 @@ assert not {"gpvit", "detectron2"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code, pt2_file], check=True, cwd=tmp_path)
     found, metadata = torch.load(tmp_path / "found.pth")
     assert metadata["classes"] == CLASSES
-    assert tool.differences(tool.eager(tiny_model("quickstart.py"), image(120, 150)), found).max() < 1e-3
+    assert verify.differences(verify.eager(tiny_model("quickstart.py"), image(120, 150)), found).max() < 1e-3
 
 
 def test_real_pictures_are_found_the_same(real_data: Path, weights: Path, pt2_file: Path) -> None:
@@ -138,7 +140,7 @@ def test_real_pictures_are_found_the_same(real_data: Path, weights: Path, pt2_fi
     cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"), overrides)
     predictor = gpvit.Predictor(cfg, str(weights), "cpu")
     paths = sorted((real_data / "fruits_nuts" / "images").iterdir())
-    report = tool.check(predictor.model, tool.load(pt2_file), [predictor.resize(read_image(path)) for path in paths])
+    report = verify.check(predictor.model, verify.load(pt2_file), [predictor.resize(read_image(path)) for path in paths])
     assert report.startswith("on 18 pictures 100.0% of the detections")
 
 
@@ -148,7 +150,7 @@ def test_a_file_that_finds_something_else_is_not_left(
     model = tiny_model("quickstart.py")
 
     def half_a_pixel_off(image: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = tool.eager(model, image)
+        found = verify.eager(model, image)
         return found | {"boxes": found["boxes"] + 0.5}
 
     monkeypatch.setattr(tool, "write", lambda predictor, path, metadata: path.write_text("wrong"))
@@ -188,18 +190,18 @@ def test_what_cannot_be_exported_is_said_before_anything_is_done(weights: Path, 
 def test_detections_are_compared_whatever_their_order() -> None:
     model = tiny_model("quickstart.py")
     with torch.no_grad():
-        ours = tool.eager(model, image(96, 128))
+        ours = verify.eager(model, image(96, 128))
     reverse = {name: x.flip(0) for name, x in ours.items()}
-    assert tool.differences(ours, reverse).max() == 0
+    assert verify.differences(ours, reverse).max() == 0
     for name, change in (("boxes", 1.0), ("scores", 0.1), ("masks", 0.1)):
         changed = reverse | {name: reverse[name] + change}
-        assert tool.differences(ours, changed).min() >= 0.05, name
-    assert tool.differences(ours, reverse | {"classes": reverse["classes"] + 3}).isinf().all()
+        assert verify.differences(ours, changed).min() >= 0.05, name
+    assert verify.differences(ours, reverse | {"classes": reverse["classes"] + 3}).isinf().all()
     fewer = {name: x[:-1] for name, x in ours.items()}
-    assert tool.differences(ours, fewer).max() > 0.01 and tool.differences(fewer, ours).max() > 0.01
+    assert verify.differences(ours, fewer).max() > 0.01 and verify.differences(fewer, ours).max() > 0.01
     none = {name: x[:0] for name, x in ours.items()}
-    assert tool.differences(ours, none).isinf().all() and len(tool.differences(ours, none)) == len(ours["scores"])
-    assert len(tool.differences(none, none)) == 0
+    assert verify.differences(ours, none).isinf().all() and len(verify.differences(ours, none)) == len(ours["scores"])
+    assert len(verify.differences(none, none)) == 0
 
 
 def test_deformable_attention_is_the_same_by_grid_sampling() -> None:

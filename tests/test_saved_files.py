@@ -15,9 +15,10 @@ import pytest
 import torch
 import train_net
 from conftest import REPOSITORY
-from gpvit import Predictor, checkpoint, export
+from gpvit import Predictor, checkpoint
 from gpvit.config import config_from_yaml, load_config
 from gpvit.engine import argument_parser, settings
+from gpvit.export import graph as export
 from PIL import Image
 
 SAVED = published.FOLDER / "saved"

@@ -25,8 +25,8 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import SymInt, Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .modeling.deformable_attention import sampling_by_grid
-from .utils.errors import UserError
+from ..modeling.deformable_attention import sampling_by_grid
+from ..utils.errors import UserError
 
 OUTPUTS = ["boxes", "scores", "classes", "masks"]
 Side = int | SymInt
