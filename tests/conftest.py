@@ -7,7 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gpvit  # noqa: F401 (before detectron2: it silences what PyTorch says to it)
-import published
+import official
 import pytest
 import torch
 from gpvit.data.datasets.synthetic import make_data_set
@@ -38,13 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if published.deviations:
+    if official.deviations:
         terminalreporter.section("largest relative L2 distance to each reference file")
-        for name, distance in sorted(published.deviations.items()):
+        for name, distance in sorted(official.deviations.items()):
             terminalreporter.write_line(f"{name:20} {distance:.1e}")
-    if published.matches:
+    if official.matches:
         terminalreporter.section("share of boxes that match the reference's")
-        for name, share in sorted(published.matches.items()):
+        for name, share in sorted(official.matches.items()):
             terminalreporter.write_line(f"{name:36} {share:.1%}")
 
 

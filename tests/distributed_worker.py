@@ -3,7 +3,8 @@
 import torch
 import train_net
 from detectron2.utils import comm
-from gpvit.engine import argument_parser, launch
+from gpvit.cli.train import argument_parser
+from gpvit.engine.launch import launch
 
 
 def main(args) -> None:

@@ -2,7 +2,7 @@
 
 import math
 
-import published
+import official
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,13 +32,13 @@ def tiny(out_features: tuple[str, ...] = ("f2", "f3", "f4", "f5"), **options) ->
 
 
 def image(seed: int = 0) -> Tensor:
-    return published.image(seed, (2, 3, 64, 96))
+    return official.image(seed, (2, 3, 64, 96))
 
 
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """What the parts of the published L1 adapter give, under the names of the reference file."""
-    path = published.save(tmp_path_factory.mktemp("weights") / "mask_rcnn.pth", "maskrcnn", "L1")
+    path = official.save(tmp_path_factory.mktemp("weights") / "mask_rcnn.pth", "maskrcnn", "L1")
     model = instantiate(load_config(str(REPOSITORY / "configs/published/mask_rcnn_gpvit_l1_1x.py")).model).eval()
     checkpoint.load(model, path)
     with torch.no_grad():
@@ -46,15 +46,15 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 
 def parts(adapter: GPViTAdapter) -> dict[str, Tensor]:
-    c1, levels = adapter.spatial_prior(published.image(4, (2, 3, 64, 96)))
+    c1, levels = adapter.spatial_prior(official.image(4, (2, 3, 64, 96)))
     results = {"spm_c1": c1}
     for name, level, shape in zip(("spm_c2", "spm_c3", "spm_c4"), levels, SHAPES):
         assert level.shape[1:3] == shape
         results[name] = level.flatten(1, 2)
 
     for scale, factor in (("unit", 1), ("tiny", 1e-3)):  # tiny tokens make each norm's epsilon visible
-        x = (published.feature(220, (2, 96, 216)) * factor).unflatten(1, SHAPES[0])
-        c = published.feature(221, (2, 126, 216)) * factor
+        x = (official.feature(220, (2, 96, 216)) * factor).unflatten(1, SHAPES[0])
+        c = official.feature(221, (2, 126, 216)) * factor
         results[f"{scale}_injector0"] = adapter.injectors[0](x, c, SHAPES).flatten(1, 2)
         results[f"{scale}_extractor0"] = adapter.extractors[0](c, x, SHAPES)
         results[f"{scale}_extra_extractor3_1"] = adapter.extractors[5](c, x, SHAPES)
@@ -64,9 +64,9 @@ def parts(adapter: GPViTAdapter) -> dict[str, Tensor]:
     results["ref_points_injector"] = cell_centres(SHAPES[:1], device)[None, :, None]
     results["ref_points_extractor"] = cell_centres(SHAPES, device)[None, :, None]
 
-    value = published.feature(230, (2, 126, 6, 36))
-    locations = published.feature(231, (2, 50, 6, 3, 4, 2)) * 0.4 + 0.5
-    weights = published.feature(232, (2, 50, 6, 12)).softmax(-1).view(2, 50, 6, 3, 4)
+    value = official.feature(230, (2, 126, 6, 36))
+    locations = official.feature(231, (2, 50, 6, 3, 4, 2)) * 0.4 + 0.5
+    weights = official.feature(232, (2, 50, 6, 12)).softmax(-1).view(2, 50, 6, 3, 4)
     results["deform_weights"] = weights
     results["deform_out"] = sample(value, SHAPES, locations, weights)
     return results
@@ -213,7 +213,7 @@ class LiteralBatchNorm(nn.Module):
 
 def outputs_and_gradients(adapter: GPViTAdapter, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     outputs = adapter.train()(x)
-    directions = [published.feature(i, tuple(output.shape)) for i, output in enumerate(outputs.values())]
+    directions = [official.feature(i, tuple(output.shape)) for i, output in enumerate(outputs.values())]
     sum((output * direction).mean() for output, direction in zip(outputs.values(), directions)).backward()
     return outputs, {name: parameter.grad for name, parameter in adapter.named_parameters()}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import gpvit
 import numpy as np
-import published
+import official
 import pytest
 import torch
 from children import in_a_child
@@ -46,7 +46,7 @@ def classifier_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "hook_msgs": {},
         "args": argparse.Namespace(launcher="slurm"),
     }
-    torch.save({"meta": meta, "state_dict": published.weights("classifier", "L1")}, path)
+    torch.save({"meta": meta, "state_dict": official.weights("classifier", "L1")}, path)
     return path
 
 
@@ -69,7 +69,7 @@ def test_a_published_classifier_starts_a_detector(classifier_file: Path, caplog:
 
     backbone = gpvit.GPViT(**gpvit.SIZES["L1"]).eval()
     checkpoint.load(backbone, str(classifier_file))
-    image = published.image(0, (1, 3, 64, 64))
+    image = official.image(0, (1, 3, 64, 64))
     assert torch.equal(model.backbone.net(image)["last_feat"], backbone(image)["last_feat"])
 
 
@@ -141,7 +141,7 @@ def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(classi
     ],
 )
 def test_a_published_file_with_wrong_tensors_names_them(tmp_path: Path, change, message: str) -> None:
-    weights = published.weights("classifier", "L1")
+    weights = official.weights("classifier", "L1")
     change(weights)
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=message):
@@ -197,7 +197,7 @@ def published_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, s
         path = folder / f"gpvit_{size.lower()}_{kind}.pth"
         if not path.exists():
             meta = {"mmcv_version": "1.4.8", "time": "Mon Jan  1 00:00:00 2022", "epoch": 12, "iter": 87_960}
-            torch.save({"meta": meta, "state_dict": published.weights(kind, size)}, path)
+            torch.save({"meta": meta, "state_dict": official.weights(kind, size)}, path)
         return str(path)
 
     return make
@@ -255,7 +255,7 @@ def test_a_published_segmentation_model_gives_its_backbone(published_file, caplo
     model = detector()
     with caplog.at_level(logging.INFO, logger="gpvit"):
         checkpoint.load(model, published_file(kind, "L1"))
-    expected = published.weights(kind, "L1")
+    expected = official.weights(kind, "L1")
     assert torch.equal(model.backbone.net.pos_embed, expected["backbone.pos_embed"])
     assert torch.equal(model.backbone.net.out_norms.last_feat.weight, expected["backbone.ln1.weight"])
     assert "327 of" in caplog.messages[-1] and "6 norms that the model lacks" in caplog.messages[-1]
@@ -312,7 +312,7 @@ def test_a_published_file_of_another_kind_or_size_is_one_line(published_file, ki
     ],
 )
 def test_a_published_detector_with_wrong_tensors_names_them(tmp_path: Path, change, message: str) -> None:
-    weights = published.weights("maskrcnn", "L1")
+    weights = official.weights("maskrcnn", "L1")
     change(weights)
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "weights.pth")
     model = published_detector("mask_rcnn_gpvit_l1_1x")
@@ -325,7 +325,7 @@ def test_a_published_detector_with_wrong_tensors_names_them(tmp_path: Path, chan
 def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) -> None:
     assert checkpoint.read(published_file("retinanet", "L1")).classes == COCO_CLASSES
     assert COCO_CLASSES[0] == "person" and COCO_CLASSES[79] == "toothbrush" and len(COCO_CLASSES) == 80
-    weights = published.weights("retinanet", "L1")
+    weights = official.weights("retinanet", "L1")
     weights["bbox_head.retina_cls.weight"] = torch.zeros(18, 256, 3, 3)
     weights["bbox_head.retina_cls.bias"] = torch.zeros(18)
     for meta, classes in (({"CLASSES": ("fig", "date")}, ["fig", "date"]), ({}, None)):

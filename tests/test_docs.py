@@ -12,13 +12,13 @@ from pathlib import Path
 
 import cv2
 import gpvit
-import published
+import official
 import pytest
 import torch
 import train_net
 from conftest import REPOSITORY, TINY
 from gpvit.config import load_config
-from gpvit.engine import argument_parser
+from gpvit.cli.train import argument_parser
 
 PAGES = [
     REPOSITORY / "README.md",
@@ -147,12 +147,12 @@ def shortened(words: list[str], folder: Path) -> list[str]:
 
 
 def published_file(folder: Path) -> str:
-    return published.save(folder / "gpvit_l1_maskrcnn_1x.pth", "maskrcnn", "L1")
+    return official.save(folder / "gpvit_l1_maskrcnn_1x.pth", "maskrcnn", "L1")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_the_python_of_the_documentation_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"state_dict": published.weights("classifier", "L1")}, "classifier.pth")
+    torch.save({"state_dict": official.weights("classifier", "L1")}, "classifier.pth")
     monkeypatch.setitem(gpvit.published.IMAGENET_WEIGHTS, "L1", "classifier.pth")
     names: dict[str, object] = {}
     for block in blocks(page, "python"):

@@ -21,7 +21,7 @@ from gpvit.config import check_config, config_from_yaml, flattened, inference_co
 from gpvit.config.values import check_values
 from gpvit.data import register_folder
 from gpvit.data.datasets.coco import read
-from gpvit.engine import check_unchanged, settings
+from gpvit.engine.resume import check_config_unchanged, settings
 from gpvit.evaluation.coco_evaluation import COCOEvaluator, coco_ap
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
@@ -223,7 +223,7 @@ def test_one_setting_is_for_the_detector_and_for_ap_and_goes_with_a_checkpoint(n
             assert [OmegaConf.select(config.model, key) for key in keys] == [number] * len(keys)
     settings = flattened(cfg)
     of_older_version = {key: value for key, value in settings.items() if value != "299"}
-    check_unchanged(of_older_version, settings, "a training run, which may be resumed")
+    check_config_unchanged(of_older_version, settings, "a training run, which may be resumed")
     cfg.dataloader.max_detections = 10_001
     with pytest.raises(UserError, match=r"topk_per_image is 10001|max_detections_per_image is 10001"):
         config_from_yaml(inference_config(cfg), "a checkpoint")

@@ -25,10 +25,11 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage, EventWriter
 from gpvit.checkpoint.files import read_content
 from gpvit.config import load_config
-from gpvit.engine import argument_parser, launch
-from gpvit.engine.checkpoints import FREE
-from gpvit.engine.following import Pictures, Writers
-from gpvit.engine.run_page import FIRST_LINE, RunPage, launcher
+from gpvit.cli.train import argument_parser
+from gpvit.engine.launch import launch
+from gpvit.engine.monitoring.hooks import ValidationImages, PeriodicWriters
+from gpvit.engine.monitoring.run_readme import FIRST_LINE, RunReadme, launcher
+from gpvit.engine.resume import FREE
 from gpvit.evaluation.metrics import known_metrics
 from gpvit.utils.errors import UserError
 from gpvit.utils.logger import AboveBars
@@ -161,7 +162,7 @@ def test_pictures_that_fail_leave_modes_and_random_numbers_as_they_were(
     synthetic_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="gpvit")
-    pictures = following(Pictures(records(synthetic_data), lambda record: record, CLASSES, count=1, folder=tmp_path))
+    pictures = following(ValidationImages(records(synthetic_data), lambda record: record, CLASSES, count=1, folder=tmp_path))
     model = pictures.trainer.model = Detector()
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
     pictures.after_evaluation()
@@ -177,7 +178,9 @@ def test_a_picture_that_cannot_be_read_is_left_out(
     cfg = load_config(str(CONFIG), TINY)
     broken, good = records(synthetic_data)[:2]
     chosen = [broken | {"file_name": "nowhere.png"}, good]
-    pictures = following(Pictures(chosen, instantiate(cfg.dataloader.test.mapper), CLASSES, count=2, folder=tmp_path))
+    pictures = following(
+        ValidationImages(chosen, instantiate(cfg.dataloader.test.mapper), CLASSES, count=2, folder=tmp_path)
+    )
     pictures.trainer.model = instantiate(cfg.model)
     pictures.after_evaluation()
     assert "nowhere.png" in caplog.text
@@ -192,7 +195,7 @@ def records(data: Path) -> list[dict]:
     return DatasetCatalog.get(gpvit.data.register_folder(str(data), "val"))
 
 
-def following(follower: Pictures | Writers | RunPage) -> Pictures | Writers | RunPage:
+def following(follower: ValidationImages | PeriodicWriters | RunReadme) -> ValidationImages | PeriodicWriters | RunReadme:
     """A follower of a training that has done three of four iterations."""
     follower.trainer = SimpleNamespace(done=3, max_iter=4, ema=None, storage=EventStorage(2))
     return follower
@@ -215,7 +218,7 @@ def test_a_log_that_cannot_be_written_is_told_once_and_the_training_goes_on(
     (tmp_path / "metrics.json").touch()
     printer, failing = Failing(), Failing()
     printer.works = True
-    writers = following(Writers(printer, [failing], period=1, folder=tmp_path))
+    writers = following(PeriodicWriters(printer, [failing], period=1, folder=tmp_path))
     for failing.works in (False, False, True, False):
         writers.trainer.storage.put_image("picture", np.zeros((3, 1, 1), np.uint8))
         writers.after_step()
@@ -348,7 +351,7 @@ def test_the_command_of_a_job_names_its_launcher(monkeypatch: pytest.MonkeyPatch
 def test_a_training_that_is_stopped_says_how_to_go_on(synthetic_data: Path, tmp_path: Path) -> None:
     cfg = load_config(str(CONFIG), [*TINY, f"train.output_dir='{tmp_path}'"])
     checkpoints = SimpleNamespace(best_metric="", classes=CLASSES, trainer=SimpleNamespace(done=0))
-    page = following(RunPage(cfg, {}, "a.py", Detector(), 1, [], checkpoints, resume=False))
+    page = following(RunReadme(cfg, {}, "a.py", Detector(), 1, [], checkpoints, resume=False))
     page.before_train()
     assert (tmp_path / "README.md").read_text().startswith(FIRST_LINE)
     page.on_stop()
@@ -385,7 +388,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
     module.init = init
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.delitem(sys.modules, "gpvit.engine.weights_and_biases", raising=False)
+    monkeypatch.delitem(sys.modules, "gpvit.engine.monitoring.wandb_writer", raising=False)
     return module
 
 
@@ -440,7 +443,7 @@ def test_weights_and_biases_that_is_missing_or_refuses_is_one_line(
     with pytest.raises(UserError, match="train.wandb=things: no API key configured"):
         train(tmp_path, synthetic_data, "train.wandb=things")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.delitem(sys.modules, "gpvit.engine.weights_and_biases")
+    monkeypatch.delitem(sys.modules, "gpvit.engine.monitoring.wandb_writer")
     with pytest.raises(UserError, match="pip install wandb"):
         train(tmp_path, synthetic_data, "train.wandb=things")
 

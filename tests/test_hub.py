@@ -16,7 +16,7 @@ import torch
 import train_net
 from conftest import REPOSITORY, TINY
 from gpvit import checkpoint, hub
-from gpvit.engine import argument_parser
+from gpvit.cli.train import argument_parser
 from gpvit.hub import model_card
 from gpvit.utils.errors import UserError
 from huggingface_hub import ModelCard, constants

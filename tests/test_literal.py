@@ -1,6 +1,6 @@
 """The literal form of the backbone, which others are compared with, is itself right."""
 
-import published
+import official
 import pytest
 import torch
 from gpvit import SIZES, GPViT
@@ -12,7 +12,7 @@ TINY = dict(embed_dim=24, num_heads=2, group_tokens=(0, 4, 0))
 
 def literal_backbone(size: str) -> LiteralGPViT:
     net = LiteralGPViT(**SIZES[size])
-    net.load_state_dict(rename(published.weights("backbone", size), BACKBONE))
+    net.load_state_dict(rename(official.weights("backbone", size), BACKBONE))
     return net
 
 
@@ -24,13 +24,13 @@ def test_it_gives_the_published_tokens_after_every_block(size: str) -> None:
     for i, block in enumerate(net.blocks):
         name = f"layer{i:02}_256x352"
         block.register_forward_hook(lambda module, args, out, name=name: reference.check(name, out.flatten(1, 2)))
-    reference.check("out_256x352", net(published.image(1, (1, 3, 256, 352)))["last_feat"])
+    reference.check("out_256x352", net(official.image(1, (1, 3, 256, 352)))["last_feat"])
 
 
 def test_it_gives_the_published_output_in_training() -> None:
     net = literal_backbone("L1").train()
     reference = published.Reference("backbone_l1_train")
-    reference.check("out", net(published.image(6, (2, 3, 96, 128)))["last_feat"])
+    reference.check("out", net(official.image(6, (2, 3, 96, 128)))["last_feat"])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -47,10 +47,10 @@ def test_the_backbone_agrees_with_it_in_outputs_and_gradients(shape: tuple[int, 
     ours = GPViT(**TINY).train(training)
     literal = LiteralGPViT(**TINY).train(training)
     literal.load_state_dict(ours.state_dict())
-    image = published.image(0, shape)
+    image = official.image(0, shape)
     outputs = [net(image)["last_feat"] for net in (ours, literal)]
     assert (outputs[0] - outputs[1]).norm() <= 1e-5 * outputs[1].norm()
-    direction = published.feature(1, tuple(outputs[0].shape))
+    direction = official.feature(1, tuple(outputs[0].shape))
     gradients = []
     for net, output in zip((ours, literal), outputs):
         (output * direction).mean().backward()

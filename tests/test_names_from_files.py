@@ -31,7 +31,7 @@ import view_predictions
 from conftest import REPOSITORY, TINY
 from gpvit import checkpoint, hub
 from gpvit.data.video_io import VideoReader, VideoWriter
-from gpvit.engine import argument_parser
+from gpvit.cli.train import argument_parser
 from gpvit.utils.events import read_metrics
 from gpvit.utils.text import one_line
 from huggingface_hub import ModelCard

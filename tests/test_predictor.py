@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import published
+import official
 import pytest
 import torch
 from conftest import REPOSITORY, TINY
@@ -77,7 +77,7 @@ def test_of_a_folder_the_best_then_the_final_then_the_newest_checkpoint_is_taken
 
 
 def test_a_published_file_needs_no_config(tmp_path: Path, images: list[np.ndarray]) -> None:
-    file = published.save(tmp_path / "published.pth", "retinanet", "L1")
+    file = official.save(tmp_path / "published.pth", "retinanet", "L1")
     predictor = Predictor.from_checkpoint(file, "cpu", overrides=["dataloader.short_side=64"])
     assert predictor.classes[:2] == ["class 0", "class 1"] and len(predictor.classes) == 80
     assert predictor.model.backbone.bottom_up.net.pos_embed.shape[-1] == 216

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import published
+import official
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -46,7 +46,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
     folder = tmp_path_factory.mktemp("weights")
     detectors = {}
     for kind in CONFIGS:
-        detectors[kind] = Loaded(detector(kind), published.save(folder / f"{kind}.pth", kind, "L1"))
+        detectors[kind] = Loaded(detector(kind), official.save(folder / f"{kind}.pth", kind, "L1"))
         checkpoint.load(*detectors[kind])
     return detectors
 
@@ -72,7 +72,7 @@ def detect(model: nn.Module, hooks: dict[nn.Module, Callable[[Any], Any]]) -> In
         module.register_forward_hook(lambda module, args, output, keep=keep: keep(output))  # returns nothing
         for module, keep in hooks.items()
     ]
-    image = published.image(3, (1, 3, 250, 310))[0]
+    image = official.image(3, (1, 3, 250, 310))[0]
     with torch.no_grad():
         (result,) = model([{"image": image, "height": 250, "width": 310}])
     for handle in handles:
@@ -244,14 +244,14 @@ def test_the_parts_of_mask_rcnn_give_the_published_numbers(
 ) -> None:
     model = loaded["maskrcnn"].model
     monkeypatch.setattr(model.backbone.bottom_up, "forward", lambda maps: maps)
-    maps = {f"f{i + 2}": published.feature(200 + i, (1, 216, 32 >> i, 40 >> i)) for i in range(4)}
+    maps = {f"f{i + 2}": official.feature(200 + i, (1, 216, 32 >> i, 40 >> i)) for i in range(4)}
     arrays = {f"fpn_{name}": output for name, output in model.backbone(maps).items()}
-    logits, deltas = model.proposal_generator.rpn_head([published.feature(210, (1, 256, 12, 15))])
+    logits, deltas = model.proposal_generator.rpn_head([official.feature(210, (1, 256, 12, 15))])
     arrays.update(rpn_logits=logits[0], rpn_deltas=deltas[0])
     heads = model.roi_heads
-    logits, deltas = heads.box_predictor(heads.box_head(published.feature(211, (3, 256, 7, 7))))
+    logits, deltas = heads.box_predictor(heads.box_head(official.feature(211, (3, 256, 7, 7))))
     arrays.update(box_head_cls_logits=logits, box_head_deltas=deltas)
-    arrays["mask_head_logits"] = heads.mask_head.layers(published.feature(212, (2, 256, 14, 14)))
+    arrays["mask_head_logits"] = heads.mask_head.layers(official.feature(212, (2, 256, 14, 14)))
     assert arrays.keys() == MASK_RCNN_PARTS.manifest["arrays"].keys()
     for name, array in arrays.items():
         MASK_RCNN_PARTS.check(name, array)
@@ -259,7 +259,7 @@ def test_the_parts_of_mask_rcnn_give_the_published_numbers(
 
 def on_meta(kind: str, size: str) -> dict[str, Tensor]:
     """A published state dict without its numbers."""
-    return {key: torch.empty(shape, device="meta") for key, shape in published.keys(kind, size).items()}
+    return {key: torch.empty(shape, device="meta") for key, shape in official.keys(kind, size).items()}
 
 
 def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -328,7 +328,7 @@ def test_a_detector_goes_back_to_the_file_it_came_from(kind: str, loaded: dict[s
     assert back.title == original.title
     assert back.require_classes() == [f"class {i}" for i in range(80)]
     for ours, theirs in (
-        (checkpoint.read_content(back.path)["state_dict"], published.weights(kind, "L1")),
+        (checkpoint.read_content(back.path)["state_dict"], official.weights(kind, "L1")),
         (back.weights, model.state_dict()),
     ):
         assert ours.keys() == theirs.keys()

@@ -2,7 +2,7 @@
 
 import json
 
-import published
+import official
 import pytest
 import torch
 from gpvit import SIZES, GPViT
@@ -14,7 +14,7 @@ ALL_SIZES = pytest.mark.parametrize("size", SIZES)
 
 def published_backbone(size: str, keys: str = "", **options) -> GPViT:
     net = GPViT(**SIZES[size], **options).eval()
-    net.load_state_dict(rename(published.weights("backbone", keys or size), BACKBONE))
+    net.load_state_dict(rename(official.weights("backbone", keys or size), BACKBONE))
     return net
 
 
@@ -32,7 +32,7 @@ def test_every_block_gives_the_published_tokens(size: str, seed: int, height: in
     net.blocks[0].register_forward_pre_hook(lambda module, args: check("embedded", args[0]))
     for i, block in enumerate(net.blocks):
         block.register_forward_hook(lambda module, args, out, i=i: check(f"layer{i:02}", out))
-    output = net(published.image(seed, (1, 3, height, width)))
+    output = net(official.image(seed, (1, 3, height, width)))
     reference.check(f"out_{height}x{width}", output["last_feat"])
 
 
@@ -41,7 +41,7 @@ def test_maps_between_the_blocks_are_the_published_ones() -> None:
     names = {"block2": "out2", "block5": "out5", "block8": "out8", "last_feat": "out11"}
     net = published_backbone("L1", keys="l1_multi", out_features=tuple(names))
     reference = published.Reference("backbone_l1_multi")
-    for name, output in net(published.image(2, (2, 3, 160, 192))).items():
+    for name, output in net(official.image(2, (2, 3, 160, 192))).items():
         reference.check(names[name], output)
 
 
@@ -71,7 +71,7 @@ def test_steps_inside_a_block_are_the_published_ones(index: int, scale: str) -> 
         record(block.attn.proj, "proj", "attns")
         record(block.norm2, "norm2")
         record(block.conv, "dw", "ffn")
-    tokens = published.feature(100 + index, (2, 140, 216)) * {"unit": 1, "tiny": 1e-3}[scale]
+    tokens = official.feature(100 + index, (2, 140, 216)) * {"unit": 1, "tiny": 1e-3}[scale]
     steps["out"] = block(tokens.unflatten(1, (10, 14)))
     if index == 1:
         del steps["norm2"]
@@ -92,8 +92,8 @@ def test_steps_inside_a_block_are_the_published_ones(index: int, scale: str) -> 
 def test_a_training_step_gives_the_published_gradients_and_statistics(dtype: torch.dtype, tolerance: float) -> None:
     net = published_backbone("L1").to(dtype).train()
     reference = published.Reference("backbone_l1_train")
-    output = net(published.image(6, (2, 3, 96, 128)).to(dtype))["last_feat"]
-    loss = (output * published.feature(7, (2, 216, 12, 16))).mean()
+    output = net(official.image(6, (2, 3, 96, 128)).to(dtype))["last_feat"]
+    loss = (output * official.feature(7, (2, 216, 12, 16))).mean()
     loss.backward()
     reference.check("out", output)
     reference.check("loss", loss.reshape(1))
@@ -120,7 +120,7 @@ def our_name(published_name: str) -> str:
 def parameter_names() -> dict[str, str]:
     """Published names of the L1 parameters, and ours."""
     buffers = ("running_mean", "running_var", "num_batches_tracked")
-    return {key: our_name(key) for key in published.keys("backbone", "L1") if not key.endswith(buffers)}
+    return {key: our_name(key) for key in official.keys("backbone", "L1") if not key.endswith(buffers)}
 
 
 def without_effect(name: str) -> bool:
@@ -141,7 +141,7 @@ def test_the_name_table_covers_every_tensor_in_both_directions(keys: str) -> Non
     multi = {"out_features": ("block2", "block5", "block8", "last_feat")} if keys == "l1_multi" else {}
     with torch.device("meta"):
         net = GPViT(**SIZES[keys[:2].upper()], **multi)
-    theirs = {key: torch.empty(shape, device="meta") for key, shape in published.keys("backbone", keys).items()}
+    theirs = {key: torch.empty(shape, device="meta") for key, shape in official.keys("backbone", keys).items()}
     ours = rename(theirs, BACKBONE)
     assert len(ours) == len(theirs)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in net.state_dict().items()}

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import published
+import official
 import pytest
 import torch
 import train_net
 from conftest import REPOSITORY
 from gpvit import Predictor, checkpoint
 from gpvit.config import config_from_yaml, load_config
-from gpvit.engine import argument_parser, settings
+from gpvit.cli.train import argument_parser
+from gpvit.engine.resume import settings
 from gpvit.export import graph as export
 from PIL import Image
 
@@ -60,11 +61,11 @@ def filled(content: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint with values by rule for the weights, their average and the state of the optimizer."""
     for part in ("model", "ema"):
         for key, tensor in content.get(part, {}).items():
-            tensor.copy_(torch.from_numpy(np.asarray(published.fill(key, list(tensor.shape)))))
+            tensor.copy_(torch.from_numpy(np.asarray(official.fill(key, list(tensor.shape)))))
     for number, state in content["trainer"]["optimizer"]["state"].items():
         for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
             if name in state:
-                values = 1e-3 * published.fill(f"{name}.{number}.bias", list(state[name].shape))
+                values = 1e-3 * official.fill(f"{name}.{number}.bias", list(state[name].shape))
                 state[name].copy_(torch.from_numpy(np.asarray(values)))
         if "exp_avg_sq" in state:
             state["exp_avg_sq"].square_()

@@ -14,7 +14,7 @@ import cv2
 import evaluating
 import limit
 import numpy as np
-import published
+import official
 import pytest
 import quickstart
 import torch
@@ -25,7 +25,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from gpvit import checkpoint
 from gpvit.checkpoint.published import COCO_CLASSES
 from gpvit.config import inference_config, load_config
-from gpvit.engine import argument_parser
+from gpvit.cli.train import argument_parser
 from gpvit.model_zoo import COCO_AP, detector_address
 from gpvit.predictor import config_of
 from gpvit.utils import analysis, profiler
@@ -256,7 +256,7 @@ def test_a_published_file_is_converted_and_back(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path, suffix: str
 ) -> None:
     official, ours, back = tmp_path / "official.pth", tmp_path / "new" / f"ours{suffix}", tmp_path / "back.pth"
-    weights = published.weights("retinanet", "L1")
+    weights = official.weights("retinanet", "L1")
     torch.save({"meta": {"epoch": 12}, "state_dict": weights}, official)
     convert(monkeypatch, official, ours)
     assert f"{ours}: published RetinaNet L1, 623 tensors, 80 class names" in capsys.readouterr().out
@@ -272,7 +272,7 @@ def test_a_published_file_is_converted_and_back(
 def test_the_backbone_of_a_converted_classifier_goes_into_a_detector(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    weights = published.weights("classifier", "L1")
+    weights = official.weights("classifier", "L1")
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "official.pth")
     convert(monkeypatch, tmp_path / "official.pth", tmp_path / "ours.safetensors")
     model = instantiate(load_config(str(REPOSITORY / "configs" / "published" / "retinanet_gpvit_l1_1x.py")).model)

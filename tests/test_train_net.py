@@ -14,7 +14,7 @@ import compare_runs
 import cv2
 import gpvit.checkpoint
 import numpy as np
-import published
+import official
 import pytest
 import torch
 import train_net
@@ -23,9 +23,10 @@ from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from gpvit.config import config_from_yaml, load_config
-from gpvit.engine import Trainer, argument_parser, choose_device
-from gpvit.engine.checkpoints import check_best_metric
-from gpvit.evaluation.metrics import of_average
+from gpvit.engine import Trainer
+from gpvit.cli.train import argument_parser
+from gpvit.engine.launch import choose_device
+from gpvit.evaluation.metrics import check_best_metric, of_average
 from gpvit.evaluation.validation_sets import validation_names
 from gpvit.hub.model_card import training_of
 from gpvit.utils.errors import UserError
@@ -581,7 +582,7 @@ def test_a_published_file_is_evaluated_and_fine_tuned(
     real_data: Path, synthetic_data: Path, tmp_path: Path, config: str, kind: str
 ) -> None:
     weights, folder = tmp_path / f"gpvit_l1_{kind}_1x.pth", tmp_path / "coco"
-    torch.save({"meta": {"epoch": 12}, "state_dict": published.weights(kind, "L1")}, weights)
+    torch.save({"meta": {"epoch": 12}, "state_dict": official.weights(kind, "L1")}, weights)
     content = json.loads((real_data / "coco_val_ccby" / "annotations" / "val.json").read_text())
     content["images"] = content["images"][:2]
     ids = [image["id"] for image in content["images"]]

@@ -27,7 +27,7 @@ from gpvit.config import load_config, save_config, with_overrides
 from gpvit.config.values import KINDS, check_config, kind_of
 from gpvit.data import class_names
 from gpvit.data.loader import check_batches
-from gpvit.engine import argument_parser
+from gpvit.cli.train import argument_parser
 from gpvit.utils.errors import UserError
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st

@@ -1,38 +1,34 @@
 """Writes the synthetic dataset, of which gpvit/data/datasets/synthetic.py says what it is.
 
-    python tools/make_synthetic_data.py --out datasets/synthetic --train 200 --val 50 --seed 0
+    python tools/make_synthetic_data.py --output datasets/synthetic --train 200 --val 50 --seed 0
 
 It takes some 15 s on one CPU core.
 """
 
-import os
-import signal
+from gpvit.utils.environment import prepare_command
 
-if __name__ == "__main__":  # Ctrl-C during the imports
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":
+    prepare_command()
 
 import argparse
-import sys
 
+from gpvit.cli.main import run_command
 from gpvit.data.datasets.synthetic import make_data_set
+from gpvit.utils.errors import UserError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, help="folder to make")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--train", type=int, default=200, help="training images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=50, help="validation images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     try:
-        make_data_set(arguments.out, arguments.train, arguments.val, arguments.seed)
+        make_data_set(args.output, args.train, args.val, args.seed)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        raise UserError(str(error)) from None
 
 
 if __name__ == "__main__":
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

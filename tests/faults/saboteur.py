@@ -27,7 +27,11 @@ import torch.distributed as dist
 import train_net
 from detectron2.utils import comm
 from gpvit.data.loader import MappedDataset
-from gpvit.engine import Checkpoints, argument_parser, build_ddp, checkpoints, launch
+from gpvit.engine import Checkpointer
+from gpvit.cli.train import argument_parser
+from gpvit.engine.ddp import build_ddp
+from gpvit.engine.launch import launch
+from gpvit.engine import checkpointer as checkpoints
 from gpvit.engine.trainer import Trainer
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
@@ -139,14 +143,14 @@ def main(args: Any) -> None:
     if metrics := os.environ.get("METRICS"):  # iteration -> what the evaluation finds
 
         def do_test(*args: Any) -> dict:
-            return {"segm": {os.environ.get("METRIC", "AP"): json.loads(metrics)[str(Checkpoints.current.trainer.done)]}}
+            return {"segm": {os.environ.get("METRIC", "AP"): json.loads(metrics)[str(Checkpointer.current.trainer.done)]}}
 
-        def remember(checkpoints: Checkpoints, *args: Any, **kwargs: Any) -> None:
+        def remember(checkpoints: Checkpointer, *args: Any, **kwargs: Any) -> None:
             create(checkpoints, *args, **kwargs)
-            Checkpoints.current = checkpoints
+            Checkpointer.current = checkpoints
 
-        create = Checkpoints.__init__
-        Checkpoints.__init__ = remember
+        create = Checkpointer.__init__
+        Checkpointer.__init__ = remember
         train_net.do_test = do_test
     elif os.environ.get("EVALUATION") == "off":
         train_net.do_test = lambda *args: {}
@@ -158,14 +162,14 @@ def main(args: Any) -> None:
             time.sleep(1000)
 
         train_net.do_test = do_test
-    after_evaluation = Checkpoints.after_evaluation
+    after_evaluation = Checkpointer.after_evaluation
 
-    def kill_at_best(checkpoints: Checkpoints, metrics: dict[str, float]) -> None:
+    def kill_at_best(checkpoints: Checkpointer, metrics: dict[str, float]) -> None:
         after_evaluation(checkpoints, metrics)
         if strikes("kill_at_best", checkpoints.trainer.done):  # nothing else has heard of the evaluation yet
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Checkpoints.after_evaluation = kill_at_best
+    Checkpointer.after_evaluation = kill_at_best
     if strikes("SIGTERM_before", 0):
 
         def build_ddp(model: torch.nn.Module, **options: Any) -> None:
@@ -174,7 +178,7 @@ def main(args: Any) -> None:
 
         train_net.build_ddp = build_ddp
     if strikes("blind", 0):  # to what the other processes see
-        checkpoints._newest = lambda folder: None
+        checkpoints._latest_checkpoint = lambda folder: None
     train_net.main(args)
 
 

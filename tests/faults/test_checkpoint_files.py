@@ -14,7 +14,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from gpvit.config import load_config
-from gpvit.engine import check_unchanged, newest
+from gpvit.engine.resume import check_config_unchanged, latest_checkpoint
 from gpvit.utils.errors import UserError
 
 
@@ -53,11 +53,11 @@ def test_a_kill_at_any_byte_of_a_checkpoint_leaves_the_one_before_it(tmp_path: P
     places = [*range(1, size, size // 60), size - 1, "fsync", "replace"]
     for place in places:
         killed_while_saving(tmp_path / "model_0000002.pth", place)
-        assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+        assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
         killed_while_saving(tmp_path / "model_0000001.pth", place)
-        assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+        assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
     gpvit.checkpoint.save(tensors(2), str(tmp_path / "model_0000002.pth"))  # over what the killed ones left
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 2
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 2
 
 
 def test_a_full_device_is_one_line_and_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_full_device_is_one_line_and_leaves_the_old_file(monkeypatch: pytest.M
         patch.setattr(gpvit.checkpoint.files, "open", lambda name, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
         gpvit.checkpoint.save(tensors(2), str(path))
     assert "\n" not in str(caught.value)
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
 
 
 def test_a_flipped_bit_anywhere_is_found_and_the_checkpoint_before_is_used(
@@ -87,18 +87,18 @@ def test_a_flipped_bit_anywhere_is_found_and_the_checkpoint_before_is_used(
         damaged[place] ^= 1 << (place % 8)
         path.write_bytes(damaged)
         caplog.clear()
-        assert newest(str(tmp_path))["trainer"]["iteration"] == 1, place
+        assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1, place
         assert "model_0000002.pth is damaged" in caplog.text or "cannot read" in caplog.text
         with pytest.raises(UserError):
             gpvit.checkpoint.read(str(path))
     for length in range(0, len(content), 37):
         path.write_bytes(content[:length])
-        assert newest(str(tmp_path))["trainer"]["iteration"] == 1, length
+        assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1, length
         with pytest.raises(UserError):
             gpvit.checkpoint.read(str(path))
     (tmp_path / "model_0000001.pth").write_bytes(content[:-1])
     with pytest.raises(UserError, match="2 checkpoints, and none of them can be read"):
-        newest(str(tmp_path))
+        latest_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_whole_file_with_another_state_is_passed_over_and_said(
 ) -> None:
     gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))
     gpvit.checkpoint.save(tensors(2) | entry, str(tmp_path / "model_0000002.pth"))
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
     assert fault in caplog.text
 
 
@@ -127,7 +127,7 @@ def test_a_last_checkpoint_file_of_detectron2_does_not_matter(tmp_path: Path, te
     gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))
     if text is not None:
         (tmp_path / "last_checkpoint").write_text(text)
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
 
 
 class Canary:
@@ -151,7 +151,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is code and not data|plain pickle"):
             gpvit.checkpoint.read(str(path))
     with pytest.raises(UserError, match="none of them can be read"):
-        newest(str(tmp_path))
+        latest_checkpoint(str(tmp_path))
     assert not canary.exists()
     os.system(f"touch {canary}")
     assert canary.exists()
@@ -231,21 +231,21 @@ def test_a_flipped_bit_at_the_end_of_a_large_checkpoint_is_found(tmp_path: Path)
     path.write_bytes(content)
     assert gpvit.checkpoint.digest_is_right(str(path)) is False
     with pytest.raises(UserError, match="none of them can be read"):
-        newest(str(tmp_path))
+        latest_checkpoint(str(tmp_path))
 
 
 def test_a_training_is_resumed_from_its_end_and_from_no_file_without_a_digest(tmp_path: Path) -> None:
     gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))
     torch.save(tensors(2), tmp_path / "model_0000002.pth")
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 1
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
     gpvit.checkpoint.save(tensors(3), str(tmp_path / "model_final.pth"))
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 3
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 3
 
 
 def test_the_checkpoint_with_most_iterations_is_the_newest(tmp_path: Path) -> None:
     for name, iteration in (("model_final", 5), ("model_0000010", 10)):
         gpvit.checkpoint.save(tensors(iteration), str(tmp_path / f"{name}.pth"))
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 10
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 10
 
 
 @pytest.mark.parametrize(
@@ -257,4 +257,4 @@ def test_the_checkpoint_with_most_iterations_is_the_newest(tmp_path: Path) -> No
 def test_no_key_that_the_weights_depend_on_may_change_appear_or_vanish(key: str) -> None:
     for saved, present in (({key: "1"}, {key: "2"}), ({}, {key: "2"}), ({key: "1"}, {})):
         with pytest.raises(UserError, match=f"{key}: {saved.get(key)} -> {present.get(key)}"):
-            check_unchanged(saved, present, "model.pth")
+            check_config_unchanged(saved, present, "model.pth")

@@ -27,7 +27,7 @@ from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit.config import load_config
 from gpvit.data.datasets import custom
-from gpvit.engine import newest
+from gpvit.engine.resume import latest_checkpoint
 from gpvit.utils.files import lock_folder
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -208,7 +208,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
     assert "Traceback" not in stopped.output
     assert fault == "kill_parent" or not (tmp_path / "model_final.pth").exists()  # the signal may come late
     if code > 0:
-        assert newest(str(tmp_path))["trainer"]["iteration"] in (iteration, iteration + 1, iteration + 2)
+        assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] in (iteration, iteration + 1, iteration + 2)
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
 
 
@@ -257,7 +257,7 @@ def test_a_signal_while_waiting_for_data_stops_at_once_and_leaves_nobody_behind(
     job = train(tmp_path, *options, ranks=ranks, faults=f"{fault},worker_hangs:9")
     assert job.code == (130 if "SIGINT" in fault else 143) and "Traceback" not in job.output, job.output
     assert job.seconds < 15  # with 4 iterations, and not the 5 seconds that PyTorch gives each process of its
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 4
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 4
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
 
 
@@ -294,7 +294,7 @@ def test_a_full_shared_memory_is_named_at_once(
     (line,) = job.errors
     assert "no room in /dev/shm" in line and "--shm-size" in line and "num_workers=0" in line
     if environment:
-        assert newest(str(tmp_path))["trainer"]["iteration"] == 2
+        assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 2
 
 
 @pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)])
@@ -306,7 +306,7 @@ def test_out_of_memory_stops_all_with_the_image_sizes_and_resumes(
     (line,) = [line for line in job.errors if "out of memory" in line]
     assert f"iteration 4 of process {rank}" in line and "x" in line and "lower dataloader.max_size" in line
     assert "Traceback" not in job.output, job.output
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 4
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 4
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
 
 
@@ -315,7 +315,7 @@ def test_an_error_in_the_middle_of_an_iteration_leaves_no_trace_in_the_state(
 ) -> None:
     job = train(tmp_path, faults="bug:4")
     assert job.code == 1 and "a bug" in job.output
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 4
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 4
     assert_goes_on(train, tmp_path, undisturbed(1), 1)
 
 
@@ -332,7 +332,7 @@ def test_training_goes_on_with_a_full_disk_and_saves_when_there_is_room_again(
 
     job = train(tmp_path / "full", *options, faults="disk_full:3")
     assert job.code == 1 and len(job.errors) == 1 and "model_final.pth: " in job.errors[0], job.output
-    assert newest(str(job.folder))["trainer"]["iteration"] == 2
+    assert latest_checkpoint(str(job.folder))["trainer"]["iteration"] == 2
     assert not list(job.folder.glob("*.partial*"))
 
 
@@ -568,7 +568,7 @@ def test_proposals_that_are_not_finite_stop_all_with_a_report(
     assert any("iteration 4: Predicted boxes or scores contain Inf/NaN" in line for line in job.errors)
     (process,) = json.loads((tmp_path / f"not_finite_0000004_rank{rank}.json").read_text())["processes"]
     assert process["rank"] == rank and process["images"]
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 4
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 4
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
 
 
@@ -746,7 +746,7 @@ def test_new_checkpoints_are_kept_and_not_damaged_ones_in_their_place(train: Cal
     damage(tmp_path / "model_0000006.pth")
     options = ["--resume", "train.checkpointer.period=1", "train.checkpointer.max_to_keep=1"]
     train(tmp_path, *options, "dataloader.train.num_workers=0", faults="kill:5")
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 5
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 5
 
 
 def test_old_checkpoints_are_removed_also_across_restarts(train: Callable[..., Run], tmp_path: Path) -> None:
@@ -806,7 +806,7 @@ def test_a_seed_that_was_not_given_is_the_same_for_all_processes_and_when_resume
 ) -> None:
     options = ["train.seed=-1", "dataloader.train.num_workers=0"]
     train(tmp_path, *options, ranks=2, faults="SIGTERM:3", ORDER=str(tmp_path / "order"))
-    seed = newest(str(tmp_path))["seed"]
+    seed = latest_checkpoint(str(tmp_path))["seed"]
     job = train(tmp_path, *options, "--resume", ranks=2, ORDER=str(tmp_path / "order"))
     assert job.code == 0 and job.final()["seed"] == seed
     train(tmp_path / "one", *options[1:], f"train.seed={seed}", ORDER=str(tmp_path / "one" / "order"))
@@ -857,7 +857,7 @@ def test_an_error_behind_the_step_loses_the_iteration_and_nothing_else(
 ) -> None:
     job = train(tmp_path, faults="late_error:4")
     assert job.code == 1 and "iteration 4 was cut short" in job.output
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 3
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 3
     assert_goes_on(train, tmp_path, undisturbed(1), 1)
 
 
@@ -891,7 +891,7 @@ def test_a_signal_in_an_evaluation_stops_at_once(
 ) -> None:
     job = train(tmp_path, "train.eval_period=4", ranks=ranks, EVALUATION="SIGTERM")
     assert job.code == 143 and job.seconds < WITHIN
-    assert newest(str(tmp_path))["trainer"]["iteration"] == 4
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 4
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
 
 

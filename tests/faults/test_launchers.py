@@ -16,7 +16,9 @@ import detectron2.engine
 import gpvit.checkpoint
 import pytest
 from conftest import REPOSITORY, TINY
-from gpvit.engine import argument_parser, launch, newest
+from gpvit.cli.train import argument_parser
+from gpvit.engine.launch import launch
+from gpvit.engine.resume import latest_checkpoint
 from gpvit.utils.errors import UserError
 
 ENVIRONMENT = os.environ | {
@@ -108,7 +110,7 @@ def test_a_signal_to_torchrun_saves_and_ends_the_job(
     output = job.communicate(timeout=WITHIN)[0]
     assert job.returncode != 0
     assert "SIGTERM: stopping after" in output
-    stopped_at = newest(str(tmp_path))["trainer"]["iteration"]
+    stopped_at = latest_checkpoint(str(tmp_path))["trainer"]["iteration"]
     assert f"stopping after {stopped_at} iterations" in output
 
 
@@ -120,7 +122,7 @@ def test_a_signal_to_spawned_processes_saves_and_ends_with_its_code(
     job.terminate()
     output = job.communicate(timeout=WITHIN)[0]
     assert job.returncode == 128 + signal.SIGTERM, output
-    assert f"stopping after {newest(str(tmp_path))['trainer']['iteration']} iterations" in output
+    assert f"stopping after {latest_checkpoint(str(tmp_path))['trainer']['iteration']} iterations" in output
     assert "Traceback" not in output
 
 
@@ -134,7 +136,7 @@ def test_a_signal_to_one_of_two_machines_saves_and_ends_both(
     jobs[0].terminate()
     outputs = [job.communicate(timeout=WITHIN)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [128 + signal.SIGTERM] * 2, outputs
-    assert f"stopping after {newest(str(tmp_path))['trainer']['iteration']} iterations" in outputs[0]
+    assert f"stopping after {latest_checkpoint(str(tmp_path))['trainer']['iteration']} iterations" in outputs[0]
 
 
 @pytest.mark.slow

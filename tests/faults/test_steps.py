@@ -9,7 +9,7 @@ import pytest
 import torch
 from gpvit.data import build_train_loader
 from gpvit.data.loader import BatchSampler, MappedDataset
-from gpvit.engine import Checkpoints, Trainer
+from gpvit.engine import Checkpointer, Trainer
 from gpvit.engine.trainer import STOP_EARLY
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
@@ -136,7 +136,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path:
 def test_a_signal_is_not_forgotten_when_the_training_ends_early(tmp_path: Path, request_before: int) -> None:
     dataloader = {"test": {"mapper": {}, "dataset": {"names": "val"}}}
     cfg = OmegaConf.create({"model": {}, "dataloader": dataloader, "train": {"output_dir": str(tmp_path)}})
-    checkpoints = Checkpoints(cfg, [], "", period=1, max_to_keep=1, best_metric="AP", patience=1)
+    checkpoints = Checkpointer(cfg, [], "", period=1, max_to_keep=1, best_metric="AP", patience=1)
     trainer = trainer_of(Draws(), tmp_path)
     trainer.register_hooks([checkpoints])
     for done in (1, 2):

@@ -19,7 +19,7 @@ from conftest import REPOSITORY, TINY
 from detectron2.data import DatasetCatalog
 from gpvit import Predictor
 from gpvit.data.transforms import AugmentedImage
-from gpvit.engine import argument_parser
+from gpvit.cli.train import argument_parser
 from gpvit.utils.errors import UserError
 from gpvit.visualization.drawing import LARGEST_SIDE, SMALLEST_SIDE, draw_predictions, reduced
 from PIL import Image

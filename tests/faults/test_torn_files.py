@@ -27,8 +27,9 @@ from detectron2.structures import Boxes, Instances
 from gpvit import hub
 from gpvit.config import save_config
 from gpvit.data.video_io import VideoWriter
-from gpvit.engine import checkpoints, save_evaluation
-from gpvit.engine.run_page import RunPage
+from gpvit.engine import checkpointer as checkpoints
+from gpvit.utils.events import save_evaluation
+from gpvit.engine.monitoring.run_readme import RunReadme
 from gpvit.evaluation.coco_evaluation import COCOEvaluator
 from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write, make_folder
@@ -55,7 +56,7 @@ def metrics(folder: Path, version: int) -> None:
         (folder / "metrics.json").symlink_to("all")  # which is written over, by way of the link
     # Each version is shorter than the one before it, and so never comes back.
     trainer = SimpleNamespace(done=300 - version)
-    checkpoints.Checkpoints.forget_metrics(SimpleNamespace(folder=folder, trainer=trainer))
+    checkpoints.Checkpointer.forget_metrics(SimpleNamespace(folder=folder, trainer=trainer))
 
 
 def evaluation(folder: Path, version: int) -> None:
@@ -64,14 +65,14 @@ def evaluation(folder: Path, version: int) -> None:
 
 
 def page(folder: Path, version: int) -> None:
-    page = RunPage.__new__(RunPage)
+    page = RunReadme.__new__(RunReadme)
     page.folder, page.path, page.is_ours = folder, folder / "README.md", True
     page._results = page._origin = page._use = page._files = lambda: [TEXT]
     page._write(f"version {version}")
 
 
 def starts(folder: Path, version: int) -> None:
-    page = RunPage.__new__(RunPage)
+    page = RunReadme.__new__(RunReadme)
     page.folder, page.is_ours, page.trainer = folder, False, SimpleNamespace(done=0)
     page.starts = [{"time": str(version), "command": TEXT}]
     page.before_train()

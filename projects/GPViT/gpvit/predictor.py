@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, overload
 
 import detectron2.data.transforms as T
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import checkpoint
-from .config import config_from_yaml, load_config, with_overrides
+from .config import CONFIGS, config_from_yaml, load_config, with_overrides
 from .data.datasets.register import set_num_classes
 from .data.image_io import MAX_PIXELS, from_pillow, read_image
 from .data.instance_mapper import CHANNELS
@@ -23,7 +22,6 @@ from .data.transforms import AugmentedImage
 from .utils.errors import UserError, reason_of
 
 Picture = str | os.PathLike | np.ndarray | Image.Image
-PUBLISHED_CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "published"
 
 
 class Predictor:
@@ -177,7 +175,7 @@ def config_of(file: checkpoint.File) -> DictConfig:
     if file.config is not None:
         return config_from_yaml(file.config, f"the config in {file.path}")
     detector, _, size = file.title.removeprefix("published ").lower().rpartition(" ")
-    path = PUBLISHED_CONFIGS / f"{detector.replace('-', '').replace(' ', '_')}_gpvit_{size}_1x.py"
+    path = CONFIGS / "published" / f"{detector.replace('-', '').replace(' ', '_')}_gpvit_{size}_1x.py"
     if file.title.startswith("published ") and path.is_file():
         return load_config(str(path))
     raise UserError(f"{file.path} carries no config: give that of its training (--config-file, or Predictor(cfg, ...))")

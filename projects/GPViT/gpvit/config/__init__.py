@@ -1,6 +1,7 @@
 """LazyConfigs: loaded and changed, saved as YAML and read again, and looked at value by value."""
 
 from .lazy import (
+    CONFIGS,
     add_gpvit_config,
     detectron2_config,
     flattened,
@@ -13,6 +14,7 @@ from .saved import config_from_yaml, renamed
 from .values import check_config
 
 __all__ = [
+    "CONFIGS",
     "add_gpvit_config",
     "check_config",
     "config_from_yaml",

@@ -21,6 +21,8 @@ from ..utils.text import one_line
 from .saved import load_yaml
 from .values import A_NUMBER, assignment, check_value, check_values, correction, kind_like, kind_of, parse
 
+CONFIGS = Path(__file__).resolve().parents[4] / "configs"  # of this repository
+
 
 def detectron2_config(path: str) -> DictConfig:
     """One of the configs that come with Detectron2, such as "common/models/mask_rcnn_fpn.py".

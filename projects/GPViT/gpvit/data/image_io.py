@@ -41,6 +41,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..utils.errors import UserError
+from ..utils.files import atomic_write
 from ..utils.text import PATH_LIMIT, one_line
 from .tiff import BGR_TO_RGB, FLOAT, PALETTE, PREMULTIPLIED, SIGNED, TAGS, UNSPECIFIED, WHITE_IS_ZERO, Page, Refused
 
@@ -365,3 +366,19 @@ def exif_orientation(image: Image.Image) -> int:
         return bare.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF; the picture is there all the same
         return 1
+
+
+def save_image(path: Path, pixels: np.ndarray) -> None:
+    """Writes an image.
+
+    Args:
+        path: the kind of file follows from its name.
+        pixels: (H, W, 3) or (H, W, 4), RGB or RGBA, uint8.
+
+    Raises:
+        UserError: it cannot be written; what was there is still there.
+    """
+    code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    content = cv2.imencode(path.suffix, cv2.cvtColor(pixels, code))[1].tobytes()
+    with atomic_write(path) as partial:  # OpenCV itself would only print that the disk is full
+        partial.write_bytes(content)

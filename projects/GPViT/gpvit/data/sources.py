@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,3 +77,8 @@ def pictures_below(folder: Path, output: Path) -> list[Path]:
     if not paths:
         raise UserError(f"{folder}: there are no pictures below it; give another folder, or the files themselves")
     return paths
+
+
+def expanded(patterns: Iterable[str]) -> list[Path]:
+    """The files that globs stand for, each one's in order; what matches nothing stays, to be reported when it is read."""
+    return [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern)) or [pattern]]

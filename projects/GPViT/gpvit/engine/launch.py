@@ -1,4 +1,4 @@
-"""Command line and processes: Detectron2's launcher or torchrun, GPUs (NCCL) or CPU (gloo)."""
+"""The processes of a job: Detectron2's launcher or torchrun, GPUs (NCCL) or CPU (gloo)."""
 
 import argparse
 import multiprocessing
@@ -19,46 +19,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from tqdm import tqdm
 
 from ..utils.errors import ProcessError, UserError
-from ..utils.kinds import argument, whole
 from ..utils.signals import stop_signals_to
-from ..utils.text import one_line
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's flags, and ``--data``. Parse with ``parse_intermixed_args``: overrides may stand anywhere."""
-    parser = argparse.ArgumentParser(
-        description="Trains or evaluates a detector.",
-        epilog="Several machines: start the same command on each with its --machine-rank and a common --dist-url, "
-        "or use torchrun, which needs none of --num-gpus, --num-machines, --machine-rank and --dist-url.",
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file; it is run as code")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in train.output_dir")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate train.init_checkpoint, without training")
-    parser.add_argument(
-        "--num-gpus", type=argument(whole(1)), default=1, help="GPUs per machine; processes with train.device=cpu"
-    )
-    parser.add_argument("--num-machines", type=argument(whole(1)), default=1)
-    parser.add_argument("--machine-rank", type=argument(whole(0)), default=0, help="rank of this machine, from 0")
-    parser.add_argument(
-        "--dist-url", type=_meeting_point, default="auto", help="tcp://HOST:PORT of the first machine; one machine: auto"
-    )
-    parser.add_argument(
-        "--data", metavar="PATH", help="own data: a folder or file in COCO format, of Roboflow, YOLO segmentation or labelme"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    return parser
-
-
-def _meeting_point(url: str) -> str:
-    """The type of --dist-url."""
-    try:
-        parts = urlsplit(url)
-        fits = bool(parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path)
-    except ValueError:  # a port that is none
-        fits = False
-    if not fits and url != "auto" and not url.startswith(("file://", "env://")):  # which PyTorch knows, too
-        raise argparse.ArgumentTypeError(f"must be auto or tcp://HOST:PORT with a port up to 65535, got {one_line(url)}")
-    return url
 
 
 def processes_of(args: argparse.Namespace) -> int:

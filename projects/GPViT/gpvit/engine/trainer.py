@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import HookBase, TrainerBase
-from detectron2.layers.batch_norm import NaiveSyncBatchNorm
+from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
@@ -26,39 +25,13 @@ from ..utils.files import atomic_write, finite_or_text
 from ..utils.seed import seed_everything
 from ..utils.signals import stop_signals_to
 from ..utils.text import LINE_LIMIT, one_line
+from .ddp import unwrap_ddp
+from .hooks import StopHook, best_effort
 
 logger = logging.getLogger(__name__)
 
 # What a process asks all others to do before an iteration. From 128 on: stop with this exit code.
 GO_ON, STOP_ERROR, STOP_EARLY = 0, 1, 2
-
-
-class StopHook(HookBase):
-    """A hook with something to do when the training ends before its time."""
-
-    def on_stop(self) -> None:
-        raise NotImplementedError
-
-
-class Follower(StopHook):
-    """A hook of process 0 alone, which changes nothing of the training, and without which it goes on."""
-
-    def after_evaluation(self) -> None:
-        """Is called when the metrics of an evaluation, and the best checkpoint, are there."""
-
-    def on_stop(self) -> None:
-        pass
-
-
-@contextmanager
-def going_on(what: str) -> Iterator[None]:
-    """A full disk or another failure in here is told, as ``what`` that it leads to, and goes no further."""
-    try:
-        yield
-    except Exception as error:
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        reason = one_line(next(iter(str(error).splitlines()), ""), LINE_LIMIT)
-        logger.error(f"{what} ({kind}{reason}); the run goes on")
 
 
 class _StopNow(SystemExit):
@@ -120,7 +93,7 @@ class Trainer(TrainerBase):
         self.ema = None
         if ema_decay:
             averaging = get_ema_multi_avg_fn(ema_decay)
-            self.ema = AveragedModel(unwrapped(model), multi_avg_fn=averaging, use_buffers=True)
+            self.ema = AveragedModel(unwrap_ddp(model), multi_avg_fn=averaging, use_buffers=True)
 
         self.done = 0  # iterations
         self.skipped = 0  # images
@@ -212,7 +185,7 @@ class Trainer(TrainerBase):
         self.grad_scaler.update()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.update_parameters(unwrapped(self.model))
+            self.ema.update_parameters(unwrap_ddp(self.model))
         return values
 
     def _next_batch(self, batches: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -309,14 +282,14 @@ class Trainer(TrainerBase):
     @property
     def loss_normalizer(self) -> float | None:
         """RetinaNet's running number of positive anchors, which Detectron2 keeps outside of its state."""
-        return getattr(unwrapped(self.model), "loss_normalizer", None)
+        return getattr(unwrap_ddp(self.model), "loss_normalizer", None)
 
     @loss_normalizer.setter
     def loss_normalizer(self, value: float | None) -> None:
         if value is not None:
-            setattr(unwrapped(self.model), "loss_normalizer", value)  # noqa: B010 (PyTorch's types want a Tensor or Module)
+            setattr(unwrap_ddp(self.model), "loss_normalizer", value)  # noqa: B010 (PyTorch's types want a Tensor or Module)
         elif self.loss_normalizer is not None:
-            del unwrapped(self.model).loss_normalizer
+            del unwrap_ddp(self.model).loss_normalizer
 
     def _out_of_memory(self, batch: list[dict[str, Any]]) -> str:
         sizes = ", ".join("{2}x{1}".format(*image["image"].shape) for image in batch)
@@ -337,7 +310,7 @@ class Trainer(TrainerBase):
         if processes:  # gathered in process 0
             content = {"iteration": self.iter, "seed": self.seed, "gradient_norm": norm, "processes": processes}
             text = json.dumps(finite_or_text(content), indent=1)
-            with going_on("what the iteration saw is not written down"), atomic_write(path) as partial:
+            with best_effort("what the iteration saw is not written down"), atomic_write(path) as partial:
                 partial.write_text(text, encoding="utf-8")
         return path
 
@@ -401,29 +374,3 @@ def _where_to_look(report: str) -> str:
 def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
     if sources:  # a model may have no statistics, and PyTorch minds
         torch._foreach_copy_(targets, sources)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def build_ddp(model: nn.Module, **options: Any) -> nn.Module:
-    """The model as each process of a job trains it."""
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    if dist.is_initialized() and not on_gpu:
-        model = _with_cpu_sync_bn(model)
-    if comm.get_world_size() == 1:
-        return model
-    return DistributedDataParallel(model, device_ids=[torch.cuda.current_device()] if on_gpu else None, **options)
-
-
-def _with_cpu_sync_bn(module: nn.Module) -> nn.Module:
-    """PyTorch's SyncBatchNorm works on GPUs only; Detectron2 has one that does not need them."""
-    for name, child in module.named_children():
-        module.add_module(name, _with_cpu_sync_bn(child))
-    if not isinstance(module, nn.SyncBatchNorm):
-        return module
-    norm = NaiveSyncBatchNorm(module.num_features, module.eps, module.momentum, stats_mode="N")
-    norm.load_state_dict(module.state_dict())
-    norm.weight, norm.bias = module.weight, module.bias  # the very parameters, which an optimizer may hold already
-    return norm

@@ -63,48 +63,37 @@ class Truth(NamedTuple):
     read: Callable[[bool], CocoFile]
 
 
-def read_inputs(
-    folder: Path | None = None,
-    *,
-    results: Path | None = None,
-    data: str | None = None,
-    split: str = "val",
-    annotations_file: Path | None = None,
-    images: Path | None = None,
-) -> Inputs:
+def read_inputs(path: Path, data: Path | None = None, split: str = "val", images: Path | None = None) -> Inputs:
     """Results and ground truth.
 
     Args:
-        folder: of a training run or an evaluation.
-        results: a file in COCO's results format; that in ``folder`` by default.
-        data: folder of the custom dataset that they are of; by default what the config in ``folder`` says.
-        split: of ``data``.
-        annotations_file: annotations in COCO format, instead of ``data``.
-        images: the folder of their images.
+        path: the folder of a training run or an evaluation, or a file in COCO's results format.
+        data: what the results are of: a folder with a custom dataset, or a JSON file of annotations in COCO's format;
+            None for what the config in the folder says.
+        split: "train" or "val", of a folder.
+        images: the folder of the images of a JSON file.
 
     Raises:
-        UserError: something is missing or does not fit together; options are named as the commands have them.
+        UserError: something is missing or does not fit together; options are named as the command has them.
     """
-    if folder is None and results is None:
-        raise UserError("give the folder of a training or evaluation, or --results FILE; see --help")
-    if data and annotations_file:
-        raise UserError("give --data or --annotations, not both")
-    if folder and not results:
-        refuse_several_sets(folder)
-    path = results or Path(folder or "", RESULTS)
+    folder = path if path.is_dir() else None
+    if folder:
+        if data is None:
+            refuse_several_sets(folder)
+        path = folder / RESULTS
     if not path.is_file():
-        raise UserError(f"{path} does not exist: evaluate first (train_net.py --eval-only), or give --results FILE")
+        raise UserError(f"{path} does not exist: evaluate first (train_net.py --eval-only)")
     detections = read_results(path)
     tasks = tasks_of(detections)
     masks = "segm" in tasks
-    if annotations_file:
-        truth = _from_file(annotations_file, images, masks)
+    if data and data.is_file() and data.suffix.lower() == ".json":
+        truth = _from_file(data, images, masks)
     elif data:
-        truth = _from_folder(data, split, masks)
+        truth = _from_folder(str(data), split, masks)
     elif folder:
         truth = _from_config(folder / "config.yaml", masks)
     else:
-        raise UserError("give the data of the results by --data DIR, or --annotations FILE and --images DIR")
+        raise UserError(f"give the data that {path} is of by --data: a folder, or a JSON file and --images DIR")
     if path.name == RESULTS:  # what others wrote is not what evaluation.json is about
         check_data(path, truth)
     check_results(detections, truth.objects, path)
@@ -133,7 +122,7 @@ def check_data(results: Path, truth: Truth) -> None:
         name, file = (one_line(evaluated.get(key)) for key in ("name", "file"))
         raise UserError(
             f"{results} is of other data than {truth.data}: of {name} ({file}) as it was when it was evaluated; give "
-            "that by --data or --annotations, or evaluate again"
+            "that by --data, or evaluate again"
         )
 
 
@@ -156,7 +145,7 @@ def _from_folder(root: str, split: str, masks: bool) -> Truth:
 
 def _from_config(config: Path, masks: bool) -> Truth:
     """The data that a config evaluates on, but for the ids of its objects as the evaluation takes it."""
-    hint = "give the data by --data DIR, or --annotations FILE and --images DIR"
+    hint = "give the data by --data: a folder, or a JSON file and --images DIR"
     if not config.is_file():
         raise UserError(f"{config} does not exist: {hint}")
     try:

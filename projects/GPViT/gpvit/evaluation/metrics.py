@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..utils.errors import UserError, listed
 from ..utils.text import PATH_LIMIT, one_line
 from .validation_sets import validation_names
 
@@ -112,3 +113,19 @@ def of_average(results: Mapping[str, Any]) -> dict[str, Any]:
         else:
             renamed[AVERAGED + name] = value
     return renamed
+
+
+def check_best_metric(name: str | None, cfg: DictConfig, classes: list[str]) -> None:
+    """Raises a UserError if no evaluation will have a metric of this name; "" or None, for none, is fine.
+
+    Where the evaluator is not known here, that can be said of the validation set alone.
+    """
+    known, prefixes = known_metrics(cfg, classes), metric_prefixes(cfg)
+    if not name or name in known or (not known and name.startswith(tuple(prefixes))):
+        return
+    choices = [f"{prefix}{name}" for prefix in prefixes]
+    if len(prefixes) > 1 and (not known or choices[0] in known):
+        raise UserError(
+            f"train.checkpointer.best_metric={name} does not say of which validation set: name one of {listed(choices)}"
+        )
+    raise UserError(f"train.checkpointer.best_metric={name} is none of {', '.join(known)}")

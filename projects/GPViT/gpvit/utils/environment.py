@@ -1,9 +1,13 @@
-"""Environment variables that libraries read once, when PyTorch is imported or computes for the first time.
+"""What is settled before libraries are imported: environment variables, warnings, and how Ctrl-C ends a command.
 
-docs/performance.md has what was measured.
+docs/performance.md has what was measured of the variables.
 """
 
+import logging
+import multiprocessing
 import os
+import signal
+import warnings
 
 # For each variable that is set here: its value, and the variables by which users set the same themselves.
 DEFAULTS = {
@@ -18,6 +22,14 @@ DEFAULTS = {
     ),
 }
 
+# Warnings about functions that Detectron2 and older PyTorch need.
+OF_LIBRARIES = (
+    "`torch.jit",
+    "Grad strides do not match bucket view strides",
+    "`broadcast_buffers` is deprecated",
+    "torch.meshgrid: in an upcoming release",
+)
+
 
 def set_defaults() -> None:
     """Sets what the user has not set, for this process and those that it starts.
@@ -28,3 +40,22 @@ def set_defaults() -> None:
     for name, (value, own) in DEFAULTS.items():
         if not any(variable in os.environ for variable in own):
             os.environ[name] = value
+
+
+def prepare_command() -> None:
+    """What a command does before it imports PyTorch or Detectron2, whose imports take seconds.
+
+    Ctrl-C ends it quietly from here on; libraries find the defaults above, and do not tell of what users cannot change.
+    """
+    if multiprocessing.parent_process() is None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    else:  # of a command that spawned this process, and ends it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    set_defaults()
+    # A notebook names its backend for its children too; importing matplotlib where there is no such backend is an
+    # error, and no command opens a window of matplotlib's.
+    os.environ.pop("MPLBACKEND", None)
+    for message in OF_LIBRARIES:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)

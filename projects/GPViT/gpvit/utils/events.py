@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import cut
+from .files import atomic_write, cut, finite_or_text
 from .text import LINE_LIMIT, one_line
 
 LARGEST = 1e39  # beyond float32, in which losses are; matplotlib can draw no axis of much larger numbers
@@ -77,3 +77,40 @@ def folder_names(names: Sequence[str]) -> dict[str, str]:
 def results_folders(folder: Path, file: str) -> list[Path]:
     """The folders of the validation sets in that of a run that have a file of this name."""
     return sorted(path.parent for path in folder.glob(f"{RESULTS_OF_SETS}/*/{file}"))
+
+
+def save_evaluation(
+    folder: str,
+    results: dict[str, Any] | None,
+    about: dict[str, Any],
+    *,
+    images: int | None = None,
+    seconds_per_image: float | None = None,
+    device: str | None = None,
+    max_detections: int | None = None,
+) -> None:
+    """Writes ``evaluation.json``. Raises a UserError if it cannot be written; the old one is intact.
+
+    Args:
+        folder: of the run.
+        results: as Detectron2's evaluators give them, of several validation sets by their names; None while there are
+            none yet.
+        about: what they are of: "weights", the file that the model comes from, or None in a run; "iteration",
+            iterations that it was trained for, where they are known; "data", see :func:`gpvit.evaluation.evaluated_data`, of
+            several validation sets a list; "settings", see :func:`.settings`.
+        images: how many were evaluated.
+        seconds_per_image: of one process, from the first image to the last: reading, the model, collecting its results.
+        device: of the model.
+        max_detections: of an image and class that AP counts.
+    """
+    content = {
+        "results": results,
+        "images": images,
+        "seconds_per_image": seconds_per_image,
+        "device": device,
+        "max_detections": max_detections,
+        **about,
+    }
+    text = json.dumps(finite_or_text(content), indent=1)
+    with atomic_write(Path(folder, "evaluation.json")) as path:
+        path.write_text(text, encoding="utf-8")

@@ -7,11 +7,11 @@ import logging
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, listed
 from .text import PATH_LIMIT, one_line
 
 try:
@@ -190,3 +190,17 @@ def finite_or_text(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def refuse_to_replace(paths: Iterable[Path], overwrite: bool, option: str = "--output") -> None:
+    """Raises a UserError if one of these is there and may not be overwritten; ``option`` is what names them.
+
+    A link may never be, but for those of /dev: what is written would go to where it leads.
+    """
+    paths = list(paths)
+    if links := [str(path) for path in paths if path.is_symlink() and path.parent != Path("/dev")]:
+        raise UserError(f"{listed(links)} is a link; remove it, or give another {option}")
+    if not overwrite and (
+        there := [one_line(path, PATH_LIMIT) for path in paths if os.path.isfile(path) or os.path.isdir(path)]
+    ):
+        raise UserError(f"there is {listed(there)} already; give another {option}, or --overwrite")

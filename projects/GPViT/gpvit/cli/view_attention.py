@@ -1,6 +1,6 @@
 r"""Draws where a GPViT's group tokens look in a picture, and the feature maps of its pyramid.
 
-    python tools/view_groups.py --weights output/quickstart --input 'output/quickstart/data/images/val_0000*.png'
+    gpvit view-attention --weights output/quickstart --input 'output/quickstart/data/images/val_0000*.png'
 
 Two sheets for each picture. NAME_groups.png: for each group propagation block, how much its group tokens take of each place
 (they gather from it) and how much each place takes of the tokens (they give back to it), the mean over the attention's
@@ -9,35 +9,27 @@ that it takes most of. Shown are the tokens that most cells take most of; --toke
 maps of the pyramid, the three main components of each as red, green and blue.
 """
 
-import os
-import signal
-
-if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import INDEX, add_detector, detector, expanded, refuse_to_replace, run_command
-from gpvit.data.image_io import read_image
-from gpvit.utils.errors import UserError
-from gpvit.utils.files import atomic_write, make_folder
-from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
-from gpvit.visualization.attention import inspect
-from gpvit.visualization.attention_sheet import DPI, draw_features, draw_groups
+from ..data.image_io import read_image
+from ..data.sources import expanded
+from ..utils.errors import UserError
+from ..utils.files import atomic_write, make_folder, refuse_to_replace
+from ..utils.text import LINE_LIMIT, one_line
+from ..visualization.attention import inspect
+from ..visualization.attention_sheet import DPI, draw_features, draw_groups
+from .options import INDEX, add_detector, add_output, command_parser, detector
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str]) -> int:
+    parser = command_parser("view-attention", __doc__)
     add_detector(parser)
     parser.add_argument("--input", required=True, nargs="+", metavar="PICTURE", help="pictures or globs")
-    parser.add_argument("--output", default="output/groups", type=Path, metavar="DIR", help="where the sheets go")
+    add_output(parser, "DIR", "where the sheets go", default="output/attention")
     parser.add_argument("--tokens", nargs="+", type=INDEX, metavar="N", help="numbers of the group tokens to show, from 0")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    args = parser.parse_intermixed_args()
-    print_anything()
+    args = parser.parse_intermixed_args(arguments)
 
     paths = expanded(args.input)
     targets = [[args.output / f"{path.stem}_{sheet}.png" for sheet in ("groups", "features")] for path in paths]
@@ -69,7 +61,3 @@ def check_targets(targets: Sequence[Sequence[Path]], overwrite: bool) -> None:
     if len(set(files)) < len(files):
         raise UserError("two inputs have the same name and would be drawn to the same file; give them in two calls")
     refuse_to_replace(files, overwrite)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -15,16 +15,16 @@ from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig
 from torch import nn
 
-from .. import checkpoint
-from ..data.datasets.register import folder_of
-from ..evaluation.metrics import TASKS, main_metrics, parse_metric
-from ..utils.errors import UserError
-from ..utils.events import RESULTS_OF_SETS, read_metrics
-from ..utils.files import atomic_write
-from ..utils.text import LINE_LIMIT, PATH_LIMIT, markdown, markdown_code, one_line
-from .checkpoints import Checkpoints
-from .setup import device_name
-from .trainer import Follower, going_on
+from ... import checkpoint
+from ...data.datasets.register import folder_of
+from ...evaluation.metrics import TASKS, main_metrics, parse_metric
+from ...utils.errors import UserError
+from ...utils.events import RESULTS_OF_SETS, read_metrics
+from ...utils.files import atomic_write
+from ...utils.text import LINE_LIMIT, PATH_LIMIT, markdown, markdown_code, one_line
+from ..checkpointer import Checkpointer
+from ..hooks import MonitorHook, best_effort
+from ..setup import device_name
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ FILES = {
 OF_ONE_SET = ("coco_instances_results.json", "instances_predictions.pth")
 
 
-class RunPage(Follower):
+class RunReadme(MonitorHook):
     """Keeps the page up to date.
 
     Args:
@@ -77,7 +77,7 @@ class RunPage(Follower):
         model: nn.Module,
         seed: int,
         data: Iterable[tuple[str, Any, Iterable[dict[str, Any]]]],
-        checkpoints: Checkpoints,
+        checkpoints: Checkpointer,
         *,
         resume: bool,
     ) -> None:
@@ -95,7 +95,7 @@ class RunPage(Follower):
             logger.warning(f"{one_line(self.path, PATH_LIMIT)} was not written by a training: it stays as it is")
 
     def before_train(self) -> None:
-        with going_on("no run.json"), atomic_write(self.folder / "run.json") as path:
+        with best_effort("no run.json"), atomic_write(self.folder / "run.json") as path:
             path.write_text(json.dumps({"starts": self.starts}, indent=1), encoding="utf-8")
         self._write(f"In training since {self.starts[-1]['time']}, from iteration {self.trainer.done:,}.")
 
@@ -132,7 +132,7 @@ class RunPage(Follower):
     def _write(self, state: str) -> None:
         if not self.is_ours:
             return
-        with going_on("no README.md this time"):
+        with best_effort("no README.md this time"):
             sections = [self._results(), self._origin(), self._use(), self._files()]
             parts = [FIRST_LINE, f"# {markdown(self.folder.resolve().name)}", state, *sum(sections, [])]
             with atomic_write(self.path) as path:

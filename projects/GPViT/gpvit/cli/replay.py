@@ -1,42 +1,39 @@
 """Repeats an iteration whose loss was not finite, and says where the first such number came from.
 
-    python tools/replay.py output/mask_rcnn_gpvit_l1/not_finite_0000123.json
+    gpvit replay --input output/mask_rcnn_gpvit_l1/not_finite_0000123.json
 
 Needs the folder that the training left: config.yaml, and the checkpoint saved when it stopped.
 """
 
-import os
-import signal
-
-if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-import gpvit
 import torch
-from common import run_command
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
-from gpvit.config import load_config
-from gpvit.data.loader import MappedDataset
-from gpvit.engine import Trainer
-from gpvit.utils.errors import UserError, listed
-from gpvit.utils.seed import seed_everything
-from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
+
+from .. import checkpoint
+from ..config import load_config
+from ..data.datasets.register import folder_of, require_files, use_folder
+from ..data.loader import MappedDataset
+from ..engine import Trainer
+from ..utils.errors import UserError, listed
+from ..utils.seed import seed_everything
+from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
+from .options import add_device, command_parser
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path, help="not_finite_*.json")
-    parser.add_argument("--data", metavar="DIR", help="own data, if it is no longer where the training had it")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    print_anything()
+def main(arguments: Sequence[str]) -> int:
+    parser = command_parser("replay", __doc__)
+    parser.add_argument("--input", required=True, type=Path, metavar="FILE", help="not_finite_*.json")
+    what = "the custom dataset, if it is no longer where the training run had it"
+    parser.add_argument("--data", metavar="PATH", help=what)
+    add_device(parser)
+    args = parser.parse_args(arguments)
     try:
-        report = json.loads(args.report.read_bytes())
+        report = json.loads(args.input.read_bytes())
         processes, iteration, seed = report["processes"], report["iteration"], report["seed"]
         _require_whole(iteration, seed)
         for process in processes:
@@ -44,16 +41,16 @@ def main() -> int:
             _require_whole(*numbers)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{args.report} is no report of a training that stopped ({reason})") from None
+        raise UserError(f"{args.input} is no report of a training that stopped ({reason})") from None
     try:
         trainer, dataset = prepared(args, iteration, seed)
     except UserError:
         raise
     except Exception as error:  # whatever the values in config and checkpoint cause where they are used
         reason = one_line(f"{type(error).__name__}: {error}", LINE_LIMIT)
-        raise UserError(f"{args.report.parent} is not the folder of a run that can be repeated ({reason})") from error
+        raise UserError(f"{args.input.parent} is not the folder of a run that can be repeated ({reason})") from error
     if any(image["index"] >= len(dataset) for process in processes for image in process["images"]):
-        raise UserError(f"{args.report} is of other data: this has {len(dataset)} images to train on")
+        raise UserError(f"{args.input} is of other data: this has {len(dataset)} images to train on")
     found = [repeat(trainer, dataset, process, iteration) for process in processes]
     if not any(found):
         print("all losses and gradients are finite here: the numbers depend on what differs, such as the device")
@@ -62,15 +59,15 @@ def main() -> int:
 
 def prepared(args: argparse.Namespace, iteration: int, seed: int) -> tuple[Trainer, MappedDataset]:
     """Trainer and data of the run as they were before the iteration."""
-    cfg = load_config(str(args.report.parent / "config.yaml"))
-    if folder := args.data or gpvit.data.folder_of(cfg.dataloader.train.dataset.names):
-        gpvit.data.use_folder(cfg, folder, train=True)
-    gpvit.data.require_files(cfg.dataloader.train)
-    state = gpvit.checkpoint.read_content(str(args.report.parent / f"model_{iteration:07}.pth"))
+    cfg = load_config(str(args.input.parent / "config.yaml"))
+    if folder := args.data or folder_of(cfg.dataloader.train.dataset.names):
+        use_folder(cfg, folder, train=True)
+    require_files(cfg.dataloader.train)
+    state = checkpoint.read_content(str(args.input.parent / f"model_{iteration:07}.pth"))
     with torch.device("meta"):  # takes no memory, whatever sizes the config names
-        gpvit.checkpoint.require_same(instantiate(cfg.model), state["model"], "the checkpoint")
+        checkpoint.require_same(instantiate(cfg.model), state["model"], "the checkpoint")
     cfg.optimizer.params.model = model = instantiate(cfg.model).to(args.device)
-    gpvit.checkpoint.load_strictly(model, state["model"], "the checkpoint")
+    checkpoint.load_strictly(model, state["model"], "the checkpoint")
     options = dict(seed=seed, output_dir="", amp=cfg.train.amp, accumulate=cfg.train.accumulate)
     trainer = Trainer(model, instantiate(cfg.optimizer), **options)
     trainer.loss_normalizer = state["trainer"]["loss_normalizer"]
@@ -121,7 +118,3 @@ def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: i
     if bad_gradients:
         print(f"  gradients that are not finite: {listed(bad_gradients)}")
     return bad or bool(first or bad_gradients)
-
-
-if __name__ == "__main__":
-    run_command(main)

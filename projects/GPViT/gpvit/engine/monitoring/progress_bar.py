@@ -7,13 +7,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..utils.logger import AboveBars, has_terminal
-from .trainer import Follower
+from ...utils.logger import AboveBars, has_terminal
+from ..hooks import MonitorHook
 
 tqdm.monitor_interval = 0  # no thread of its own, whose lock data-loading processes might be forked with
 
 
-class ProgressBar(Follower):
+class ProgressBar(MonitorHook):
     """How far the training is, when it will be done, and the numbers that say how it goes.
 
     Args:

@@ -9,9 +9,9 @@ from typing import Any
 
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from ..utils.errors import UserError
-from ..utils.files import atomic_write
-from ..utils.text import LINE_LIMIT, one_line
+from ...utils.errors import UserError
+from ...utils.files import atomic_write
+from ...utils.text import LINE_LIMIT, one_line
 
 try:
     import wandb

@@ -1,44 +1,37 @@
 """Checks annotations in COCO format, and the images they are of, before a training does.
 
-    python tools/check_data.py my_data                                  # in any layout that --data of train_net.py takes
-    python tools/check_data.py annotations.json --images my_data/images
+    gpvit check-data --data my_data                                # in any layout that --data of train_net.py takes
+    gpvit check-data --data annotations.json --images my_data/images
 
 Prints what was found and all problems by kind with the first ids, and what training and evaluation make of each. The exit
 code is 1 if one of them stops training.
 """
 
-import os
-import signal
-
-if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import run_command
-from gpvit.data.datasets import custom as layouts
-from gpvit.data.datasets.coco import CocoFile, images_in_both, read
-from gpvit.data.datasets.coco_rules import RULES, WHOLE_FILE, Problem, grouped
-from gpvit.utils.errors import UserError, listed
-from gpvit.utils.files import atomic_write
-from gpvit.utils.text import PATH_LIMIT, one_line, print_anything
+from ..data.datasets import custom as layouts
+from ..data.datasets.coco import CocoFile, images_in_both, read
+from ..data.datasets.coco_rules import RULES, WHOLE_FILE, Problem, grouped
+from ..utils.errors import UserError, listed
+from ..utils.files import atomic_write
+from ..utils.text import PATH_LIMIT, one_line
+from .options import command_parser
 
 MEANING = {"stop": "stops training", "drop": "dropped", "mend": "mended", "note": "to know"}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", type=Path, help="as for --data of train_net.py, or one JSON file")
+def main(arguments: Sequence[str]) -> int:
+    parser = command_parser("check-data", __doc__)
+    what = "a dataset, as for training, or one JSON file"
+    parser.add_argument("--data", type=Path, metavar="PATH", help=what)
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of a JSON file")
     parser.add_argument("--boxes", action="store_true", help="masks are not needed (RetinaNet)")
     parser.add_argument("--annotations-only", action="store_true", help="do not open the images, which takes longest")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all problems with all ids to this file")
     parser.add_argument("--rules", action="store_true", help="print what is done about each kind of problem, and end")
     args = parser.parse_args(arguments)
-    print_anything()
     if args.rules:
         print("| problem | | what training and evaluation make of it, or what to do |\n|---|---|---|")
         for rule in RULES.values():
@@ -71,7 +64,7 @@ def refuse_to_replace_data(json_file: Path, data: Path) -> None:
 def check(path: Path | None, images: Path | None, masks: bool, open_images: bool) -> list[CocoFile]:
     """The files that are to be checked, with their problems; prints what they hold."""
     if path is None or not path.exists():
-        raise UserError(f"{path} does not exist" if path else "give a folder or a JSON file; see --help")
+        raise UserError(f"{path} does not exist" if path else "give a folder or a JSON file by --data; see --help")
     if path.is_file() and (images or not open_images) and path.suffix.lower() not in layouts.YAML:
         file = read(path, images or "", masks=masks, open_images=open_images)
         print(f"{one_line(path, PATH_LIMIT)}\n{layouts.table({'all': file})}")
@@ -123,7 +116,3 @@ def name(problem: Problem) -> str:
     annotation = "" if problem.annotation_id is None else f"annotation {problem.annotation_id}"
     detail = f"({problem.detail})" if problem.detail else ""
     return " ".join(filter(None, (annotation or image, detail)))
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,25 +1,21 @@
 """How fast GPViT is, how much memory it takes, and how near it comes to what the machine can do.
 
-    python tools/benchmark.py --size L1 --image 800x1216 --against literal                  the backbone in inference
-    python tools/benchmark.py --size L1 --image 512x512 --against literal --mode training   its forward and backward
-    python tools/benchmark.py --size L1 --image 800x1216 --against swin --part detector     Mask R-CNN, part by part
-    python tools/benchmark.py --size L1 --against none --growth growth.svg                  larger images, more images
-    python tools/benchmark.py --part evaluation --images 5000                               COCO's metrics beside pycocotools
+    python tests/benchmarks/backbone.py --image 800x1216                          the backbone in inference
+    python tests/benchmarks/backbone.py --image 512x512 --mode training           its forward and backward
+    python tests/benchmarks/backbone.py --against swin --part detector            Mask R-CNN, part by part
+    python tests/benchmarks/backbone.py --against none --growth growth.svg        larger images, more images
 
 Both models run in turns in one process, on the same images and with the same weights where they have the same
 parameters. The literal form is tests/literal.py, which must give the same maps; swin (Swin-T with an FPN) and vitdet
 (ViT-B with its pyramid) are Detectron2's. The ratio is the median of (their time / our time) over the pairs of runs,
 the memory ratio (our peak / their peak); peaks are above what a fresh process holds after an image of 64x64. What the
-limit counts is said in tools/limit.py; a training step's is three times the forward's.
+limit counts is said in roofline.py; a training step's is three times the forward's.
 """
 
-import os
-import signal
+from gpvit.utils.environment import prepare_command
 
-if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-elif __name__ == "__mp_main__":  # a process that is spawned, which ends at once whatever it is at
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ in ("__main__", "__mp_main__"):
+    prepare_command()  # before PyTorch is imported
 
 import argparse
 import json
@@ -42,26 +38,26 @@ import matplotlib.figure
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import COUNT, run_command
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.modeling import FPN, GeneralizedRCNN, SwinTransformer
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
-from evaluating import evaluation
-from gpvit.config import detectron2_config, load_config
+from gpvit.cli.main import run_command
+from gpvit.cli.options import COUNT
+from gpvit.config import CONFIGS, detectron2_config, load_config
 from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write
 from gpvit.utils.profiler import RETURN_MEMORY, Meter, image_size, in_a_process, machine, memory_since_reset
-from limit import Operation, Operations, Rates
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.append(str(REPOSITORY / "tests"))
-import literal  # noqa: E402
-import published  # noqa: E402
+from roofline import Operation, Operations, Rates
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import literal
+import official
 
 DETECTORS = {"detector": "mask_rcnn_gpvit_{}.py", "published": "published/mask_rcnn_gpvit_{}_1x.py"}
 # Relative L2 distance allowed of maps, and of gradients: these jump where rounding changes the sign of a ReLU's input.
@@ -103,7 +99,7 @@ def main() -> None:
     parser.add_argument("--images", default=1, type=COUNT, metavar="N", help="images in a batch")
     parser.add_argument("--against", default="literal", choices=("literal", "swin", "vitdet", "none"))
     parser.add_argument("--mode", default="inference", choices=("inference", "training"))
-    parser.add_argument("--part", default="backbone", choices=("backbone", *DETECTORS, "evaluation"))
+    parser.add_argument("--part", default="backbone", choices=("backbone", *DETECTORS))
     parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
     parser.add_argument("--compile", action="store_true", help="torch.compile for our backbone")
     parser.add_argument("--runs", default=10, type=COUNT, metavar="N", help="timed runs of each model")
@@ -112,11 +108,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.part != "backbone" and (args.compile or args.growth):
         parser.error("--compile and --growth are for --part backbone")
-    if args.part == "evaluation":
-        record = evaluation(args.images)
-        if args.json:
-            save(args.json, {"machine": machine(), "images": args.images, **record})
-        return
     task = Task(**{field.name: getattr(args, field.name) for field in fields(Task)})
     names = ["gpvit"] if args.against == "none" else ["gpvit", args.against]
     record = growth(task, names, args.runs, args.growth) if args.growth else comparison(task, names, args.runs)
@@ -228,7 +219,7 @@ class Step:
     def loader(self, task: Task, folder: str) -> Callable[[], Any]:
         """What gives the model's input: an image (B, 3, H, W), or a batch as a detector takes it."""
         if task.part == "backbone":
-            image = published.image(0, (task.images, 3, *task.image)).to(task.device)
+            image = official.image(0, (task.images, 3, *task.image)).to(task.device)
             return lambda: image
         self.config.dataloader.update(short_side=min(task.image), max_size=max(task.image))
         mapper = instantiate(self.config.dataloader["train" if task.training else "test"].mapper)
@@ -311,7 +302,7 @@ def vitdet_config() -> DictConfig:
 
 def detector_config(name: str, task: Task) -> DictConfig:
     """Our detector's config, without drop path; for swin and vitdet with their backbone and pyramid."""
-    config = load_config(str(REPOSITORY / "configs" / DETECTORS[task.part].format(task.size.lower())))
+    config = load_config(str(CONFIGS / DETECTORS[task.part].format(task.size.lower())))
     if name == "vitdet":
         config.model.backbone = vitdet_config()
     elif name == "swin":
@@ -339,7 +330,7 @@ def fill_weights(model: nn.Module) -> None:
     """Sets every weight by its name, so that weights of the same name are the same."""
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point():
-            tensor.copy_(torch.from_numpy(np.asarray(published.fill(key, tensor.shape))))
+            tensor.copy_(torch.from_numpy(np.asarray(official.fill(key, tensor.shape))))
         if key == "roi_heads.box_predictor.cls_score.weight":
             tensor.mul_(100)  # sure of what it sees, so that there are as many detections as in a full picture
 
@@ -352,7 +343,7 @@ def made_up_loss(maps: dict[str, Tensor]) -> Tensor:
 def check_equal(ours: "Step", theirs: "Step") -> None:
     """Raises a UserError unless two models give the same maps and, in training, gradients."""
     task = ours.task
-    image = published.image(0, (task.images, 3, *task.image)).to(task.device)
+    image = official.image(0, (task.images, 3, *task.image)).to(task.device)
     results = []
     for step in (ours, theirs):
         with task.context():
@@ -374,7 +365,7 @@ def check_equal(ours: "Step", theirs: "Step") -> None:
 
 def picture(folder: Path, number: int, height: int, width: int) -> dict[str, Any]:
     """Writes a picture that is enlarged to this size when it is read, with a few objects; returns its record."""
-    pixels = published.image(number, (1, 3, round(0.6 * height), round(0.6 * width)))[0]
+    pixels = official.image(number, (1, 3, round(0.6 * height), round(0.6 * width)))[0]
     pixels = (128 + 40 * pixels).clamp(0, 255).byte().permute(1, 2, 0).numpy()
     path = folder / f"{number}_{height}x{width}.jpg"
     cv2.imwrite(str(path), pixels)

@@ -1,9 +1,7 @@
 """What process 0 shows and writes down of a training, beside its checkpoints, for people to follow it."""
 
-import argparse
 import atexit
 import contextlib
-import json
 import logging
 import os
 import threading
@@ -19,22 +17,23 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig
 from torch import nn
 
-from ..data.datasets.coco_rules import MAX_DETECTIONS
-from ..data.image_io import read_image
-from ..evaluation.metrics import main_metrics
-from ..utils.errors import UserError
-from ..utils.files import atomic_write, finite_or_text, make_folder
-from ..utils.logger import has_terminal
-from ..utils.paths import utf8_path
-from ..utils.seed import seeded
-from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
-from ..visualization.curves import save_curves
-from ..visualization.drawing import draw_annotations, draw_predictions, reduced, save_sheet
-from .checkpoints import Checkpoints
-from .run_page import RunPage
-from .setup import open_log
-from .terminal import ProgressBar
-from .trainer import Follower, going_on, unwrapped
+from ...data.datasets.coco_rules import MAX_DETECTIONS
+from ...data.image_io import read_image
+from ...evaluation.metrics import main_metrics
+from ...utils.errors import UserError
+from ...utils.files import atomic_write, make_folder
+from ...utils.logger import has_terminal
+from ...utils.paths import utf8_path
+from ...utils.seed import seeded
+from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line
+from ...visualization.curves import save_curves
+from ...visualization.drawing import draw_annotations, draw_predictions, reduced, save_sheet
+from ..checkpointer import Checkpointer
+from ..ddp import unwrap_ddp
+from ..hooks import MonitorHook, best_effort
+from ..setup import open_log
+from .progress_bar import ProgressBar
+from .run_readme import RunReadme
 
 logger = logging.getLogger(__name__)
 
@@ -43,36 +42,39 @@ SURE = 0.5  # score
 LARGEST_SIDE = 1000  # pixels of a drawn picture; larger ones would fill the event files
 
 
-def build_followers(
-    args: argparse.Namespace,
+def build_monitors(
     cfg: DictConfig,
     sets: Mapping[str, DictConfig],
     model: nn.Module,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpointer,
     seed: int,
     records: Sequence[dict[str, Any]],
-) -> list[Follower]:
+    *,
+    config_file: str,
+    resume: bool,
+) -> list[MonitorHook]:
     """What process 0 shows and writes down of a training, in the order in which it does.
 
     Args:
-        args: the command line; ``config_file`` and ``resume`` are used.
         cfg: the training's config.
         sets: its :func:`.validation_sets`; images of the first one are drawn.
         model: the detector.
         checkpoints: of the training, already at the iteration that it begins with.
         seed: of the training.
         records: the training data.
+        config_file: where the config came from.
+        resume: whether earlier starts in the folder are of the same training.
 
     Raises:
         UserError: Weights & Biases is asked for and cannot be used, or metrics.json cannot be opened.
     """
     folder, test = Path(cfg.train.output_dir), cfg.dataloader.test
     validation = {name: instantiate(alone.dataloader.test.dataset) for name, alone in sets.items()}
-    followers: list[Follower] = []
+    followers: list[MonitorHook] = []
     if cfg.train.get("pictures"):  # which older configs lack, and wandb
         mapper, classes = instantiate(test.mapper), checkpoints.classes
         first = next(iter(validation.values()))
-        followers.append(Pictures(first, mapper, classes, count=cfg.train.pictures, folder=folder))
+        followers.append(ValidationImages(first, mapper, classes, count=cfg.train.pictures, folder=folder))
     printer = CommonMetricPrinter(cfg.train.max_iter)
     try:
         files = file_writers(folder)
@@ -80,16 +82,16 @@ def build_followers(
         path = one_line(folder / METRICS, PATH_LIMIT)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     if cfg.train.get("wandb"):
-        from .weights_and_biases import WandbWriter  # needs a package that others do not
+        from .wandb_writer import WandbWriter  # needs a package that others do not
 
-        files.insert(0, WandbWriter(cfg.train.wandb, folder, checkpoints.config, resume=args.resume))
-    followers += [Writers(printer, files, cfg.train.log_period, folder), Curves(folder)]
+        files.insert(0, WandbWriter(cfg.train.wandb, folder, checkpoints.config, resume=resume))
+    followers += [PeriodicWriters(printer, files, cfg.train.log_period, folder), CurvesHook(folder)]
     data = [("train", cfg.dataloader.train.dataset.names, records)]
     for name, alone in sets.items():
         split = f"val: {name}" if len(sets) > 1 else "val"
         data.append((split, alone.dataloader.test.dataset.names, validation[name]))
     _note_many_objects(cfg, data)
-    followers.append(RunPage(cfg, sets, args.config_file, model, seed, data, checkpoints, resume=args.resume))
+    followers.append(RunReadme(cfg, sets, config_file, model, seed, data, checkpoints, resume=resume))
     if has_terminal():
         followers.append(ProgressBar(checkpoints.trainer.done, cfg.train.max_iter, main_metrics(cfg)))
     return followers
@@ -124,7 +126,7 @@ def file_writers(folder: Path) -> list[EventWriter]:
     return [JSONWriter(str(folder / METRICS)), TensorboardXWriter(events)]
 
 
-class Writers(Follower):
+class PeriodicWriters(MonitorHook):
     """Gives what is measured to Detectron2's writers.
 
     Args:
@@ -197,7 +199,7 @@ class Writers(Follower):
             self.failing.add(writer)
 
 
-class Pictures(Follower):
+class ValidationImages(MonitorHook):
     """Draws what the model finds in some validation pictures, beside the truth, at each evaluation.
 
     What it is sure of is drawn and, since it is of nothing in the beginning, what it finds most likely, up to as many as
@@ -226,8 +228,8 @@ class Pictures(Follower):
 
     def after_evaluation(self) -> None:
         averaged = self.trainer.ema
-        model = unwrapped(self.trainer.model) if averaged is None else averaged.module
-        with going_on("no pictures of predictions this time"):
+        model = unwrap_ddp(self.trainer.model) if averaged is None else averaged.module
+        with best_effort("no pictures of predictions this time"):
             drawn = []
             with seeded(0), evaluating(model), torch.no_grad():
                 for record in self.records:
@@ -269,49 +271,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-class Curves(Follower):
+class CurvesHook(MonitorHook):
     """Draws ``curves.png`` at each evaluation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def after_evaluation(self) -> None:
-        with going_on("no curves.png this time"), atomic_write(self.folder / "curves.png") as path:
+        with best_effort("no curves.png this time"), atomic_write(self.folder / "curves.png") as path:
             save_curves(self.folder / METRICS, path)
-
-
-def save_evaluation(
-    folder: str,
-    results: dict[str, Any] | None,
-    about: dict[str, Any],
-    *,
-    images: int | None = None,
-    seconds_per_image: float | None = None,
-    device: str | None = None,
-    max_detections: int | None = None,
-) -> None:
-    """Writes ``evaluation.json``. Raises a UserError if it cannot be written; the old one is intact.
-
-    Args:
-        folder: of the run.
-        results: as Detectron2's evaluators give them, of several validation sets by their names; None while there are
-            none yet.
-        about: what they are of: "weights", the file that the model comes from, or None in a run; "iteration",
-            iterations that it was trained for, where they are known; "data", see :func:`gpvit.evaluation.evaluated_data`, of
-            several validation sets a list; "settings", see :func:`.settings`.
-        images: how many were evaluated.
-        seconds_per_image: of one process, from the first image to the last: reading, the model, collecting its results.
-        device: of the model.
-        max_detections: of an image and class that AP counts.
-    """
-    content = {
-        "results": results,
-        "images": images,
-        "seconds_per_image": seconds_per_image,
-        "device": device,
-        "max_detections": max_detections,
-        **about,
-    }
-    text = json.dumps(finite_or_text(content), indent=1)
-    with atomic_write(Path(folder, "evaluation.json")) as path:
-        path.write_text(text, encoding="utf-8")

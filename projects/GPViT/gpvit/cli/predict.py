@@ -1,7 +1,7 @@
 r"""Finds objects in pictures and videos, and draws them.
 
-    python tools/demo.py --weights output/my_training --input pictures clip.mp4 'more/*.jpg' --json --cutouts
-    python tools/demo.py --weights output/my_training --webcam
+    gpvit predict --weights output/my_training --input pictures clip.mp4 'more/*.jpg' --json --cutouts
+    gpvit predict --weights output/my_training --webcam
 
 A folder stands for all pictures below it. The NAME of an input is its path below the folder that was given, or below the
 fixed part of the glob. All goes to --output, and nothing there is replaced without --overwrite:
@@ -27,7 +27,7 @@ What cannot be read is listed at the end, with exit code 1; the rest is done all
 import os
 import signal
 
-from gpvit.evaluation.coco_results import ResultsWriter
+from ..evaluation.coco_results import ResultsWriter
 
 if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -38,30 +38,30 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from common import COUNT, SCORE, add_detector, detector, refuse_to_replace, run_command, save_picture
 from detectron2.structures import Instances
-from gpvit import Predictor  # before detectron2: it silences what PyTorch says to it
-from gpvit.data.image_io import read_image
-from gpvit.data.sources import Picture, Source, sources_of
-from gpvit.data.video_io import VideoReader, VideoWriter
-from gpvit.utils.errors import UserError
-from gpvit.utils.files import cut, make_folder
-from gpvit.utils.signals import stop_signals_to
-from gpvit.utils.text import LINE_LIMIT, PATH_LIMIT, one_line, print_anything
-from gpvit.visualization.drawing import cut_outs, draw_predictions
 from tqdm import tqdm
+
+from ..data.image_io import read_image, save_image
+from ..data.sources import Picture, Source, sources_of
+from ..data.video_io import VideoReader, VideoWriter
+from ..predictor import Predictor
+from ..utils.errors import UserError
+from ..utils.files import cut, make_folder, refuse_to_replace
+from ..utils.signals import stop_signals_to
+from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
+from ..visualization.drawing import cut_outs, draw_predictions
+from .options import COUNT, SCORE, add_detector, add_output, command_parser, detector
 
 CUTOUT = re.compile(r"(frame_\d{6,}_)?\d{3,}_[\w-]*_\d+\.png")
 
 
-def main() -> int:
-    args = parse()
-    print_anything()
+def main(arguments: Sequence[str]) -> int:
+    args = parse(arguments)
     if args.show:
         require_window()
     sources = [Source(args.webcam, "webcam.mp4")] if args.webcam else sources_of(args.input, args.output)
@@ -80,14 +80,13 @@ def main() -> int:
     return run.report()
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("predict", __doc__)
     add_detector(parser)
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--input", nargs="+", metavar="PATH", help="pictures, globs, folders, videos")
     inputs.add_argument("--webcam", nargs="?", const="0", metavar="N", help="number of a camera (0), or a stream's address")
-    parser.add_argument("--output", default="output/demo", type=Path, metavar="DIR", help="where all goes (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    add_output(parser, "DIR", "where all goes", default="output/predict")
     parser.add_argument("--json", action="store_true", help="write predictions.json and images.json")
     parser.add_argument("--cutouts", action="store_true", help="write each object alone, as PNG")
     parser.add_argument("--show", action="store_true", help="show the pictures in a window; Q ends")
@@ -95,7 +94,7 @@ def parse() -> argparse.Namespace:
         "--score-threshold", default=0.5, type=SCORE, metavar="S", help="take what scores at least this (%(default)s)"
     )
     parser.add_argument("--batch-size", default=1, type=COUNT, metavar="N", help="run so many of one size together")
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(arguments)
 
 
 def require_window() -> None:
@@ -164,7 +163,7 @@ class Run:
         for picture, instances in self.detect(self.read(bar)):
             drawn = draw_predictions(picture.image, instances, self.predictor.classes)
             target = target_of(picture.source, self.args.output)
-            save_picture(target, drawn)
+            save_image(target, drawn)
             self.counts["picture"] += 1
             if bar.disable:
                 number = f"{numbers[picture.source]}/{len(sources)}"
@@ -240,7 +239,7 @@ class Run:
             name = cut(re.sub(r"[^\w-]+", "-", self.predictor.classes[instances.pred_classes[i]]))
             if rgba.size:  # a mask may be empty
                 path = folder / f"{frame}{i + 1:03}_{name}_{100 * instances.scores[i]:.0f}.png"
-                save_picture(path, rgba)
+                save_image(path, rgba)
                 self.cutouts[folder].add(path.name)
         if picture.frame is None:
             self.forget_old_cutouts(picture.source)
@@ -277,7 +276,3 @@ class Run:
 
 def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-if __name__ == "__main__":
-    run_command(main)

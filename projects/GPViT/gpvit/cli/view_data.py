@@ -1,54 +1,49 @@
 """Draws a data set in COCO format, or in any layout that --data of train_net.py takes, with its annotations.
 
-    python tools/view_data.py my_data --output output/view_data
-    python tools/view_data.py annotations.json --images my_data/images --classes cat --number 9
+    gpvit view-data --data my_data --output output/view_data
+    gpvit view-data --data annotations.json --images my_data/images --classes cat --number 9
 
 Each image becomes a picture of its own, and sheet.png shows them all. An image that cannot be read is left out and told
 of at the end; the exit code is 1 then.
 """
 
-import os
-import signal
-
-if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-
 import argparse
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import COUNT, INDEX, refuse_to_replace, run_command, save_picture
-from gpvit.data.datasets import coco as annotations
-from gpvit.data.datasets import custom as layouts
-from gpvit.data.image_io import read_image
-from gpvit.utils.errors import UserError, listed
-from gpvit.utils.files import atomic_write, cut, make_folder
-from gpvit.utils.fonts import draw_all_characters
-from gpvit.utils.text import LINE_LIMIT, one_line, print_anything
-from gpvit.visualization.drawing import draw_annotations, reduced
 from matplotlib.figure import Figure
+
+from ..data.datasets import coco as annotations
+from ..data.datasets import custom as layouts
+from ..data.image_io import read_image, save_image
+from ..utils.errors import UserError, listed
+from ..utils.files import atomic_write, cut, make_folder, refuse_to_replace
+from ..utils.fonts import draw_all_characters
+from ..utils.text import LINE_LIMIT, one_line
+from ..visualization.drawing import draw_annotations, reduced
+from .options import COUNT, INDEX, add_output, command_parser
 
 COLUMNS = 4
 CELL = 900  # pixels, the longer side of a picture on the sheet
 GAP = 30  # pixels between them, above with their titles
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="as for --data of train_net.py, or one JSON file")
+def main(arguments: Sequence[str]) -> int:
+    parser = command_parser("view-data", __doc__)
+    what = "a dataset, as for training, or one JSON file"
+    parser.add_argument("--data", required=True, type=Path, metavar="PATH", help=what)
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of a JSON file, if not found")
     parser.add_argument("--split", choices=("train", "val"), help="which part of a folder; train if there is one")
-    parser.add_argument("--output", default="output/view_data", type=Path, metavar="DIR", help="where the pictures go")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    add_output(parser, "DIR", "where the pictures go", default="output/view_data")
     parser.add_argument("--number", default=16, type=COUNT, help="how many images, chosen at random")
     parser.add_argument("--seed", default=0, type=INDEX, help="another one chooses other images")
     parser.add_argument("--ids", nargs="+", type=INDEX, metavar="ID", help="these images instead")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only objects of these, and images with them")
-    args = parser.parse_args()
-    print_anything()
+    args = parser.parse_args(arguments)
     json_file, images = locate(args.data, args.images, args.split)
     records, classes = load(json_file, images)
     records = choose(records, classes, args)
@@ -130,7 +125,7 @@ def draw(
             errors.append(f"{error} (image id {record['image_id']})")
             continue
         picture = draw_annotations(image, record, classes)
-        save_picture(target, picture)
+        save_image(target, picture)
         smaller = reduced(picture, CELL / max(picture.shape[:2]))
         objects = len(record["annotations"])
         name = one_line(Path(path).name)
@@ -160,7 +155,3 @@ def save_sheet(pictures: list[tuple[str, np.ndarray]], path: Path) -> None:
 def shortened(title: str, length: int) -> str:
     """A title of at most so many letters; what is left out is in the middle, in the name of the file."""
     return title if len(title) <= length else f"{title[: length // 2 - 1]}…{title[-(length // 2) :]}"
-
-
-if __name__ == "__main__":
-    run_command(main)
