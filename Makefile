@@ -1,7 +1,7 @@
 ## make quickstart   install everything, then show the whole path in a few minutes: data, training, evaluation
 ## make test         install everything, then run the tests
 ## make test-slow    install everything, then run the tests that take minutes each
-## make lint         install everything, then check style, format and types
+## make lint         install everything, then check style, format, types and imports
 ## make env          install everything into .venv (once; later calls see that nothing changed)
 ## make clean        remove .venv and output/quickstart
 ##
@@ -25,7 +25,7 @@ test-slow: env
 	.venv/bin/python -m pytest -m slow $(ARGS)
 
 lint: env
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-cache
 
 env:
 	@$(PYTHON) tools/install.py

@@ -8,6 +8,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import cv2
@@ -17,8 +18,10 @@ import pytest
 import torch
 import train_net
 from conftest import REPOSITORY, TINY
-from gpvit.config import load_config
 from gpvit.cli.train import argument_parser
+from gpvit.config import load_config
+from gpvit.model_zoo import COCO_AP, detector_address
+from gpvit.utils import environment
 
 PAGES = [
     REPOSITORY / "README.md",
@@ -32,19 +35,19 @@ ELSEWHERE = {
     "source ": ".ci/run, by what make installs",
     "python -m pytest": ".ci/run",
     "python tools/quickstart.py": ".ci/run",
-    "python tools/install.py": "tests/test_install.py",
+    "python tools/install.py": "tests/tools/test_install.py",
     "torchrun ": "tests/faults/test_launchers.py",
     "tensorboard ": "nothing of ours",
     "hf ": "nothing of ours",
     "python -m pip install ": "nothing of ours",
-    "python train_net.py --config-file configs/quickstart.py --data my_data train.wandb": "tests/test_following.py",
-    "python tools/share.py push --weights ./shapes --to USER": "tests/test_hub.py",
-    "python tools/share.py pull": "tests/test_hub.py",
-    "python tools/demo.py --weights hf:": "tests/test_hub.py",
-    "python tools/analyze.py": "tests/test_tools.py",
-    "python tools/convert_checkpoint.py": "tests/test_tools.py",
-    "python tools/export.py": "tests/test_export.py",
-    "python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py": "tests/test_train_net.py",
+    "python train_net.py --config-file configs/quickstart.py --data my_data train.wandb": "tests/engine/test_monitoring.py",
+    "gpvit share push --weights ./shapes --output USER": "tests/hub/test_hub.py",
+    "gpvit share pull": "tests/hub/test_hub.py",
+    "gpvit predict --weights hf:": "tests/hub/test_hub.py",
+    "gpvit analyze": "tests/cli/test_analyze.py",
+    "gpvit convert": "tests/cli/test_convert.py",
+    "gpvit export": "tests/export/test_export.py",
+    "python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py": "tests/engine/test_train_net.py",
 }
 HERE = ["train.device=cpu", "train.max_iter=2", "train.eval_period=2", "train.checkpointer.period=2"]
 SMALL = ["dataloader.short_side=96", "dataloader.max_size=128", "dataloader.train.total_batch_size=2"]
@@ -119,12 +122,18 @@ def test_a_command_of_the_documentation_runs(
     page: str, command: str, clone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = shlex.split(command.replace("$W", published_file(tmp_path)) if "$W" in command else command)
-    assert words.pop(0) == "python"
+    program = words.pop(0)
+    if program == "gpvit":
+        name, *arguments = words
+        if "$W" in command:
+            arguments += ["--device", "cpu", "dataloader.short_side=64"]
+        assert not import_module(f"gpvit.cli.{name.replace('-', '_')}").main(arguments)
+        return
+    assert program == "python"
     if words[0] == "train_net.py":
         words = shortened(words, tmp_path)
-    elif "$W" in command:
-        words += ["--device", "cpu", "dataloader.short_side=64"]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(environment, "prepare_command", lambda: None)  # which changes the process
     try:
         runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
@@ -157,3 +166,25 @@ def test_the_python_of_the_documentation_runs(page: Path, clone: Path, monkeypat
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
         exec(block, names)
+
+
+def test_configs_say_which_ap_was_published() -> None:
+    for name, (box, *mask) in COCO_AP.items():
+        text = (REPOSITORY / "configs" / "published" / f"{name}.py").read_text()
+        assert f"AP as published: {box} box" + "".join(f", {ap} mask" for ap in mask) + "." in text, name
+    for name in ("mask_rcnn_gpvit_l1_1x", "retinanet_gpvit_l1_1x"):
+        assert detector_address(name) in (REPOSITORY / "configs" / "published" / f"{name}.py").read_text()
+
+
+def test_the_documentation_names_files_and_keys_that_exist() -> None:
+    documentation = {page: page.read_text() for page in PAGES}
+    for page, text in documentation.items():
+        for path in re.findall(r"(?<![\w/.-])(?:tools|configs|tests|docs)/[\w/]+\.\w+", text):
+            assert (REPOSITORY / path).is_file(), (page, path)
+        for path in re.findall(r"\]\(([\w./]+?)(?:#[\w-]+)?\)", text):
+            assert (page.parent / path).exists(), (page, path)
+    text = documentation[REPOSITORY / "docs" / "training.md"]
+    overrides = [o.strip("'\"") for o in re.findall(r"[\w.']+=[^\s`]+", text) if "." in o.split("=")[0] and '"' not in o]
+    assert len(overrides) > 12
+    for override in overrides:
+        load_config(str(REPOSITORY / "configs" / "mask_rcnn_gpvit_l1.py"), [override.replace("$", "")])

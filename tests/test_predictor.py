@@ -3,31 +3,19 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import official
 import pytest
 import torch
-from conftest import REPOSITORY, TINY
-from detectron2.config import instantiate
+from conftest import REPOSITORY
+from detectors import CONFIG, TINY_MODEL, write_detector
 from detectron2.structures import Instances
-from gpvit import Predictor, checkpoint
-from gpvit.config import inference_config, load_config
+from gpvit import Predictor
+from gpvit.config import load_config
 from gpvit.utils.errors import UserError
 from PIL import Image
-
-CONFIG = str(REPOSITORY / "configs" / "quickstart.py")
-TINY_MODEL = [override for override in TINY if override.startswith(("model", "dataloader.short_side"))]
-
-
-def write_detector(path: Path, *, classes: int = 3, with_config: bool = True, overrides: Sequence[str] = TINY_MODEL) -> None:
-    """An untrained detector, a tiny one by default; the seed is the number of its classes, so that two differ."""
-    cfg = load_config(CONFIG, [*overrides, f"model.roi_heads.num_classes={classes}"])
-    torch.manual_seed(classes)
-    content = {"model": instantiate(cfg.model).state_dict(), "classes": [f"class {i}" for i in range(classes)]}
-    checkpoint.save(content | ({"inference_config": inference_config(cfg)} if with_config else {}), str(path))
 
 
 @pytest.fixture(scope="module")

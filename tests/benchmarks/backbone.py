@@ -53,11 +53,10 @@ from gpvit.utils.profiler import RETURN_MEMORY, Meter, image_size, in_a_process,
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from roofline import Operation, Operations, Rates
-
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import literal
 import official
+from benchmarks.roofline import Operation, Operations, Rates
 
 DETECTORS = {"detector": "mask_rcnn_gpvit_{}.py", "published": "published/mask_rcnn_gpvit_{}_1x.py"}
 # Relative L2 distance allowed of maps, and of gradients: these jump where rounding changes the sign of a ReLU's input.

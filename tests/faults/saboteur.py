@@ -26,12 +26,12 @@ import torch
 import torch.distributed as dist
 import train_net
 from detectron2.utils import comm
-from gpvit.data.loader import MappedDataset
-from gpvit.engine import Checkpointer
 from gpvit.cli.train import argument_parser
+from gpvit.data.loader import MappedDataset
+from gpvit.engine import Checkpointer, resume
+from gpvit.engine import run as engine_run
 from gpvit.engine.ddp import build_ddp
 from gpvit.engine.launch import launch
-from gpvit.engine import checkpointer as checkpoints
 from gpvit.engine.trainer import Trainer
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
@@ -139,10 +139,10 @@ def main(args: Any) -> None:
         return original(dataset, item)
 
     MappedDataset.__getitem__ = getitem
-    train_net.Trainer = type("Trainer", (Sabotage, Trainer), {})
+    engine_run.Trainer = type("Trainer", (Sabotage, Trainer), {})
     if metrics := os.environ.get("METRICS"):  # iteration -> what the evaluation finds
 
-        def do_test(*args: Any) -> dict:
+        def evaluate(*args: Any) -> dict:
             return {"segm": {os.environ.get("METRIC", "AP"): json.loads(metrics)[str(Checkpointer.current.trainer.done)]}}
 
         def remember(checkpoints: Checkpointer, *args: Any, **kwargs: Any) -> None:
@@ -151,17 +151,17 @@ def main(args: Any) -> None:
 
         create = Checkpointer.__init__
         Checkpointer.__init__ = remember
-        train_net.do_test = do_test
+        engine_run.evaluate = evaluate
     elif os.environ.get("EVALUATION") == "off":
-        train_net.do_test = lambda *args: {}
+        engine_run.evaluate = lambda *args: {}
     elif os.environ.get("EVALUATION") == "SIGTERM":
 
-        def do_test(*args: Any) -> dict:
+        def evaluate(*args: Any) -> dict:
             if comm.is_main_process():
                 os.kill(os.getppid() if comm.get_world_size() > 1 else os.getpid(), signal.SIGTERM)
             time.sleep(1000)
 
-        train_net.do_test = do_test
+        engine_run.evaluate = evaluate
     after_evaluation = Checkpointer.after_evaluation
 
     def kill_at_best(checkpoints: Checkpointer, metrics: dict[str, float]) -> None:
@@ -176,9 +176,9 @@ def main(args: Any) -> None:
             os.kill(os.getppid() if comm.get_world_size() > 1 else os.getpid(), signal.SIGTERM)
             time.sleep(1000)
 
-        train_net.build_ddp = build_ddp
+        engine_run.build_ddp = build_ddp
     if strikes("blind", 0):  # to what the other processes see
-        checkpoints._latest_checkpoint = lambda folder: None
+        resume._latest_checkpoint = lambda folder: None
     train_net.main(args)
 
 

@@ -14,17 +14,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import check_data
 import numpy as np
 import pytest
 import torch
 from children import in_a_child
-from conftest import REPOSITORY
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 from faster_coco_eval import COCOeval_faster
+from gpvit.cli import check_data
 from gpvit.data import InstanceMapper, register_folder
 from gpvit.data.datasets import coco as annotations
 from gpvit.data.datasets.coco import read
@@ -642,7 +641,7 @@ def test_json_may_be_in_every_encoding_that_json_has(tmp_path: Path, images: Pat
     data = read(path, images)
     assert usual(data) == {} and data.categories[5] == "Müller €"
     assert evaluate(register_folder(str(tmp_path / "data"), "val"), perfect)["segm"]["AP"] == pytest.approx(100)
-    assert run_check([str(tmp_path / "data")], capsys)[0] == 0
+    assert run_check(["--data", str(tmp_path / "data")], capsys)[0] == 0
     register_coco_instances(f"plain_{encoding}", {}, str(path), str(images))
     assert len(COCOEvaluator(f"plain_{encoding}", ("bbox",))._coco_api.anns) == 6
 
@@ -773,7 +772,7 @@ def test_the_checker_tells_all_at_once_with_ids_and_fails_only_where_training_st
     tmp_path: Path, images: Path, capsys
 ) -> None:
     folder = broken_folder(tmp_path / "data", images)
-    code, text = run_check([str(folder), "--json", str(tmp_path / "all.json")], capsys)
+    code, text = run_check(["--data", str(folder), "--json", str(tmp_path / "all.json")], capsys)
     assert code == 0
     for kind, ids in MENDED.items():
         assert f": {len(ids)} {RULES[kind].what}\n    {'image' if kind == 'empty image' else 'annotation'} {ids[0]}" in text
@@ -790,39 +789,39 @@ def test_the_checker_tells_all_at_once_with_ids_and_fails_only_where_training_st
     ]
     (folder / "annotations" / "train.json").write_text(json.dumps(content))
     (folder / "images" / "cut.png").write_bytes((images / "1.png").read_bytes()[:200])
-    code, text = run_check([str(folder)], capsys)
+    code, text = run_check(["--data", str(folder)], capsys)
     assert code == 1
     assert "dropped: 1 annotations are of a category that is not declared\n    annotation 10 (category_id 99)" in text
     assert "stops training: 2 images cannot be read" in text
     assert "missing.png: cannot be read: it does not exist" in text and "cut.png: cannot be read: it is damaged" in text
     assert f"image 52 (1.png is {WIDTH} x {HEIGHT}, not {HEIGHT} x {WIDTH}; is it turned by EXIF?)" in text
     assert "boxes are not four finite numbers" in text
-    _, text = run_check([str(folder), "--annotations-only"], capsys)
+    _, text = run_check(["--data", str(folder), "--annotations-only"], capsys)
     assert "cannot be read" not in text
 
 
 def test_the_checker_takes_a_file_and_tells_of_classes_that_differ(tmp_path: Path, images: Path, capsys) -> None:
     folder = broken_folder(tmp_path / "data", images)
     val = folder / "annotations" / "val.json"
-    code, text = run_check([str(val), "--images", str(images)], capsys)
+    code, text = run_check(["--data", str(val), "--images", str(images)], capsys)
     assert code == 0 and "3 images, 6 of 6 annotations used, 2 classes" in text
     (tmp_path / "alone").mkdir()
     with pytest.raises(UserError, match="--images DIR"):
-        check_data.main([shutil.copy(val, tmp_path / "alone")])
+        check_data.main(["--data", shutil.copy(val, tmp_path / "alone")])
     val.write_text(json.dumps(valid() | {"categories": [{"id": 3, "name": "a"}, {"id": 5, "name": "b"}]}))
-    code, text = run_check([str(folder)], capsys)
+    code, text = run_check(["--data", str(folder)], capsys)
     assert code == 1 and "stops training: train.json and val.json declare different classes" in text
     val.write_text('{"images": [')
-    code, text = run_check([str(folder)], capsys)
+    code, text = run_check(["--data", str(folder)], capsys)
     assert code == 1 and "stops training: not in COCO format\n    (JSONDecodeError" in text
     assert "boxes are not four finite numbers" in text  # of the other file
     val.unlink()
-    code, text = run_check([str(folder)], capsys)
+    code, text = run_check(["--data", str(folder)], capsys)
     assert code == 0 and "set apart to validate" in text
 
 
 def test_the_checker_prints_the_rules_and_every_kind_of_problem_has_a_test(capsys) -> None:
-    code, text = run_check(["--rules"], capsys)
+    code, text = run_check(["--data", "--rules"], capsys)
     assert code == 0 and all(f"| {rule.what} | " in text for rule in RULES.values())
     tested = {*STOPS, *DROPS, *BOXES, *MENDED, "format", "same name", "classes differ", "unreadable", "size differs"}
     tested |= {"normalized", "first pixel", "box differs", "box alone differs", "corners", "object twice", "file twice"}
@@ -1175,7 +1174,7 @@ def evaluate_quietly(name: str, masks: bool) -> None:
 
 def test_the_checker_is_a_command(tmp_path: Path, images: Path) -> None:
     folder = broken_folder(tmp_path / "data", images)
-    tool = [sys.executable, str(REPOSITORY / "tools" / "check_data.py")]
+    tool = [sys.executable, "-m", "gpvit", "check-data", "--data"]
     good = subprocess.run([*tool, str(folder)], capture_output=True, text=True)
     assert good.returncode == 0 and "12 of 15 annotations used" in good.stdout and not good.stderr
     bad = subprocess.run([*tool, str(tmp_path / "nowhere")], capture_output=True, text=True)

@@ -21,10 +21,10 @@ from typing import Any
 import gpvit.checkpoint
 import gpvit.data
 import pytest
-import replay
 import torch
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
+from gpvit.cli import replay
 from gpvit.config import load_config
 from gpvit.data.datasets import custom
 from gpvit.engine.resume import latest_checkpoint
@@ -550,8 +550,7 @@ def test_a_loss_that_is_not_finite_stops_all_before_the_weights_change_and_is_re
         expected = state(stopped.folder / f"model_{iteration:07}.pth")
         assert same(state(job.folder / f"model_{iteration:07}.pth"), expected)
 
-    monkeypatch.setattr(sys, "argv", ["replay.py", str(path), "--device", "cpu"])
-    assert replay.main() == 0
+    assert replay.main(["--input", str(path), "--device", "cpu"]) == 0
     output = capsys.readouterr().out
     for process in report["processes"]:
         loss = float(process["losses"]["loss_mask"])

@@ -21,12 +21,12 @@ import pytest
 import torch
 import yaml
 from children import in_a_child
+from detectors import write_detector
 from gpvit import Predictor, checkpoint
 from gpvit.config import saved
 from gpvit.utils.errors import UserError
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from test_predictor import write_detector
 from torch import nn
 
 PROCESSES = 4

@@ -1,25 +1,21 @@
 """An image of at least one pixel a side is predicted, trained on and drawn, however long it is."""
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
-import demo
 import detectron2.data.transforms as T
 import gpvit.data
 import numpy as np
 import pytest
-import test_predictor
 import train_net
-import view_data
-import view_groups
-import view_predictions
 from conftest import REPOSITORY, TINY
+from detectors import write_detector
 from detectron2.data import DatasetCatalog
 from gpvit import Predictor
-from gpvit.data.transforms import AugmentedImage
+from gpvit.cli import predict, view_attention, view_data, view_results
 from gpvit.cli.train import argument_parser
+from gpvit.data.transforms import AugmentedImage
 from gpvit.utils.errors import UserError
 from gpvit.visualization.drawing import LARGEST_SIDE, SMALLEST_SIDE, draw_predictions, reduced
 from PIL import Image
@@ -42,7 +38,7 @@ def noise(size: tuple[int, int]) -> np.ndarray:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny untrained detector."""
     path = tmp_path_factory.mktemp("detector") / "model_final.pth"
-    test_predictor.write_detector(path)
+    write_detector(path)
     return path
 
 
@@ -133,30 +129,25 @@ def test_a_reduced_image_keeps_a_pixel_and_others_their_size() -> None:
     assert reduced(noise((4, 5)), 1.5).shape == (4, 5, 3)
 
 
-def test_the_demo_and_the_views_take_thin_images(
-    weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_demo_and_the_views_take_thin_images(weights: Path, data: Path, tmp_path: Path) -> None:
     def call(main, *arguments: str | Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["tool", *map(str, arguments)])
-        return main()
+        return main(list(map(str, arguments)))
 
     detector, images = ("--weights", weights, "--device", "cpu"), data / "images"
     options = ("--json", "--cutouts", "--score-threshold", "0.2")
     files = [images / f"train_{number + 1}.png" for number in range(len(SIZES))]
-    assert call(demo.main, *detector, "--input", *files, "--output", tmp_path / "demo", *options) == 0
+    assert call(predict.main, *detector, "--input", *files, "--output", tmp_path / "demo", *options) == 0
     written = json.loads((tmp_path / "demo" / "images.json").read_text())["images"]
     assert {(image["height"], image["width"]) for image in written} == set(SIZES)
     assert json.loads((tmp_path / "demo" / "predictions.json").read_text())
     for image in written:
         drawn = cv2.imread(str(tmp_path / "demo" / image["file_name"]))
         assert drawn is not None and min(drawn.shape) >= 1
-    assert call(view_data.main, data, "--output", tmp_path / "data") == 0
-    assert call(view_groups.main, *detector, "--input", files[0], files[3], "--output", tmp_path / "groups") == 0
+    assert call(view_data.main, "--data", data, "--output", tmp_path / "data") == 0
+    assert call(view_attention.main, *detector, "--input", files[0], files[3], "--output", tmp_path / "groups") == 0
 
 
-def test_a_detector_is_trained_on_thin_images_evaluated_and_viewed(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_detector_is_trained_on_thin_images_evaluated_and_viewed(data: Path, tmp_path: Path) -> None:
     command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(data), *TINY]
     command += ["train.device=cpu", f"train.output_dir={tmp_path}", "train.max_iter=3", "train.eval_period=3"]
     command += ["train.pictures=2"]
@@ -170,5 +161,4 @@ def test_a_detector_is_trained_on_thin_images_evaluated_and_viewed(
         values = [row[name] for row in rows if name in row]
         assert values and np.isfinite(values).all()
     assert (tmp_path / "pictures" / "0000003.png").is_file()
-    monkeypatch.setattr(sys, "argv", ["view_predictions.py", str(tmp_path), "--number", "2"])
-    assert view_predictions.main() == 0
+    assert view_results.main(["--input", str(tmp_path), "--number", "2"]) == 0

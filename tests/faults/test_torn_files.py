@@ -11,27 +11,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import demo
 import gpvit.checkpoint
 import numpy as np
 import pytest
 import torch
-import view_data
-import view_groups
-from common import save_picture
 from detectron2.structures import Boxes, Instances
 from gpvit import hub
+from gpvit.cli import predict, view_attention, view_data
 from gpvit.config import save_config
+from gpvit.data.image_io import save_image
 from gpvit.data.video_io import VideoWriter
 from gpvit.engine import checkpointer as checkpoints
-from gpvit.utils.events import save_evaluation
 from gpvit.engine.monitoring.run_readme import RunReadme
 from gpvit.evaluation.coco_evaluation import COCOEvaluator
 from gpvit.utils.errors import UserError
+from gpvit.utils.events import save_evaluation
 from gpvit.utils.files import atomic_write, make_folder
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
@@ -86,12 +85,12 @@ def coco_results(folder: Path, version: int) -> None:
 
 
 def predictions(folder: Path, version: int) -> None:
-    results = demo.CocoResults(folder, ["cat"])
+    results = predict.CocoResults(folder, ["cat"])
     found = Instances((90, 120), pred_boxes=Boxes(torch.ones(20, 4)), scores=torch.full((20,), 1 / (version + 2)))
     found.pred_classes = torch.zeros(20, dtype=torch.int64)
     try:
         for _ in range(5 + version):
-            results.add(demo.Picture(demo.Source("a.png", "a.png"), noise(version)), found)
+            results.add(predict.Picture(predict.Source("a.png", "a.png"), noise(version)), found)
     finally:
         results.close()
 
@@ -124,7 +123,7 @@ WRITERS: dict[str, Callable[[Path, int], None]] = {
     "predictions.json": predictions,
     "images.json": predictions,
     "sheet.png": lambda folder, version: view_data.save_sheet([("a", noise(version))], folder / "sheet.png"),
-    "cv2.png": lambda folder, version: save_picture(folder / "cv2.png", noise(version)),
+    "cv2.png": lambda folder, version: save_image(folder / "cv2.png", noise(version)),
     "pil.png": pil_picture,
     "video.mp4": video,
     "model.pth": lambda folder, version: gpvit.checkpoint.write(
@@ -213,7 +212,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def folder(tmp_path: Path, synthetic_data: Path) -> Path:
-    """What the tools below read."""
+    """What the commands below read."""
     content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
     keys = ("image_id", "category_id", "bbox", "segmentation")
     found = [{key: item[key] for key in keys} | {"score": 0.9} for item in content["annotations"] if not item["iscrowd"]]
@@ -222,58 +221,54 @@ def folder(tmp_path: Path, synthetic_data: Path) -> Path:
     (tmp_path / "results.json").write_text(json.dumps(found))
     (tmp_path / "metrics.json").write_text('{"iteration": 0, "segm/AP": 1}\n{"iteration": 1, "segm/AP": 2}\n')
     gpvit.checkpoint.write(str(tmp_path / "in.pth"), {"weight": torch.arange(3.0)}, classes=["cat"])
-    save_picture(tmp_path / "a.png", noise(0))
+    save_image(tmp_path / "a.png", noise(0))
     return tmp_path
 
 
 @pytest.mark.parametrize(
     ("arguments", "old"),
     [
-        ("report.py --results results.json --data DATA --output report.html", "report.html"),
-        ("view_predictions.py --results results.json --data DATA --output out --number 1", "out/01.png"),
-        ("view_data.py DATA --split val --output out --ids 1", "out/1_val_00000.png"),
-        ("view_groups.py --weights none --input a.png --output out", "out/a_groups.png"),
-        ("compare_runs.py . --output comparison.png", "comparison.png"),
-        ("compare_runs.py . --output comparison.svg", "comparison.svg"),
-        ("convert_checkpoint.py in.pth out.safetensors", "out.safetensors"),
-        ("convert_checkpoint.py in.pth out.pth", "out.pth"),
-        ("check_data.py DATA --annotations-only --json problems.json", "problems.json"),
+        ("view-results --report --input results.json --data DATA --output report.html", "report.html"),
+        ("view-results --input results.json --data DATA --output out --number 1", "out/01.png"),
+        ("view-data --data DATA --split val --output out --ids 1", "out/1_val_00000.png"),
+        ("view-attention --weights none --input a.png --output out", "out/a_groups.png"),
+        ("convert --weights in.pth --output out.safetensors", "out.safetensors"),
+        ("convert --weights in.pth --output out.pth", "out.pth"),
+        ("check-data --data DATA --annotations-only --json problems.json", "problems.json"),
     ],
 )
-def test_a_tool_on_a_full_disk_says_one_line_and_leaves_the_old_file(
+def test_a_command_on_a_full_disk_says_one_line_and_leaves_the_old_file(
     monkeypatch: pytest.MonkeyPatch, folder: Path, synthetic_data: Path, arguments: str, old: str
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(view_groups, "detector", lambda args: None)
-    monkeypatch.setattr(view_groups, "inspect", lambda *args: None)
+    monkeypatch.setattr(view_attention, "detector", lambda args: None)
+    monkeypatch.setattr(view_attention, "inspect", lambda *args: None)
     for name in ("draw_groups", "draw_features"):
-        monkeypatch.setattr(view_groups, name, lambda *args: Figure())
+        monkeypatch.setattr(view_attention, name, lambda *args: Figure())
     Path(old).parent.mkdir(exist_ok=True)
     Path(old).write_text("old")
     before = contents(folder)
-    tool, *options = arguments.replace("DATA", str(synthetic_data)).split()
-    options += ["--overwrite"] if tool != "check_data.py" else []
-    code, output = run_tool(tool, options)
+    command, *options = arguments.replace("DATA", str(synthetic_data)).split()
+    options += ["--overwrite"] if command != "check-data" else []
+    code, output = run_command(command, options)
     assert code == 1 and len([line for line in output if line.startswith("error: ")]) == 1, output
     assert output[-1].startswith(f"error: cannot write {old}") and output[-1].endswith("; the old one is intact")
     assert not any("Traceback" in line for line in output)
     assert contents(folder) == before
 
 
-def run_tool(tool: str, options: list[str]) -> tuple[int, list[str]]:
-    """The exit code of a tool on a full disk, and the lines that it prints."""
+def run_command(command: str, options: list[str]) -> tuple[int, list[str]]:
+    """The exit code of a command on a full disk, and the lines that it prints."""
     source, sink = os.pipe()
 
     def run() -> None:
         os.dup2(sink, 1)
         os.dup2(sink, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        sys.argv = [tool, *options]
         fill_the_disk()
         code: Any = 0
         try:
-            module = view_groups if tool == "view_groups.py" else __import__(tool.removesuffix(".py"))
-            code = module.main()
+            code = import_module(f"gpvit.cli.{command.replace('-', '_')}").main(options)
         except UserError as error:  # as each of them does
             print(f"error: {error}", file=sys.stderr)
             code = 1
@@ -295,21 +290,21 @@ def test_cutouts_stay_until_the_new_ones_are_there(monkeypatch: pytest.MonkeyPat
     old = ["001_cat_90.png", "002_cat_80.png", "notes.png", "notes.txt"]
     for name in old:
         (folder / name).write_text("old")
-    run = demo.Run.__new__(demo.Run)
-    run.args, run.cutouts = SimpleNamespace(output=tmp_path), demo.defaultdict(set)
+    run = predict.Run.__new__(predict.Run)
+    run.args, run.cutouts = SimpleNamespace(output=tmp_path), predict.defaultdict(set)
     run.predictor = SimpleNamespace(classes=["cat"])
     found = Instances((90, 120), scores=torch.tensor([0.7]), pred_classes=torch.tensor([0]))
-    source = demo.Source("a.png", "a.png")
-    monkeypatch.setattr(demo, "cut_outs", lambda *args: [noise(0)])
+    source = predict.Source("a.png", "a.png")
+    monkeypatch.setattr(predict, "cut_outs", lambda *args: [noise(0)])
 
     def cut_out() -> None:
         fill_the_disk()
         with pytest.raises(UserError, match="No space|too large"):
-            run.cut_out(demo.Picture(source, noise(0)), found)
+            run.cut_out(predict.Picture(source, noise(0)), found)
 
     assert os.waitpid(forked(cut_out), 0)[1] == 0
     assert contents(folder) == dict.fromkeys(old, b"old")
-    run.cut_out(demo.Picture(source, noise(0)), found)
+    run.cut_out(predict.Picture(source, noise(0)), found)
     assert contents(folder).keys() == {"001_cat_70.png", "notes.png", "notes.txt"}
 
 

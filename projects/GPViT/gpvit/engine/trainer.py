@@ -366,7 +366,7 @@ class Trainer(TrainerBase):
 
 
 def _where_to_look(report: str) -> str:
-    repeat = f"`python tools/replay.py {report}` repeats it" if os.path.exists(report) else "It cannot be repeated"
+    repeat = f"`gpvit replay --input {report}` repeats it" if os.path.exists(report) else "It cannot be repeated"
     return f"{repeat}; to go on, change its cause, or begin from an earlier checkpoint"
 
 

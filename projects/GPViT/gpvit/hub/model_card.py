@@ -177,7 +177,7 @@ print([predictor.classes[number] for number in instances.pred_classes], instance
 ```
 
 ```bash
-python tools/demo.py --weights {shell_text(address)} --input 'pictures/*.jpg' --output output/demo
+gpvit predict --weights {shell_text(address)} --input 'pictures/*.jpg'
 ```
 
 {resized if all(sizes) else ""}Classes and config come with the weights; `config.yaml` is that config once more, to be read.

@@ -37,7 +37,7 @@ def pull(address: str, folder: Path) -> checkpoint.File:
     with errors_in_one_line(address, api):
         snapshot = Path(api.snapshot_download(uri.id, revision=uri.revision, allow_patterns=list(FILES)))
     if not (snapshot / WEIGHTS).is_file():
-        raise UserError(f"{address} has no {WEIGHTS}: it is no model that tools/share.py has pushed")
+        raise UserError(f"{address} has no {WEIGHTS}: it is no model that `gpvit share push` has written")
     file = checkpoint.read(str(snapshot / WEIGHTS))
     usable_config(file)
     for name in FILES:  # the cache may have others

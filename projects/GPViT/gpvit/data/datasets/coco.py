@@ -1,6 +1,6 @@
 """Files of annotations in COCO format: what may be wrong in them, and what training and evaluation make of it.
 
-:data:`.RULES` is the whole table; ``python tools/check_data.py --rules`` prints it. What is wrong with the file, an
+:data:`.RULES` is the whole table; ``gpvit check-data --rules`` prints it. What is wrong with the file, an
 image or a class stops, before anything is trained or evaluated. What is wrong with one object changes that object or
 leaves it out, in training and evaluation alike, and the log says how often.
 """
@@ -88,7 +88,7 @@ class CocoFile:
         fatal = [(kind, problems) for kind, problems in grouped(self.problems).items() if RULES[kind].action == "stop"]
         if fatal:
             reasons = "; ".join(f"{phrase(kind, problems)}: {RULES[kind].then}" for kind, problems in fatal)
-            command = f"python tools/check_data.py --annotations-only {self.given or self.path}"
+            command = f"gpvit check-data --annotations-only --data {self.given or self.path}"
             raise UserError(f"{self.path}: {reasons}. All problems: {command}")
 
     def records(self) -> list[dict[str, Any]]:

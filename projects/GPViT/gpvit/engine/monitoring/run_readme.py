@@ -45,7 +45,7 @@ FILES = {
     "coco_instances_results.json": "what the last evaluation found, in COCO's format",
     "instances_predictions.pth": "the same as PyTorch saves it",
     "events.out.tfevents.*": "for TensorBoard",
-    "not_finite_*.json": "iterations that failed; `python tools/replay.py FILE` repeats one",
+    "not_finite_*.json": "iterations that failed; `gpvit replay --input FILE` repeats one",
     "wandb": "for Weights & Biases; `wandb_id` is the run there",
     "run.json": "when, where and by which command the training was started, for this page",
     ".lock": "keeps a second run out of the folder; of the operating system's kind, so that nothing is to be removed",
@@ -200,11 +200,11 @@ class RunReadme(MonitorHook):
             f"python train_net.py --config-file {folder}/config.yaml --eval-only{option} \\",
             f"    train.init_checkpoint={folder} train.output_dir={folder}/evaluation",
         ]
-        lines = [f"python tools/demo.py --weights {folder} --input 'PICTURES/*.jpg'", *evaluation]
+        lines = [f"gpvit predict --weights {folder} --input 'PICTURES/*.jpg'", *evaluation]
         for results in self.results:
             if (results / "coco_instances_results.json").exists():
                 path = one_line(shlex.quote(str(results)), PATH_LIMIT)
-                lines += [f"python tools/report.py {path}", f"python tools/view_predictions.py {path}"]
+                lines += [f"gpvit view-results --input {path}", f"gpvit view-results --input {path} --report"]
         lines.append(f"tensorboard --logdir {folder}")
         return ["## Use", "```bash\n" + "\n".join(lines) + "\n```"]
 

@@ -1,0 +1,145 @@
+"""Checkpoints and configs that an earlier version has saved are read, resumed, predicted with and exported.
+
+The files in reference/saved were written before the modules moved; their tensors are zeros there, so that they are
+small, and get values by rule here. What they must give was computed by that version, too.
+"""
+
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import official
+import pytest
+import torch
+import train_net
+from conftest import REPOSITORY
+from gpvit import Predictor, checkpoint
+from gpvit.cli.train import argument_parser
+from gpvit.config import config_from_yaml, load_config
+from gpvit.engine.resume import settings
+from gpvit.export import graph as export
+from PIL import Image
+
+SAVED = official.FOLDER / "saved"
+NAMES = ("simple", "averaged", "mask_rcnn", "retinanet")
+EXPECTED = json.loads((SAVED / "expected.json").read_text())
+
+
+def make_data(folder: Path) -> Path:
+    """Two images to train on and one to validate with, each with two rectangles."""
+    rng = np.random.default_rng(0)
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").mkdir()
+    for split, ids in {"train": (1, 2), "val": (3,)}.items():
+        images, objects = [], []
+        for id in ids:
+            pixels = rng.integers(0, 80, (64, 80, 3), np.uint8)
+            images.append({"id": id, "file_name": f"{id}.png", "width": 80, "height": 64})
+            for number, (x, y, w, h) in enumerate([(4 + id, 8, 24, 32), (40, 20 + id, 30, 20)], start=1):
+                pixels[y : y + h, x : x + w, number] = 220
+                objects.append(
+                    {
+                        "id": 10 * id + number,
+                        "image_id": id,
+                        "category_id": number,
+                        "bbox": [x, y, w, h],
+                        "area": w * h,
+                        "iscrowd": 0,
+                        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    }
+                )
+            Image.fromarray(pixels).save(folder / "images" / f"{id}.png")
+        classes = [{"id": 1, "name": "green"}, {"id": 2, "name": "blue"}]
+        content = {"images": images, "annotations": objects, "categories": classes}
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def filled(content: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint with values by rule for the weights, their average and the state of the optimizer."""
+    for part in ("model", "ema"):
+        for key, tensor in content.get(part, {}).items():
+            tensor.copy_(torch.from_numpy(np.asarray(official.fill(key, list(tensor.shape)))))
+    for number, state in content["trainer"]["optimizer"]["state"].items():
+        for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+            if name in state:
+                values = 1e-3 * official.fill(f"{name}.{number}.bias", list(state[name].shape))
+                state[name].copy_(torch.from_numpy(np.asarray(values)))
+        if "exp_avg_sq" in state:
+            state["exp_avg_sq"].square_()
+    return content
+
+
+def saved_run(name: str, folder: Path) -> Path:
+    """The folder of a run as that version left it after 2 of 4 iterations, but for the values in its checkpoint."""
+    folder.mkdir()
+    (folder / "config.yaml").write_bytes((SAVED / f"{name}.yaml").read_bytes())
+    path = folder / "model_0000002.pth"
+    path.write_bytes(lzma.decompress((SAVED / f"{name}.pth.xz").read_bytes()))
+    checkpoint.save(filled(torch.load(path, weights_only=True)), str(path))
+    return folder
+
+
+def resumed(run: Path, data: Path) -> list[float]:
+    """Goes on to iteration 4; gives the losses."""
+    arguments = ["--config-file", str(run / "config.yaml"), "--data", str(data), "--resume", f"train.output_dir={run}"]
+    train_net.main(argument_parser().parse_intermixed_args(arguments))
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    return [line["total_loss"] for line in lines if "total_loss" in line]
+
+
+def predicted(run: Path, data: Path) -> dict[str, list[Any]]:
+    found = Predictor.from_checkpoint(run / "model_0000002.pth", "cpu")(data / "images" / "3.png")
+    return {"boxes": found.pred_boxes.tensor[:20].tolist(), "scores": found.scores[:20].tolist()}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("small") / "data")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_checkpoint_is_what_it_was(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model_0000002.pth"
+    path.write_bytes(lzma.decompress((SAVED / f"{name}.pth.xz").read_bytes()))
+    file = checkpoint.read(str(path))
+    assert file.require_classes() == ["green", "blue"]
+    model = Predictor.from_checkpoint(path, "cpu").model
+    assert list(model.state_dict()) == list(torch.load(path, weights_only=True)["model"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_checkpoint_predicts_as_it_did(name: str, data: Path, tmp_path: Path) -> None:
+    found = predicted(saved_run(name, tmp_path / "run"), data)
+    for key, values in found.items():
+        assert len(values) == len(EXPECTED[name][key]) > 0
+        assert torch.allclose(torch.tensor(values), torch.tensor(EXPECTED[name][key]), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_run_goes_on_as_it_did(name: str, data: Path, tmp_path: Path) -> None:
+    assert resumed(saved_run(name, tmp_path / "run"), data) == pytest.approx(EXPECTED[name]["losses"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["simple", "retinanet"])
+def test_a_saved_checkpoint_is_exported(name: str, tmp_path: Path) -> None:
+    model = Predictor.from_checkpoint(saved_run(name, tmp_path / "run"), "cpu").model
+    assert len(export.export(model).graph.nodes) > 100
+
+
+@pytest.mark.parametrize("path", sorted(SAVED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_saved_config_is_read(path: Path) -> None:
+    if path.stem in NAMES:
+        assert load_config(str(path)).train.max_iter == 4
+    else:
+        assert config_from_yaml(path.read_text(), str(path)).model
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("quickstart", "0de23eb6e7e06e20"), ("published/retinanet_gpvit_l1_1x", "1a233cab90ca1999")]
+)
+def test_results_of_before_are_of_the_same_settings(name: str, expected: str) -> None:
+    assert settings(load_config(str(REPOSITORY / "configs" / f"{name}.py"))) == expected

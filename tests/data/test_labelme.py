@@ -1,0 +1,383 @@
+"""labelme's files, and those of other programs in its format."""
+
+import base64
+import io
+import json
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gpvit.cli import check_data
+from gpvit.data.datasets import custom as layouts
+from gpvit.utils.errors import UserError
+from PIL import Image
+from pycocotools import mask as mask_api
+
+WIDTH, HEIGHT = 40, 30
+GOOD = {"label": "a", "shape_type": "polygon", "points": [[1, 1], [9, 1], [9, 9]], "group_id": None}
+ANOTHER = GOOD | {"points": [[20, 1], [29, 1], [29, 9]]}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's cache is not touched."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path, "PNG")
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+
+def entry(*shapes: object, said: object = "", **entries: object) -> dict[str, object]:
+    return {"shapes": list(shapes), "imagePath": said, "imageHeight": HEIGHT, "imageWidth": WIDTH} | entries
+
+
+def dataset(folder: Path, *shapes: object) -> Path:
+    """Two images in train with these shapes between two good ones, and one in val."""
+    for name in ("train/0", "train/1", "val/2"):
+        image(folder / f"{name}.png")
+        bad = shapes if name.startswith("train") else ()
+        write(folder / f"{name}.json", entry(GOOD, *bad, ANOTHER, said=os.path.basename(f"{name}.png")))
+    return folder
+
+
+def read(folder: Path, masks: bool = False) -> layouts.coco.CocoFile:
+    """The train split, with its problems."""
+    layout = layouts.recognise(str(folder))
+    file = layouts.coco.read(*layout.splits["train"], masks=masks, train=True)
+    layout.trace("train", file)
+    assert all(problem.image_id is problem.annotation_id is None for problem in file.problems)
+    return file
+
+
+def refused(folder: Path, split: str = "train") -> str:
+    with pytest.raises(UserError) as raised:
+        layouts.read(str(folder), split)
+    message = str(raised.value)
+    assert "\n" not in message and message.isprintable()
+    return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "reason"),
+    [
+        ({"points": [[1, 1], [2, 2]]}, "shape", "has 2 point(s); expected at least 3"),
+        ({"points": []}, "shape", "malformed points"),
+        ({"points": None}, "shape", "points None are no pairs of numbers"),
+        ({"points": [[1, "x"], [2, 2], [3, 3]]}, "shape", "are no pairs of numbers"),
+        ({"points": [[1, 1, 1], [2, 2, 2], [3, 3, 3]]}, "shape", "are no pairs of numbers"),
+        ({"points": [[1, 1], [2, float("nan")], [3, 3]]}, "shape", "NaN or infinity"),
+        ({"points": [[1, 1], [2, 10**400], [3, 3]]}, "shape", "too large"),
+        ({"label": None}, "shape", "it has no label"),
+        ({"label": ""}, "shape", "it has no label"),
+        ({"label": ["a\n"]}, "shape", "label ['a\\n'] is no text"),
+        ({"group_id": [1]}, "shape", "group_id [1] is no number"),
+        ({"shape_type": "rectangle", "points": [[1, 1]]}, "shape", "expected at least 2"),
+        ({"shape_type": "mask"}, "shape", "3 points, not two corners"),
+        ({"points": [[1, 1], [1, 1], [1, 1]]}, "empty box", "0 x 0"),
+        ({"points": [[100, 1], [110, 1], [110, 5]]}, "box outside", ""),
+    ],
+)
+def test_a_shape_that_is_no_object_is_left_out_and_named(tmp_path: Path, changes: dict, kind: str, reason: str) -> None:
+    folder = dataset(tmp_path, GOOD | changes)
+    for _ in range(2):  # the second time from the cache
+        file = read(folder)
+        details = [problem.detail for problem in file.problems if problem.kind == kind]
+        assert [detail.partition(": ")[0] for detail in details] == [f"train/{name}.json, shape 2" for name in "01"]
+        assert all(reason in detail for detail in details)
+        assert [len(objects) for objects in file.objects.values()] == [2, 2] and file.annotations == 6
+    file.stop_if_fatal()
+
+
+@pytest.mark.parametrize("outline", ["polygon", "mask"])
+def test_a_rectangle_in_a_group_with_an_outline_is_part_of_its_mask(tmp_path: Path, outline: str) -> None:
+    first = {"label": "a", "group_id": 1, "shape_type": "polygon", "points": [[2, 2], [12, 2], [12, 12], [2, 12]]}
+    if outline == "mask":
+        first |= {"shape_type": "mask", "points": [[2, 2], [11, 11]], "mask": png(np.ones((10, 10)))}
+    rectangle = {"label": "a", "group_id": 1, "shape_type": "rectangle", "points": [[22, 10], [12, 2]]}
+    huge = rectangle | {"points": [[1e9, 1e9], [-1e9, -1e9]]}
+    file = read(dataset(tmp_path, first, rectangle), masks=True)
+    assert [problem.kind for problem in file.problems] == []
+    [_, item, _] = file.objects[1]
+    assert item["bbox"] == [2, 2, 20, 10] and item["area"] == 180
+    file = read(dataset(tmp_path, first, huge), masks=True)
+    assert ("polygon" if outline == "polygon" else "shape") in {problem.kind for problem in file.problems}
+    assert file.objects[1][1]["bbox"] == [2, 2, 10, 10]  # what nobody can have meant is left out
+
+
+def test_an_empty_group_is_none(tmp_path: Path) -> None:
+    file = read(
+        dataset(tmp_path, GOOD | {"group_id": ""}, ANOTHER | {"group_id": "", "points": [[30, 1], [39, 1], [39, 9]]})
+    )
+    assert [len(objects) for objects in file.objects.values()] == [3, 3]  # and one repeats another
+
+
+@pytest.mark.parametrize("kind", ["Polygon", "quadrilateral", "rotation"])
+def test_kinds_of_outlines_have_several_names(tmp_path: Path, kind: str) -> None:
+    shape = GOOD | {"shape_type": kind, "points": [[10, 10], [20, 12], [18, 20], [9, 18]]}
+    file = read(dataset(tmp_path, shape), masks=True)
+    assert [len(objects) for objects in file.objects.values()] == [3, 3] and file.problems == []
+
+
+def test_label_files_may_have_names_in_capitals(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, GOOD | {"points": [[10, 10], [20, 12], [18, 20]]})
+    (folder / "train" / "1.json").rename(folder / "train" / "1.JSON")
+    assert [len(objects) for objects in read(folder).objects.values()] == [3, 3]
+
+
+def test_why_label_files_cannot_be_used_is_told_if_too_few_are_left(tmp_path: Path) -> None:
+    for name in "abc":
+        image(tmp_path / f"{name}.png")
+        write(tmp_path / f"{name}.json", entry(GOOD, said="a.png"))
+    assert "cannot be split" in (message := refused(tmp_path)) and "b.json: is of the same image as a.json" in message
+
+
+@pytest.mark.parametrize("shape", [None, 5, "x", [], {}, {"points": GOOD["points"]}])
+def test_what_is_no_shape_at_all_is_left_out_too(tmp_path: Path, shape: object) -> None:
+    file = read(dataset(tmp_path, shape))
+    assert [problem.kind for problem in file.problems] == ["shape", "shape"] and file.annotations == 6
+
+
+def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = dataset(tmp_path / "d", *[GOOD | {"points": [[1, 1], [2, 2]]}] * 4, GOOD | {"shape_type": "circle"})
+    assert check_data.main(["--data", str(folder), "--json", str(tmp_path / "problems.json")]) == 0
+    text = capsys.readouterr().out
+    assert "dropped: 8 shapes of labelme files are no objects\n    (train/0.json, shape 2: LabelMe polygon shape" in text
+    assert "train.json: 2 images, 4 of 12 annotations used" in text
+    assert "left out: 2 shapes that are no outlines (circle)" in text
+    assert len(json.loads((tmp_path / "problems.json").read_text())) == 8
+
+
+def test_files_that_cannot_be_used_stop_and_all_are_named(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    write(folder / "train/1.json", b'{"shapes": [')
+    write(folder / "train/no image.json", b"")
+    write(folder / "train/a.json", entry(GOOD, said="0.png"))
+    write(folder / "train/b.json", entry(GOOD, said="gone.png"))
+    file = read(folder)
+    details = [problem.detail.partition(" (")[0] for problem in file.problems if problem.kind == "label file"]
+    assert details == [
+        "train/1.json: cannot be read as labelme's",
+        "train/a.json: is of the same image as train/0.json, train/0.png",
+        "train/b.json: its image, gone.png, is not there, or more than once; looked for by its path, its name, "
+        "and the name b",
+        "train/no image.json: cannot be read as labelme's",
+    ]
+    assert "4 label files cannot be used, first train/1.json: cannot be read as labelme's" in refused(folder)
+    for name in ("0", "1", "a", "b", "no image"):
+        (folder / f"train/{name}.json").unlink()
+    write(folder / "val/2.json", b'"shapes"')
+    assert "no labelme file can be used: val/2.json: cannot be read as labelme's (TypeError" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("..\\label\\12.png", "images/12.png"),
+        ("C:\\data\\images\\x.png", "images/x.png"),
+        ("/home/a/x.png", "deep/er/x.png"),
+        ("my%20image%231.png", "images/my image#1.png"),
+        ("upload/4/0a1b2c3d-x.png", "images/x.png"),
+        ("../b/images/x.png", "images/x.png"),
+        (unicodedata.normalize("NFD", "\xe9.png"), "images/\xe9.png"),
+        ("caf%E9.png", "images/caf\udce9.png"),
+        ("a\nb\N{SNAKE}.png", "images/a\nb\N{SNAKE}.png"),
+        ("-rf %.png", "images/-rf %.png"),
+        ("renamed.png", "images/labels.jpg"),
+        ("", "images/labels.jpg"),
+        (None, "images/labels.jpg"),
+        (5, "images/labels.jpg"),
+    ],
+)
+def test_images_are_found_as_other_programs_name_them(tmp_path: Path, said: object, name: str) -> None:
+    image(tmp_path / "d" / name)
+    image(tmp_path / "x.png")  # outside of the dataset
+    image(tmp_path / "d" / "other" / "2.png")
+    write(tmp_path / "d" / "annotated" / "labels.json", entry(GOOD, said=said))
+    write(tmp_path / "d" / "other" / "2.json", entry(GOOD, said="2.png"))
+    layout = layouts.recognise(str(tmp_path / "d"))
+    found = {i["file_name"] for split in layout.splits for i in layout.read(split).images.values()}
+    assert found == {name, "other/2.png"}
+
+
+@pytest.mark.parametrize("said", ["../../x.png", "/etc/passwd", "HERE/x.png", "a/x.png", "..", "b\0.png", "x" * 5000])
+def test_an_image_outside_or_there_twice_is_not_found(tmp_path: Path, said: str) -> None:
+    folder = dataset(tmp_path / "d")
+    image(tmp_path / "x.png")
+    for name in ("b/c/x.png", "b/d/x.png"):
+        image(folder / name)
+    write(folder / "train/gone.json", entry(GOOD, said=said.replace("HERE", str(tmp_path))))
+    assert "train/gone.json: its image, " in refused(folder) and "looked for by" in refused(folder)
+
+
+def test_the_name_that_is_said_counts_before_that_of_the_file(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    for name in ("images/train/a/7.png", "images/train/b/7.png", "images/train/8.png"):
+        image(folder / name)
+    write(folder / "labels/8.json", entry(GOOD, said="..\\data\\b\\7.png"))
+    assert "images/train/b/7.png" in {image["file_name"] for image in read(folder).images.values()}
+
+
+def test_a_deleted_image_is_not_replaced_by_another_of_its_name(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    for name in ("train/0.png", "train/1.png"):
+        (folder / name).unlink()
+    for name in ("train/9.png", "other/0.png", "1.png"):
+        image(folder / name)
+    write(folder / "train/9.json", entry(GOOD, said="9.png"))
+    details = [problem.detail for problem in read(folder).problems if problem.kind == "label file"]
+    assert [detail.partition(",")[0] for detail in details] == [
+        "train/0.json: its image",
+        "train/1.json: its image",
+    ]
+    for name in ("0", "1"):  # the folder is said, and is not that of the file
+        (folder / f"train/{name}.json").unlink()
+        write(folder / f"labels/{name}.json", entry(GOOD, said=f"..\\train\\{name}.png"))
+    message = refused(folder, "val")
+    assert "labels/0.json: its image, ..\\train\\0.png, is not there" in message
+
+
+def test_an_image_that_is_elsewhere_than_its_file_says_is_told(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    write(folder / "labels/7.json", entry(GOOD, said="..\\label\\7.png"))
+    write(folder / "labels/8.json", entry(GOOD, said="8.png"))
+    for name in "78":
+        image(folder / f"train/images/{name}.png")
+    assert layouts.recognise(str(folder)).notes == [
+        "2 images are not where their labelme files say; found by their names: "
+        "labels/7.json: ..\\label\\7.png is train/images/7.png, "
+        "labels/8.json: 8.png is train/images/8.png"
+    ]
+
+
+def test_images_without_a_file_and_of_other_kinds_are_named(tmp_path: Path) -> None:
+    folder = dataset(tmp_path)
+    image(folder / "train/more.png")
+    write(folder / "train/x.heic", b"")
+    assert layouts.recognise(str(folder)).notes == [
+        "left out: 2 images without a labelme file: train/more.png, train/x.heic"
+    ]
+    write(folder / "train/x.json", entry(GOOD, said="x.heic"))
+    assert "train/x.json: its image, train/x.heic, is of a kind that is not read" in refused(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks_are_read(tmp_path: Path, encoding: str) -> None:
+    folder = dataset(tmp_path)
+    write(
+        folder / "train/0.json",
+        json.dumps(entry(GOOD | {"label": "\xe4"}, said="0.png"), ensure_ascii=False).encode(encoding),
+    )
+    assert "\xe4" in read(folder).categories.values()
+
+
+@pytest.mark.parametrize("sides", [("x", None), (0, 0), (-1, 5), (1e999, 5), (True, True), (10**9, 10**9), ([], {})])
+def test_unusable_sides_are_taken_from_the_image(tmp_path: Path, sides: tuple) -> None:
+    folder = dataset(tmp_path)
+    write(folder / "train/0.json", entry(GOOD, said="0.png", imageHeight=sides[0], imageWidth=sides[1]))
+    assert (read(folder).images[1]["height"], read(folder).images[1]["width"]) == (HEIGHT, WIDTH)
+
+
+def test_a_shape_that_repeats_another_names_its_number(tmp_path: Path) -> None:
+    file = read(dataset(tmp_path, GOOD | {"shape_type": "circle"}, ANOTHER))
+    assert [(problem.kind, problem.detail) for problem in file.problems] == [
+        ("object twice", "train/0.json, shape 4: as shape 3"),
+        ("object twice", "train/1.json, shape 4: as shape 3"),
+    ]
+
+
+def png(pixels: np.ndarray, mode: str = "L") -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8) * 255).convert(mode).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_masks_are_read_pixel_by_pixel(tmp_path: Path, mode: str) -> None:
+    pixels = np.tri(6, 11, 3) > 0  # rows 20 to 25, columns 7 to 17
+    shape = {"label": "m", "shape_type": "mask", "points": [[7.0, 20.0], [17.0, 25.0]], "mask": png(pixels, mode)}
+    file = read(dataset(tmp_path, shape), masks=True)
+    item = next(item for item in file.objects[1] if file.categories[item["category_id"]] == "m")
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[20:26, 7:18] = pixels
+    assert (mask_api.decode(item["segmentation"]) == expected).all()
+    assert item["bbox"] == [7, 20, 9, 6] and item["area"] == pixels.sum() and not file.problems
+
+
+def test_a_mask_at_the_border_is_cut_as_labelme_does(tmp_path: Path) -> None:
+    shape = {"label": "m", "shape_type": "mask", "points": [[36, 26], [WIDTH, HEIGHT]], "mask": png(np.ones((4, 4)))}
+    file = read(dataset(tmp_path, shape), masks=True)
+    assert [36, 26, 4, 4] in [item["bbox"] for item in file.objects[1]] and not file.problems
+
+
+def test_a_group_of_a_mask_and_polygons_is_one_object(tmp_path: Path) -> None:
+    shape = {"label": "a", "shape_type": "mask", "points": [[30, 20], [35, 25]], "mask": png(np.ones((6, 6))), "group_id": 1}
+    huge = GOOD | {"group_id": 1, "points": [[0, 0], [1e9, 0], [1e9, 1e9]]}
+    file = read(dataset(tmp_path, shape, GOOD | {"group_id": 1}, huge), masks=True)
+    grouped = next(item for item in file.objects[1] if isinstance(item["segmentation"], dict))
+    mask = mask_api.decode(grouped["segmentation"])
+    assert len(file.objects[1]) == 3 and mask[20:26, 30:36].all() and mask[3, 7] and not mask[15, 15]
+
+
+def test_what_cannot_be_joined_with_a_mask_is_named_and_no_part_of_the_box(tmp_path: Path) -> None:
+    group = {"label": "m", "group_id": 1}
+    corners = [[30, 20], [35, 25]]
+    mask = group | {"shape_type": "mask", "points": corners, "mask": png(np.ones((6, 6)))}
+    empty = mask | {"points": [[2, 3], [4, 5]], "mask": png(np.zeros((3, 3)))}
+    flat = GOOD | group | {"points": [[1, 1], [9, 1], [5, 1]]}
+    outside = GOOD | group | {"points": [[-9, 1], [-1, 1], [-1, 9]]}
+    file = read(dataset(tmp_path, empty, mask, flat, outside), masks=True)
+    details = [problem.detail for problem in file.problems if "train/0.json" in problem.detail]
+    assert [problem.kind for problem in file.problems] == ["shape"] * 6
+    assert details == [
+        "train/0.json, shape 2: its mask has no pixel",
+        "train/0.json, shape 4: no area inside of the image",
+        "train/0.json, shape 5: no area inside of the image",
+    ]
+    [item] = [item for item in file.objects[1] if file.categories[item["category_id"]] == "m"]
+    assert item["bbox"] == [30, 20, 6, 6] and item["area"] == 36
+
+
+def bomb() -> str:
+    buffer = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("mask", "points", "reason"),
+    [
+        (None, [[1, 1], [2, 2]], "its mask is no PNG in base64"),
+        ("***", [[1, 1], [2, 2]], "its mask is no PNG in base64"),
+        (base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n").decode(), [[1, 1], [2, 2]], "its mask is no PNG in base64"),
+        (png(np.ones((5, 5))), [[1, 1], [9, 9]], "its mask has 5 x 5 pixels, and 9 x 9 by its points"),
+        (png(np.ones((5, 5))), [[-1, 1], [3, 5]], "its mask leaves the image, which is 40 x 30"),
+        (png(np.ones((5, 5))), [[36, 1], [40, 5]], "its mask has 5 x 5 pixels, and 4 x 5 by its points"),
+        (png(np.ones((5, 5))), [[50, 1], [54, 5]], "its mask has 5 x 5 pixels, and -10 x 5 by its points"),
+        (png(np.ones((5, 5)))[:60], [[1, 1], [5, 5]], "its mask is damaged"),
+        (bomb(), [[1, 1], [2, 2]], "its mask has too many pixels to be opened"),
+        (bomb(), [[0, 0], [29_999, 29_999]], "its mask has too many pixels to be opened"),
+    ],
+)
+def test_a_mask_that_is_none_is_left_out(tmp_path: Path, mask: object, points: list, reason: str) -> None:
+    file = read(dataset(tmp_path, {"label": "m", "shape_type": "mask", "points": points, "mask": mask}))
+    assert [problem.kind for problem in file.problems] == ["shape", "shape"] and "m" in file.categories.values()
+    assert all(f"shape 2: {reason}" in problem.detail for problem in file.problems)
+
+
+@pytest.mark.parametrize("kind", ["rotation", "oriented_rectangle"])
+def test_rotated_rectangles_are_outlines(tmp_path: Path, kind: str) -> None:
+    corners = [[20, 5], [25, 10], [20, 15], [15, 10]]
+    file = read(
+        dataset(tmp_path, GOOD | {"label": "r", "shape_type": kind, "points": corners, "direction": 0.7}), masks=True
+    )
+    item = next(item for item in file.objects[1] if file.categories[item["category_id"]] == "r")
+    assert item["segmentation"] == [[20, 5, 25, 10, 20, 15, 15, 10]] and item["bbox"] == [15, 5, 10, 10]

@@ -1,0 +1,65 @@
+"""The quick start ends with a word on what to do, however its training run ends."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from gpvit.utils.errors import UserError
+
+spec = importlib.util.spec_from_file_location("quickstart", REPOSITORY / "tools" / "quickstart.py")
+quickstart = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(quickstart)
+
+
+STAGE = """
+import os, signal, sys, time
+
+def stop(number, frame):
+    time.sleep(0.5)  # it saves its state, for longer than Python would wait for a child after Ctrl-C
+    open("saved", "w").close()
+    sys.exit(128 + number)
+
+signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "message"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "killed (SIGKILL), perhaps for want of memory; call make quickstart"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "killed (SIGSEGV); call make quickstart again to go on"),
+        ("os.kill(os.getppid(), signal.SIGINT); time.sleep(60)", 130, "interrupted; the next call goes on"),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted; the next call goes on"),
+        ("os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)", 143, "interrupted; the next call goes on"),
+        ("sys.exit('error: what it says itself')", 1, ""),
+        ("", 0, ""),
+    ],
+)
+def test_a_quick_start_whose_training_run_ends_early_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture, script: str, code: int, message: str
+) -> None:
+    (tmp_path / "train_net.py").write_text(STAGE + script)
+    monkeypatch.setattr(quickstart, "REPOSITORY", tmp_path)
+    assert quickstart.train(tmp_path, []) == code
+    printed = capfd.readouterr().err
+    assert message in printed and "Traceback" not in printed
+    assert len(printed.strip().splitlines()) == (code != 0)
+    assert (tmp_path / "saved").exists() == (code in (130, 143))
+
+
+@pytest.mark.parametrize(("ap", "overrides", "told"), [(35.0, [], ""), (10.0, [], "is below 20"), (0.0, ["a=b"], "")])
+def test_a_quick_start_that_learned_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, ap: float, overrides: list[str], told: str
+) -> None:
+    for name in ("make_data_set", "draw"):
+        monkeypatch.setattr(quickstart, name, lambda *_: None)
+    monkeypatch.setattr(quickstart, "train", lambda *_: 0)
+    monkeypatch.setattr(quickstart, "read_evaluation", lambda _: {"results": {"segm": {"AP": ap}}})
+    if told:
+        with pytest.raises(UserError, match=told):
+            quickstart.main(overrides)
+    else:
+        assert quickstart.main(overrides) == 0
+    assert f"mask AP {ap:.1f} %" in capsys.readouterr().out

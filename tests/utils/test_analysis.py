@@ -1,0 +1,43 @@
+"""FLOPs are counted as published, and times and memory belong to one part each."""
+
+import json
+
+import official
+import pytest
+import torch
+from conftest import REPOSITORY
+from gpvit.config import load_config
+from gpvit.utils import analysis, profiler
+
+
+@pytest.mark.parametrize("size", ["l1", "l2", "l3", "l4"])
+def test_parameters_and_flops_are_the_published_ones(size: str) -> None:
+    expected = json.loads((official.FOLDER / "complexity.json").read_text())
+    cfg = load_config(str(REPOSITORY / "configs" / "published" / f"mask_rcnn_gpvit_{size}_1x.py"))
+    model = analysis.built_on_meta(cfg.model)
+    counts, counted = analysis.parameters(model), expected["parameters"]["maskrcnn"][size]
+    assert sum(counts.values()) == counted["total"] and counts["rest"] == 0
+    assert counts["backbone"] + counts["adapter"] == counted["backbone"]
+    assert (counts["pyramid"], counts["dense head"]) == (counted["neck"], counted["rpn_head"])
+    assert counts["box head"] + counts["mask head"] == counted["roi_head"]
+    macs = {part: gflops / 2 for part, gflops in analysis.flops(model, 800, 1280).items()}
+    assert macs["backbone"] == pytest.approx(expected["backbone_gmacs"][size]["800x1280"], rel=1e-3)
+    detector = expected["maskrcnn_gmacs_800x1280"][size]
+    # A bilinear sample is counted there as five multiply-accumulates and here as four, the cells that it looks up.
+    with_adapter = detector["backbone_adapter"] + 0.8 * detector["deformable_sampling_by_hand"]
+    assert macs["backbone"] + macs["adapter"] == pytest.approx(with_adapter, rel=1e-3)
+    assert macs["pyramid"] == pytest.approx(detector["fpn"], rel=1e-3)
+    assert macs["dense head"] == pytest.approx(detector["rpn"], rel=1e-3)
+    assert macs["box head"] == pytest.approx(detector["box_head_1000_rois"], rel=1e-3)
+    assert macs["mask head"] == pytest.approx(detector["mask_head_100_rois"], rel=1e-3)
+
+
+def test_inner_parts_are_not_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, memory = iter([0.0, 1.0, 3.0, 7.0]), iter([(5, 0), (6, 10), (6, 30), (5, 20)])
+    monkeypatch.setattr(profiler.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(profiler, "memory_since_reset", lambda device: next(memory))
+    model = torch.nn.Sequential(torch.nn.Identity())
+    outer, inner = profiler.Meter(model, "cpu"), profiler.Meter(model[0], "cpu")
+    model(torch.zeros(1))
+    assert (outer.seconds, outer.own_seconds, inner.seconds, inner.own_seconds) == ([7], [5], [2], [2])
+    assert (outer.peaks, outer.own_peaks, inner.peaks, inner.own_peaks) == ([25], [15], [24], [25])
