@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from gpvit.data import InstanceMapper, build_train_loader, train_augmentations
-from gpvit.evaluation.coco_evaluation import COCOEvaluator
+from gpvit.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
 dataloader = OmegaConf.create(

@@ -13,9 +13,9 @@ train = dict(
     ema_decay=0.0,  # of a moving average of the weights, which is evaluated and saved, too; 0 for none
     skip_budget=0,  # images that may be left out in all, if they cannot be used; else the first one is an error
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
-    # Iterations between two (once an epoch), how many to keep, the metric ("segm/AP") whose best one is kept beside them,
-    # and after how many evaluations without a better one to stop (0: never).
-    checkpointer=dict(period=3_665, max_to_keep=3, best_metric="", patience=0),
+    checkpointer=dict(period=3_665, max_to_keep=3),  # iterations between two (once an epoch), and how many to keep
+    best_metric="",  # such as "segm/AP": the checkpoint where it was highest is kept, too; "" for none
+    patience=0,  # evaluations without a better one after which the training ends; 0 for no early end
     eval_period=3_665,  # iterations; 0 for only at the end
     log_period=20,  # iterations
     pictures=4,  # of the validation data whose predictions are drawn at each evaluation; 0 for none

@@ -109,7 +109,7 @@ def configure(args: argparse.Namespace) -> DictConfig:
         require_files(cfg.dataloader.train)
     classes = check_classes(cfg, train=train)
     if train:
-        check_best_metric(cfg.train.checkpointer.get("best_metric"), cfg, classes)
+        check_best_metric(cfg.train.get("best_metric"), cfg, classes)
         if cfg.train.get("wandb"):
             import_module("gpvit.engine.monitoring.wandb_writer")  # if it is missing, that is said before anything begins
     return cfg

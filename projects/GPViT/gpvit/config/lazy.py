@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from ..utils.text import one_line
-from .saved import load_yaml
+from .saved import RENAMED, load_yaml, move_keys
 from .values import A_NUMBER, assignment, check_value, check_values, correction, kind_like, kind_of, parse
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"  # of this repository
@@ -45,16 +45,24 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     if not os.path.isfile(path):
         raise UserError(f"config file {path or '(none given)'} does not exist; see configs/, and give --config-file")
-    return with_overrides(load_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path), overrides)
+    cfg = load_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path)
+    move_keys(cfg)
+    return with_overrides(cfg, overrides)
 
 
 def with_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A config with ``key=value`` overrides applied. Raises as :func:`load_config` does."""
+    overrides = [_by_present_name(override) for override in overrides]
     for number, override in enumerate(overrides):
         _check_override(cfg, override, _in_one(overrides, number))
     for override in overrides:
         cfg = _with_override(cfg, override)
     return cfg
+
+
+def _by_present_name(override: str) -> str:
+    key, equals, value = override.partition("=")
+    return RENAMED.get(key, key) + equals + value
 
 
 def _with_override(cfg: DictConfig, override: str) -> DictConfig:

@@ -12,13 +12,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.text import one_line
 from ..utils.yaml_io import read_yaml
 from .values import MAX_SIDE
 
-# What configs call by names that have changed since they were saved: old name -> present one. Read by `renamed` before
-# the tables of names below.
+# What has another name than in configs of before: functions and classes, and keys. Old name -> present one, see `renamed`
+# and `move_keys`; what a config calls is compared with the tables of names below after that.
 RENAMED: dict[str, str] = {
     "gpvit.detectors.ClampedBox2BoxTransform": "gpvit.modeling.ClampedBox2BoxTransform",
     "gpvit.detectors.LastLevelNormP6P7": "gpvit.modeling.LastLevelNormP6P7",
@@ -26,16 +26,27 @@ RENAMED: dict[str, str] = {
     "gpvit.engine.build_train_loader": "gpvit.data.build_train_loader",
     "gpvit.optim.layer_decay": "gpvit.solver.layer_decay",
     "gpvit.optim.multistep_schedule": "gpvit.solver.multistep_schedule",
+    "train.checkpointer.best_metric": "train.best_metric",
+    "train.checkpointer.patience": "train.patience",
 }
 
 
 def renamed(content: Any) -> Any:
-    """A saved config, nested or flattened, with the present names of what it calls."""
+    """A saved config with the present names of what it calls and, if it is flattened, of its keys."""
     if isinstance(content, dict):
-        return {key: renamed(value) for key, value in content.items()}
+        return {RENAMED.get(key, key): renamed(value) for key, value in content.items()}
     if isinstance(content, list):
         return [renamed(value) for value in content]
     return RENAMED.get(content, content) if isinstance(content, str) else content
+
+
+def move_keys(cfg: DictConfig) -> None:
+    """Gives values in a nested config the present names of their keys."""
+    for old, new in RENAMED.items():
+        section, _, key = old.rpartition(".")
+        place = OmegaConf.select(cfg, section) if section.partition(".")[0] in cfg else None
+        if isinstance(place, DictConfig) and key in place:
+            OmegaConf.update(cfg, new, place.pop(key))
 
 
 # What a config in a checkpoint may call, by its full name as save_config writes it. A name is trusted, never a module:
@@ -139,7 +150,7 @@ def config_from_yaml(text: str, path: str) -> DictConfig:
     for key, allowed in required.items():
         value = _entry(content, key)
         if not isinstance(value, str) or value not in allowed:
-            raise UserError(f"{path} is not the config of a detector: {key} must be one of {listed(sorted(allowed))}")
+            raise UserError(f"{path} is not the config of a detector: {key} must be one of {preview(sorted(allowed))}")
     if not isinstance(_entry(content, "dataloader.test.mapper.augmentations"), list):
         raise UserError(f"{path} is not the config of a detector: dataloader.test.mapper.augmentations must be a list")
     for key, value in _values(content):
@@ -202,7 +213,7 @@ def _check_arguments(node: dict[str, Any], target: str, path: str, output_dirs: 
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     unknown = [] if takes_any else sorted(node.keys() - parameters.keys() - {"_target_"})
     if unknown:
-        raise UserError(f"{path}: {target} has no argument {listed(unknown)}")
+        raise UserError(f"{path}: {target} has no argument {preview(unknown)}")
     # Detectron2 unpickles proposals. An evaluator writes to where the run does.
     for key, allowed in {"proposal_files": {None}, "output_dir": output_dirs}.items():
         value = node.get(key)

@@ -5,6 +5,7 @@ import logging
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from detectron2.config import instantiate
@@ -45,59 +46,67 @@ FRACTIONS = several(
     number(above=0, below=1), "a list of increasing fractions of train.max_iter between 0 and 1", least=0, ordered=True
 )
 
+
+def free(kind: Kind) -> Kind:
+    """Values on which no weights depend: a run that is resumed may have others, here and, of a section, below it."""
+    return replace(kind, may_change=True)
+
+
 # The kinds of values by their keys. * stands for any part of a key, ** for any number of them, # for a number.
 # What has no row may be anything: the parameters of optimizers, schedules and augmentations that are not known here.
 KINDS: dict[str, Kind] = {
     "train": SECTION,
-    "train.output_dir": path("a folder", "a folder"),
-    "train.init_checkpoint": path("the path or address of a file of weights", "a file", "random weights"),
+    "train.output_dir": free(path("a folder", "a folder")),
+    "train.init_checkpoint": free(path("the path or address of a file of weights", "a file", "random weights")),
     "train.max_iter": ITERATIONS,
     "train.seed": whole(most=MAX_SEED, note="negative: another one each time"),
     "train.deterministic": FLAG,
-    "train.device": choice("auto", "cuda", "cpu"),
+    "train.device": free(choice("auto", "cuda", "cpu")),
     "train.amp": SECTION,
     "train.amp.enabled": choice(True, False, "auto"),
     "train.amp.dtype": choice("bfloat16", "float16"),
     "train.clip_norm": number(0, note="0: no clipping"),
-    "train.accumulate": whole(1, of="parts of a batch"),
+    "train.accumulate": free(whole(1, of="parts of a batch")),
     "train.ema_decay": number(0, below=1, note="0: no average"),
-    "train.skip_budget": whole(0, of="images"),
-    "train.ddp": SECTION,
+    "train.skip_budget": free(whole(0, of="images")),
+    "train.ddp": free(SECTION),
     "train.ddp.broadcast_buffers": FLAG,
     "train.ddp.find_unused_parameters": FLAG,
     "train.ddp.gradient_as_bucket_view": FLAG,
     "train.ddp.static_graph": FLAG,
     "train.ddp.bucket_cap_mb": either(POSITIVE, NULL),
-    "train.checkpointer": SECTION,
+    "train.checkpointer": free(SECTION),
     "train.checkpointer.period": ITERATIONS,
     "train.checkpointer.max_to_keep": whole(1, of="checkpoints"),
-    "train.checkpointer.best_metric": text("a metric such as segm/AP", "a metric", "none"),
-    "train.checkpointer.patience": whole(0, of="evaluations", note="0: never stop early"),
-    "train.eval_period": whole(0, of="iterations", note="0: only at the end"),
-    "train.log_period": ITERATIONS,
-    "train.pictures": whole(0, of="images", note="0: none"),
-    "train.wandb": text("a project", "a project", "none"),
+    "train.best_metric": free(text("a metric such as segm/AP", "a metric", "none")),
+    "train.patience": free(whole(0, of="evaluations", note="0: never stop early")),
+    "train.eval_period": free(whole(0, of="iterations", note="0: only at the end")),
+    "train.log_period": free(ITERATIONS),
+    "train.pictures": free(whole(0, of="images", note="0: none")),
+    "train.wandb": free(text("a project", "a project", "none")),
     "dataloader": SECTION,
     "dataloader.short_side": whole(1, MAX_SIDE, of="pixels", note=SEVERAL_SIDES),
     "dataloader.max_size": PIXELS,
-    "dataloader.max_detections": DETECTIONS,
+    "dataloader.max_detections": free(DETECTIONS),
+    "dataloader.folders": free(SECTION),  # of custom datasets, by their names
     "dataloader.train": SECTION,
-    "dataloader.test": SECTION,
-    "dataloader.evaluator": SECTION,
+    "dataloader.test": free(SECTION),
+    "dataloader.evaluator": free(SECTION),
     "dataloader.train.total_batch_size": whole(1, of="images"),
-    "dataloader.train.seed": whole(most=MAX_SEED),
-    "dataloader.train.start_iter": whole(0, of="iterations"),
-    "dataloader.train.skip": FLAG,
-    "dataloader.train.timeout": number(0, note="seconds"),
-    "dataloader.train.pin_memory": FLAG,
-    "dataloader.train.prefetch_factor": whole(1, of="batches"),
-    "dataloader.*.num_workers": whole(0, MAX_WORKERS, of="processes"),
+    # The run itself sets these three.
+    "dataloader.train.seed": free(whole(most=MAX_SEED)),
+    "dataloader.train.start_iter": free(whole(0, of="iterations")),
+    "dataloader.train.skip": free(FLAG),
+    "dataloader.train.timeout": free(number(0, note="seconds")),
+    "dataloader.train.pin_memory": free(FLAG),
+    "dataloader.train.prefetch_factor": free(whole(1, of="batches")),
+    "dataloader.*.num_workers": free(whole(0, MAX_WORKERS, of="processes")),
     "dataloader.test.batch_size": whole(1, of="images"),
     "dataloader.test.drop_last": FLAG,
     "dataloader.*.sampler": either(SECTION, NULL),
     "dataloader.*.collate_fn": either(SECTION, NULL),
     "dataloader.*.dataset": SECTION,
-    "dataloader.*.dataset.names": DATASETS,
+    "dataloader.*.dataset.names": free(DATASETS),
     "dataloader.*.dataset.filter_empty": FLAG,
     "dataloader.*.dataset.min_keypoints": whole(0, of="keypoints"),
     "dataloader.*.dataset.check_consistency": FLAG,
@@ -137,6 +146,12 @@ KINDS: dict[str, Kind] = {
     "dataloader.evaluator.use_fast_impl": FLAG,
     "dataloader.evaluator.allow_cached_coco": FLAG,
     "dataloader.evaluator.kpt_oks_sigmas": several(POSITIVE, "a list of numbers above 0", least=0),
+    # Of the model, wherever the config has them.
+    "**.use_act_checkpoint": free(FLAG),
+    "**.test_score_thresh": free(number()),
+    "**.test_nms_thresh": free(number()),
+    "**.test_topk_per_image": free(whole(most=MOST_DETECTIONS)),
+    "**.max_detections_per_image": free(whole(1, MOST_DETECTIONS)),
     "optimizer": SECTION,
     "optimizer.lr": POSITIVE,
     "optimizer.betas": several(DECAY, "two numbers, such as [0.9,0.999], from 0 to below 1", length=2),
@@ -226,6 +241,13 @@ PATTERNS = list(_expanded())
 def kind_of(key: str) -> Kind | None:
     """The kind of a key's values; None if they may be anything."""
     return next((kind for pattern, kind in PATTERNS if pattern.fullmatch(key)), None)
+
+
+def may_change(key: str) -> bool:
+    """Whether a run that is resumed may have another value here, by the row of the key or of a section that it is in."""
+    parts = key.split(".")
+    kinds = (kind_of(".".join(parts[:end])) for end in range(1, len(parts) + 1))
+    return any(kind is not None and kind.may_change for kind in kinds)
 
 
 def parse(override: str) -> Override:
@@ -354,9 +376,8 @@ def check_config(cfg: DictConfig, *, train: bool) -> None:
         )
     if not train:
         return
-    checkpointer = cfg.train.checkpointer
-    if checkpointer.get("patience") and not checkpointer.get("best_metric"):
-        raise UserError(f"train.checkpointer.patience={checkpointer.patience} needs train.checkpointer.best_metric")
+    if cfg.train.get("patience") and not cfg.train.get("best_metric"):
+        raise UserError(f"train.patience={cfg.train.patience} needs train.best_metric")
     mapper = cfg.dataloader.train.get("mapper")
     if isinstance(mapper, DictConfig) and mapper.get("recompute_boxes") and not mapper.get("use_instance_mask"):
         raise UserError("dataloader.train.mapper.recompute_boxes=True needs dataloader.train.mapper.use_instance_mask=True")

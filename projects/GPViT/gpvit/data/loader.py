@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ..utils.errors import ProcessError, UserError, listed
+from ..utils.errors import ProcessError, UserError, preview
 from ..utils.seed import seeded
 
 TRIES = 20  # images tried in place of one that cannot be used
@@ -35,7 +35,7 @@ def build_train_loader(
     *,
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     total_batch_size: int,
-    seed: int,
+    seed: int = -1,
     start_iter: int = 0,
     num_workers: int = 0,
     timeout: float = 300.0,
@@ -49,7 +49,7 @@ def build_train_loader(
         dataset: Detectron2's records.
         mapper: makes of a record what the model takes; raises a UserError where it cannot.
         total_batch_size: images in the batch of all processes together.
-        seed: of order and augmentation.
+        seed: of order and augmentation; if it is negative, another one each time, the same in all processes.
         start_iter: iteration whose batch comes first.
         num_workers: data-loading processes, 0 for none.
         timeout: seconds after which a data-loading process that gives nothing is an error.
@@ -57,6 +57,7 @@ def build_train_loader(
         pin_memory, prefetch_factor: as of PyTorch's DataLoader.
     """
     images_per_process(total_batch_size, comm.get_world_size())
+    seed = seed if seed >= 0 else comm.shared_random_seed()
     if len(dataset) == 0:
         raise UserError("the training data set has no image with a usable object")
     orientations = [int(record.get("width", 0) > record.get("height", 0)) for record in dataset]
@@ -257,5 +258,5 @@ def check_batches(cfg: DictConfig, processes: int) -> None:
         divisors = [str(count) for count in range(1, images + 1) if images % count == 0]
         raise UserError(
             f"train.accumulate={parts} does not divide the {images} images that each process has of a batch "
-            f"(dataloader.train.total_batch_size={batch_size}); it may be {listed(divisors)}"
+            f"(dataloader.train.total_batch_size={batch_size}); it may be {preview(divisors)}"
         )

@@ -9,9 +9,9 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from .. import checkpoint
-from ..config import flattened, inference_config
+from ..config import flattened, inference_config, renamed
 from ..evaluation.metrics import check_best_metric
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.events import lines_of
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
@@ -33,7 +33,7 @@ class Checkpointer(StopHook):
         period: iterations between two checkpoints, model_0001000.pth and so on by the iterations that are done.
         max_to_keep: checkpoints to keep, the newest ones; also those of earlier runs in the folder count.
         best_metric: as in metrics.json ("bbox/AP", "segm/AP"; with several validation sets "NAME/segm/AP"): the
-            checkpoint where it was highest is kept as model_best.pth; "" for none.
+            checkpoint where it was highest is kept as model_best.pth; None or "" for none.
         patience: evaluations in a row without a better ``best_metric`` that end the training; 0 for no end.
     """
 
@@ -45,13 +45,13 @@ class Checkpointer(StopHook):
         *,
         period: int,
         max_to_keep: int,
-        best_metric: str = "",
+        best_metric: str | None = None,
         patience: int = 0,
     ) -> None:
         if period < 1 or max_to_keep < 1:
             raise UserError(f"train.checkpointer.period={period} and max_to_keep={max_to_keep} must be at least 1")
         if patience and not best_metric:
-            raise UserError(f"train.checkpointer.patience={patience} needs train.checkpointer.best_metric")
+            raise UserError(f"train.patience={patience} needs train.best_metric")
         check_best_metric(best_metric, cfg, classes)
         self.folder, self.classes = Path(cfg.train.output_dir), classes
         self.period, self.max_to_keep = period, max_to_keep
@@ -123,10 +123,8 @@ class Checkpointer(StopHook):
         if not self.best_metric or not comm.is_main_process():
             return
         if self.best_metric not in metrics:
-            known = listed(sorted(metrics)) or "which found none"
-            raise UserError(
-                f"train.checkpointer.best_metric={self.best_metric} is none of the evaluation's metrics, {known}"
-            )
+            known = preview(sorted(metrics)) or "which found none"
+            raise UserError(f"train.best_metric={self.best_metric} is none of the evaluation's metrics, {known}")
         if self.evaluated == self.trainer.done:
             return
         self.evaluated = self.trainer.done
@@ -166,7 +164,7 @@ class Checkpointer(StopHook):
         self.saved = trainer.done
         if Path(state["path"]).name == "model_final.pth":
             self.ended = trainer.done
-        metric = state["config"].get("train.checkpointer.best_metric", self.best_metric)
+        metric = renamed(state["config"]).get("train.best_metric", self.best_metric)
         if metric != str(self.best_metric):  # the saved config is text
             logger.warning(f"the best checkpoint so far was that by {metric or 'no metric'}, now {self.best_metric} counts")
             self.best, self.without_better = float("-inf"), 0

@@ -21,7 +21,7 @@ from ..data.datasets.register import class_names
 from ..data.loader import loading_failure, share_batches
 from ..evaluation.coco_evaluation import evaluated_data
 from ..evaluation.validation_sets import validation_sets
-from ..utils.errors import ProcessError, UserError, listed
+from ..utils.errors import ProcessError, UserError, preview
 from ..utils.events import save_evaluation
 from ..utils.files import lock_folder
 from ..utils.fingerprint import dataset_fingerprint, like
@@ -79,12 +79,19 @@ def _train(cfg: DictConfig, sets: Mapping[str, DictConfig], resume: bool, config
     loader = instantiate(cfg.dataloader.train)
     classes = class_names(cfg.dataloader.train)
     records = loader.dataset.records
-    checkpoints = Checkpointer(cfg, classes, dataset_fingerprint(records, classes), **cfg.train.checkpointer)
+    checkpoints = Checkpointer(
+        cfg,
+        classes,
+        dataset_fingerprint(records, classes),
+        **cfg.train.checkpointer,
+        best_metric=cfg.train.get("best_metric"),  # which older configs lack, and patience
+        patience=cfg.train.get("patience") or 0,
+    )
     if state is not None:
         if state["classes"] != classes:
             raise UserError(
-                f"{state['path']} is of a training for other classes ({listed(state['classes'])}) than the data has "
-                f"({listed(classes)}): begin anew in another train.output_dir, from its weights if you like"
+                f"{state['path']} is of a training for other classes ({preview(state['classes'])}) than the data has "
+                f"({preview(classes)}): begin anew in another train.output_dir, from its weights if you like"
             )
         data = like(state["config"].get(DATA, ""), records, classes)
         check_config_unchanged(state["config"], checkpoints.config | {DATA: data}, state["path"])
@@ -158,7 +165,7 @@ def _test(cfg: DictConfig, sets: Mapping[str, DictConfig]) -> nn.Module:
     wanted = class_names(cfg.dataloader.test)
     if classes != wanted:
         raise UserError(
-            f"{file.path} was trained for other classes ({listed(classes)}) than the data has ({listed(wanted)})"
+            f"{file.path} was trained for other classes ({preview(classes)}) than the data has ({preview(wanted)})"
         )
     folder, about = cfg.train.output_dir, {}
     if comm.is_main_process():
