@@ -348,7 +348,7 @@ def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) 
 )
 def test_layers_start_afresh_that_belong_to_other_classes(shapes, of_file, of_model, fresh) -> None:
     weights = {f"roi_heads.box_predictor.{key}": torch.zeros(rows, 8) for key, rows in shapes.items()}
-    file = checkpoint.File("file", "checkpoint", weights, list(of_file), [])
+    file = checkpoint.File("file", weights, list(of_file))
     layers = _layers_of_other_classes(file, weights, list(of_model) if of_model else None)
     assert layers == [f"roi_heads.box_predictor.{key}" for key in fresh]
 

@@ -27,7 +27,7 @@ def killed_while_saving(path: Path, when: int | str) -> None:
     """Saves in a process that is killed after so many bytes, or before a function of ``os`` is done."""
     if (pid := os.fork()) == 0:
 
-        class Killer(io.BufferedRandom):
+        class Killer(io.BufferedWriter):
             left = when if isinstance(when, int) else sys.maxsize
 
             def write(self, data: bytes) -> int:
@@ -73,24 +73,30 @@ def test_a_full_device_is_one_line_and_leaves_the_old_file(monkeypatch: pytest.M
     assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
 
 
-def test_a_flipped_bit_anywhere_is_found_and_the_checkpoint_before_is_used(
+def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used_or_it_does_no_harm(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for iteration in (1, 2):
         gpvit.checkpoint.save(tensors(iteration), str(tmp_path / f"model_{iteration:07}.pth"))
     path = tmp_path / "model_0000002.pth"
     content = path.read_bytes()
-    comment = range(len(content) - 100, len(content))
-    places = [*comment, *random.Random(0).sample(range(len(content) - 100), 300)]
+    directory = range(len(content) - 100, len(content))
+    places = [*directory, *random.Random(0).sample(range(len(content) - 100), 300)]
+    harmless = 0  # such as in a date, or in what is between the entries
     for place in places:
         damaged = bytearray(content)
         damaged[place] ^= 1 << (place % 8)
         path.write_bytes(damaged)
         caplog.clear()
-        assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1, place
+        found = latest_checkpoint(str(tmp_path))
+        if found["trainer"]["iteration"] == 2:
+            assert str(found | {"path": ""}) == str(tensors(2) | {"path": ""}), place
+            harmless += 1
+            continue
         assert "model_0000002.pth is damaged" in caplog.text or "cannot read" in caplog.text
         with pytest.raises(UserError):
             gpvit.checkpoint.read(str(path))
+    assert harmless < len(places) / 3  # more in a small file, where much of it aligns the entries
     for length in range(0, len(content), 37):
         path.write_bytes(content[:length])
         assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1, length
@@ -224,20 +230,19 @@ def test_a_thousand_damaged_checkpoints_are_refused_or_read(tmp_path: Path) -> N
 
 def test_a_flipped_bit_at_the_end_of_a_large_checkpoint_is_found(tmp_path: Path) -> None:
     path = tmp_path / "model_0000001.pth"
-    gpvit.checkpoint.save({"model": {"weight": torch.arange(1_000_000.0)}, "trainer": {}}, str(path))
-    assert gpvit.checkpoint.digest_is_right(str(path))
+    gpvit.checkpoint.save(tensors(1) | {"model": {"weight": torch.arange(1_000_000.0)}}, str(path))
+    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
     content = bytearray(path.read_bytes())
     content[3_000_000] ^= 1
     path.write_bytes(content)
-    assert gpvit.checkpoint.digest_is_right(str(path)) is False
+    with pytest.raises(UserError, match="the file is damaged, its checksums are wrong"):
+        gpvit.checkpoint.read(str(path))
     with pytest.raises(UserError, match="none of them can be read"):
         latest_checkpoint(str(tmp_path))
 
 
-def test_a_training_is_resumed_from_its_end_and_from_no_file_without_a_digest(tmp_path: Path) -> None:
+def test_a_training_is_resumed_from_its_end(tmp_path: Path) -> None:
     gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))
-    torch.save(tensors(2), tmp_path / "model_0000002.pth")
-    assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
     gpvit.checkpoint.save(tensors(3), str(tmp_path / "model_final.pth"))
     assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 3
 

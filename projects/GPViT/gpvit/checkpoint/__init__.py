@@ -3,9 +3,8 @@
 from .describe import architecture
 from .files import (
     File,
-    digest_is_right,
     fetch,
-    in_folder,
+    find_checkpoint,
     read,
     read_content,
     save,
@@ -18,10 +17,9 @@ from .published import from_published
 __all__ = [
     "File",
     "architecture",
-    "digest_is_right",
     "fetch",
+    "find_checkpoint",
     "from_published",
-    "in_folder",
     "load",
     "load_strictly",
     "read",

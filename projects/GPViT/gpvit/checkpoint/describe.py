@@ -1,10 +1,33 @@
 """What weights are of, by their names and shapes."""
 
+import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ..modeling import SIZES
+
+
+class Architecture(NamedTuple):
+    """A kind of model, by this project's names of tensors.
+
+    name: for messages.
+    mark: how names begin that models of this kind have; the first line of :data:`ARCHITECTURES` that fits decides.
+    class_layers: the layers whose shape depends on the classes.
+    """
+
+    name: str
+    mark: str
+    class_layers: re.Pattern[str]
+
+
+_OF_RCNN = re.compile(r"roi_heads\.(box_predictor(\.\d)?\.(cls_score|bbox_pred)|mask_head\.predictor)\..*")
+ARCHITECTURES = (
+    Architecture("RetinaNet", "head.", re.compile(r"head\.cls_score\..*")),
+    Architecture("Cascade Mask R-CNN", "roi_heads.box_predictor.0.", _OF_RCNN),
+    Architecture("Mask R-CNN", "roi_heads.box_predictor.", _OF_RCNN),
+)
 
 
 def width(weights: Mapping[str, Tensor]) -> int:
@@ -18,15 +41,15 @@ def size_name(weights: Mapping[str, Tensor]) -> str:
     return next((size for size, options in SIZES.items() if options["embed_dim"] == width(weights)), "")
 
 
+def architecture_of(weights: Mapping[str, Tensor]) -> Architecture | None:
+    """The line of :data:`ARCHITECTURES`; None of a backbone alone, and of a model that has none."""
+    return next((kind for kind in ARCHITECTURES if any(key.startswith(kind.mark) for key in weights)), None)
+
+
 def architecture(weights: Mapping[str, Tensor]) -> str:
     """What the weights are of, for messages, such as "Mask R-CNN with a simple feature pyramid"."""
     if "pos_embed" in weights:
         return "a backbone alone"
-    detectors = {
-        "head.": "RetinaNet",
-        "roi_heads.box_predictor.0.": "Cascade Mask R-CNN",
-        "roi_heads.box_predictor.": "Mask R-CNN",
-    }
-    names = (name for prefix, name in detectors.items() if any(key.startswith(prefix) for key in weights))
-    detector = next(names, "a detector")
-    return f"{detector} with {'the adapter' if 'backbone.bottom_up.level_embed' in weights else 'a simple feature pyramid'}"
+    kind = architecture_of(weights)
+    name = kind.name if kind else "a detector"
+    return f"{name} with {'the adapter' if 'backbone.bottom_up.level_embed' in weights else 'a simple feature pyramid'}"

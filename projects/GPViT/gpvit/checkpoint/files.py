@@ -3,7 +3,6 @@
 Files are read without executing anything in them.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import detectron2
 import safetensors.torch
@@ -24,7 +23,7 @@ from detectron2.utils.file_io import PathManager
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write
 from ..utils.paths import utf8_path
 from ..utils.pickles import content_fault
@@ -60,13 +59,13 @@ def fetch(path: str) -> str:
             'also start from random weights (train.init_checkpoint="")'
         ) from None
     if os.path.isdir(local_path):
-        return in_folder(local_path)
+        return find_checkpoint(local_path)
     if not os.path.isfile(local_path):
         raise UserError(f"checkpoint {path or '(none given)'} does not exist")
     return local_path
 
 
-def in_folder(folder: str) -> str:
+def find_checkpoint(folder: str) -> str:
     """The checkpoint of a training's folder that is for use: the best one, else the final one, else the newest; or the
     one of a folder that :mod:`gpvit.hub` made.
 
@@ -86,22 +85,32 @@ class File:
 
     Attributes:
         path: where it came from; of a folder, the file in it.
-        title: what it holds, for messages.
         weights: tensors under this project's names; of a whole detector, or of a backbone alone.
         classes: names of a detector's classes, where they are known.
         dropped: names in the file of tensors that have no place in a detector.
+        kind: of a published file; None of a checkpoint of this project.
         config: what :func:`gpvit.config.inference_config` gave, where the file has it.
         about: other facts that came with it, where it has them: "versions" (str by str), "licence" and "source" (str),
             "iterations" of its training (int).
     """
 
     path: str
-    title: str
     weights: dict[str, Tensor]
-    classes: list[str] | None
-    dropped: list[str]
+    classes: list[str] | None = None
+    dropped: list[str] = field(default_factory=list)
+    kind: published.Kind | None = None
     config: str | None = None
     about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> str:
+        """ "L1" to "L4"; "" of another GPViT."""
+        return size_name(self.weights)
+
+    @property
+    def title(self) -> str:
+        """What the file holds, for messages."""
+        return f"published {self.kind.name} {self.size}".strip() if self.kind else "checkpoint"
 
     @property
     def is_backbone(self) -> bool:
@@ -120,17 +129,19 @@ class File:
 def read(path: str) -> File:
     """Reads a checkpoint of this project or a published file, given as a path or an address, to the CPU.
 
-    Of a folder, that of :func:`in_folder`. Nothing in it is executed.
+    Of a folder, that of :func:`find_checkpoint`. Nothing in it is executed.
 
     Raises:
         UserError: the file is missing, cannot be downloaded, is damaged, holds more than data or is of neither kind.
     """
     if os.path.isdir(path):
-        path = in_folder(path)
+        path = find_checkpoint(path)
     content = read_content(path)
     key: str | None = next((key for key in ("model", "state_dict") if key in content), None)
     if key is None:
-        raise UserError(f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {listed(list(content))}")
+        raise UserError(
+            f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {preview(list(content))}"
+        )
     if content.get("ema") is not None:
         key = "ema"  # what a training averaged is what it is for
     tensors, meta = content[key], content.get("meta")
@@ -139,7 +150,7 @@ def read(path: str) -> File:
         classes, config = content.get("classes"), content.get("inference_config")
         if not isinstance(config, str | None) or not (classes is None or _are_names(classes)):
             raise UserError(f"cannot use {path}: its 'classes' are no list of names, or its 'inference_config' is no text")
-        return File(path, "checkpoint", tensors, classes, [], config, _facts(content))
+        return File(path, tensors, classes, config=config, about=_facts(content))
     try:
         kind = published.kind_of(tensors)
         weights = published.converted(tensors, kind)
@@ -147,7 +158,7 @@ def read(path: str) -> File:
         raise UserError(f"cannot use {path}: {error}") from None
     classes = published.classes_of(tensors, meta if isinstance(meta, dict) else {}) if kind.is_detector else None
     dropped = [name for name in tensors if name.startswith(kind.dropped)]
-    return File(path, f"published {kind.name} {size_name(weights)}".strip(), weights, classes, dropped)
+    return File(path, weights, classes, dropped, kind)
 
 
 # What a tensor of weights may hold. Complex numbers would lose a part when they are loaded.
@@ -210,8 +221,6 @@ def read_content(path: str) -> dict[str, Any]:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
             return {"model": tensors} | {key: _parsed(value) for key, value in metadata.items() if key != "format"}
-        if digest_is_right(local_path) is False:
-            raise UserError(f"cannot read {path}: the file is damaged, its digest is wrong")
         if fault := content_fault(local_path, [name for _, name in _STAND_INS]):
             raise UserError(f"cannot read {path}: {fault}")
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
@@ -285,49 +294,16 @@ def versions() -> dict[str, str]:
     }
 
 
-DIGEST_MARK = b"sha256:"
-DIGEST_LENGTH = len(DIGEST_MARK) + 64
-ZIP_END, ZIP_END_LENGTH = b"PK\5\6", 22
-
-
 def save(content: dict[str, Any], path: str) -> None:
-    """Writes a dict in PyTorch's format, which is a zip file, with a SHA-256 digest of it as the comment at its end.
+    """Writes a dict in PyTorch's format.
 
     At any moment, ``path`` is what it was before or the whole new file.
 
     Raises:
         UserError: the file cannot be written, for example on a full disk; what was there is still there.
     """
-    with atomic_write(path) as partial, open(partial, "w+b") as file:
+    with atomic_write(path) as partial, open(partial, "wb") as file:
         torch.save(content, file)
-        file.seek(-2, os.SEEK_END)
-        file.write(DIGEST_LENGTH.to_bytes(2, "little"))  # the length of the comment is what a zip file ends with
-        file.write(DIGEST_MARK + _sha256(file, file.tell()).encode())
-
-
-def digest_is_right(path: str) -> bool | None:
-    """Whether a file is as :func:`save` wrote it; None if it never had a digest."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - DIGEST_LENGTH - ZIP_END_LENGTH))
-        _, end, fields = file.read().rpartition(ZIP_END)
-        if not end:
-            return False if DIGEST_MARK in fields else None
-        # What a zip file ends with: the length of its comment, and the comment.
-        stated, comment = int.from_bytes(fields[16:18], "little"), fields[18:]
-        if stated != len(comment):
-            return False  # cut short, or the length is damaged
-        return comment == DIGEST_MARK + _sha256(file, size - DIGEST_LENGTH).encode() if comment else None
-
-
-def _sha256(file: BinaryIO, length: int) -> str:
-    """Of the first bytes of a file; leaves it behind them."""
-    file.seek(0)
-    digest = hashlib.sha256()
-    while block := file.read(min(2**20, length)):
-        digest.update(block)
-        length -= len(block)
-    return digest.hexdigest()
 
 
 class _Unread:

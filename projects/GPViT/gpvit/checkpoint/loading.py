@@ -2,24 +2,18 @@
 
 import logging
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..modeling.backbone.gpvit import GPViT
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.text import PAGE_LIMIT, PATH_LIMIT, one_line
-from .describe import architecture, size_name, width
+from .describe import architecture, architecture_of, size_name, width
 from .files import File, read, require_weights
 
 logger = logging.getLogger(__name__)
-
-# Layers whose shape depends on the classes, by this project's names.
-_CLASS_LAYERS = re.compile(
-    r"roi_heads\.(box_predictor(\.\d)?\.(cls_score|bbox_pred)|mask_head\.predictor)\..*|head\.cls_score\..*"
-)
 
 
 def load(
@@ -48,7 +42,7 @@ def load(
     file = file if isinstance(file, File) else read(str(file))
     match = _match(model, file, classes)
     if strange := [name for name, tensor in match.kept.items() if not tensor.isfinite().all()]:
-        message = f"{file.path} has weights that are not finite: {listed(strange)}"
+        message = f"{file.path} has weights that are not finite: {preview(strange)}"
         if not for_training:
             raise UserError(f"{message}; use another checkpoint")
         logger.warning(message)
@@ -144,7 +138,8 @@ def _check_kind(file: File, wanted: Mapping[str, Tensor]) -> None:
 
 def _layers_of_other_classes(file: File, wanted: Mapping[str, Tensor], classes: Sequence[str] | None) -> list[str]:
     """The layers that the file cannot give to the model, since they belong to other classes."""
-    layers = [key for key in wanted if _CLASS_LAYERS.fullmatch(key) and key in file.weights]
+    kind = architecture_of(wanted)
+    layers = [key for key in wanted if kind and kind.class_layers.fullmatch(key) and key in file.weights]
     other_shape = [key for key in layers if file.weights[key].shape != wanted[key].shape]
     if classes is None or file.classes is None:
         others = bool(other_shape)
@@ -189,5 +184,5 @@ def _require_same(
         ],
     }
     if any(problems.values()):
-        details = "; ".join(f"{len(keys)} {what} ({listed(keys)})" for what, keys in problems.items() if keys)
+        details = "; ".join(f"{len(keys)} {what} ({preview(keys)})" for what, keys in problems.items() if keys)
         raise UserError(f"{path} does not fit the model: {details}")

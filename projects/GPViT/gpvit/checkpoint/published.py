@@ -13,7 +13,7 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
-from ..utils.errors import listed
+from ..utils.errors import preview
 from ..utils.text import shown
 from .describe import size_name
 
@@ -172,6 +172,7 @@ class Kind:
         names: the table of its tensors; of detectors, all of the model's, else the backbone's.
         is_detector: whether all of it is used, not the backbone alone.
         dropped: how the names of those tensors begin that have no place in a detector.
+        config: name of the config of configs/published that a file of this kind is for, by its size; "" where there is none.
     """
 
     name: str
@@ -179,12 +180,13 @@ class Kind:
     names: Names
     is_detector: bool
     dropped: tuple[str, ...] = ()
+    config: str = ""
 
 
 _BACKBONE_OF_OTHERS = _below("backbone.", "", BACKBONE)
 KINDS = (
-    Kind("Mask R-CNN", "roi_head.", MASK_RCNN, is_detector=True),
-    Kind("RetinaNet", "bbox_head.", RETINANET, is_detector=True),
+    Kind("Mask R-CNN", "roi_head.", MASK_RCNN, is_detector=True, config="mask_rcnn_gpvit_{}_1x"),
+    Kind("RetinaNet", "bbox_head.", RETINANET, is_detector=True, config="retinanet_gpvit_{}_1x"),
     Kind("semantic segmentation model", "decode_head.", _BACKBONE_OF_OTHERS, False, ("decode_head.", "auxiliary_head.")),
     Kind("ImageNet classifier", "head.fc.", _BACKBONE_OF_OTHERS, False, ("neck.", "head.")),
 )
@@ -195,7 +197,7 @@ def kind_of(state_dict: Mapping[str, Tensor]) -> Kind:
     for kind in KINDS:
         if any(key.startswith(kind.mark) for key in state_dict):
             return kind
-    raise ValueError(f"it is no published GPViT model; it holds {listed(list(state_dict))}")
+    raise ValueError(f"it is no published GPViT model; it holds {preview(list(state_dict))}")
 
 
 def converted(state_dict: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
@@ -274,7 +276,7 @@ def rename(tensors: Mapping[str, Tensor], names: Names, *, inverse: bool = False
         else:
             renamed[new_name] = tensor
     if unknown:
-        raise ValueError(f"a published {what} has no {listed(unknown)}")
+        raise ValueError(f"a published {what} has no {preview(unknown)}")
     return renamed
 
 

@@ -13,21 +13,13 @@ from omegaconf import DictConfig
 from .. import checkpoint
 from ..config import inference_config, renamed
 from ..config.saved import RENAMED
-from ..utils.errors import UserError, listed
+from ..config.values import may_change
+from ..utils.errors import UserError, preview
 from ..utils.events import read_evaluation
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 logger = logging.getLogger(__name__)
 
-# What a resumed training may change: nothing that its weights depend on. The data must be the same, wherever they are.
-FREE = re.compile(
-    r"train\.(output_dir|init_checkpoint|device|log_period|eval_period|pictures|wandb|checkpointer\..*|ddp\..*"
-    r"|skip_budget|accumulate)"
-    r"|.*\.(use_act_checkpoint|test_score_thresh|test_nms_thresh|test_topk_per_image|max_detections(_per_image)?)"
-    r"|dataloader\.train\.dataset\.names(\.\d+)?"
-    r"|dataloader\.(test|evaluator)\..*|dataloader\.train\.(num_workers|timeout|pin_memory|prefetch_factor)"
-    r"|dataloader\.train\.(seed|start_iter|skip)"  # which train_net.py sets
-)
 DATA = "content of the training data"  # a key beside those of the config
 OF_TRAINING = ("model_*.pth", "metrics.json", "run.json")
 OF_EVALUATION = ("evaluation.json", "coco_instances_results.json", "instances_predictions.pth")
@@ -82,8 +74,6 @@ def _latest_checkpoint(folder: Path) -> dict[str, Any] | None:
 def _first_good(paths: list[Path]) -> dict[str, Any] | None:
     for path in paths:
         try:
-            if not checkpoint.digest_is_right(str(path)):
-                raise UserError(f"{path} is damaged: its digest is missing or wrong")
             content = checkpoint.read_content(str(path))
             if fault := _state_fault(content):
                 raise UserError(f"{path} is not the state of a training run: {fault}")
@@ -98,9 +88,9 @@ def _state_fault(content: dict[str, Any]) -> str:
     """Why a training run cannot be resumed from what a file holds; "" if it has all entries, each of its type."""
     types = {"model": dict, "classes": list, "trainer": dict, "config": dict, "seed": int}
     if missing := types.keys() - content.keys():
-        return f"it has no {listed(sorted(missing))}"
+        return f"it has no {preview(sorted(missing))}"
     if wrong := [key for key, kind in types.items() if not isinstance(content[key], kind)]:
-        return f"{listed(wrong)} is of another type"
+        return f"{preview(wrong)} is of another type"
     if isinstance(content["seed"], bool) or not 0 <= content["seed"] < 2**63:
         return "its seed is none"
     iteration = content["trainer"].get("iteration")
@@ -153,10 +143,10 @@ def refuse_to_replace_results(folder: str, about: dict[str, Any]) -> None:
         earlier = read_evaluation(Path(folder, "evaluation.json"))
         unknown = [key for key in about if key not in earlier]
         if unknown:  # of an older version
-            raise UserError(f"{folder} has results of which {listed(unknown)} are not known: {suggestion}")
+            raise UserError(f"{folder} has results of which {preview(unknown)} are not known: {suggestion}")
         others = [key for key, value in about.items() if _comparable(earlier[key]) != _comparable(value)]
         if others:
-            raise UserError(f"{folder} has the results of an evaluation with other {listed(others)}: {suggestion}")
+            raise UserError(f"{folder} has the results of an evaluation with other {preview(others)}: {suggestion}")
 
 
 def _comparable(value: Any) -> Any:
@@ -171,10 +161,10 @@ def _comparable(value: Any) -> Any:
 def check_config_unchanged(saved: dict[str, str], present: dict[str, str], path: str) -> None:
     """Raises a UserError if a training would go on with another config than it began with, where that matters."""
     saved = renamed(saved)
-    keys = sorted(key for key in saved.keys() | present.keys() if not FREE.fullmatch(key))
+    keys = sorted(key for key in saved.keys() | present.keys() if not may_change(key))
     changed = [f"{key}: {saved.get(key)} -> {present.get(key)}" for key in keys if saved.get(key) != present.get(key)]
     if changed:
         raise UserError(
-            f"{path} was written with another config or other data ({listed(changed)}): give the old ones to resume, or "
+            f"{path} was written with another config or other data ({preview(changed)}): give the old ones to resume, or "
             f"begin anew from its weights with train.init_checkpoint={path} and another train.output_dir"
         )

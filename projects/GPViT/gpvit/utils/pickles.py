@@ -45,6 +45,8 @@ def content_fault(path: str, names: Collection[str]) -> str:
     if fault := _zip_fault(path):
         return fault
     with zipfile.ZipFile(path) as file:
+        if file.testzip() is not None:  # PyTorch does not look at them
+            return "the file is damaged, its checksums are wrong"
         pickles = [entry for entry in file.infolist() if entry.filename.endswith(".pkl")]
         if any(entry.file_size > MAX_PICKLE for entry in pickles):
             return f"it describes its content in more than {MAX_PICKLE} bytes"
