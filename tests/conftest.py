@@ -6,12 +6,13 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would fight for the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import gpvit  # noqa: F401 (before detectron2: it silences what PyTorch says to it)
 import official
 import pytest
 import torch
 from gpvit.data.datasets.synthetic import make_data_set
+from tqdm import tqdm
 
+tqdm.monitor_interval = 0  # as in commands: tests fork
 REPOSITORY = Path(__file__).parent.parent
 
 # Overrides that make configs/quickstart.py train in a second or two.

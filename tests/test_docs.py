@@ -96,7 +96,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Pat
         (folder / name).symlink_to(REPOSITORY / name)
     quickstart = folder / "output" / "quickstart"
     command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(synthetic_data), *TINY, *SMALL]
-    command += ["train.device=cpu", f"train.output_dir={quickstart}", "train.checkpointer.best_metric=segm/AP"]
+    command += ["train.device=cpu", f"train.output_dir={quickstart}", "train.best_metric=segm/AP"]
     command += ["model.roi_heads.box_predictor.test_score_thresh=0.0"]  # there is always something to see
     train_net.main(argument_parser().parse_intermixed_args(command))
     shutil.copytree(quickstart, folder / "output" / "fine_tuned")  # another training

@@ -16,8 +16,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def view(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    return view_data.main(list(map(str, arguments)))
+def view(*arguments: object) -> int:
+    return view_data.main(["--data", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_every_image_is_drawn_and_all_are_on_the_sheet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, synthetic_data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert view(monkeypatch, synthetic_data, "--split", "val", "--output", out) == 0
+    assert view(synthetic_data, "--split", "val", "--output", out) == 0
     content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
     names = {f"{image['id']}_{Path(image['file_name']).stem}.png" for image in content["images"]}
     assert {path.name for path in out.iterdir()} == names | {"sheet.png"} and len(names) == 4
@@ -58,7 +58,7 @@ def test_ids_classes_number_and_seed_choose(
     monkeypatch.setattr(view_data, "draw_annotations", lambda image, record, classes: image)  # which takes a while
 
     def drawn(*arguments: object) -> list[str]:
-        assert view(monkeypatch, synthetic_data, "--output", tmp_path / "out", "--overwrite", *arguments) == 0
+        assert view(synthetic_data, "--output", tmp_path / "out", "--overwrite", *arguments) == 0
         return [line.split(" -> ")[0] for line in capsys.readouterr().out.splitlines()[:-1]]
 
     content = json.loads((synthetic_data / "annotations" / "train.json").read_text())
@@ -78,15 +78,15 @@ def test_ids_classes_number_and_seed_choose(
         (["--ids", "99999"], "there are no images with id 99999"),
     ):
         with pytest.raises(UserError, match=message):
-            view(monkeypatch, synthetic_data, "--output", tmp_path / "none", *arguments)
+            view(synthetic_data, "--output", tmp_path / "none", *arguments)
 
 
 def test_nothing_is_overwritten_unless_told(monkeypatch: pytest.MonkeyPatch, synthetic_data: Path, tmp_path: Path) -> None:
     (tmp_path / "sheet.png").write_text("precious")
     with pytest.raises(UserError, match="there is .*sheet.png already; give another --output, or --overwrite"):
-        view(monkeypatch, synthetic_data, "--output", tmp_path, "--number", 1)
+        view(synthetic_data, "--output", tmp_path, "--number", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
-    assert view(monkeypatch, synthetic_data, "--output", tmp_path, "--number", 1, "--overwrite") == 0
+    assert view(synthetic_data, "--output", tmp_path, "--number", 1, "--overwrite") == 0
     assert (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
 
 
@@ -99,7 +99,7 @@ def test_a_name_with_dollars_stands_on_the_sheet_as_it_is(
     (copied / "images" / image["file_name"]).rename(copied / "images" / "a$b_$c.png")
     image["file_name"] = "a$b_$c.png"
     json_file.write_text(json.dumps(content))
-    assert view(monkeypatch, copied, "--split", "val", "--ids", image["id"], "--output", tmp_path / "out") == 0
+    assert view(copied, "--split", "val", "--ids", image["id"], "--output", tmp_path / "out") == 0
     assert (tmp_path / "out" / f"{image['id']}_a$b_$c.png").is_file() and (tmp_path / "out" / "sheet.png").is_file()
 
 
@@ -109,7 +109,7 @@ def test_broken_images_are_told_at_the_end_and_the_others_drawn(
     first, second, *_ = sorted((copied / "images").glob("val_*.png"))
     first.write_bytes(first.read_bytes()[:200])
     cv2.imwrite(str(second), np.zeros((9, 9, 3), np.uint8))
-    assert view(monkeypatch, copied, "--split", "val", "--output", tmp_path / "out") == 1
+    assert view(copied, "--split", "val", "--output", tmp_path / "out") == 1
     assert len(list((tmp_path / "out").iterdir())) == 3
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and f"{first}: cannot be read" in errors[0] and f"{second}: is 9 x 9 pixels, and" in errors[1]
@@ -130,16 +130,16 @@ def test_objects_with_only_a_box_are_drawn_beside_masks(
     records, _ = view_data.load(json_file, copied / "images")
     items = [item for record in records for item in record["annotations"]]
     assert sum(not item["segmentation"] for item in items) == counts["without"] and len(items) == len(content["annotations"])
-    assert view(monkeypatch, json_file, "--images", copied / "images", "--output", tmp_path / "out", "--number", 1) == 0
+    assert view(json_file, "--images", copied / "images", "--output", tmp_path / "out", "--number", 1) == 0
 
 
 def test_a_file_without_images_beside_needs_to_be_told_where_they_are(
     monkeypatch: pytest.MonkeyPatch, copied: Path, tmp_path: Path
 ) -> None:
     json_file = copied / "annotations" / "val.json"
-    assert view(monkeypatch, json_file, "--output", tmp_path / "out", "--number", 1) == 0
+    assert view(json_file, "--output", tmp_path / "out", "--number", 1) == 0
     (tmp_path / "alone").mkdir()
     lone = shutil.move(json_file, tmp_path / "alone")
     with pytest.raises(UserError, match="of its 4 images, 4 are not in .*; give their folder by --images DIR"):
-        view(monkeypatch, lone, "--output", tmp_path / "none")
-    assert view(monkeypatch, lone, "--images", copied / "images", "--output", tmp_path / "there", "--number", 1) == 0
+        view(lone, "--output", tmp_path / "none")
+    assert view(lone, "--images", copied / "images", "--output", tmp_path / "there", "--number", 1) == 0

@@ -92,8 +92,8 @@ WRONG = [
     ("train.ddp.find_unused_parameters=1", "must be True or False", True),
     ("train.checkpointer=500", "must be a section", None),
     ("train.checkpointer.period=0", "at least 1", None),
-    ("train.checkpointer.patience=2", "needs train.checkpointer.best_metric", None),
-    ("train.checkpointer.best_metric=50", "a metric such as segm/AP", "50"),
+    ("train.patience=2", "needs train.best_metric", None),
+    ("train.best_metric=50", "a metric such as segm/AP", "50"),
     ("train.wandb=2024", "a project named 2024 needs quotes", "2024"),
     ("train.wandb=None", 'a project, or "" for none', ""),
     ("train.output_dir=20240101", "a folder named 20240101 needs quotes: 'train.output_dir=\"20240101\"'", "20240101"),
@@ -218,8 +218,8 @@ RIGHT = {
     "train.clip_norm=1": 1,
     "train.ema_decay=0.9998": 0.9998,
     "train.accumulate=4": 4,
-    "train.checkpointer.best_metric=segm/AP": "segm/AP",
-    "train.checkpointer.best_metric=null": None,
+    "train.best_metric=segm/AP": "segm/AP",
+    "train.best_metric=null": None,
     "train.checkpointer.period=100000000": 10**8,
     "train.wandb=": "",
     "train.output_dir=./out-1/x.y_z": "./out-1/x.y_z",
@@ -504,7 +504,7 @@ def test_data_without_class_names_is_one_line(registered: Callable[..., str], tm
 
 def test_an_unknown_metric_is_refused_before_the_folder_is_made(synthetic_data: Path, tmp_path: Path) -> None:
     arguments = ["--data", synthetic_data, f"train.output_dir={tmp_path / 'out'}"]
-    said = one_line_of(lambda: configured(*arguments, "train.checkpointer.best_metric=segm/APx"))
+    said = one_line_of(lambda: configured(*arguments, "train.best_metric=segm/APx"))
     assert "segm/APx is none of bbox/AP" in said
 
 

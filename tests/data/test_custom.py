@@ -200,7 +200,7 @@ def test_what_is_not_split_gives_the_same_records_in_two_parts(source: Path, tmp
     else:
         UNSPLIT[name](source, tmp_path / "data")
     before = all_files(tmp_path / "data")
-    layout = layouts.recognise(str(tmp_path / "data"))
+    layout = layouts.detect_format(str(tmp_path / "data"))
     parts = {split: known(layout.read(split).records()) for split in ("train", "val")}
     assert len(parts["train"]) == 10 and len(parts["val"]) == 2  # a fifth of 12
     expected = {**known(layouts.read(str(source), "train").records()), **known(layouts.read(str(source), "val").records())}
@@ -234,7 +234,7 @@ def test_a_single_file_is_split_by_names_alone(source: Path, tmp_path: Path) -> 
 def test_a_single_file_is_split_whatever_it_is_called(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source / "images", tmp_path / "data" / "images")
     write(tmp_path / "data" / "annotations" / "train.json", merged(source))
-    layout = layouts.recognise(str(tmp_path / "data"))
+    layout = layouts.detect_format(str(tmp_path / "data"))
     assert {split: len(layout.read(split).images) for split in layout.splits} == {"train": 10, "val": 2}
     assert "2 of 12 images are set apart to validate, by seed 0 and their names" in layout.notes
 
@@ -255,7 +255,7 @@ def test_normalized_boxes_are_made_from_masks_in_a_single_file_as_in_two(
             points = np.reshape(item["segmentation"][0], (-1, 2)) / [width, height]
             item["segmentation"] = [points.ravel().tolist()]
     write(tmp_path / "data" / "all.json", content)
-    layout = layouts.recognise(str(tmp_path / "data"))
+    layout = layouts.detect_format(str(tmp_path / "data"))
     for split in ("train", "val"):
         with pytest.raises(UserError, match=r"are they normalized\?"):
             layout.read(split, masks=masks_too)
@@ -275,18 +275,18 @@ def test_val_json_alone_is_evaluated_on(source: Path, tmp_path: Path) -> None:
 def test_who_splits_and_when_makes_no_difference() -> None:
     names = [f"{number}.jpg" for number in range(12)]
     for given in (names, names[::-1]):
-        assert layouts.divided(given, lambda name: None)[0]["val"] == {"4.jpg", "0.jpg"}  # which people go by
+        assert layouts.split_images(given, lambda name: None)[0]["val"] == {"4.jpg", "0.jpg"}  # which people go by
 
 
 def test_at_least_one_image_is_set_apart_and_variants_of_one_stay_together() -> None:
-    parts, _ = layouts.divided(["a.jpg", "b.jpg"], lambda name: None)
+    parts, _ = layouts.split_images(["a.jpg", "b.jpg"], lambda name: None)
     assert len(parts["train"]) == len(parts["val"]) == 1
     names = [f"{number}_jpg.rf.{variant}.jpg" for number in range(10) for variant in "abc"]
-    parts, _ = layouts.divided(names, lambda name: None)
+    parts, _ = layouts.split_images(names, lambda name: None)
     originals = {split: {name[0] for name in part} for split, part in parts.items()}
     assert len(parts["val"]) == 6 and not originals["train"] & originals["val"]
     with pytest.raises(UserError, match="1 image cannot be split"):
-        layouts.divided(["a.jpg"], lambda name: None)
+        layouts.split_images(["a.jpg"], lambda name: None)
 
 
 def test_converted_data_is_written_once_and_anew_when_something_changes(
@@ -393,7 +393,7 @@ def test_labelme_groups_are_one_object_and_rectangles_have_no_mask(tmp_path: Pat
         shapes = [shape("cat", "polygon", *part, group=4) for part in parts] + [shape("dog", "polygon", *parts[0], group=4)]
         shapes += [shape("dog", "rectangle", [9, 9], [1, 2]), shape("dog", "circle", [3, 3], [4, 4])]
         write(tmp_path / f"{name}.json", {"shapes": shapes, "imagePath": f"..\\photos\\{name}.png"})
-    layout = layouts.recognise(str(tmp_path))
+    layout = layouts.detect_format(str(tmp_path))
     assert "left out: 2 shapes that are no outlines (circle)" in layout.notes
     [record] = layout.read("val", masks=False).records()
     boxes = [(item["category_id"], item["bbox"]) for item in record["annotations"]]
@@ -412,7 +412,7 @@ def test_yolo_boxes_scores_and_images_without_labels(tmp_path: Path) -> None:
     write(tmp_path / "labels" / "a.txt", "1 0.5 0.5 0.5 0.5\n\n0 0.5 0.5 0.5 0.5 0.9\n0 0 0 0.5 0 0.5 0.5 0.25\n")
     write(tmp_path / "labels" / "b.txt", "")
     write(tmp_path / "d.yml", "names: {0: cat, 1: dog}\n")
-    layout = layouts.recognise(str(tmp_path))
+    layout = layouts.detect_format(str(tmp_path))
     assert "1 images have no file of labels: taken for images without objects: images/c.png" in layout.notes
     found = {}
     for split in ("train", "val"):
@@ -528,7 +528,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
 
 def test_a_path_that_cannot_be_looked_at_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^--data aaa.*: File name too long$"):
-        layouts.recognise("a" * 300)
+        layouts.detect_format("a" * 300)
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ def test_what_cannot_be_read_is_named(
     write(tmp_path / "data" / "a.log.txt", "what somebody else wrote")
     unreadable(monkeypatch, end)
     with pytest.raises(UserError, match=message) as error:
-        layouts.recognise(str(tmp_path / "data")).read("val")
+        layouts.detect_format(str(tmp_path / "data")).read("val")
     assert "\n" not in str(error.value)
 
 
@@ -558,7 +558,7 @@ def test_files_in_a_folder_that_can_only_be_listed_are_named(
     SPLIT["folders in images"](source, tmp_path / "data")
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("images/val"))
     with pytest.raises(UserError, match=r"cannot open the files in .*images/val; make it"):
-        layouts.recognise(str(tmp_path / "data"))
+        layouts.detect_format(str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(
@@ -688,7 +688,7 @@ def test_the_checker_finds_the_images_of_a_single_file(source: Path, tmp_path: P
 def test_what_would_choke_a_reader_of_yaml_is_one_line(tmp_path: Path, names: str, reason: str) -> None:
     (tmp_path / "data.yaml").write_text(names)
     with pytest.raises(UserError, match=reason) as raised:
-        layouts.recognise(str(tmp_path / "data.yaml"))
+        layouts.detect_format(str(tmp_path / "data.yaml"))
     assert str(raised.value).isprintable() and len(str(raised.value)) < 500 + len(str(tmp_path))
 
 
@@ -696,7 +696,7 @@ def test_a_name_of_255_bytes_has_a_cache(source: Path, tmp_path: Path) -> None:
     json_file = tmp_path / ("é" * 125 + ".json")
     write(json_file, merged(source))
     shutil.copytree(source / "images", tmp_path / "images")
-    assert layouts.recognise(str(json_file)).splits.keys() == {"train", "val"}
+    assert layouts.detect_format(str(json_file)).splits.keys() == {"train", "val"}
 
 
 # Names of images as programs write them.
@@ -742,8 +742,8 @@ def test_names_as_programs_write_them_are_those_images(source: Path, tmp_path: P
     folder, images = tmp_path / "data", {f"images/{name}": WRITTEN[program](name) for name in NAMES}
     if layout == "one file":
         as_written(source, folder, images)
-        splits = layouts.recognise(str(folder)).splits
-        assert splits.keys() == layouts.recognise(str(folder / "annotations.json")).splits.keys() == {"train", "val"}
+        splits = layouts.detect_format(str(folder)).splits
+        assert splits.keys() == layouts.detect_format(str(folder / "annotations.json")).splits.keys() == {"train", "val"}
         files = [layouts.read(str(folder), split) for split in splits]
     else:
         for split in ("train", "val"):
@@ -785,7 +785,7 @@ AMBIGUOUS = [
 def test_names_that_may_mean_several_images_or_none_are_listed(source: Path, tmp_path: Path, names, reasons) -> None:
     as_written(source, tmp_path / "data", names)
     with pytest.raises(UserError) as error:
-        layouts.recognise(str(tmp_path / "data"))
+        layouts.detect_format(str(tmp_path / "data"))
     for reason in reasons:
         assert reason.replace("\\\\", "\\") in str(error.value)
 
@@ -824,12 +824,12 @@ def test_a_deleted_image_is_not_replaced_by_another_of_its_name(source: Path, tm
     folder = tmp_path / "data"
     as_written(source, folder, {"val/a.png": written, "train/b.png": "train/b.png"}, "all.json")
     with pytest.raises(UserError, match=r"a\.png \(is not in that folder, .*; val/a.png may"):
-        layouts.recognise(str(folder))
+        layouts.detect_format(str(folder))
     file = annotations.read(folder / "all.json", folder, open_images=True)
     assert not file.written and [problem.kind for problem in file.problems][:1] == ["unreadable"]
     (folder / "train" / "b.png").rename(folder / "val" / "b.png")  # now there is no such folder
     (folder / "train" / "notes.txt").write_text("all images are in val")
-    assert layouts.recognise(str(folder)).splits.keys() == {"train", "val"}
+    assert layouts.detect_format(str(folder)).splits.keys() == {"train", "val"}
 
 
 def test_a_name_leads_out_of_the_folder_only_where_it_did(source: Path, tmp_path: Path) -> None:
@@ -840,9 +840,9 @@ def test_a_name_leads_out_of_the_folder_only_where_it_did(source: Path, tmp_path
         as_written(source, tmp_path / "data", {"photos/a.png": written, "photos/b.png": "b.png"})
         if os.path.exists(tmp_path / "data" / written):
             with pytest.raises(UserError, match=r"a.png \(is elsewhere\)"):
-                layouts.recognise(str(tmp_path / "data"))
+                layouts.detect_format(str(tmp_path / "data"))
         else:
-            assert layouts.recognise(str(tmp_path / "data")).splits
+            assert layouts.detect_format(str(tmp_path / "data")).splits
     inside = str(tmp_path / "data" / "photos" / "a.png")  # absolute, and the file there
     for name in (inside, "../images/a.png"):
         shutil.rmtree(tmp_path / "data")

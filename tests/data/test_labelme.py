@@ -51,7 +51,7 @@ def dataset(folder: Path, *shapes: object) -> Path:
 
 def read(folder: Path, masks: bool = False) -> layouts.coco.CocoFile:
     """The train split, with its problems."""
-    layout = layouts.recognise(str(folder))
+    layout = layouts.detect_format(str(folder))
     file = layouts.coco.read(*layout.splits["train"], masks=masks, train=True)
     layout.trace("train", file)
     assert all(problem.image_id is problem.annotation_id is None for problem in file.problems)
@@ -94,7 +94,7 @@ def test_a_shape_that_is_no_object_is_left_out_and_named(tmp_path: Path, changes
         assert [detail.partition(": ")[0] for detail in details] == [f"train/{name}.json, shape 2" for name in "01"]
         assert all(reason in detail for detail in details)
         assert [len(objects) for objects in file.objects.values()] == [2, 2] and file.annotations == 6
-    file.stop_if_fatal()
+    file.raise_if_fatal()
 
 
 @pytest.mark.parametrize("outline", ["polygon", "mask"])
@@ -203,7 +203,7 @@ def test_images_are_found_as_other_programs_name_them(tmp_path: Path, said: obje
     image(tmp_path / "d" / "other" / "2.png")
     write(tmp_path / "d" / "annotated" / "labels.json", entry(GOOD, said=said))
     write(tmp_path / "d" / "other" / "2.json", entry(GOOD, said="2.png"))
-    layout = layouts.recognise(str(tmp_path / "d"))
+    layout = layouts.detect_format(str(tmp_path / "d"))
     found = {i["file_name"] for split in layout.splits for i in layout.read(split).images.values()}
     assert found == {name, "other/2.png"}
 
@@ -251,7 +251,7 @@ def test_an_image_that_is_elsewhere_than_its_file_says_is_told(tmp_path: Path) -
     write(folder / "labels/8.json", entry(GOOD, said="8.png"))
     for name in "78":
         image(folder / f"train/images/{name}.png")
-    assert layouts.recognise(str(folder)).notes == [
+    assert layouts.detect_format(str(folder)).notes == [
         "2 images are not where their labelme files say; found by their names: "
         "labels/7.json: ..\\label\\7.png is train/images/7.png, "
         "labels/8.json: 8.png is train/images/8.png"
@@ -262,7 +262,7 @@ def test_images_without_a_file_and_of_other_kinds_are_named(tmp_path: Path) -> N
     folder = dataset(tmp_path)
     image(folder / "train/more.png")
     write(folder / "train/x.heic", b"")
-    assert layouts.recognise(str(folder)).notes == [
+    assert layouts.detect_format(str(folder)).notes == [
         "left out: 2 images without a labelme file: train/more.png, train/x.heic"
     ]
     write(folder / "train/x.json", entry(GOOD, said="x.heic"))

@@ -46,7 +46,7 @@ def dataset(folder: Path, *names: str, labels: str | None = LINE, **entries: obj
 
 def parts(given: Path) -> dict[str, list[str]]:
     """The images of each split."""
-    layout = layouts.recognise(str(given))
+    layout = layouts.detect_format(str(given))
     return {
         split: sorted(os.path.relpath(image["file_name"], "images") for image in layout.read(split).images.values())
         for split in layout.splits
@@ -54,13 +54,13 @@ def parts(given: Path) -> dict[str, list[str]]:
 
 
 def notes(given: Path) -> str:
-    return "\n".join(layouts.recognise(str(given)).notes)
+    return "\n".join(layouts.detect_format(str(given)).notes)
 
 
 def refused(given: Path) -> str:
     """The error in one line that a dataset ends in."""
     with pytest.raises(UserError) as raised:
-        layouts.recognise(str(given))
+        layouts.detect_format(str(given))
     message = str(raised.value)
     assert "\n" not in message and message.isprintable()
     return message
@@ -68,7 +68,7 @@ def refused(given: Path) -> str:
 
 def problems(given: Path, split: str = "train") -> list[tuple[str, str]]:
     """What is wrong in a split, kinds and details."""
-    layout = layouts.recognise(str(given))
+    layout = layouts.detect_format(str(given))
     file = layouts.coco.read(*layout.splits[split], masks=False)
     layout.trace(split, file)
     assert all(problem.image_id is problem.annotation_id is None for problem in file.problems)

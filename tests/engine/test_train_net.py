@@ -344,7 +344,13 @@ def even_data(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) ->
 
 @pytest.mark.parametrize("launcher", ["torchrun", "detectron2"])
 def test_two_processes_do_what_one_does(launcher: str, even_data: Path, one_process: Path, tmp_path: Path) -> None:
-    worker = [str(REPOSITORY / "tests" / "distributed_worker.py"), "--config-file", CONFIG, "--data", str(even_data)]
+    worker = [
+        str(REPOSITORY / "tests" / "engine" / "distributed_worker.py"),
+        "--config-file",
+        CONFIG,
+        "--data",
+        str(even_data),
+    ]
     worker += [*TINY, *DETERMINISTIC, "train.device=cpu", f"train.output_dir={tmp_path}"]
     command = {
         "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *worker],
@@ -445,7 +451,7 @@ def test_an_evaluation_without_weights_or_on_other_data_than_is_named_is_refused
 def test_several_validation_sets_are_evaluated_each(synthetic_data: Path, config_of_sets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     command = ["--config-file", str(config_of_sets), "train.device=cpu", f"train.output_dir={folder}"]
-    command += ["train.ema_decay=0.5", "train.checkpointer.best_metric=night/city/ema_segm/AP"]
+    command += ["train.ema_decay=0.5", "train.best_metric=night/city/ema_segm/AP"]
     command += ["train.max_iter=2", "train.pictures=1"]
     train_net.main(argument_parser().parse_intermixed_args(command))
     measured = final_metrics(folder)

@@ -29,7 +29,7 @@ from gpvit.data.datasets import coco as annotations
 from gpvit.data.datasets.coco import read
 from gpvit.data.datasets.coco_rules import RULES, grouped
 from gpvit.data.masks import polygon_faults
-from gpvit.evaluation.coco_evaluation import COCOEvaluator
+from gpvit.evaluation import COCOEvaluator
 from gpvit.utils.errors import UserError
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -474,7 +474,7 @@ def test_an_id_that_is_too_large_is_called_so(reader, place: str) -> None:
     assert f"{2**60}, which is not below 2**53" in "".join(problem.detail for problem in reader(content).problems)
 
 
-def test_normalized_masks_stop_where_they_are_needed_and_boxes_are_mended_by_masks(reader) -> None:
+def test_normalized_masks_stop_where_they_are_needed_and_boxes_are_fixed_by_masks(reader) -> None:
     assert usual(reader(changed(share_mask)))["normalized"] == [1, 2, 3, 4, 5, 6]
     assert usual(reader(changed(share_mask), masks=False)) == {}
     assert usual(reader(changed(share_box), masks=False))["normalized"] == [1, 2, 3, 4, 5, 6]
@@ -821,7 +821,7 @@ def test_the_checker_takes_a_file_and_tells_of_classes_that_differ(tmp_path: Pat
 
 
 def test_the_checker_prints_the_rules_and_every_kind_of_problem_has_a_test(capsys) -> None:
-    code, text = run_check(["--data", "--rules"], capsys)
+    code, text = run_check(["--rules"], capsys)
     assert code == 0 and all(f"| {rule.what} | " in text for rule in RULES.values())
     tested = {*STOPS, *DROPS, *BOXES, *MENDED, "format", "same name", "classes differ", "unreadable", "size differs"}
     tested |= {"normalized", "first pixel", "box differs", "box alone differs", "corners", "object twice", "file twice"}
@@ -1148,7 +1148,7 @@ def test_2000_damaged_files_give_records_that_can_be_used_or_one_line(
             for record in records:
                 try:
                     instances = mapper(record)["instances"]
-                except UserError as error:  # of the image's name or size only: the objects are mended
+                except UserError as error:  # of the image's name or size only: the objects are fixed
                     assert "cannot be read" in str(error) or "by its annotations" in str(error), (number, str(error))
                     outcomes["mapper"] += 1
                 else:

@@ -652,7 +652,7 @@ BETTER = {1: 10, 2: 30, 3: 20, 4: 20, 5: 30, 6: 40, 7: 40, 8: 40}
 def test_the_best_checkpoint_is_kept_and_a_training_that_gets_no_better_ends_also_across_restarts(
     train: Callable[..., Run], tmp_path: Path, fault: str
 ) -> None:
-    options = ["train.eval_period=1", "train.checkpointer.best_metric=segm/AP", "train.checkpointer.patience=3"]
+    options = ["train.eval_period=1", "train.best_metric=segm/AP", "train.patience=3"]
     options += ["train.checkpointer.period=2", "train.ema_decay=0", "dataloader.train.num_workers=0"]
     metrics = json.dumps(BETTER)
     job = train(tmp_path, *options, faults=fault, METRICS=metrics)
@@ -666,7 +666,7 @@ def test_the_best_checkpoint_is_kept_and_a_training_that_gets_no_better_ends_als
     assert again.code == 0 and again.final()["trainer"]["iteration"] == 5
 
 
-BEST = ["train.checkpointer.best_metric=segm/AP", "train.ema_decay=0", "dataloader.train.num_workers=0"]
+BEST = ["train.best_metric=segm/AP", "train.ema_decay=0", "dataloader.train.num_workers=0"]
 
 
 def damage(path: Path) -> None:
@@ -734,7 +734,7 @@ def test_the_best_checkpoint_is_not_replaced_by_a_worse_one_after_a_restart(
 
 def test_another_metric_has_its_own_best(train: Callable[..., Run], with_best: Run, tmp_path: Path) -> None:
     shutil.copy(with_best.folder / "model_best.pth", tmp_path)
-    options = ["train.eval_period=2", "train.checkpointer.best_metric=segm/AP50", *BEST[1:]]
+    options = ["train.eval_period=2", "train.best_metric=segm/AP50", *BEST[1:]]
     job = train(tmp_path, *options, "--resume", METRICS=json.dumps({4: 1, 6: 3, 8: 2}), METRIC="AP50")
     assert job.code == 0 and "was that by segm/AP, now segm/AP50 counts" in job.log, job.output
     assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == 6
@@ -793,7 +793,7 @@ def test_all_processes_stop_when_the_loss_of_one_is_not_finite(forks: Any, tmp_p
 def test_a_stop_behind_the_best_checkpoint_leaves_a_numbered_one_that_a_better_one_does_not_replace(
     train: Callable[..., Run], tmp_path: Path
 ) -> None:
-    options = ["train.eval_period=1", "train.checkpointer.best_metric=segm/AP", "train.checkpointer.period=3"]
+    options = ["train.eval_period=1", "train.best_metric=segm/AP", "train.checkpointer.period=3"]
     metrics = {1: 10, 2: 10, 3: 10, 4: 20, 5: 30}
     train(tmp_path, *options, "dataloader.train.num_workers=0", faults="SIGTERM:4", METRICS=json.dumps(metrics))
     assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == 4
@@ -877,7 +877,7 @@ def test_a_training_goes_on_with_its_own_config_file(
 
 
 def test_a_full_disk_at_the_best_checkpoint_does_not_end_the_training(train: Callable[..., Run], tmp_path: Path) -> None:
-    options = ["train.eval_period=1", "train.checkpointer.best_metric=segm/AP", "dataloader.train.num_workers=0"]
+    options = ["train.eval_period=1", "train.best_metric=segm/AP", "dataloader.train.num_workers=0"]
     metrics = json.dumps({iteration: iteration for iteration in range(1, 9)})
     job = train(tmp_path, *options, "train.ema_decay=0", faults="disk_full:3,disk_emptied:4", METRICS=metrics)
     assert job.code == 0 and "model_best.pth: " in job.output

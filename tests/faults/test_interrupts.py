@@ -32,8 +32,11 @@ class Interrupt:
 
 sys.meta_path.insert(0, Interrupt())
 sys.argv = sys.argv[2:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
+if sys.argv[0] == "gpvit":
+    runpy.run_module("gpvit", run_name="__main__")
+else:
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))
+    runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -41,17 +44,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     ("command", "module"),
     [
         ("train_net.py", "torch"),
-        ("projects/GPViT/gpvit/__main__.py predict", "cv2"),
+        ("gpvit predict --help", "cv2"),
         pytest.param("train_net.py", "gpvit.engine.run", marks=pytest.mark.slow),
         pytest.param("tools/quickstart.py", "detectron2.data", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupt_while_importing_is_quiet(command: str, module: str) -> None:
-    script, *arguments = command.split()
-    if script.endswith("__main__.py"):
-        arguments, script = [*arguments, "--help"], "-"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")}
     result = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, module, str(REPOSITORY / script), *arguments], capture_output=True, text=True,
+        [sys.executable, "-c", INTERRUPTED, module, *command.split()],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (130, "") and result.stdout == f"importing {module}\n"
 
@@ -90,7 +92,7 @@ def test_a_second_interrupt_ends_a_command_at_once_and_quietly(tmp_path: Path) -
     """As Ctrl-C does, which the terminal sends to a process and its parent passes on to it."""
     script = tmp_path / "command.py"
     script.write_text(
-        "import atexit, os, signal, time\nfrom common import run_command\n"
+        "import atexit, os, signal, time\nfrom gpvit.cli.main import run_command\n"
         "def interrupt():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
         "atexit.register(interrupt)  # where Python would show a traceback\n"
         "run_command(interrupt)\n"

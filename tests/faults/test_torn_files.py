@@ -25,10 +25,12 @@ from gpvit import hub
 from gpvit.cli import predict, view_attention, view_data
 from gpvit.config import save_config
 from gpvit.data.image_io import save_image
+from gpvit.data.sources import InputImage, Source
 from gpvit.data.video_io import VideoWriter
 from gpvit.engine import checkpointer as checkpoints
 from gpvit.engine.monitoring.run_readme import RunReadme
-from gpvit.evaluation.coco_evaluation import COCOEvaluator
+from gpvit.evaluation import COCOEvaluator
+from gpvit.evaluation.coco_results import ResultsWriter
 from gpvit.utils.errors import UserError
 from gpvit.utils.events import save_evaluation
 from gpvit.utils.files import atomic_write, make_folder
@@ -85,12 +87,12 @@ def coco_results(folder: Path, version: int) -> None:
 
 
 def predictions(folder: Path, version: int) -> None:
-    results = predict.CocoResults(folder, ["cat"])
+    results = ResultsWriter(folder, ["cat"])
     found = Instances((90, 120), pred_boxes=Boxes(torch.ones(20, 4)), scores=torch.full((20,), 1 / (version + 2)))
     found.pred_classes = torch.zeros(20, dtype=torch.int64)
     try:
         for _ in range(5 + version):
-            results.add(predict.Picture(predict.Source("a.png", "a.png"), noise(version)), found)
+            results.add(InputImage(Source("a.png", "a.png"), noise(version)), found)
     finally:
         results.close()
 
@@ -294,17 +296,17 @@ def test_cutouts_stay_until_the_new_ones_are_there(monkeypatch: pytest.MonkeyPat
     run.args, run.cutouts = SimpleNamespace(output=tmp_path), predict.defaultdict(set)
     run.predictor = SimpleNamespace(classes=["cat"])
     found = Instances((90, 120), scores=torch.tensor([0.7]), pred_classes=torch.tensor([0]))
-    source = predict.Source("a.png", "a.png")
+    source = Source("a.png", "a.png")
     monkeypatch.setattr(predict, "cut_outs", lambda *args: [noise(0)])
 
     def cut_out() -> None:
         fill_the_disk()
         with pytest.raises(UserError, match="No space|too large"):
-            run.cut_out(predict.Picture(source, noise(0)), found)
+            run.cut_out(InputImage(source, noise(0)), found)
 
     assert os.waitpid(forked(cut_out), 0)[1] == 0
     assert contents(folder) == dict.fromkeys(old, b"old")
-    run.cut_out(predict.Picture(source, noise(0)), found)
+    run.cut_out(InputImage(source, noise(0)), found)
     assert contents(folder).keys() == {"001_cat_70.png", "notes.png", "notes.txt"}
 
 

@@ -126,9 +126,9 @@ def test_the_card_says_what_the_training_measured_and_where(training: Path, tmp_
     assert card.data.pipeline_tag == "image-segmentation" and "instance-segmentation" in card.data.tags
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values == {"AP of boxes (COCO)": 12.3, "AP of masks (COCO)": 23.4}
-    assert {result.dataset_name for result in card.data.eval_results} == {"data (val)"}
-    assert "Trained for 2 iterations on data (train)." in card.text
-    assert "measured it on 7 images of data (val)" in card.text
+    assert {result.dataset_name for result in card.data.eval_results} == {"data_val"}
+    assert "Trained for 2 iterations on data\\_train." in card.text
+    assert "measured it on 7 images of data\\_val" in card.text
     assert "| boxes | 12.3 |  |  |  |  |  |\n| masks | 23.4 |  |  |  |  | 34.5 |" in card.text
     assert "| disc | 45.6 |" in card.text
     assert f"Trained with gpvit {gpvit.__version__}, torch {torch.__version__}, detectron2 " in card.text
@@ -142,7 +142,7 @@ def test_a_card_has_the_metrics_of_its_own_checkpoint_only(tmp_path: Path) -> No
         {"iteration": 8, "bbox/AP": 30.0},
     ]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 4, "bbox/AP": 5')
-    file = checkpoint.File(str(tmp_path / "model_0000004.pth"), "checkpoint", {}, ["cat"], [], about={"iterations": 4})
+    file = checkpoint.File(str(tmp_path / "model_0000004.pth"), {}, ["cat"], about={"iterations": 4})
     assert model_card.training_of(file).metrics == {"bbox/AP": 10.0, "bbox/AP-cat": 1.0}
 
 
@@ -153,14 +153,14 @@ def test_of_evaluations_after_every_iteration_each_checkpoint_has_its_own(tmp_pa
     lines = [*lines[:2], {"iteration": 2, "total_loss": 1.0}, lines[2], [4]]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "config.yaml").write_text("train: {max_iter: 3}\n")
-    file = checkpoint.File(str(tmp_path / "model.pth"), "checkpoint", {}, [], [], about={"iterations": done})
+    file = checkpoint.File(str(tmp_path / "model.pth"), {}, [], about={"iterations": done})
     assert model_card.training_of(file).metrics == {"bbox/AP": ap}
 
 
 @pytest.mark.parametrize("content", ['{"weights": null}', "[]", "null", "3", "{"])
 def test_an_evaluation_json_of_another_kind_says_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "evaluation.json").write_text(content)
-    file = checkpoint.File(str(tmp_path / "model.pth"), "checkpoint", {}, [], [], about={"iterations": 2})
+    file = checkpoint.File(str(tmp_path / "model.pth"), {}, [], about={"iterations": 2})
     assert model_card.training_of(file).images is None
 
 
@@ -354,7 +354,7 @@ def test_errors_of_the_hub_are_one_line_that_says_what_to_do(
     assert_one_line(
         "me/empty has no model.safetensors", lambda: run("pull", "--weights", "me/empty", "--output", tmp_path / "pulled")
     )
-    push = ("push", "--weights", model, "--license", "apache-2.0", "--to")
+    push = ("push", "--weights", model, "--license", "apache-2.0", "--output")
     assert_one_line("don't have the rights.*hf auth login", lambda: run(*push, "they/toys"))
     assert_one_line("names a revision or file", lambda: run(*push, "hf://me/toys@v1"))
     monkeypatch.delenv("HF_TOKEN")

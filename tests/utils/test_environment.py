@@ -23,9 +23,12 @@ class Watch:
             os._exit(0)
 
 sys.meta_path.insert(0, Watch())
-sys.argv = [sys.argv[1], "--help"]
+sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
+if sys.argv[0].endswith("__main__.py"):
+    runpy.run_module("gpvit", run_name="__main__")
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -34,13 +37,14 @@ def seen_by_torch(command: Path, **variables: str) -> dict[str, str | None]:
     environment = {name: value for name, value in os.environ.items() if name not in OWN} | variables
     environment["PYTHONPATH"] = str(REPOSITORY / "projects" / "GPViT")
     code = AT_TORCH % (NAMES,)
+    arguments = [str(command), *(["predict"] if command.name == "__main__.py" else []), "--help"]
     run = subprocess.run(
-        [sys.executable, "-c", code, str(command)], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=True
     )
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize("command", ["train_net.py", "tools/quickstart.py", "tools/demo.py", "tools/report.py"])
+@pytest.mark.parametrize("command", ["train_net.py", "tools/quickstart.py", "projects/GPViT/gpvit/__main__.py"])
 def test_a_command_sets_how_threads_wait_before_pytorch_is_imported(command: str) -> None:
     assert all(seen_by_torch(REPOSITORY / command).values())
 

@@ -36,7 +36,7 @@ def test_strange_lines_of_metrics_are_skipped_by_whoever_reads_them(tmp_path: Pa
     assert {row["iteration"] for row in rows} == {19, 29, 30, 39}
     save_curves(path, tmp_path / "curves.png")
     assert len(training_charts(tmp_path)) == 2
-    file = checkpoint.File(str(tmp_path / "model.pth"), "checkpoint", {}, [], [], about={"iterations": 40})
+    file = checkpoint.File(str(tmp_path / "model.pth"), {}, [], about={"iterations": 40})
     assert card.training_of(file).metrics == {"bbox/AP": 20.0}
 
 

@@ -9,7 +9,7 @@ from html import escape
 
 import markdown as markdown_library  # TensorBoard brings it
 import pytest
-from gpvit.utils.errors import UserError, listed
+from gpvit.utils.errors import UserError, preview
 from gpvit.utils.text import markdown, markdown_code, one_line, print_anything, several_lines, show_control_characters
 
 
@@ -101,8 +101,8 @@ def test_a_terminal_that_lacks_characters_gets_escapes(monkeypatch: pytest.Monke
 def test_an_error_is_one_line_of_limited_length() -> None:
     assert str(UserError("a\nb\x1b[31m: \udce9 \n")) == r"a\nb\x1b[31m: \xe9"
     assert len(str(UserError("x" * 10_000))) == 2000
-    assert listed(["a\nb", 3, "x" * 10_000])[:20] == r"a\nb, 3, xxxxxxxxxxx"
-    assert len(listed(["x" * 10_000] * 9)) < 2100
+    assert preview(["a\nb", 3, "x" * 10_000])[:20] == r"a\nb, 3, xxxxxxxxxxx"
+    assert len(preview(["x" * 10_000] * 9)) < 2100
 
 
 def test_an_error_of_a_data_loading_process_is_its_last_line() -> None:

@@ -51,7 +51,7 @@ def predictor(name: str) -> gpvit.Predictor:
     classes = [str(i) for i in range(3 if name == "quickstart" else 80)]
     if name == "quickstart":
         cfg.model.roi_heads.num_classes = 3
-    return gpvit.Predictor(cfg, checkpoint.File("", "checkpoint", weights_of(cfg), classes, []), "cpu")
+    return gpvit.Predictor(cfg, checkpoint.File("", weights_of(cfg), classes), "cpu")
 
 
 @pytest.fixture(scope="module")

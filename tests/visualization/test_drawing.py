@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from gpvit.visualization import drawing as visualize
+from gpvit.visualization.curves import save_curves
 from matplotlib.figure import Figure
 
 
@@ -43,7 +44,7 @@ def test_sheet_and_curves_are_pictures(tmp_path: Path) -> None:
     rows = [{"iteration": i, "total_loss": 2.0 / (i + 1), "loss_cls": 1.0 / (i + 1)} for i in range(5)]
     rows.append({"iteration": 5, "bbox/AP": 30.0, "segm/AP": 25.0})
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)) + '\n{"iteration": 6, "bbo')  # cut short
-    visualize.save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+    save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
     for name in ("sheet.png", "curves.png"):
         assert cv2.imread(str(tmp_path / name)).std() > 10
 
@@ -57,5 +58,5 @@ def test_curves_of_several_validation_sets_have_their_names(monkeypatch: pytest.
     monkeypatch.setattr(Figure, "savefig", remember)
     found = {"day/segm/AP": 1.0, "a/$b/segm/AP": 2.0, "a/$b/bbox/AP": 2.0, "day/ema_segm/AP": 3.0, "day/segm/AP-cat": 4.0}
     (tmp_path / "metrics.json").write_text(json.dumps({"iteration": 5, "total_loss": 1.0} | found))
-    visualize.save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+    save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
     assert labels == ["a/$b boxes", "a/$b masks", "day masks"]

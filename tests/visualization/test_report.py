@@ -219,7 +219,7 @@ def test_names_in_the_data_cannot_become_html(monkeypatch: pytest.MonkeyPatch, r
     content["categories"][0]["name"] = name = "</script><script>alert($x$)</script>"
     (run / "val.json").write_text(json.dumps(content))
     images = synthetic_data / "images"
-    write_report(run, "--annotations", run / "val.json", "--images", images)
+    write_report(run, "--data", run / "val.json", "--images", images)
     page = run / "report.html"
     assert name not in page.read_text() and html.escape(name, quote=False) in page.read_text()
     assert any(row["name"] == name for row in figures_of(page)["classes"])
@@ -235,7 +235,7 @@ def test_a_report_can_be_made_without_detections_or_objects(
     else:
         content["annotations"] = []
     (run / "val.json").write_text(json.dumps(content))
-    assert write_report(run, "--annotations", run / "val.json", "--images", synthetic_data / "images") == 0
+    assert write_report(run, "--data", run / "val.json", "--images", synthetic_data / "images") == 0
     ap = figures_of(run / "report.html")["overall"]["bbox"]["AP"]
     assert ap == (0 if empty == "detections" else None)
     assert "nan" not in re.sub(r"base64,[^\"]*", "", (run / "report.html").read_text()).lower()
@@ -380,11 +380,11 @@ def test_drawing_goes_on_past_pictures_that_are_missing_or_of_another_size(
     first.unlink()
     Image.new("RGB", (30, 20)).save(second)
     truth = synthetic_data / "annotations" / "val.json"
-    assert view(run, "--annotations", truth, "--images", images) == 1
+    assert view(run, "--data", truth, "--images", images) == 1
     assert len(list((run / "predictions").glob("0*.png"))) == 2
     errors = capsys.readouterr().err
     assert f"{first}: cannot be read" in errors and f"{second}: is 30 x 20 pixels, and " in errors
-    write_report(run, "--annotations", truth, "--images", images)
+    write_report(run, "--data", truth, "--images", images)
     assert "2 cannot be read" in (run / "report.html").read_text()
 
 
@@ -505,8 +505,8 @@ def test_a_config_of_data_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match="data set my_data_set is not registered; give your own data by --data DIR"):
         view(run)
     config.write_text("dataloader: {}\n")
-    with pytest.raises(UserError, match="config.yaml names no data set to evaluate on: give the data by --data DIR"):
+    with pytest.raises(UserError, match="config.yaml names no data set to evaluate on: give the data by --data: "):
         view(run)
     config.write_text("dataloader: !!python/object:os.system {}\n")
-    with pytest.raises(UserError, match="config.yaml: line 1: has the tag .*give the data by --data DIR"):
+    with pytest.raises(UserError, match="config.yaml: line 1: has the tag .*give the data by --data: "):
         view(run)

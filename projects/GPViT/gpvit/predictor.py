@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -19,9 +19,11 @@ from .data.datasets.register import set_num_classes
 from .data.image_io import MAX_PIXELS, from_pillow, read_image
 from .data.instance_mapper import CHANNELS
 from .data.transforms import AugmentedImage
+from .utils.environment import set_defaults
 from .utils.errors import UserError, reason_of
 
-Picture = str | os.PathLike | np.ndarray | Image.Image
+ImageInput = str | os.PathLike | np.ndarray | Image.Image
+Output: TypeAlias = Instances | Tensor | dict[str, Instances | Tensor]
 
 
 class Predictor:
@@ -38,6 +40,7 @@ class Predictor:
     """
 
     def __init__(self, cfg: DictConfig, weights: str | os.PathLike | checkpoint.File, device: str | None = None) -> None:
+        set_defaults()  # where oneDNN has not computed yet: images of many sizes would take memory without end
         file = weights if isinstance(weights, checkpoint.File) else checkpoint.read(str(weights))
         self.path, self.cfg = file.path, cfg
         self.classes: list[str] = file.require_classes()
@@ -82,11 +85,14 @@ class Predictor:
             raise UserError(f"cannot build the detector of {file.path}: {reason_of(error)}") from error
 
     @overload
-    def __call__(self, pictures: Picture, batch_size: int = ...) -> Instances: ...
+    def __call__(self, pictures: ImageInput, batch_size: int = ...) -> Output: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, pictures: Sequence[Picture], batch_size: int = ...) -> list[Instances]: ...
-    def __call__(self, pictures: Picture | Sequence[Picture], batch_size: int = 4) -> Instances | list[Instances]:
-        """Detections on the CPU, in the coordinates of each picture: of one picture, or a list for a list.
+    def __call__(self, pictures: Sequence[ImageInput], batch_size: int = ...) -> list[Output]: ...
+    def __call__(self, pictures: ImageInput | Sequence[ImageInput], batch_size: int = 4) -> Output | list[Output]:
+        """What the model gives, on the CPU: of one picture, or a list for a list.
+
+        Of a detector, its "instances" in the coordinates of the picture; of other models whatever is in their output, such
+        as "sem_seg" or "scores", or all of several by their names.
 
         Args:
             pictures: a path, an array (H, W, 3), RGB, uint8, or a PIL image; or a list of these.
@@ -95,13 +101,13 @@ class Predictor:
         Raises:
             UserError: a picture cannot be read or is no such array.
         """
-        if isinstance(pictures, Picture):
+        if isinstance(pictures, ImageInput):
             return next(self.stream([pictures]))
         return list(self.stream(pictures, batch_size))
 
     @torch.no_grad()
-    def stream(self, pictures: Iterable[Picture], batch_size: int = 1) -> Iterator[Instances]:
-        """Detections as above, one picture after the other; only a batch of them is held.
+    def stream(self, pictures: Iterable[ImageInput], batch_size: int = 1) -> Iterator[Output]:
+        """The same, one picture after the other; only a batch of them is held.
 
         What goes through the model together are neighbours that have the same size there, so that none is padded for
         another's sake: that would change what is found in it.
@@ -120,9 +126,9 @@ class Predictor:
         if batch:
             yield from self._run(batch)
 
-    def _run(self, batch: list[dict[str, Any]]) -> list[Instances]:
+    def _run(self, batch: list[dict[str, Any]]) -> list[Output]:
         try:
-            return [output["instances"].to("cpu") for output in self.model(batch)]
+            return [_on_cpu(output) for output in self.model(batch)]
         except Exception as error:  # of a config whose parts do not go together, or a lack of memory
             height, width = batch[0]["image"].shape[1:]
             raise UserError(
@@ -154,7 +160,13 @@ def _to_device(model: nn.Module, device: str | None) -> nn.Module:
         raise UserError(f"cannot run on device {device}: {str(error).splitlines()[0]}") from None
 
 
-def as_rgb(picture: Picture) -> np.ndarray:
+def _on_cpu(output: dict[str, Any]) -> Output:
+    """What a model gives of an image: "instances" of a detector, "sem_seg" or "scores"; of several, all by their names."""
+    found = {name: value.to("cpu") for name, value in output.items() if isinstance(value, Instances | Tensor)}
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def as_rgb(picture: ImageInput) -> np.ndarray:
     """A picture as (H, W, 3), RGB, uint8, of at least one pixel. Raises a UserError if it cannot be."""
     if isinstance(picture, np.ndarray):
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
@@ -174,8 +186,6 @@ def config_of(file: checkpoint.File) -> DictConfig:
     """The config of a detector from its checkpoint. Raises a UserError if it carries none."""
     if file.config is not None:
         return config_from_yaml(file.config, f"the config in {file.path}")
-    detector, _, size = file.title.removeprefix("published ").lower().rpartition(" ")
-    path = CONFIGS / "published" / f"{detector.replace('-', '').replace(' ', '_')}_gpvit_{size}_1x.py"
-    if file.title.startswith("published ") and path.is_file():
-        return load_config(str(path))
+    if file.kind and file.kind.config and file.size:
+        return load_config(str(CONFIGS / "published" / f"{file.kind.config.format(file.size.lower())}.py"))
     raise UserError(f"{file.path} carries no config: give that of its training (--config-file, or Predictor(cfg, ...))")

@@ -14,12 +14,12 @@ from pathlib import Path
 from ..data.datasets import custom as layouts
 from ..data.datasets.coco import CocoFile, images_in_both, read
 from ..data.datasets.coco_rules import RULES, WHOLE_FILE, Problem, grouped
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write
 from ..utils.text import PATH_LIMIT, one_line
 from .options import command_parser
 
-MEANING = {"stop": "stops training", "drop": "dropped", "mend": "mended", "note": "to know"}
+MEANING = {"stop": "stops training", "drop": "dropped", "fix": "fixed", "note": "to know"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,7 +69,7 @@ def check(path: Path | None, images: Path | None, masks: bool, open_images: bool
         file = read(path, images or "", masks=masks, open_images=open_images)
         print(f"{one_line(path, PATH_LIMIT)}\n{layouts.table({'all': file})}")
         return [file]
-    layout = recognised(path)
+    layout = detected(path)
     files = {
         split: read(json_file, images or folder, masks=masks, train=split == "train", open_images=open_images)
         for split, (json_file, folder) in layout.splits.items()
@@ -85,9 +85,9 @@ def check(path: Path | None, images: Path | None, masks: bool, open_images: bool
     return list(files.values())
 
 
-def recognised(path: Path) -> layouts.Layout:
+def detected(path: Path) -> layouts.Layout:
     try:
-        return layouts.recognise(str(path))
+        return layouts.detect_format(str(path))
     except UserError as error:
         if path.suffix != ".json":
             raise
@@ -106,7 +106,7 @@ def show(data: CocoFile) -> None:
         print(f"\n  {MEANING[rule.action]}: {count}{rule.what}")
         names = [name(problem) for problem in problems]
         if any(names):
-            print(f"    {listed(names)}")
+            print(f"    {preview(names)}")
         print(f"    -> {rule.then}")
 
 

@@ -18,7 +18,7 @@ from .. import checkpoint
 from ..checkpoint import published
 from ..config import inference_config
 from ..predictor import config_of
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write, refuse_to_replace
 from ..utils.text import LINE_LIMIT, one_line
 from .options import add_output, command_parser
@@ -55,5 +55,5 @@ def convert(file: checkpoint.File, output: str, to_published: bool) -> str:
         with contextlib.suppress(UserError):  # there may be none
             metadata["inference_config"] = inference_config(config_of(file))
     checkpoint.write(output, file.weights, **metadata)
-    left_out = f", {len(file.dropped)} left out ({listed(file.dropped)})" if file.dropped else ""
+    left_out = f", {len(file.dropped)} left out ({preview(file.dropped)})" if file.dropped else ""
     return f"{file.title}, {len(file.weights)} tensors{left_out}{classes}"

@@ -47,7 +47,7 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..data.image_io import read_image, save_image
-from ..data.sources import Picture, Source, sources_of
+from ..data.sources import InputImage, Source, sources_of
 from ..data.video_io import VideoReader, VideoWriter
 from ..predictor import Predictor
 from ..utils.errors import UserError
@@ -171,7 +171,7 @@ class Run:
                 print(one_line(f"[{number}] {found} -> {target}", LINE_LIMIT), flush=True)
             self.show(drawn, hold=True)
 
-    def read(self, sources: Iterable[Source]) -> Iterator[Picture]:
+    def read(self, sources: Iterable[Source]) -> Iterator[InputImage]:
         for source in sources:
             if self.stopped:
                 return
@@ -180,7 +180,7 @@ class Run:
             except UserError as error:
                 self.problems.append(str(error))
             else:
-                yield Picture(source, image)
+                yield InputImage(source, image)
 
     def video(self, source: Source) -> None:
         try:
@@ -203,19 +203,19 @@ class Run:
             found = f"{counted(new['object'], 'object')} in {counted(new['frame'], 'frame')}"
             print(one_line(f"{source.path}: {found} -> {target}", LINE_LIMIT))
 
-    def frames(self, source: Source, reader: VideoReader) -> Iterator[Picture]:
+    def frames(self, source: Source, reader: VideoReader) -> Iterator[InputImage]:
         bar = tqdm(reader, desc=one_line(source.name), total=reader.frames, unit="frame", disable=None)
         try:
             for number, image in enumerate(bar):
-                yield Picture(source, image, number)
+                yield InputImage(source, image, number)
                 if self.stopped:
                     return
         except UserError as error:  # not one that the detector could see, which has earlier frames to finish
             self.problems.append(str(error))
 
-    def detect(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Instances]]:
+    def detect(self, pictures: Iterable[InputImage]) -> Iterator[tuple[InputImage, Instances]]:
         """What is found in each picture, after it went to all outputs but the drawn one."""
-        waiting: deque[Picture] = deque()
+        waiting: deque[InputImage] = deque()
 
         def images() -> Iterator[np.ndarray]:
             for picture in pictures:
@@ -223,6 +223,8 @@ class Run:
                 yield picture.image
 
         for instances in self.predictor.stream(images(), self.args.batch_size):
+            if not isinstance(instances, Instances):
+                raise UserError(f"{self.predictor.path} is no detector, whose objects could be drawn")
             picture = waiting.popleft()
             instances = instances[instances.scores >= self.args.score_threshold]
             self.counts["object"] += len(instances)
@@ -232,7 +234,7 @@ class Run:
                 self.cut_out(picture, instances)
             yield picture, instances
 
-    def cut_out(self, picture: Picture, instances: Instances) -> None:
+    def cut_out(self, picture: InputImage, instances: Instances) -> None:
         folder = self.args.output / "cutouts" / picture.source.name
         frame = "" if picture.frame is None else f"frame_{picture.frame:06}_"
         for i, rgba in enumerate(cut_outs(picture.image, instances)):

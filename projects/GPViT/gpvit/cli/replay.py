@@ -19,7 +19,7 @@ from ..config import load_config
 from ..data.datasets.register import folder_of, require_files, use_folder
 from ..data.loader import MappedDataset
 from ..engine import Trainer
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.seed import seed_everything
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from .options import add_device, command_parser
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 def prepared(args: argparse.Namespace, iteration: int, seed: int) -> tuple[Trainer, MappedDataset]:
     """Trainer and data of the run as they were before the iteration."""
     cfg = load_config(str(args.input.parent / "config.yaml"))
-    if folder := args.data or folder_of(cfg.dataloader.train.dataset.names):
+    if folder := args.data or folder_of(cfg, cfg.dataloader.train.dataset.names):
         use_folder(cfg, folder, train=True)
     require_files(cfg.dataloader.train)
     state = checkpoint.read_content(str(args.input.parent / f"model_{iteration:07}.pth"))
@@ -116,5 +116,5 @@ def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: i
     if first:
         print(f"  the first output that is not finite is of {first[0]}")
     if bad_gradients:
-        print(f"  gradients that are not finite: {listed(bad_gradients)}")
+        print(f"  gradients that are not finite: {preview(bad_gradients)}")
     return bad or bool(first or bad_gradients)

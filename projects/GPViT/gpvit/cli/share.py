@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import hub
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from .options import command_parser
 
@@ -74,7 +74,7 @@ def pull(args: argparse.Namespace) -> None:
     classes = file.require_classes()
     licence = one_line(file.about.get("licence", "not stated"))
     path = one_line(folder, PATH_LIMIT)
-    print(f"{path}: {len(classes)} classes ({listed(classes)}), licence {licence}")
+    print(f"{path}: {len(classes)} classes ({preview(classes)}), licence {licence}")
 
 
 def address_of(target: str) -> str:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ..data.datasets import coco as annotations
 from ..data.datasets import custom as layouts
 from ..data.image_io import read_image, save_image
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write, cut, make_folder, refuse_to_replace
 from ..utils.fonts import draw_all_characters
 from ..utils.text import LINE_LIMIT, one_line
@@ -93,14 +93,14 @@ def choose(records: list[dict[str, Any]], classes: list[str], args: argparse.Nam
     """The images that are asked for, with the objects that are."""
     if args.classes:
         if unknown := sorted({*args.classes} - {*classes}):
-            raise UserError(f"there are no classes {listed(unknown)}; there are {listed(classes)}")
+            raise UserError(f"there are no classes {preview(unknown)}; there are {preview(classes)}")
         for record in records:
             record["annotations"] = [o for o in record["annotations"] if classes[o["category_id"]] in args.classes]
         records = [record for record in records if record["annotations"]]
     if args.ids:
         known = {record["image_id"]: record for record in records}
         if unknown := [str(id) for id in args.ids if id not in known]:
-            raise UserError(f"there are no images with id {listed(unknown)}{' and these classes' if args.classes else ''}")
+            raise UserError(f"there are no images with id {preview(unknown)}{' and these classes' if args.classes else ''}")
         return [known[id] for id in dict.fromkeys(args.ids)]
     if not records:
         raise UserError("there is no image to draw")

@@ -27,7 +27,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Picture:
+class InputImage:
     """A picture (H, W, 3), RGB, of a file, or a frame of a video."""
 
     source: Source

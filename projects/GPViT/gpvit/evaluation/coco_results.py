@@ -19,8 +19,8 @@ from ..data.datasets import coco as annotations
 from ..data.datasets import custom as layouts
 from ..data.datasets.coco import CocoFile
 from ..data.datasets.register import folder_of, require_files
-from ..data.sources import Picture
-from ..utils.errors import UserError, listed
+from ..data.sources import InputImage
+from ..utils.errors import UserError, preview
 from ..utils.events import read_evaluation, results_folders
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, one_line
@@ -106,7 +106,7 @@ def refuse_several_sets(folder: Path) -> None:
     folders = results_folders(folder, RESULTS)
     last = read_evaluation(folder / "evaluation.json").get("data")
     if folders and (isinstance(last, list) or not (folder / RESULTS).is_file()):
-        raise UserError(f"{folder} has results of several validation sets: give the folder of one, {listed(folders)}")
+        raise UserError(f"{folder} has results of several validation sets: give the folder of one, {preview(folders)}")
 
 
 def check_data(results: Path, truth: Truth) -> None:
@@ -131,7 +131,7 @@ def _from_file(path: Path, images: Path | None, masks: bool) -> Truth:
         return annotations.read(path, images or "", masks=masks)
 
     file = read(masks)
-    file.stop_if_fatal()
+    file.raise_if_fatal()
     return Truth(file.coco(), images, str(path), read)
 
 
@@ -155,8 +155,8 @@ def _from_config(config: Path, masks: bool) -> Truth:
     name = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     if not isinstance(name, str):
         raise UserError(f"{config} names no data set to evaluate on: {hint}")
-    if folder := folder_of(name):
-        return _from_folder(folder, name.rpartition(":")[2], masks)
+    if folder := folder_of(cfg, name):
+        return _from_folder(folder, "val", masks)
     require_files(cfg.dataloader.test)
     metadata = MetadataCatalog.get(name)
     if "json_file" not in metadata.as_dict():
@@ -190,7 +190,7 @@ class ResultsWriter:
             self.files = files.pop_all()
         self.separator = "[\n"
 
-    def add(self, picture: Picture, instances: Instances) -> None:
+    def add(self, picture: InputImage, instances: Instances) -> None:
         height, width = picture.image.shape[:2]
         number = len(self.images) + 1
         frame = {} if picture.frame is None else {"frame": picture.frame}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.text import PATH_LIMIT, one_line
 from .validation_sets import validation_names
 
@@ -125,7 +125,5 @@ def check_best_metric(name: str | None, cfg: DictConfig, classes: list[str]) -> 
         return
     choices = [f"{prefix}{name}" for prefix in prefixes]
     if len(prefixes) > 1 and (not known or choices[0] in known):
-        raise UserError(
-            f"train.checkpointer.best_metric={name} does not say of which validation set: name one of {listed(choices)}"
-        )
-    raise UserError(f"train.checkpointer.best_metric={name} is none of {', '.join(known)}")
+        raise UserError(f"train.best_metric={name} does not say of which validation set: name one of {preview(choices)}")
+    raise UserError(f"train.best_metric={name} is none of {', '.join(known)}")

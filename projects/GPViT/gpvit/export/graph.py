@@ -45,6 +45,7 @@ def export(model: Detector) -> ExportedProgram:
     Raises:
         UserError: the detector is of a kind that cannot be exported.
     """
+    torch.library.register_fake("torchvision::nms", _any_number_of_boxes, allow_override=True)
     smallest = smallest_side(model)
     example = torch.zeros(3, smallest + 31, smallest + 63, dtype=torch.uint8, device=model.device)
     shapes = {"image": {1: Dim("height", min=smallest), 2: Dim("width", min=smallest)}}
@@ -213,7 +214,6 @@ def pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor) -> Tensor:
     return pooled
 
 
-@torch.library.register_fake("torchvision::nms", allow_override=True)
-def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+def _any_number_of_boxes(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """torchvision's own says that at least two boxes stay, and the graph would refuse images with fewer (seen: 0.29)."""
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)

@@ -24,7 +24,7 @@ from .. import checkpoint
 from ..checkpoint.huggingface import CARD, CONFIG, FILES, LOG_IN, WEIGHTS, errors_in_one_line, parsed
 from ..config import inference_config, load_config
 from ..predictor import Predictor, config_of
-from ..utils.errors import UserError, listed
+from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write
 from ..utils.text import PATH_LIMIT, one_line
 from ..utils.yaml_io import read_yaml
@@ -83,7 +83,7 @@ def _prepare_repository(api: HfApi, name: str, private: bool, overwrite: bool) -
         raise UserError(f"{name} exists and is public, which --private does not change: see its page, or push to another")
     there = {file.rfilename for file in present.siblings or []}
     if (found := [name for name in FILES if name in there]) and not overwrite:
-        raise UserError(f"{name} has {listed(found)} already: add --overwrite (its history keeps them), or push to another")
+        raise UserError(f"{name} has {preview(found)} already: add --overwrite (its history keeps them), or push to another")
 
 
 def write(weights: str, folder: Path, *, licence: str, address: str, config_file: str = "") -> None:
@@ -187,7 +187,7 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     try:
         found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
         if others := [name for name in found if name not in FILES]:
-            raise UserError(f"{folder} holds {listed(others)}: give a folder for the model alone")
+            raise UserError(f"{folder} holds {preview(others)}: give a folder for the model alone")
         if found and not overwrite:
             raise UserError(f"{folder} exists: add --overwrite, or give another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ import os
 import signal
 import warnings
 
+from tqdm import tqdm
+
 # For each variable that is set here: its value, and the variables by which users set the same themselves.
 DEFAULTS = {
     # Threads of OpenMP spin while they wait for each other, 300,000 turns by default, and take the core from whoever
@@ -52,6 +54,7 @@ def prepare_command() -> None:
     else:  # of a command that spawned this process, and ends it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     set_defaults()
+    tqdm.monitor_interval = 0  # no thread of its own, whose lock data-loading processes might be forked with
     # A notebook names its backend for its children too; importing matplotlib where there is no such backend is an
     # error, and no command opens a window of matplotlib's.
     os.environ.pop("MPLBACKEND", None)

@@ -19,7 +19,7 @@ class ProcessError(UserError):
     """A UserError that one process of a job alone has, so that this one must tell it."""
 
 
-def listed(names: Sequence[object]) -> str:
+def preview(names: Sequence[object]) -> str:
     """The first names of a long list, for a message."""
     shown = ", ".join(one_line(name, NAME_LIMIT) for name in names[:5])
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, listed
+from .errors import UserError, preview
 from .text import PATH_LIMIT, one_line
 
 try:
@@ -199,8 +199,8 @@ def refuse_to_replace(paths: Iterable[Path], overwrite: bool, option: str = "--o
     """
     paths = list(paths)
     if links := [str(path) for path in paths if path.is_symlink() and path.parent != Path("/dev")]:
-        raise UserError(f"{listed(links)} is a link; remove it, or give another {option}")
+        raise UserError(f"{preview(links)} is a link; remove it, or give another {option}")
     if not overwrite and (
         there := [one_line(path, PATH_LIMIT) for path in paths if os.path.isfile(path) or os.path.isdir(path)]
     ):
-        raise UserError(f"there is {listed(there)} already; give another {option}, or --overwrite")
+        raise UserError(f"there is {preview(there)} already; give another {option}, or --overwrite")

@@ -29,12 +29,14 @@ class Kind:
         fits: whether a value is that.
         options: all that it may be, if these are a few.
         noun: what a text names ("a folder"), if it may be any text.
+        may_change: whether a training run that is resumed may have another value than it began with.
     """
 
     what: str
     fits: Callable[[Any], bool]
     options: tuple[Any, ...] = ()
     noun: str = ""
+    may_change: bool = False
 
     def fault(self, value: Any) -> str:
         """What is wrong with a value that does not fit."""

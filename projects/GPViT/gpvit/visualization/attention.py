@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modeling.backbone.gpvit import GPViT, GroupPropagationBlock
-from ..predictor import Picture, Predictor, as_rgb
+from ..predictor import ImageInput, Predictor, as_rgb
 from ..utils.errors import UserError
 
 TOKEN_STRIDE = 8  # pixels
@@ -46,7 +46,7 @@ class Inspection(NamedTuple):
 
 
 @torch.no_grad()
-def inspect(predictor: Predictor, picture: Picture) -> Inspection:
+def inspect(predictor: Predictor, picture: ImageInput) -> Inspection:
     """Runs a detector's backbone and pyramid on a picture, once. Raises a UserError if the picture cannot be read."""
     model: Any = predictor.model  # one of Detectron2's, which have no types
     images = model.preprocess_image([{"image": predictor.resize(as_rgb(picture))}])

@@ -83,7 +83,7 @@ class CocoFile:
             f"{len(self.categories)} classes"
         )
 
-    def stop_if_fatal(self) -> None:
+    def raise_if_fatal(self) -> None:
         """Raises a UserError if there is a problem that stops training and evaluation."""
         fatal = [(kind, problems) for kind, problems in grouped(self.problems).items() if RULES[kind].action == "stop"]
         if fatal:
@@ -97,7 +97,7 @@ class CocoFile:
         Raises:
             UserError: there is a problem that stops.
         """
-        self.stop_if_fatal()
+        self.raise_if_fatal()
         log_first_n(logging.INFO, self.summary(), name=__name__, key="message")
         for kind, problems in grouped(self.problems).items():
             message = one_line(f"{self.path}: {phrase(kind, problems)}: {RULES[kind].then}", LINE_LIMIT)

@@ -13,7 +13,7 @@ LATER = "correct them; training stops when it comes to one, or skips it with tra
 class Rule(NamedTuple):
     """What is done about one kind of problem.
 
-    action: "stop", "drop" (the object is left out), "mend" (it is changed) or "note" (it is only told).
+    action: "stop", "drop" (the object is left out), "fix" (it is changed) or "note" (it is only told).
     what: the problem, to follow a number.
     then: what training and evaluation make of it, or what to do if they stop.
     """
@@ -62,12 +62,12 @@ RULES = {
     "no such image": Rule("drop", "annotations are of an image that is not listed", "left out"),
     "mask": Rule("drop", "annotations have a segmentation that is no mask of the image's size", "left out"),
     "object twice": Rule("drop", "annotations repeat another one", "all but the first are left out"),
-    "polygon": Rule("mend", "annotations have unusable polygons", "these are left out, and objects that have no others"),
-    "box": Rule("mend", "boxes are not four finite numbers", RECOMPUTED),
-    "empty box": Rule("mend", "boxes have no positive width and height", RECOMPUTED),
-    "box outside": Rule("mend", "boxes lie outside of the image", RECOMPUTED),
-    "box differs": Rule("mend", "boxes contradict their masks", RECOMPUTED),
-    "box clipped": Rule("mend", f"boxes leave the image by more than {SLACK:g} pixel", "clipped to the image"),
+    "polygon": Rule("fix", "annotations have unusable polygons", "these are left out, and objects that have no others"),
+    "box": Rule("fix", "boxes are not four finite numbers", RECOMPUTED),
+    "empty box": Rule("fix", "boxes have no positive width and height", RECOMPUTED),
+    "box outside": Rule("fix", "boxes lie outside of the image", RECOMPUTED),
+    "box differs": Rule("fix", "boxes contradict their masks", RECOMPUTED),
+    "box clipped": Rule("fix", f"boxes leave the image by more than {SLACK:g} pixel", "clipped to the image"),
     "box alone differs": Rule(
         "note", "boxes contradict masks, which are not needed", "used as they are; correct boxes or masks"
     ),
@@ -76,7 +76,7 @@ RULES = {
         "boxes leave their images and, read as x, y, x, y, none does",
         "clipped; convert all boxes to x, y, width, height if these are corners",
     ),
-    "ignored": Rule("mend", 'annotations have "ignore", or an iscrowd other than 0 and 1', "taken for crowds"),
+    "ignored": Rule("fix", 'annotations have "ignore", or an iscrowd other than 0 and 1', "taken for crowds"),
     "crowd": Rule("note", "annotations are crowds", "not trained on; in evaluation, what is found in them is not wrong"),
     "area": Rule("note", "annotations have no area that fits their boxes", "recomputed from the mask or box"),
     "annotation twice": Rule("note", "annotations have the id of another one", "all are used"),
@@ -123,4 +123,4 @@ def phrase(kind: str, problems: list[Problem]) -> str:
 def left_out(problems: list[Problem]) -> str:
     """What leaves objects out or changes them, by kind, with the first of each."""
     kinds = grouped(problems).items()
-    return "; ".join(phrase(kind, group) for kind, group in kinds if RULES[kind].action in ("drop", "mend"))
+    return "; ".join(phrase(kind, group) for kind, group in kinds if RULES[kind].action in ("drop", "fix"))

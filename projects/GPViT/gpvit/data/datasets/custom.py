@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from ...utils.errors import UserError, listed
+from ...utils.errors import UserError, preview
 from ...utils.files import cut
 from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..image_io import SUFFIXES
@@ -78,7 +78,7 @@ class Layout(NamedTuple):
         json_file, images = self.splits[split]
         file = coco.read(json_file, images, masks=masks, train=split == "train")
         self.trace(split, file)
-        file.stop_if_fatal()
+        file.raise_if_fatal()
         return file
 
     def trace(self, split: str, file: coco.CocoFile) -> None:
@@ -122,8 +122,8 @@ def _traced(problem: Problem, file: coco.CocoFile, objects: Mapping[str, Any]) -
 
 
 def find(data: str) -> Mapping[str, Split]:
-    """The "train" and "val" split of one's own data, of which one may be missing. Raises as :func:`recognise` does."""
-    return recognise(data).splits
+    """The "train" and "val" split of one's own data, of which one may be missing. Raises as :func:`detect_format` does."""
+    return detect_format(data).splits
 
 
 def read(data: str, split: str, *, masks: bool = True) -> coco.CocoFile:
@@ -137,10 +137,10 @@ def read(data: str, split: str, *, masks: bool = True) -> coco.CocoFile:
     Raises:
         UserError: files are missing or not recognised, or the annotations have a problem that stops.
     """
-    return recognise(data).read(split, masks=masks)
+    return detect_format(data).read(split, masks=masks)
 
 
-def recognise(data: str) -> Layout:
+def detect_format(data: str) -> Layout:
     """Finds out how one's own data is laid out; converts and splits it where necessary.
 
     Args:
@@ -189,13 +189,13 @@ def _searched(data: str) -> Layout:
         paths, more = _described(path for path in tree.yaml_files() if path.parent != tree.root)
         there, reasons = {"YOLO": paths} if paths else {}, reasons + more
     if not there and reasons and tree.pictures and any(path.lower().endswith(".txt") for path in tree.paths):
-        raise UserError(f"--data {data}: {listed(reasons)}")
+        raise UserError(f"--data {data}: {preview(reasons)}")
     if not there:
         faults = [f"{tree.relative(path)} {look_into(path).fault}" for path in broken + others]
-        found = "; ".join([tree.contents(), *([listed(faults)] if faults else [])])
+        found = "; ".join([tree.contents(), *([preview(faults)] if faults else [])])
         raise UserError(f"--data {data}: no annotations are recognised in {found}; accepted are {ACCEPTED}")
     if len(there) > 1:
-        found = "; ".join(f"{kind} in {tree.listed(paths)}" for kind, paths in there.items())
+        found = "; ".join(f"{kind} in {tree.preview(paths)}" for kind, paths in there.items())
         raise UserError(f"--data {data}: may be read as {found}; give the JSON or YAML file itself, or move the others")
     [(kind, paths)] = there.items()
     if kind == "COCO" and broken:
@@ -229,7 +229,7 @@ def _coco(data: str, tree: "Tree", paths: list[Path]) -> Layout:
     chosen = {split: found for split, found in chosen.items() if found}
     if any(len(found) > 1 for found in chosen.values()) or (len(chosen) < 2 and None in by_split) or not chosen:
         raise UserError(
-            f"--data {data}: of {tree.listed(paths)} it cannot be told which one is for train and which for val; let one "
+            f"--data {data}: of {tree.preview(paths)} it cannot be told which one is for train and which for val; let one "
             "name or folder of each have that word, or give a single file"
         )
     splits = {split: Split(path, image_root(path, tree, split)) for split, [path] in chosen.items()}
@@ -276,7 +276,7 @@ def image_root(json_file: Path, tree: Tree | None = None, split: str | None = No
     ):
         found = [root for root in found if better(root)] or found
     if len(found) > 1:
-        folders = listed([str(tree.root / root) for root in found])
+        folders = preview([str(tree.root / root) for root in found])
         raise UserError(f"{json_file}: its images are in several folders, {folders}; keep one of these")
     return tree.root / found[0]
 
@@ -305,7 +305,7 @@ def _root_by_ends(json_file: Path, tree: Tree, split: str | None, beside: str) -
     ]
     raise UserError(
         f"{json_file}: of its {len(names)} images, {len(missing)} are not in {tree.root} and its folders: "
-        f"{listed(missing)}; looked for as written and by the last parts of their names"
+        f"{preview(missing)}; looked for as written and by the last parts of their names"
     )
 
 
@@ -331,12 +331,12 @@ def _single(data: str, json_file: Path, images: Path) -> Layout:
 
     def make() -> tuple[dict[str, dict], list[str]]:
         file = coco.read(json_file, images, masks=False)
-        # Masks, which are not looked at here, may mend normalized boxes: each split tells.
+        # Masks, which are not looked at here, may fix normalized boxes: each split tells.
         file.problems = [problem for problem in file.problems if problem.kind != "normalized"]
-        file.stop_if_fatal()
+        file.raise_if_fatal()
         content = coco.load_json(json_file)
         names = {id: image["file_name"] for id, image in file.images.items()}
-        parts, notes = divided(names.values(), lambda name: None)
+        parts, notes = split_images(names.values(), lambda name: None)
         validating = {id for id, name in names.items() if name in parts["val"]}
 
         def part(val: bool) -> dict:
@@ -353,7 +353,7 @@ def _single(data: str, json_file: Path, images: Path) -> Layout:
 def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
     """A data set in another format."""
     if kind == "YOLO" and len(paths) > 1:
-        raise UserError(f"--data {data}: {tree.listed(paths)} all have names of classes; give the one that is meant")
+        raise UserError(f"--data {data}: {tree.preview(paths)} all have names of classes; give the one that is meant")
 
     def make() -> tuple[dict[str, dict], list[str]]:
         try:
@@ -363,9 +363,9 @@ def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
 
         found = yolo.from_yolo(paths[0], tree) if kind == "YOLO" else labelme.from_labelme(paths, tree)
         try:
-            parts, notes = divided(found.splits, found.splits.get)
+            parts, notes = split_images(found.splits, found.splits.get)
         except UserError as error:
-            others = f"; {listed([fault.detail for fault in found.faults])}" if found.faults else ""
+            others = f"; {preview([fault.detail for fault in found.faults])}" if found.faults else ""
             raise UserError(f"--data {data}: {error}{others}") from None
         files = {split: found.coco(names) for split, names in parts.items()}
         files |= {f"{split}.origins": found.origins(names) for split, names in parts.items()}
@@ -381,7 +381,7 @@ def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
     return Layout(data, f"{kind} format, converted to COCO format in {folder}", splits, notes, origins)
 
 
-def divided(names: Iterable[str], split_of: Callable[[str], str | None]) -> tuple[dict[str, set[str]], list[str]]:
+def split_images(names: Iterable[str], split_of: Callable[[str], str | None]) -> tuple[dict[str, set[str]], list[str]]:
     """Names of images by split, and how they come there.
 
     Args:
@@ -393,18 +393,18 @@ def divided(names: Iterable[str], split_of: Callable[[str], str | None]) -> tupl
         said.setdefault(split_of(name), set()).add(name)
     known = {split: said[split] for split in WORDS if split in said}
     if not known or set(said) == {"train"}:
-        return _apart({name for group in said.values() for name in group})
+        return hold_out({name for group in said.values() for name in group})
     if None in said:
         raise UserError(
             f"folders say train, val or test of some images, and nothing of {len(said[None])} others "
-            f"({listed(sorted(said[None]))}); move these, too"
+            f"({preview(sorted(said[None]))}); move these, too"
         )
     notes = [f"not used: {len(known['test'])} images for test"] if {"val", "test"} <= known.keys() else []
     parts = {"train": known.get("train"), "val": known.get("val") or known.get("test")}
     return {split: part for split, part in parts.items() if part}, notes
 
 
-def _apart(names: set[str]) -> tuple[dict[str, set[str]], list[str]]:
+def hold_out(names: set[str]) -> tuple[dict[str, set[str]], list[str]]:
     """Sets images apart to validate: which ones, follows from the seed and their names alone."""
     originals: dict[str, set[str]] = {}
     for name in names:  # Roboflow calls the variants that it makes of one picture NAME.rf.HASH.jpg
@@ -490,7 +490,7 @@ def table(files: Mapping[str, coco.CocoFile]) -> str:
         rows.append([f"  and {len(order) - SHOWN} classes more", *rest])
     text = tabulate(rows, headers=["", *files], tablefmt="simple", preserve_whitespace=True)
     absent = [label[0] for label in order if totals[label][0] == 0]
-    lines = [f"classes without objects in {next(iter(files))}: {listed(absent)}"] if absent else []
+    lines = [f"classes without objects in {next(iter(files))}: {preview(absent)}"] if absent else []
     sides = [(image["width"], image["height"]) for data in files.values() for image in data.images.values()]
     if sides:
         widths, heights = (" to ".join(map(str, dict.fromkeys([min(side), max(side)]))) for side in zip(*sides))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import NamedTuple
 
-from ...utils.errors import listed
+from ...utils.errors import preview
 from ..image_io import SUFFIXES
 from . import coco, image_names
 
@@ -174,8 +174,8 @@ class Tree:
     def relative(self, path: Path) -> PurePath:
         return path.relative_to(self.root)
 
-    def listed(self, paths: Sequence[Path]) -> str:
-        return listed([str(self.relative(path)) for path in paths])
+    def preview(self, paths: Sequence[Path]) -> str:
+        return preview([str(self.relative(path)) for path in paths])
 
     def contents(self) -> str:
         """What is there, in a few words."""

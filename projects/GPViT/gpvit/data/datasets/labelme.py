@@ -22,13 +22,13 @@ from PIL import Image
 from pycocotools import mask as mask_api
 from supervision.dataset.formats.labelme import labelme_shapes_to_detections
 
-from ...utils.errors import UserError, listed
+from ...utils.errors import UserError, preview
 from ...utils.text import PATH_LIMIT, one_line, shown
 from ..masks import polygon_faults
 from . import image_names
 from .coco import usable_size
 from .file_tree import Tree
-from .to_coco import REASON, DataSet, Detections, Fault, Object, Picture, by_folder, readable, size_of
+from .to_coco import REASON, ConvertedImage, DataSet, Detections, Fault, Object, by_folder, readable, size_of
 
 # Of labelme and X-AnyLabeling. A rotated rectangle has its four corners, in order.
 CORNERS, SHAPES = ("rotation", "oriented_rectangle", "quadrilateral"), ("polygon", "rectangle", "mask")
@@ -71,22 +71,22 @@ def from_labelme(json_files: Sequence[Path], tree: Tree) -> DataSet:
     for file in json_files:
         faults += _read_labelme(file, tree, files, kinds, moved)
     if not files:
-        raise UserError(f"{tree.root}: no labelme file can be used: {listed([fault.detail for fault in faults])}")
+        raise UserError(f"{tree.root}: no labelme file can be used: {preview([fault.detail for fault in faults])}")
     used = {*files} | {fault.image for fault in faults if fault.image is not None}
     classes = sorted({shape.label for file in files.values() for shape in file.shapes})
     pictures = []
     for name, labels in sorted(files.items()):
         objects, reasons = _labelme_objects(labels, classes)
-        pictures.append(Picture(name, *labels.size, objects, f"{labels.path}, shape"))
+        pictures.append(ConvertedImage(name, *labels.size, objects, f"{labels.path}, shape"))
         faults += [Fault("shape", _of_shape(labels.path, number, reason), name) for number, reason in reasons]
     notes = []
     if kinds:
         notes.append(f"left out: {kinds.total()} shapes that are no outlines ({', '.join(sorted(kinds))})")
     if moved:
         count = f"{len(moved)} images are not where their labelme files say"
-        notes.append(f"{count}; found by their names: {listed(moved)}")
+        notes.append(f"{count}; found by their names: {preview(moved)}")
     if others := [name for name in (*tree.pictures, *tree.unread) if name not in used]:
-        notes.append(f"left out: {len(others)} images without a labelme file: {listed(others)}")
+        notes.append(f"left out: {len(others)} images without a labelme file: {preview(others)}")
     return DataSet(classes, pictures, by_folder(sorted(used)), notes, faults)
 
 

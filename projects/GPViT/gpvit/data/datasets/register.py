@@ -1,15 +1,17 @@
 """Custom datasets in Detectron2's catalog, and the classes of all datasets."""
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import log_first_n
 from omegaconf import DictConfig, ListConfig
 
-from ...utils.errors import UserError, listed, reason_of
+from ...utils.errors import UserError, preview, reason_of
 from ...utils.text import LINE_LIMIT, one_line
 from . import coco, custom
 
@@ -40,7 +42,8 @@ def _register(root: str, split: str, data: coco.CocoFile, summary: str) -> str:
             log_first_n(logging.INFO, summary, name=__name__, key="message")
         return data.records()
 
-    name = f"coco:{os.path.abspath(root)}:{split}"
+    folder = os.path.abspath(root)
+    name = _name(folder, split)
     if name in DatasetCatalog:  # Detectron2 would keep the old one or raise
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -52,7 +55,16 @@ def _register(root: str, split: str, data: coco.CocoFile, summary: str) -> str:
         image_root=data.image_root,
         evaluator_type="coco",
         coco_file=data,  # for gpvit.evaluation and class_names
+        folder=folder,
     )
+    return name
+
+
+def _name(folder: str, split: str) -> str:
+    """What a split is called: "photos_val" of /home/me/photos; with a hash if another dataset has this name."""
+    name = f"{Path(folder).stem if os.path.isfile(folder) else Path(folder).name}_{split}"
+    if name in DatasetCatalog and MetadataCatalog.get(name).get("folder") != folder:
+        name += "-" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
     return name
 
 
@@ -61,30 +73,40 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
 
     What was found is in the log before the data is used.
     """
-    layout, masks = custom.recognise(root), cfg.dataloader.train.mapper.use_instance_mask
+    layout, masks = custom.detect_format(root), cfg.dataloader.train.mapper.use_instance_mask
     files = {split: layout.read(split, masks=masks) for split in (("train", "val") if train else ("val",))}
     classes = {split: list(data.categories.values()) for split, data in files.items()}
     if train and classes["train"] != classes["val"]:
         raise UserError(
             f"--data {root}: {files['train'].path} and {files['val'].path} declare different classes: "
-            f"{listed(classes['train'])} and {listed(classes['val'])}"
+            f"{preview(classes['train'])} and {preview(classes['val'])}"
         )
     if train:
         files["train"].problems += coco.images_in_both(files["train"], files["val"])
     summary = layout.summary(files)
+    folders: dict[str, str] = {}
     evaluator, before = cfg.dataloader.get("evaluator", {}), cfg.dataloader.test.dataset.names
     for split, data in files.items():
         loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
-        loader.dataset.names = _register(root, split, data, summary)
+        loader.dataset.names = name = _register(root, split, data, summary)
+        folders[name] = os.path.abspath(root)
     if evaluator.get("dataset_name") == before:  # a saved config names its data twice
         evaluator.dataset_name = cfg.dataloader.test.dataset.names
+    cfg.dataloader.folders = folders  # for who reads the config when the datasets are not registered
     set_num_classes(cfg.model, len(classes["val"]))
 
 
-def folder_of(names: str | Sequence[str]) -> str | None:
-    """The folder of a custom dataset behind a name that :func:`register_folder` gave; None for other data."""
-    kind, _, rest = names.partition(":") if isinstance(names, str) else ("", "", "")
-    return rest.rpartition(":")[0] if kind == "coco" else None
+def folder_of(cfg: DictConfig, names: Any) -> str | None:
+    """The folder of a custom dataset that a config names, see :func:`use_folder`; None for other data.
+
+    Args:
+        cfg: the config, maybe of another process.
+        names: ``dataset.names`` of one of its loaders.
+    """
+    if not isinstance(names, str):
+        return None
+    kind, _, rest = names.partition(":")  # version 0.1: coco:FOLDER:SPLIT
+    return rest.rpartition(":")[0] if kind == "coco" else (cfg.dataloader.get("folders") or {}).get(names)
 
 
 def require_files(loader: DictConfig) -> None:
@@ -145,7 +167,7 @@ def _require_equal(first: str, classes: list[str], second: str, others: list[str
         number = same.index(False) if False in same else len(same)
         raise UserError(
             f"data sets {first} and {second} have different classes, from class number {number} on: "
-            f"{listed(classes[number:]) or 'none'} and {listed(others[number:]) or 'none'}"
+            f"{preview(classes[number:]) or 'none'} and {preview(others[number:]) or 'none'}"
         )
 
 

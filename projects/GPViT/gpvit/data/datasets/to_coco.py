@@ -44,7 +44,7 @@ class Object(NamedTuple):
     number: int
 
 
-class Picture(NamedTuple):
+class ConvertedImage(NamedTuple):
     """An image by its path in the dataset, with height and width in pixels, its objects, and where they are from."""
 
     name: str
@@ -70,12 +70,12 @@ class DataSet(NamedTuple):
     """
 
     classes: Sequence[str]
-    pictures: list[Picture]
+    pictures: list[ConvertedImage]
     splits: Mapping[str, str | None]
     notes: list[str]
     faults: list[Fault]
 
-    def _chosen(self, names: Iterable[str]) -> Iterator[tuple[int, int, Picture]]:
+    def _chosen(self, names: Iterable[str]) -> Iterator[tuple[int, int, ConvertedImage]]:
         """The images of these names, with their ids and those of their first annotations.
 
         These are the same whichever others are chosen.

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from supervision import Detections
 from supervision.dataset.formats.yolo import yolo_annotations_to_detections
 
-from ...utils.errors import UserError, listed
+from ...utils.errors import UserError, preview
 from ...utils.text import PATH_LIMIT, decoded, one_line, shown
 from . import yolo_yaml
 from .file_tree import WORDS, Tree, form
-from .to_coco import DataSet, Fault, Object, Picture, by_folder, category_numbers, readable, sizes_of
+from .to_coco import ConvertedImage, DataSet, Fault, Object, by_folder, category_numbers, readable, sizes_of
 
 NO_LABELS = {"classes.txt", "labels.txt", "notes.txt", "predefined_classes.txt", "requirements.txt"}
 MOST_SHARE = 2.0  # of a side of the image that a coordinate may be; what is a bit outside is clipped
@@ -65,7 +65,7 @@ def from_yolo(yaml_file: Path, tree: Tree) -> DataSet:
             faults.append(Fault("unreadable", str(size), name))
         else:
             read[name] = _read_lines(tree.root / label, size, len(description.names)) if label else Lines()
-            pictures.append(Picture(name, *size, read[name].objects, f"{label}, line"))
+            pictures.append(ConvertedImage(name, *size, read[name].objects, f"{label}, line"))
     notes += _settle_scores(read.values())
     for name, lines in read.items():
         faults += [Fault(kind, f"{one_line(labels.of[name], PATH_LIMIT)}{detail}", name) for kind, detail in lines.faults]
@@ -138,7 +138,7 @@ def _yolo_splits(stated: yolo_yaml.Stated, labels: Labels, yaml_file: Path, tree
     """The images of the dataset with their splits: as the YAML file says, else by words in their folders."""
     labeled = {name for name, label in labels.of.items() if label}
     if not labeled:
-        lost = f"; {len(labels.lost)} label files are of no image: {listed(labels.lost)}" if labels.lost else ""
+        lost = f"; {len(labels.lost)} label files are of no image: {preview(labels.lost)}" if labels.lost else ""
         raise UserError(f"{yaml_file}: {tree.root} has no images with labels, images/NAME.jpg with labels/NAME.txt{lost}")
     validating = "val" if "val" in stated.said else "test"
     for used in ("train", validating):
@@ -146,7 +146,7 @@ def _yolo_splits(stated: yolo_yaml.Stated, labels: Labels, yaml_file: Path, tree
         if names and not labeled.intersection(names):
             raise UserError(
                 f"{yaml_file}: none of the {len(names)} images for {used} has labels, labels/NAME.txt for images/NAME.jpg: "
-                f"{listed(names)}"
+                f"{preview(names)}"
             )
     splits: dict[str, str | None] = dict(stated.splits)
     unsaid = {*WORDS} - stated.said
@@ -184,24 +184,24 @@ def _remarks(
     unused = "test" if "val" in splits.values() else ""
     without = [name for name, split in splits.items() if labels.of[name] is None and split != unused]
     if without:
-        yield f"{len(without)} images have no file of labels: taken for images without objects: {listed(without)}"
+        yield f"{len(without)} images have no file of labels: taken for images without objects: {preview(without)}"
     times = Counter(labels.of[name] for name in splits)
     if shared := [label for label, count in times.items() if label and count > 1]:
-        yield f"{len(shared)} label files are of several images, which differ by their suffix: {listed(shared)}"
+        yield f"{len(shared)} label files are of several images, which differ by their suffix: {preview(shared)}"
     if others := [name for name in tree.pictures if name not in splits]:
         why = f"that {yaml_file.name} names for no split" if stated.said else "without labels, in folders without"
-        yield f"left out: {len(others)} images {why}: {listed(others)}"
+        yield f"left out: {len(others)} images {why}: {preview(others)}"
     if unread := sorted({*tree.unread, *stated.unread}):
         kinds = ", ".join(sorted({os.path.splitext(path)[1] for path in unread}))
         with_labels = f", {len(labels.unread)} of them with labels" if labels.unread else ""
-        yield f"left out: {len(unread)} images of kinds that are not read ({kinds}){with_labels}: {listed(unread)}"
+        yield f"left out: {len(unread)} images of kinds that are not read ({kinds}){with_labels}: {preview(unread)}"
     if labels.lost:
-        yield f"left out: {len(labels.lost)} label files whose image is not there: {listed(labels.lost)}"
+        yield f"left out: {len(labels.lost)} label files whose image is not there: {preview(labels.lost)}"
     if labels.spare:
-        yield f"left out: {len(labels.spare)} label files of images that have another one: {listed(labels.spare)}"
+        yield f"left out: {len(labels.spare)} label files of images that have another one: {preview(labels.spare)}"
     if labels.renamed:
         how = "percent-encoding, Unicode form or capitals of .txt"
-        yield f"{len(labels.renamed)} label files belong to images whose names differ by {how}: {listed(labels.renamed)}"
+        yield f"{len(labels.renamed)} label files belong to images whose names differ by {how}: {preview(labels.renamed)}"
 
 
 @dataclass

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...utils.errors import UserError, listed
+from ...utils.errors import UserError, preview
 from ...utils.text import PATH_LIMIT, decoded, one_line, shown
 from ...utils.yaml_io import read_yaml
 
@@ -67,7 +67,7 @@ class Description(NamedTuple):
         inside = [self.folder] if len(outside) < len(places) else []
         root = os.path.commonpath([os.path.realpath(place) for place in outside + inside])
         if root == os.path.dirname(root):
-            raise UserError(f"{self.file}: its images are in several places, {listed(outside)}; move them into one folder")
+            raise UserError(f"{self.file}: its images are in several places, {preview(outside)}; move them into one folder")
         return Path(root)
 
     def stated(self, tree: "Tree") -> Stated:
@@ -133,7 +133,7 @@ class Description(NamedTuple):
                 twice = [path for path, count in times.items() if count > 1]
                 faults += [("named twice", f"{one_line(item)}: {one_line(path)}", path) for path in twice]
                 if not any(path in tree.pictures for path in paths):
-                    reason = f"lists only images of kinds that are not read: {listed(paths)}"
+                    reason = f"lists only images of kinds that are not read: {preview(paths)}"
                     raise self._error(split, f"{one_line(item)}, which {reason}")
             else:
                 raise self._error(split, f"{one_line(item)}, which is no folder and no text list (.txt)")
@@ -150,7 +150,7 @@ class Description(NamedTuple):
         existing = self._existing(item)
         if not existing:
             pattern = "; patterns are not followed" if re.search(r"[*?\[]", item) else ""
-            tried = listed([os.path.join(base, "") for base in self._bases()])
+            tried = preview([os.path.join(base, "") for base in self._bases()])
             raise self._error(split, f"{said}, which is not there (looked for from {tried}){pattern}")
         if existing[0] not in self._exact(item):
             notes.append(f"{self.file.name}: {split}: {said} is taken for {os.path.relpath(existing[0], self.folder)}")
@@ -217,11 +217,11 @@ class Description(NamedTuple):
             found[line] = path or tree.find(line.strip(), folders, dict.fromkeys(roots))
         missing = [line for line, path in found.items() if path is None]
         if len(missing) == len(found):
-            what = f"none of its {len(found)} images is in {tree.root}: {listed(missing)}" if found else "it is empty"
+            what = f"none of its {len(found)} images is in {tree.root}: {preview(missing)}" if found else "it is empty"
             raise self._error(split, f"{os.path.basename(file)}: {what}")
         if missing:
             count = f"{len(missing)} of {len(found)} images"
-            notes.append(f"{shown_file}: left out: {count} that are not there: {listed(missing)}")
+            notes.append(f"{shown_file}: left out: {count} that are not there: {preview(missing)}")
         return Counter(path for path in (found[line] for line in lines) if path is not None)
 
     def _error(self, split: str, what: str) -> UserError:
@@ -261,7 +261,7 @@ def _names(content: dict[Any, Any]) -> tuple[list[str], str]:
     if isinstance(names, dict):
         numbers = {str(key): key for key in names}
         if names and numbers.keys() != set(map(str, range(len(names)))):
-            return [], f"its names are numbered {listed(list(names))}, not from 0 to {len(names) - 1}"
+            return [], f"its names are numbered {preview(list(names))}, not from 0 to {len(names) - 1}"
         names = [names[numbers[str(number)]] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         return [], f'its "names" are {shown(names)}, no list of names of classes'

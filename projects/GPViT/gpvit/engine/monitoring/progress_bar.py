@@ -10,8 +10,6 @@ from tqdm import tqdm
 from ...utils.logger import AboveBars, has_terminal
 from ..hooks import MonitorHook
 
-tqdm.monitor_interval = 0  # no thread of its own, whose lock data-loading processes might be forked with
-
 
 class ProgressBar(MonitorHook):
     """How far the training is, when it will be done, and the numbers that say how it goes.

@@ -163,7 +163,7 @@ class RunReadme(MonitorHook):
         files = ["model_best.pth", *files, f"model_{done:07}.pth"]
         kept = next((file for file in files if (self.folder / file).exists()), None)
         if kept is None:
-            option = markdown_code(f"train.checkpointer.best_metric={name}")
+            option = markdown_code(f"train.best_metric={name}")
             return f"{told}; {option} would have kept its checkpoint."
         return f"{told}, in `{kept}`."
 
@@ -190,11 +190,11 @@ class RunReadme(MonitorHook):
 
     def _use(self) -> list[str]:
         try:
-            checkpoint.in_folder(str(self.folder))
+            checkpoint.find_checkpoint(str(self.folder))
         except UserError:
             return []
         folder = one_line(shlex.quote(str(self.folder)), PATH_LIMIT)
-        data = folder_of(self.cfg.dataloader.test.dataset.names)
+        data = folder_of(self.cfg, self.cfg.dataloader.test.dataset.names)
         option = f" --data {one_line(shlex.quote(data), PATH_LIMIT)}" if data else ""
         evaluation = [
             f"python train_net.py --config-file {folder}/config.yaml --eval-only{option} \\",
