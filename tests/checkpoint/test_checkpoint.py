@@ -370,7 +370,7 @@ def test_what_was_written_is_read_again(tmp_path: Path, name: str) -> None:
         checkpoint.read(path)
 
 
-def test_a_missing_file_and_an_unreachable_address_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_and_an_unreachable_address_say_what_to_do() -> None:
     with pytest.raises(UserError, match="nowhere.pth does not exist"):
         checkpoint.load(nn.Linear(1, 1), "nowhere.pth")
     address = "http://127.0.0.1:9/gpvit_l1_in1k_300e.pth"

@@ -56,7 +56,7 @@ def test_a_wrong_command_is_argparses_error(capsys: pytest.CaptureFixture, monke
         assert end.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_a_users_error_is_one_line(capsys: pytest.CaptureFixture) -> None:
+def test_a_users_error_is_one_line() -> None:
     result = gpvit("check-data", "--data", "nowhere")
     lines = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
     assert (result.returncode, result.stdout, lines) == (1, "", ["error: nowhere does not exist"])

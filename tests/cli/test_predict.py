@@ -1,4 +1,4 @@
-"""The demo draws, cuts out and lists what a detector finds, and leaves other files alone."""
+"""`gpvit predict` draws, cuts out and lists what a detector finds, and leaves other files alone."""
 
 import io
 import itertools
@@ -63,7 +63,7 @@ def squares(monkeypatch: pytest.MonkeyPatch) -> Predictor:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Calls the demo, in an empty folder; its output is in out/."""
+    """Calls the command, in an empty folder; its output is in out/."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str | Path, weights: str | Path = "model.pth") -> int:

@@ -26,7 +26,7 @@ def copied(synthetic_data: Path, tmp_path: Path) -> Path:
 
 
 def test_every_image_is_drawn_and_all_are_on_the_sheet(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, synthetic_data: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture, synthetic_data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     assert view(synthetic_data, "--split", "val", "--output", out) == 0
@@ -81,7 +81,7 @@ def test_ids_classes_number_and_seed_choose(
             view(synthetic_data, "--output", tmp_path / "none", *arguments)
 
 
-def test_nothing_is_overwritten_unless_told(monkeypatch: pytest.MonkeyPatch, synthetic_data: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_unless_told(synthetic_data: Path, tmp_path: Path) -> None:
     (tmp_path / "sheet.png").write_text("precious")
     with pytest.raises(UserError, match="there is .*sheet.png already; give another --output, or --overwrite"):
         view(synthetic_data, "--output", tmp_path, "--number", 1)
@@ -90,9 +90,7 @@ def test_nothing_is_overwritten_unless_told(monkeypatch: pytest.MonkeyPatch, syn
     assert (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_a_name_with_dollars_stands_on_the_sheet_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, copied: Path, tmp_path: Path
-) -> None:
+def test_a_name_with_dollars_stands_on_the_sheet_as_it_is(copied: Path, tmp_path: Path) -> None:
     json_file = copied / "annotations" / "val.json"
     content = json.loads(json_file.read_text())
     image = content["images"][0]
@@ -104,7 +102,7 @@ def test_a_name_with_dollars_stands_on_the_sheet_as_it_is(
 
 
 def test_broken_images_are_told_at_the_end_and_the_others_drawn(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, copied: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture, copied: Path, tmp_path: Path
 ) -> None:
     first, second, *_ = sorted((copied / "images").glob("val_*.png"))
     first.write_bytes(first.read_bytes()[:200])
@@ -116,9 +114,7 @@ def test_broken_images_are_told_at_the_end_and_the_others_drawn(
 
 
 @pytest.mark.parametrize("some", [False, True])
-def test_objects_with_only_a_box_are_drawn_beside_masks(
-    monkeypatch: pytest.MonkeyPatch, copied: Path, tmp_path: Path, some: bool
-) -> None:
+def test_objects_with_only_a_box_are_drawn_beside_masks(copied: Path, tmp_path: Path, some: bool) -> None:
     json_file = copied / "annotations" / "val.json"
     content = json.loads(json_file.read_text())
     counts = {"with": 0, "without": 0}
@@ -133,9 +129,7 @@ def test_objects_with_only_a_box_are_drawn_beside_masks(
     assert view(json_file, "--images", copied / "images", "--output", tmp_path / "out", "--number", 1) == 0
 
 
-def test_a_file_without_images_beside_needs_to_be_told_where_they_are(
-    monkeypatch: pytest.MonkeyPatch, copied: Path, tmp_path: Path
-) -> None:
+def test_a_file_without_images_beside_needs_to_be_told_where_they_are(copied: Path, tmp_path: Path) -> None:
     json_file = copied / "annotations" / "val.json"
     assert view(json_file, "--output", tmp_path / "out", "--number", 1) == 0
     (tmp_path / "alone").mkdir()

@@ -124,7 +124,7 @@ def test_a_saved_run_goes_on_as_it_did(name: str, data: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["simple", "retinanet"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_saved_checkpoint_is_exported(name: str, tmp_path: Path) -> None:
     model = Predictor.from_checkpoint(saved_run(name, tmp_path / "run"), "cpu").model
     assert len(export.export(model).graph.nodes) > 100

@@ -1,5 +1,9 @@
-"""Detectron2's own training script, as it is in its tools/lazyconfig_train_net.py, takes the configs here."""
+"""Detectron2's own trainers take the configs here: its script for LazyConfigs, and DefaultTrainer the yacs example."""
 
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +23,7 @@ CONFIGS = sorted(
     for path in (REPOSITORY / "configs").rglob("*.py")
     if "common" not in path.parts and "yacs" not in path.parts
 )
-FAST = ("mask_rcnn_gpvit_l1.py", "cascade_mask_rcnn_gpvit_l1.py", "published/retinanet_gpvit_l1_1x.py")
+FAST = ("quickstart.py", "published/retinanet_gpvit_l1_1x.py")
 # What makes a training run short; nothing of what the script calls.
 SHORT = [override for override in TINY if override.startswith("dataloader.")]
 SHORT += ["dataloader.max_size=96", "train.max_iter=2", "train.log_period=1", "train.checkpointer.period=1"]
@@ -59,3 +63,45 @@ def test_detectron2s_script_trains_and_evaluates_a_config(name: str, synthetic_d
     losses = [value for key, (value, _) in latest.items() if "loss" in key]
     assert losses and torch.tensor(losses).isfinite().all()
     assert "bbox/AP" in latest and (tmp_path / "model_final.pth").is_file()
+
+
+YACS = """
+import sys
+import numpy as np
+import torch
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultPredictor, DefaultTrainer
+import gpvit
+from gpvit.data import register_folder
+
+config, data, output = sys.argv[1:]
+cfg = get_cfg()
+gpvit.add_gpvit_config(cfg)
+cfg.merge_from_file(config)
+cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (register_folder(data, "train"),), ()
+cfg.INPUT.MASK_FORMAT = "bitmask"
+cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
+cfg.DATALOADER.NUM_WORKERS = 0
+cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 1, 1
+cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 16, 50
+cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 50
+cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "cpu", output
+trainer = DefaultTrainer(cfg)
+trainer.resume_or_load(resume=False)
+trainer.train()
+cfg.MODEL.WEIGHTS = f"{output}/model_final.pth"
+found = DefaultPredictor(cfg)(np.zeros((48, 64, 3), np.uint8))["instances"]
+assert found.image_size == (48, 64)
+print("loss", trainer.storage.latest()["total_loss"][0])
+"""
+
+
+def test_the_yacs_example_goes_into_default_trainer_and_predictor(synthetic_data: Path, tmp_path: Path) -> None:
+    """In a process of its own, where nothing else has registered the backbones."""
+    config = REPOSITORY / "configs" / "yacs" / "mask_rcnn_gpvit_l1.yaml"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")}
+    result = subprocess.run(
+        [sys.executable, "-c", YACS, config, synthetic_data, tmp_path], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert math.isfinite(float(result.stdout.splitlines()[-1].removeprefix("loss ")))

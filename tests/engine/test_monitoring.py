@@ -29,7 +29,7 @@ from gpvit.config import load_config
 from gpvit.config.values import may_change
 from gpvit.engine.launch import launch
 from gpvit.engine.monitoring.hooks import PeriodicWriters, ValidationImages
-from gpvit.engine.monitoring.run_readme import FIRST_LINE, RunReadme, launcher
+from gpvit.engine.monitoring.run_readme import FIRST_LINE, RunReadme, command
 from gpvit.evaluation.metrics import known_metrics
 from gpvit.utils.errors import UserError
 from gpvit.utils.logger import AboveBars
@@ -339,13 +339,24 @@ def test_what_stands_where_the_page_should_does_not_end_a_training(synthetic_dat
     assert (tmp_path / "README.md").is_dir() and (tmp_path / "model_final.pth").exists()
 
 
-def test_the_command_of_a_job_names_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launcher() == ["python"]
-    for key, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
-        monkeypatch.setenv(key, value)
-    assert launcher() == ["torchrun", "--nnodes", "2", "--nproc-per-node", "8"]
+@pytest.mark.parametrize(
+    ("program", "alone", "by_torchrun"),
+    [
+        ("train_net.py", "python train_net.py train 'my data'", "train_net.py train 'my data'"),
+        ("/somewhere/bin/gpvit", "gpvit train 'my data'", "-m gpvit train 'my data'"),
+        ("/somewhere/gpvit/__main__.py", "python -m gpvit train 'my data'", "-m gpvit train 'my data'"),
+    ],
+)
+def test_the_command_of_a_job_may_be_typed_again(
+    monkeypatch: pytest.MonkeyPatch, program: str, alone: str, by_torchrun: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "train", "my data"])
+    assert command() == alone
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert command() == f"torchrun --nnodes 2 --nproc-per-node 8 {by_torchrun}"
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert launcher() == ["torchrun", "--nproc-per-node", "8"]
+    assert command() == f"torchrun --nproc-per-node 8 {by_torchrun}"
 
 
 def test_a_training_that_is_stopped_says_how_to_go_on(synthetic_data: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used_or_it_does_no_
             assert str(found | {"path": ""}) == str(tensors(2) | {"path": ""}), place
             harmless += 1
             continue
-        assert "model_0000002.pth is damaged" in caplog.text or "cannot read" in caplog.text
+        assert "cannot read" in caplog.text
         with pytest.raises(UserError):
             gpvit.checkpoint.read(str(path))
     assert harmless < len(places) / 3  # more in a small file, where much of it aligns the entries

@@ -520,7 +520,7 @@ def one_cross(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) ->
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_stops_all_before_the_weights_change_and_is_replayed(
     train: Callable[..., Run], one_cross: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
-    monkeypatch: pytest.MonkeyPatch, ranks: int, value: str,
+    ranks: int, value: str,
 ) -> None:  # fmt: skip
     cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"), [*TINY, *OPTIONS])
     gpvit.data.use_folder(cfg, str(one_cross), train=True)

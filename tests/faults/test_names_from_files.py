@@ -180,9 +180,7 @@ def test_pictures_go_to_tensorboard_under_plain_names(run: Path, tmp_path: Path)
     assert len(list(run.glob("pictures/*.png"))) == 2
 
 
-def test_a_card_has_no_markup_of_names_and_a_valid_header(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_card_has_no_markup_of_names_and_a_valid_header(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for target in (run.parent / "shared", tmp_path / NAME):
         licence = "mit\x1b[31m\n---\nfoo: bar"
         call(share.main, capsys, "push", "--weights", run, "--output", target, "--license", licence)
@@ -211,9 +209,7 @@ def test_what_a_strange_checkpoint_says_of_itself_is_no_markup(run: Path, tmp_pa
     require_plain_markdown((tmp_path / "card" / "README.md").read_text(encoding="utf-8"))
 
 
-def test_a_dataset_is_checked_and_drawn(
-    data: Path, base: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_is_checked_and_drawn(data: Path, base: Path, capsys: pytest.CaptureFixture) -> None:
     printed = call(check_data.main, capsys, "--data", data, "--json", base / "problems.json")
     assert r"\x1b[31mRED" in printed and "<script>alert(1)</script>" in printed  # which is text on a terminal
     call(view_data.main, capsys, "--data", data, "--output", base / "drawn", "--number", "2")
@@ -225,9 +221,7 @@ def decoded(path: Path) -> np.ndarray:
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
 
 
-def test_predictions_are_drawn_and_reported(
-    run: Path, base: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predictions_are_drawn_and_reported(run: Path, base: Path, capsys: pytest.CaptureFixture) -> None:
     call(view_results.main, capsys, "--input", run, "--number", "1")
     assert decoded(run / "predictions" / "01.png").std() > 10
     (run / "evaluation.json").write_text(json.dumps({"seconds_per_image": 1, "device": f"<script>{LONG}\x1b", "images": 3}))
@@ -242,7 +236,7 @@ def test_predictions_are_drawn_and_reported(
 
 
 def test_a_demo_writes_pictures_videos_and_cutouts_of_any_name(
-    run: Path, data: Path, base: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    run: Path, data: Path, base: Path, capsys: pytest.CaptureFixture
 ) -> None:
     video, output = base / f"{NAME}.mp4", base / "demo"
     with VideoWriter(video, 5) as writer:
@@ -262,9 +256,7 @@ def test_a_demo_writes_pictures_videos_and_cutouts_of_any_name(
     assert len(gpvit.Predictor.from_checkpoint(run, "cpu")(picture)) > 0
 
 
-def test_the_other_commands_take_such_names(
-    run: Path, data: Path, base: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_other_commands_take_such_names(run: Path, data: Path, base: Path, capsys: pytest.CaptureFixture) -> None:
     picture = sorted((data / "images").iterdir())[0]
     options = ("--weights", run, "--device", "cpu", "--output", base / "groups")
     call(view_attention.main, capsys, *options, "--input", picture)

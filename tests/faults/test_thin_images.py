@@ -93,9 +93,7 @@ def test_an_image_without_pixels_is_refused(weights: Path, size: tuple[int, int]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_thin_image_and_its_objects_go_through_every_recipe(
-    data: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, size: tuple[int, int]
-) -> None:
+def test_a_thin_image_and_its_objects_go_through_every_recipe(data: Path, recipe: str, size: tuple[int, int]) -> None:
     mapper = gpvit.data.InstanceMapper(
         True, augmentations=RECIPES[recipe], image_format="RGB", use_instance_mask=True, recompute_boxes=True
     )

@@ -276,7 +276,7 @@ def refusal(kind: Kind) -> str | None:
 
 
 def expected(samples: np.ndarray, kind: Kind) -> np.ndarray:
-    """The image, float, upright, by the rules in gpvit/images.py, from all samples as they are stored."""
+    """The image, float, upright, by the rules in gpvit/data/image_io.py, from all samples as they are stored."""
     values, alpha = samples.astype(float), None
     full = 2**kind.bits - 1 if kind.depth[0] == "u" else 1
     if kind.extra in ("premultiplied", "alpha"):

@@ -232,7 +232,7 @@ def test_a_licence_is_neither_guessed_nor_changed(
     assert "--license" in capsys.readouterr().err
     shutil.copy(model / "model.safetensors", tmp_path)
     for weights in (model, tmp_path / "model.safetensors"):  # with its card, and without
-        with pytest.raises(UserError, match="says that its licence is apache-2.0, and --licence says mit"):
+        with pytest.raises(UserError, match="says that its licence is apache-2.0, and --license says mit"):
             run("push", "--weights", weights, "--output", tmp_path / "toys", "--license", "mit")
 
 

@@ -78,7 +78,7 @@ def test_an_evaluation_json_of_another_kind_is_one_line(tmp_path: Path, content:
         '{"processes": [{"rank": 0, "images": [{"index": true, "position": 0}]}], "iteration": 1, "seed": 1}',
     ],
 )
-def test_a_report_of_another_kind_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+def test_a_report_of_another_kind_is_one_line(tmp_path: Path, content: str) -> None:
     file = tmp_path / "not_finite_0000001.json"
     file.write_text(content)
     with pytest.raises(UserError, match="is no report of a training that stopped") as raised:

@@ -51,8 +51,8 @@ def make_run(folder: Path, synthetic_data: Path) -> Path:
     folder.mkdir()
     results = imperfect_results(synthetic_data / "annotations" / "val.json")
     (folder / "coco_instances_results.json").write_text(json.dumps(results))
-    name = f"coco:{synthetic_data.resolve()}:val"
-    (folder / "config.yaml").write_text(f"dataloader:\n  test:\n    dataset: {{names: '{name}'}}\n")
+    place = f"folders: {{shapes_val: '{synthetic_data.resolve()}'}}"
+    (folder / "config.yaml").write_text(f"dataloader:\n  {place}\n  test:\n    dataset: {{names: shapes_val}}\n")
     return folder
 
 
@@ -106,9 +106,7 @@ def test_a_report_has_the_figures_of_the_evaluation(page: Path, synthetic_data: 
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_a_report_has_the_official_figures(
-    monkeypatch: pytest.MonkeyPatch, real_data: Path, tmp_path: Path, task: str
-) -> None:
+def test_a_report_has_the_official_figures(real_data: Path, tmp_path: Path, task: str) -> None:
     folder, page = real_data / "cocoeval", tmp_path / "report.html"
     results = folder / f"instances_val2014_fake{task}100_results.json"
     truth = folder / "instances_val2014_100.json"
@@ -165,9 +163,7 @@ def test_a_report_counts_as_many_detections_as_the_evaluation_and_says_what_it_l
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "10001"])
-def test_a_report_refuses_a_limit_that_cannot_be(
-    monkeypatch: pytest.MonkeyPatch, run: Path, number: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_refuses_a_limit_that_cannot_be(run: Path, number: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         write_report(run, "--max-detections", number)
     assert "--max-detections: must be a whole number from 1 to 10000, got" in capsys.readouterr().err
@@ -190,7 +186,7 @@ def test_classes_that_are_seldom_confused_share_a_row() -> None:
     assert cells[-2][-2][0] == 8 * 8
 
 
-def test_a_report_shows_what_a_run_folder_has(monkeypatch: pytest.MonkeyPatch, run: Path, page: Path) -> None:
+def test_a_report_shows_what_a_run_folder_has(run: Path, page: Path) -> None:
     assert "there is no evaluation.json" in page.read_text() and '<h2 id="training">' not in page.read_text()
     (run / "evaluation.json").write_text('{"seconds_per_image": 0.1234, "device": "a fast one", "images": 4}')
     rows = [{"iteration": i, "total_loss": 2.0 / (i + 1)} for i in range(9)] + [{"iteration": 8, "segm/AP": 30.0}]
@@ -214,7 +210,7 @@ def test_a_report_needs_nothing_beside_it(page: Path) -> None:
     assert "@import" not in text and "<link" not in text
 
 
-def test_names_in_the_data_cannot_become_html(monkeypatch: pytest.MonkeyPatch, run: Path, synthetic_data: Path) -> None:
+def test_names_in_the_data_cannot_become_html(run: Path, synthetic_data: Path) -> None:
     content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
     content["categories"][0]["name"] = name = "</script><script>alert($x$)</script>"
     (run / "val.json").write_text(json.dumps(content))
@@ -226,9 +222,7 @@ def test_names_in_the_data_cannot_become_html(monkeypatch: pytest.MonkeyPatch, r
 
 
 @pytest.mark.parametrize("empty", ["detections", "objects"])
-def test_a_report_can_be_made_without_detections_or_objects(
-    monkeypatch: pytest.MonkeyPatch, run: Path, synthetic_data: Path, empty: str
-) -> None:
+def test_a_report_can_be_made_without_detections_or_objects(run: Path, synthetic_data: Path, empty: str) -> None:
     content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
     if empty == "detections":
         (run / "coco_instances_results.json").write_text("[]")
@@ -241,9 +235,7 @@ def test_a_report_can_be_made_without_detections_or_objects(
     assert "nan" not in re.sub(r"base64,[^\"]*", "", (run / "report.html").read_text()).lower()
 
 
-def test_a_report_says_that_no_detection_is_true_and_takes_the_usual_threshold(
-    monkeypatch: pytest.MonkeyPatch, run: Path
-) -> None:
+def test_a_report_says_that_no_detection_is_true_and_takes_the_usual_threshold(run: Path) -> None:
     path = run / "coco_instances_results.json"
     results = json.loads(path.read_text())
     for item in results:
@@ -314,9 +306,7 @@ def test_a_browser_shows_the_report(page: Path, tmp_path: Path) -> None:
     assert seen["fits"]
 
 
-def test_predictions_are_drawn_the_worst_first(
-    monkeypatch: pytest.MonkeyPatch, run: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_predictions_are_drawn_the_worst_first(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert view(run, "--number", "3") == 0
     folder = run / "predictions"
     assert sorted(path.name for path in folder.iterdir()) == ["01.png", "02.png", "03.png", "sheet.png"]
@@ -372,7 +362,7 @@ def test_true_false_and_missed_are_drawn_where_they_are_each_in_its_way(syntheti
 
 
 def test_drawing_goes_on_past_pictures_that_are_missing_or_of_another_size(
-    monkeypatch: pytest.MonkeyPatch, run: Path, synthetic_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    run: Path, synthetic_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     images = tmp_path / "images"
     shutil.copytree(synthetic_data / "images", images)
@@ -396,7 +386,7 @@ def say_what_it_is_of(run: Path, name: str, **changes: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "registered", "boxes"])
 def test_results_are_shown_with_the_data_that_they_are_of_alone(
-    monkeypatch: pytest.MonkeyPatch, run: Path, synthetic_data: Path, tmp_path: Path, kind: str
+    run: Path, synthetic_data: Path, tmp_path: Path, kind: str
 ) -> None:
     data, path = tmp_path / "data", run / "coco_instances_results.json"
     shutil.copytree(synthetic_data, data)
@@ -405,7 +395,8 @@ def test_results_are_shown_with_the_data_that_they_are_of_alone(
     if kind == "registered":
         name = f"registered_{data}"
         register_coco_instances(name, {}, str(annotations), str(data / "images"))
-    (run / "config.yaml").write_text(f"dataloader:\n  test:\n    dataset: {{names: '{name}'}}\n")
+    place = f"folders: {{'{name}': '{data.resolve()}'}}" if kind == "folder" else "folders: {}"
+    (run / "config.yaml").write_text(f"dataloader:\n  {place}\n  test:\n    dataset: {{names: '{name}'}}\n")
     if kind == "boxes":
         path.write_text(
             json.dumps([{k: v for k, v in item.items() if k != "segmentation"} for item in json.loads(path.read_text())])
@@ -442,7 +433,7 @@ def test_results_of_an_older_evaluation_are_shown_with_a_note(
         read_inputs(run)
 
 
-def test_nothing_is_written_over_without_being_told(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+def test_nothing_is_written_over_without_being_told(run: Path) -> None:
     (run / "report.html").write_text("precious")
     (run / "predictions").mkdir()
     (run / "predictions" / "01.png").write_text("precious")
@@ -462,8 +453,12 @@ def test_the_data_may_be_named_in_three_ways(run: Path, synthetic_data: Path) ->
     results = run / "coco_instances_results.json"
     config = run / "config.yaml"
     config.write_text("dataloader:\n  test:\n    dataset: {names: for_the_report}\n")
+    of_version_1 = shutil.copytree(run, run.parent / "of_version_1")
+    name = f"coco:{synthetic_data.resolve()}:val"
+    (of_version_1 / "config.yaml").write_text(f"dataloader:\n  test:\n    dataset: {{names: '{name}'}}\n")
     for inputs in (
         read_inputs(run),
+        read_inputs(of_version_1),
         read_inputs(results, synthetic_data),
         read_inputs(results, annotations, images=images),
     ):
@@ -480,26 +475,28 @@ def test_the_data_may_be_named_in_three_ways(run: Path, synthetic_data: Path) ->
         (["EMPTY"], "coco_instances_results.json does not exist: evaluate first"),
         (["RESULTS"], "give the data that .*results.json is of by --data: a folder, or a JSON file and --images DIR"),
         (["ALONE"], "config.yaml does not exist: give the data by --data"),
-        (["RESULTS", "--data", "A.json"], "give the folder of the images of A.json by --images DIR"),
+        (["RESULTS", "--data", "ALONE.json"], "give the folder of the images of .*alone.json by --images DIR"),
         (["RUN", "--data", "EMPTY"], "--data .*empty"),
     ],
 )
 def test_what_is_missing_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, run: Path, tmp_path: Path, arguments: list[str], message: str
+    run: Path, synthetic_data: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     places = {
         "RUN": run,
         "RESULTS": run / "coco_instances_results.json",
         "EMPTY": tmp_path / "empty",
         "ALONE": tmp_path / "alone",
+        "ALONE.json": tmp_path / "alone.json",
     }
     (tmp_path / "empty").mkdir()
     shutil.copytree(run, tmp_path / "alone").joinpath("config.yaml").unlink()
+    shutil.copy(synthetic_data / "annotations" / "val.json", tmp_path / "alone.json")
     with pytest.raises(UserError, match=message):
         view(*(places.get(argument, argument) for argument in arguments))
 
 
-def test_a_config_of_data_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+def test_a_config_of_data_that_is_not_here_is_told(run: Path) -> None:
     config = run / "config.yaml"
     config.write_text("dataloader:\n  test:\n    dataset: {names: my_data_set}\n")
     with pytest.raises(UserError, match="data set my_data_set is not registered; give your own data by --data DIR"):

@@ -1,7 +1,4 @@
-"""Weights: reading files, published names and ours, loading into a built model, saving.
-
-Files are read without executing anything in them.
-"""
+"""Checkpoint files: fetched, read and verified without executing anything in them, and written."""
 
 import json
 import logging

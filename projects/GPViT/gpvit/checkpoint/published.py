@@ -194,10 +194,14 @@ KINDS = (
 
 def kind_of(state_dict: Mapping[str, Tensor]) -> Kind:
     """What a published file holds. Raises a ValueError where it is none of :data:`KINDS`."""
-    for kind in KINDS:
-        if any(key.startswith(kind.mark) for key in state_dict):
-            return kind
-    raise ValueError(f"it is no published GPViT model; it holds {preview(list(state_dict))}")
+    kind = _kind(state_dict)
+    if kind is None:
+        raise ValueError(f"it is no published GPViT model; it holds {preview(list(state_dict))}")
+    return kind
+
+
+def _kind(state_dict: Mapping[str, Tensor]) -> Kind | None:
+    return next((kind for kind in KINDS if any(key.startswith(kind.mark) for key in state_dict)), None)
 
 
 def converted(state_dict: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
@@ -224,14 +228,18 @@ def from_published(state_dict: Mapping[str, Tensor], part: str = "backbone") -> 
     """
     if part != "backbone":
         raise ValueError(f'part must be "backbone", got {shown(part)}')
-    kind = next((kind for kind in KINDS if any(key.startswith(kind.mark) for key in state_dict)), None)
+    kind = _kind(state_dict)
     if kind is not None and kind.is_detector:
         ours = "backbone.bottom_up.net."
         weights = converted(state_dict, kind)
         return {key.removeprefix(ours): tensor for key, tensor in weights.items() if key.startswith(ours)}
     kept = {key: tensor for key, tensor in state_dict.items() if kind is None or not key.startswith(kind.dropped)}
     prefix = "backbone." if any(key.startswith("backbone.") for key in kept) else ""
-    return rename(kept, _below(prefix, "", BACKBONE), what=kind.name if kind else "GPViT backbone")
+    names = _below(prefix, "", BACKBONE)
+    if kind is None:  # the backbone of a detector may come with its adapter
+        names |= _below(prefix, "adapter.", ADAPTER)
+    weights = rename(kept, names, what=kind.name if kind else "GPViT backbone")
+    return {key: tensor for key, tensor in weights.items() if not key.startswith("adapter.")}
 
 
 def classes_of(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str] | None:

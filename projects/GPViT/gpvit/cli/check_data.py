@@ -89,7 +89,7 @@ def detected(path: Path) -> layouts.Layout:
     try:
         return layouts.detect_format(str(path))
     except UserError as error:
-        if path.suffix != ".json":
+        if path.suffix.lower() != ".json":
             raise
         raise UserError(f"{error}; give the folder of its images by --images DIR, or --annotations-only") from None
 

@@ -1,7 +1,6 @@
 """``gpvit COMMAND``: imports the command that was chosen, and ends it with at most one line."""
 
 import argparse
-import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import NoReturn
 
-from ..utils.environment import prepare_command
+from ..utils.environment import is_spawned, prepare_command
 from ..utils.errors import UserError
 from ..utils.signals import interrupt
 from ..utils.text import print_anything
@@ -29,7 +28,8 @@ COMMANDS = {
     "replay": "repeat an iteration whose loss was not finite",
 }
 
-if multiprocessing.parent_process() is not None:  # a command spawned this process, which imports its script again
+
+if is_spawned():
     prepare_command()
 
 

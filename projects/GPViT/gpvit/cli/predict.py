@@ -24,14 +24,6 @@ fixed part of the glob. All goes to --output, and nothing there is replaced with
 What cannot be read is listed at the end, with exit code 1; the rest is done all the same.
 """
 
-import os
-import signal
-
-from ..evaluation.coco_results import ResultsWriter
-
-if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-
 import argparse
 import contextlib
 import re
@@ -49,6 +41,7 @@ from tqdm import tqdm
 from ..data.image_io import read_image, save_image
 from ..data.sources import InputImage, Source, sources_of
 from ..data.video_io import VideoReader, VideoWriter
+from ..evaluation.coco_results import ResultsWriter
 from ..predictor import Predictor
 from ..utils.errors import UserError
 from ..utils.files import cut, make_folder, refuse_to_replace

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def locate(data: Path, images: Path | None, split: str | None) -> layouts.Split:
     """The file of annotations and the folder of its images that are asked for."""
-    if data.suffix == ".json" and data.is_file():
+    if data.suffix.lower() == ".json" and data.is_file():
         if split:
             raise UserError(f"{data} is one file, of which all is shown; --split is for folders")
         try:

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config.values import MOST_DETECTIONS
-from ..evaluation.coco_results import RESULTS, Inputs, read_inputs
+from ..evaluation.coco_evaluation import RESULTS
+from ..evaluation.coco_results import Inputs, read_inputs
 from ..evaluation.matching import IOU, match, outcomes
 from ..evaluation.metrics import TASKS
 from ..utils.errors import UserError
@@ -34,8 +35,6 @@ from .options import COUNT, SCORE, command_parser
 
 def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
-    if args.data and args.data.suffix == ".json" and not args.images and not args.report:
-        raise UserError(f"give the folder of the images of {args.data} by --images DIR")
     inputs = read_inputs(args.input, args.data, args.split, args.images)
     return report(inputs, args) if args.report else draw(inputs, args)
 
@@ -45,7 +44,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--input", required=True, type=Path, metavar="PATH", help=f"folder with {RESULTS}, or such a file")
     what = "what the results are of: a dataset, or one JSON file; default: what the config in the folder says"
     parser.add_argument("--data", type=Path, metavar="PATH", help=what)
-    parser.add_argument("--split", choices=("train", "val"), default="val", help="of the dataset (%(default)s)")
+    parser.add_argument(
+        "--split", choices=("train", "val"), help="of the dataset (val); of a JSON file, as training divides it"
+    )
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of a JSON file")
     parser.add_argument("--report", action="store_true", help="write an HTML report instead of drawings")
     parser.add_argument("--output", type=Path, metavar="PATH", help="folder of the drawings, or file of the report")
@@ -63,6 +64,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def draw(inputs: Inputs, args: argparse.Namespace) -> int:
+    if inputs.images is None:
+        raise UserError(f"give the folder of the images of {inputs.data} by --images DIR")
     output = args.output or inputs.results.parent / "predictions"
     targets = [output / f"{rank:02}.png" for rank in range(1, args.number + 1)]
     refuse_to_replace([*targets, output / "sheet.png"], args.overwrite)

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..modeling.backbone import build  # noqa: F401 (registers the backbones that yacs configs name)
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from ..utils.text import one_line
@@ -61,8 +62,9 @@ def with_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def _by_present_name(override: str) -> str:
-    key, equals, value = override.partition("=")
-    return RENAMED.get(key, key) + equals + value
+    written, equals, value = override.partition("=")
+    key = written.lstrip("+")
+    return written.removesuffix(key) + RENAMED.get(key, key) + equals + value
 
 
 def _with_override(cfg: DictConfig, override: str) -> DictConfig:

@@ -33,7 +33,7 @@ class Checkpointer(StopHook):
         period: iterations between two checkpoints, model_0001000.pth and so on by the iterations that are done.
         max_to_keep: checkpoints to keep, the newest ones; also those of earlier runs in the folder count.
         best_metric: as in metrics.json ("bbox/AP", "segm/AP"; with several validation sets "NAME/segm/AP"): the
-            checkpoint where it was highest is kept as model_best.pth; None or "" for none.
+            checkpoint where it was highest is kept as model_best.pth; "" for none.
         patience: evaluations in a row without a better ``best_metric`` that end the training; 0 for no end.
     """
 
@@ -45,7 +45,7 @@ class Checkpointer(StopHook):
         *,
         period: int,
         max_to_keep: int,
-        best_metric: str | None = None,
+        best_metric: str = "",
         patience: int = 0,
     ) -> None:
         if period < 1 or max_to_keep < 1:

@@ -46,8 +46,14 @@ class EvalHook(HookBase):
             self.run()
 
     def after_train(self) -> None:
-        if self.evaluated != self.trainer.done:
+        if self.evaluated == self.trainer.done:
+            return
+        try:
             self.run()
+        except BaseException:  # nothing else comes after it, and the files lack the last iteration
+            for follower in self.followers:
+                follower.on_stop()
+            raise
 
     def run(self) -> None:
         """Evaluates; metrics and followers have it under the iteration behind which it is, wherever that was asked for."""

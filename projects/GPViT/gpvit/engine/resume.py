@@ -14,6 +14,7 @@ from .. import checkpoint
 from ..config import inference_config, renamed
 from ..config.saved import RENAMED
 from ..config.values import may_change
+from ..evaluation.coco_evaluation import RESULTS
 from ..utils.errors import UserError, preview
 from ..utils.events import read_evaluation
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 DATA = "content of the training data"  # a key beside those of the config
 OF_TRAINING = ("model_*.pth", "metrics.json", "run.json")
-OF_EVALUATION = ("evaluation.json", "coco_instances_results.json", "instances_predictions.pth")
+OF_EVALUATION = ("evaluation.json", RESULTS, "instances_predictions.pth")
 
 
 def numbered(folder: Path) -> list[Path]:

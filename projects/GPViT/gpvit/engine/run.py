@@ -49,7 +49,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, config_file: str = "") ->
     """Trains what the config says, with checkpoints, metrics and evaluation along the way.
 
     Args:
-        cfg: a config with these attributes:
+        cfg: a config, as :func:`gpvit.cli.train.configure` makes it, whose device and AMP are chosen, with these attributes:
             model, optimizer, lr_multiplier: instantiated; ``optimizer.params.model`` is set here
             dataloader.{train, test, evaluator}: instantiated; ``dataloader.train.{seed, start_iter, skip}`` are set here
             train: see configs/common/train.py
@@ -84,7 +84,7 @@ def _train(cfg: DictConfig, sets: Mapping[str, DictConfig], resume: bool, config
         classes,
         dataset_fingerprint(records, classes),
         **cfg.train.checkpointer,
-        best_metric=cfg.train.get("best_metric"),  # which older configs lack, and patience
+        best_metric=cfg.train.get("best_metric") or "",  # which older configs lack, and patience
         patience=cfg.train.get("patience") or 0,
     )
     if state is not None:

@@ -101,7 +101,7 @@ class Trainer(TrainerBase):
         self.stops_at_once = False  # when a signal comes
         self._waited = self._worked = 0.0  # seconds: for data, and in all
         # Whether weights, optimizer, schedule and count are those between two iterations. A step makes it False, and
-        # Checkpoints, behind the hooks that belong to the step, True.
+        # Checkpointer, behind the hooks that belong to the step, True.
         self.is_whole = True
         # Any: by its types, new_group may also return the number that stands for a process outside of the group.
         self._group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None

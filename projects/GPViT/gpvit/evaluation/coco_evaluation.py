@@ -29,6 +29,8 @@ from ..utils.files import atomic_write
 from ..utils.fingerprint import dataset_fingerprint
 from ..utils.text import PATH_LIMIT, one_line
 
+RESULTS = "coco_instances_results.json"  # as Detectron2 calls it
+
 
 class COCOFile(COCO):
     """pycocotools' COCO for JSON in any Unicode encoding; pycocotools' takes that of the locale."""
@@ -154,7 +156,7 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         ids = {number: id for id, number in numbers.items()}
         found = [result for prediction in predictions for result in prediction["instances"]]
         for_coco = [result | {"category_id": ids.get(result["category_id"], result["category_id"])} for result in found]
-        with atomic_write(folder / "coco_instances_results.json") as path:
+        with atomic_write(folder / RESULTS) as path:
             path.write_text(json.dumps(for_coco))
 
     def _derive_coco_results(self, coco_eval: Any, iou_type: str, class_names: Any = None) -> dict[str, float]:

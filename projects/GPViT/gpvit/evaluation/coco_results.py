@@ -24,10 +24,8 @@ from ..utils.errors import UserError, preview
 from ..utils.events import read_evaluation, results_folders
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, one_line
-from .coco_evaluation import COCOFile, check_masks, coco_fingerprint
+from .coco_evaluation import RESULTS, COCOFile, check_masks, coco_fingerprint
 from .matching import check_results, index, read_results, tasks_of
-
-RESULTS = "coco_instances_results.json"
 
 
 class Inputs(NamedTuple):
@@ -63,15 +61,15 @@ class Truth(NamedTuple):
     read: Callable[[bool], CocoFile]
 
 
-def read_inputs(path: Path, data: Path | None = None, split: str = "val", images: Path | None = None) -> Inputs:
+def read_inputs(path: Path, data: Path | None = None, split: str | None = None, images: Path | None = None) -> Inputs:
     """Results and ground truth.
 
     Args:
         path: the folder of a training run or an evaluation, or a file in COCO's results format.
-        data: what the results are of: a folder with a custom dataset, or a JSON file of annotations in COCO's format;
-            None for what the config in the folder says.
-        split: "train" or "val", of a folder.
-        images: the folder of the images of a JSON file.
+        data: what the results are of: a custom dataset, or all of a JSON file in COCO's format; None for what the
+            config in the folder says.
+        split: "train" or "val", of a custom dataset; None for "val". With one, a JSON file is divided as for training.
+        images: the folder of the images of a JSON file; None for where they are found.
 
     Raises:
         UserError: something is missing or does not fit together; options are named as the command has them.
@@ -82,14 +80,14 @@ def read_inputs(path: Path, data: Path | None = None, split: str = "val", images
             refuse_several_sets(folder)
         path = folder / RESULTS
     if not path.is_file():
-        raise UserError(f"{path} does not exist: evaluate first (train_net.py --eval-only)")
+        raise UserError(f"{path} does not exist: evaluate first (--eval-only)")
     detections = read_results(path)
     tasks = tasks_of(detections)
     masks = "segm" in tasks
-    if data and data.is_file() and data.suffix.lower() == ".json":
+    if data and data.suffix.lower() == ".json" and split is None:
         truth = _from_file(data, images, masks)
     elif data:
-        truth = _from_folder(str(data), split, masks)
+        truth = _from_folder(str(data), split or "val", masks)
     elif folder:
         truth = _from_config(folder / "config.yaml", masks)
     else:
@@ -127,6 +125,10 @@ def check_data(results: Path, truth: Truth) -> None:
 
 
 def _from_file(path: Path, images: Path | None, masks: bool) -> Truth:
+    if images is None:
+        with contextlib.suppress(UserError):  # results can be evaluated without the images
+            images = layouts.image_root(path)
+
     def read(masks: bool) -> CocoFile:
         return annotations.read(path, images or "", masks=masks)
 

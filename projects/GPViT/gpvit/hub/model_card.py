@@ -60,10 +60,12 @@ def training_of(file: checkpoint.File) -> Training:
 
 
 def _data_name(names: Any) -> str:
-    """ "photos (val)" of "/home/me/photos:val": where somebody keeps data is nobody else's business."""
+    """The names in one line. Version 0.1 had folders in them, which are nobody's business: "photos (val)" of these."""
     listed_names = [names] if isinstance(names, str) else names if isinstance(names, list | ListConfig) else []
-    parts = [str(name).rpartition(":") for name in listed_names]
-    shown = [f"{Path(folder).name} ({split})" if folder else split for folder, _, split in parts]
+    shown = []
+    for name in map(str, listed_names):
+        folder, _, split = name.rpartition(":")
+        shown.append(f"{Path(folder).name} ({split})" if name.startswith("coco:") else name)
     return one_line(", ".join(shown))
 
 

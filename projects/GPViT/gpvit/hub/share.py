@@ -153,7 +153,7 @@ def _readdressed(text: str, source: Path, address: str) -> str:
 
 def _check_licence(path: str, stated: str | None, given: str) -> None:
     if stated is not None and one_line(stated) != one_line(given):  # as the header of a card has it
-        raise UserError(f"{path} says that its licence is {stated}, and --licence says {given}")
+        raise UserError(f"{path} says that its licence is {stated}, and --license says {given}")
 
 
 def usable_config(file: checkpoint.File, config_file: str = "") -> DictConfig:

@@ -4,9 +4,9 @@ docs/performance.md has what was measured of the variables.
 """
 
 import logging
-import multiprocessing
 import os
 import signal
+import sys
 import warnings
 
 from tqdm import tqdm
@@ -44,15 +44,20 @@ def set_defaults() -> None:
             os.environ[name] = value
 
 
+def is_spawned() -> bool:
+    """Whether this is a process that a command spawned: it imports the command's script again, under this name."""
+    return "__mp_main__" in sys.modules
+
+
 def prepare_command() -> None:
     """What a command does before it imports PyTorch or Detectron2, whose imports take seconds.
 
     Ctrl-C ends it quietly from here on; libraries find the defaults above, and do not tell of what users cannot change.
     """
-    if multiprocessing.parent_process() is None:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
-    else:  # of a command that spawned this process, and ends it
+    if is_spawned():  # also while it waits for the other processes, in PyTorch's code
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    else:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     set_defaults()
     tqdm.monitor_interval = 0  # no thread of its own, whose lock data-loading processes might be forked with
     # A notebook names its backend for its children too; importing matplotlib where there is no such backend is an

@@ -22,11 +22,13 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """
     rows = [row for _, row in lines_of(path)]
     last = max((row["iteration"] for row in rows if "total_loss" in row), default=-1)
+    merged: dict[int, dict[str, Any]] = {}
     for row in rows:
         # Version 0.1 noted the evaluation at the end under the number of iterations, one further than the others.
         if row["iteration"] == last + 1 and "total_loss" not in row:
             row["iteration"] = max(last, 0)
-        yield row
+        merged.setdefault(row["iteration"], {}).update(row)  # what was measured again counts
+    yield from merged.values()
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -96,8 +98,9 @@ def save_evaluation(
         results: as Detectron2's evaluators give them, of several validation sets by their names; None while there are
             none yet.
         about: what they are of: "weights", the file that the model comes from, or None in a run; "iteration",
-            iterations that it was trained for, where they are known; "data", see :func:`gpvit.evaluation.evaluated_data`, of
-            several validation sets a list; "settings", see :func:`.settings`.
+            iterations that it was trained for, where they are known; "data", see
+            :func:`gpvit.evaluation.coco_evaluation.evaluated_data`, of several validation sets a list;
+            "settings", see :func:`.settings`.
         images: how many were evaluated.
         seconds_per_image: of one process, from the first image to the last: reading, the model, collecting its results.
         device: of the model.

@@ -192,15 +192,15 @@ def finite_or_text(value: Any) -> Any:
     return value
 
 
-def refuse_to_replace(paths: Iterable[Path], overwrite: bool, option: str = "--output") -> None:
-    """Raises a UserError if one of these is there and may not be overwritten; ``option`` is what names them.
+def refuse_to_replace(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raises a UserError if one of these, which --output names, is there and may not be overwritten.
 
     A link may never be, but for those of /dev: what is written would go to where it leads.
     """
     paths = list(paths)
-    if links := [str(path) for path in paths if path.is_symlink() and path.parent != Path("/dev")]:
-        raise UserError(f"{preview(links)} is a link; remove it, or give another {option}")
-    if not overwrite and (
-        there := [one_line(path, PATH_LIMIT) for path in paths if os.path.isfile(path) or os.path.isdir(path)]
-    ):
-        raise UserError(f"there is {preview(there)} already; give another {option}, or --overwrite")
+    links = [str(path) for path in paths if path.is_symlink() and path.parent != Path("/dev")]
+    if links:
+        raise UserError(f"{preview(links)} is a link; remove it, or give another --output")
+    there = [one_line(path, PATH_LIMIT) for path in paths if os.path.isfile(path) or os.path.isdir(path)]
+    if there and not overwrite:
+        raise UserError(f"there is {preview(there)} already; give another --output, or --overwrite")

@@ -1,6 +1,8 @@
 """Losses and metrics over the iterations."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.figure
@@ -9,6 +11,22 @@ from ..evaluation.metrics import TASKS, parse_metric
 from ..utils.events import read_metrics
 from ..utils.text import one_line
 from .drawing import NAME_LIMIT
+
+
+def main_courses(rows: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Iterations and values of each task's main metric, by what is evaluated and, of several, the validation set.
+
+    Args:
+        rows: from :func:`.read_metrics`.
+    """
+    courses: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            metric = parse_metric(name)
+            if metric and metric.is_main and not metric.averaged:
+                label = f"{one_line(metric.of_set, NAME_LIMIT)} {TASKS[metric.task].label}".strip()
+                courses.setdefault(label, []).append((row["iteration"], value))
+    return dict(sorted(courses.items()))
 
 
 def save_curves(metrics: Path, path: Path) -> None:
@@ -21,12 +39,8 @@ def save_curves(metrics: Path, path: Path) -> None:
     for name in ["total_loss", *sorted(names)]:
         points = [(row["iteration"], row[name]) for row in rows if name in row]
         losses.plot(*zip(*points), label=one_line(name), linewidth=2.5 if name == "total_loss" else 1)
-    for name in sorted({key for row in rows for key in row}):
-        metric = parse_metric(name)
-        if metric and metric.is_main and not metric.averaged:
-            label = f"{one_line(metric.of_set, NAME_LIMIT)} {TASKS[metric.task].label}".strip()
-            points = [(row["iteration"], row[name]) for row in rows if name in row]
-            quality.plot(*zip(*points), marker="o", label=label, clip_on=False)
+    for label, points in main_courses(rows).items():
+        quality.plot(*zip(*points), marker="o", label=label, clip_on=False)
     losses.set(xlabel="iteration", ylabel="training loss", yscale="log")
     losses.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     for text in losses.get_legend().get_texts():

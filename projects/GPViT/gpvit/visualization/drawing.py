@@ -1,4 +1,4 @@
-"""Pictures: predictions, ground truth beside predictions, and the course of a training."""
+"""Predictions and annotations on images, and sheets of both."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -25,17 +25,19 @@ from pycocotools.coco import COCO
 
 from ..config.values import MOST_DETECTIONS
 from ..data.datasets.coco_rules import MAX_DETECTIONS
-from ..evaluation.coco_evaluation import check_max_detections, max_dets, most_objects, summarized
-from ..evaluation.coco_results import RESULTS, Inputs
+from ..evaluation.coco_evaluation import RESULTS, check_max_detections, max_dets, most_objects, summarized
+from ..evaluation.coco_results import Inputs
 from ..evaluation.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
+from ..evaluation.metrics import COCO as METRICS
 from ..evaluation.metrics import TASKS
 from ..utils.errors import UserError
 from ..utils.events import is_number, read_evaluation, read_metrics
 from ..utils.text import LINE_LIMIT, one_line, several_lines
 from ..version import __version__
 from .comparison import as_picture, drawings, worst_first
+from .curves import main_courses
 
-OF_A_CLASS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
+OF_A_CLASS = tuple(name if name == heading else f"AP {heading}" for name, heading in METRICS.items())
 MANY_CLASSES = 12  # beyond this many, only the worst and the best have curves, and classes seldom confused share a row
 PICTURES, PICTURE_PANE = 8, 480  # how many of the worst, and pixels of the longer side of each
 POINTS = 200  # of a curve
@@ -378,12 +380,12 @@ def pictures(inputs: Inputs, matching: Matching, threshold: float) -> tuple[list
 def training_charts(folder: Path | None) -> list[Markup]:
     """Loss and AP over the iterations, from a training's metrics.json; none without it."""
     rows = list(read_metrics(folder / "metrics.json")) if folder else []
-    measured = {f"{name}/{task.main}": task.label for name, task in TASKS.items()}
-    lines = {"training loss": {"total_loss": "total"}, "validation AP (%)": measured}
+    losses = [(row["iteration"], row["total_loss"]) for row in rows if "total_loss" in row]
     charts = []
-    for title, keys in lines.items():
-        courses = {name: [(row["iteration"], row[key]) for row in rows if key in row] for key, name in keys.items()}
-        courses = {name: course for name, course in courses.items() if course}
+    for title, courses in (
+        ("training loss", {"total": losses} if losses else {}),
+        ("validation AP (%)", main_courses(rows)),
+    ):
         if courses:
             charts.append(chart(partial(_draw_courses, courses=courses, title=title), title))
     return charts

@@ -105,8 +105,9 @@ def folder_of(cfg: DictConfig, names: Any) -> str | None:
     """
     if not isinstance(names, str):
         return None
+    folders = cfg.dataloader.get("folders") or {}
     kind, _, rest = names.partition(":")  # version 0.1: coco:FOLDER:SPLIT
-    return rest.rpartition(":")[0] if kind == "coco" else (cfg.dataloader.get("folders") or {}).get(names)
+    return folders.get(names) or (rest.rpartition(":")[0] if kind == "coco" else None)
 
 
 def require_files(loader: DictConfig) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from ... import checkpoint
 from ...data.datasets.register import folder_of
+from ...evaluation.coco_evaluation import RESULTS
 from ...evaluation.metrics import TASKS, main_metrics, parse_metric
 from ...utils.errors import UserError
 from ...utils.events import RESULTS_OF_SETS, read_metrics
@@ -28,7 +29,7 @@ from ..setup import device_name
 
 logger = logging.getLogger(__name__)
 
-FIRST_LINE = "<!-- Written by train_net.py, and anew at each evaluation. -->"
+FIRST_LINE = "<!-- Written by train_net.py, and anew at each evaluation. -->"  # gpvit train is the same
 
 # What a training leaves, as globs.
 FILES = {
@@ -42,7 +43,7 @@ FILES = {
     "pictures": "truth and prediction for a few validation pictures, by the iterations that were done",
     "evaluation.json": "the last evaluation: AP, number of images, seconds for each, and which data it was of",
     RESULTS_OF_SETS: "the same for each validation set, in a folder of its own, with the files of what was found",
-    "coco_instances_results.json": "what the last evaluation found, in COCO's format",
+    RESULTS: "what the last evaluation found, in COCO's format",
     "instances_predictions.pth": "the same as PyTorch saves it",
     "events.out.tfevents.*": "for TensorBoard",
     "not_finite_*.json": "iterations that failed; `gpvit replay --input FILE` repeats one",
@@ -52,7 +53,7 @@ FILES = {
 }
 
 
-OF_ONE_SET = ("coco_instances_results.json", "instances_predictions.pth")
+OF_ONE_SET = (RESULTS, "instances_predictions.pth")
 
 
 class RunReadme(MonitorHook):
@@ -123,7 +124,7 @@ class RunReadme(MonitorHook):
         start = {
             "time": now(),
             "iteration": self.checkpoints.trainer.done,
-            "command": shlex.join([*launcher(), *sys.argv]),
+            "command": command(),
             "device": device_name(self.cfg.train.device),
             "versions": ", ".join(f"{name} {version}" for name, version in checkpoint.versions().items()),
         }
@@ -202,7 +203,7 @@ class RunReadme(MonitorHook):
         ]
         lines = [f"gpvit predict --weights {folder} --input 'PICTURES/*.jpg'", *evaluation]
         for results in self.results:
-            if (results / "coco_instances_results.json").exists():
+            if (results / RESULTS).exists():
                 path = one_line(shlex.quote(str(results)), PATH_LIMIT)
                 lines += [f"gpvit view-results --input {path}", f"gpvit view-results --input {path} --report"]
         lines.append(f"tensorboard --logdir {folder}")
@@ -232,10 +233,20 @@ def evaluations(metrics: Path) -> dict[int, dict[str, float]]:
     return found
 
 
+def command() -> str:
+    """What this job was started by, as it may be typed again."""
+    program, *arguments = sys.argv
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if Path(program).name == "gpvit" and not by_torchrun:  # a script of pip's, which needs no Python before it
+        return shlex.join(["gpvit", *arguments])
+    module = Path(program).name in ("gpvit", "__main__.py")
+    return shlex.join(
+        [*(launcher() if by_torchrun else ["python"]), *(["-m", "gpvit"] if module else [program]), *arguments]
+    )
+
+
 def launcher() -> list[str]:
-    """What the processes of this job are started with."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ["python"]
+    """torchrun, as it starts the processes of this job."""
     processes, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     machines = [] if processes == here else ["--nnodes", str(processes // here)]
     return ["torchrun", *machines, "--nproc-per-node", str(here)]
