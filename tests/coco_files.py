@@ -1,11 +1,14 @@
 """Files in COCO's format to test with, and the evaluator run over them."""
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
 
 from gpvit.data import register_folder
-from gpvit.evaluation.coco_evaluation import COCOEvaluator
+from gpvit.data.datasets.coco_rules import MAX_DETECTIONS
+from gpvit.evaluation.coco_evaluation import COCOEvaluator, COCOFile, summarized
 from pycocotools import mask as mask_api
 
 
@@ -72,3 +75,13 @@ def many_objects(folder: Path, *, crowds: int = 0) -> Path:
     for id in (7, 8):
         (folder / "images" / f"{id}.png").touch()
     return folder
+
+
+def coco_ap(json_file: str, results: list[dict], task: str, max_detections: int = MAX_DETECTIONS) -> float:
+    """AP (0 to 1) of results in COCO's format against a file of annotations."""
+    if not results:
+        return 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCOFile(json_file)
+        found = truth.loadRes(results)
+    return float(summarized(truth, found, task, max_detections).stats[0])

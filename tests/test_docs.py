@@ -178,9 +178,14 @@ def test_configs_say_which_ap_was_published() -> None:
 
 def test_the_documentation_names_files_and_keys_that_exist() -> None:
     documentation = {page: page.read_text() for page in PAGES}
+    names = {path.name for path in REPOSITORY.rglob("*.py") if ".venv" not in path.parts}
     for page, text in documentation.items():
         for path in re.findall(r"(?<![\w/.-])(?:tools|configs|tests|docs)/[\w/]+\.\w+", text):
             assert (REPOSITORY / path).is_file(), (page, path)
+        for name in re.findall(r"`(\w+\.py)`", text):
+            assert name in names, (page, name)
+        for path in re.findall(r"(?<![\w/])gpvit/[\w/]+\.\w+", text):
+            assert (REPOSITORY / "projects" / "GPViT" / path).is_file(), (page, path)
         for path in re.findall(r"\]\(([\w./]+?)(?:#[\w-]+)?\)", text):
             assert (page.parent / path).exists(), (page, path)
     text = documentation[REPOSITORY / "docs" / "training.md"]

@@ -11,7 +11,7 @@ import detectron2.evaluation.coco_evaluation as coco_evaluation
 import numpy as np
 import pytest
 import torch
-from coco_files import evaluate, many_objects, official_figures, truth_as_results
+from coco_files import coco_ap, evaluate, many_objects, official_figures, truth_as_results
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
@@ -22,7 +22,7 @@ from gpvit.config.values import check_values
 from gpvit.data import register_folder
 from gpvit.data.datasets.coco import read
 from gpvit.engine.resume import check_config_unchanged, settings
-from gpvit.evaluation.coco_evaluation import COCOEvaluator, coco_ap
+from gpvit.evaluation.coco_evaluation import COCOEvaluator
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
 from pycocotools import mask as mask_api

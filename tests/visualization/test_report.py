@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_files import many_objects, official_figures, truth_as_results
+from coco_files import coco_ap, many_objects, official_figures, truth_as_results
 from detectron2.data.datasets import register_coco_instances
 from gpvit.cli import view_results
 from gpvit.data import register_folder
 from gpvit.data.datasets.coco import read
-from gpvit.evaluation.coco_evaluation import coco_ap, evaluated_data
+from gpvit.evaluation.coco_evaluation import evaluated_data
 from gpvit.evaluation.coco_results import read_inputs
 from gpvit.evaluation.matching import Outcome, index, match, outcomes
 from gpvit.utils.errors import UserError

@@ -22,12 +22,11 @@ class Architecture(NamedTuple):
     class_layers: re.Pattern[str]
 
 
-_OF_RCNN = re.compile(r"roi_heads\.(box_predictor(\.\d)?\.(cls_score|bbox_pred)|mask_head\.predictor)\..*")
-ARCHITECTURES = (
-    Architecture("RetinaNet", "head.", re.compile(r"head\.cls_score\..*")),
-    Architecture("Cascade Mask R-CNN", "roi_heads.box_predictor.0.", _OF_RCNN),
-    Architecture("Mask R-CNN", "roi_heads.box_predictor.", _OF_RCNN),
-)
+_RCNN_LAYERS = re.compile(r"roi_heads\.(box_predictor(\.\d)?\.(cls_score|bbox_pred)|mask_head\.predictor)\..*")
+RETINANET = Architecture("RetinaNet", "head.", re.compile(r"head\.cls_score\..*"))
+CASCADE_MASK_RCNN = Architecture("Cascade Mask R-CNN", "roi_heads.box_predictor.0.", _RCNN_LAYERS)
+MASK_RCNN = Architecture("Mask R-CNN", "roi_heads.box_predictor.", _RCNN_LAYERS)
+ARCHITECTURES = (RETINANET, CASCADE_MASK_RCNN, MASK_RCNN)
 
 
 def width(weights: Mapping[str, Tensor]) -> int:

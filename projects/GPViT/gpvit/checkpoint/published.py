@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..utils.errors import preview
 from ..utils.text import shown
-from .describe import size_name
+from . import describe
+from .describe import Architecture, architecture_of, size_name
 
 COCO_CLASSES = [category["name"] for category in COCO_CATEGORIES if category["isthing"]]
 
@@ -170,7 +171,7 @@ class Kind:
         name: as messages call it.
         mark: how names begin that files of this kind have, and no others.
         names: the table of its tensors; of detectors, all of the model's, else the backbone's.
-        is_detector: whether all of it is used, not the backbone alone.
+        architecture: of a detector, all of which is used; None where that is the backbone alone.
         dropped: how the names of those tensors begin that have no place in a detector.
         config: name of the config of configs/published that a file of this kind is for, by its size; "" where there is none.
     """
@@ -178,17 +179,21 @@ class Kind:
     name: str
     mark: str
     names: Names
-    is_detector: bool
+    architecture: Architecture | None = None
     dropped: tuple[str, ...] = ()
     config: str = ""
+
+    @property
+    def is_detector(self) -> bool:
+        return self.architecture is not None
 
 
 _BACKBONE_OF_OTHERS = _below("backbone.", "", BACKBONE)
 KINDS = (
-    Kind("Mask R-CNN", "roi_head.", MASK_RCNN, is_detector=True, config="mask_rcnn_gpvit_{}_1x"),
-    Kind("RetinaNet", "bbox_head.", RETINANET, is_detector=True, config="retinanet_gpvit_{}_1x"),
-    Kind("semantic segmentation model", "decode_head.", _BACKBONE_OF_OTHERS, False, ("decode_head.", "auxiliary_head.")),
-    Kind("ImageNet classifier", "head.fc.", _BACKBONE_OF_OTHERS, False, ("neck.", "head.")),
+    Kind("Mask R-CNN", "roi_head.", MASK_RCNN, describe.MASK_RCNN, config="mask_rcnn_gpvit_{}_1x"),
+    Kind("RetinaNet", "bbox_head.", RETINANET, describe.RETINANET, config="retinanet_gpvit_{}_1x"),
+    Kind("semantic segmentation model", "decode_head.", _BACKBONE_OF_OTHERS, None, ("decode_head.", "auxiliary_head.")),
+    Kind("ImageNet classifier", "head.fc.", _BACKBONE_OF_OTHERS, None, ("neck.", "head.")),
 )
 
 
@@ -258,13 +263,14 @@ def to_published(weights: Mapping[str, Tensor], classes: Sequence[str] | None) -
     Raises:
         ValueError: there is no such published detector, for example with a simple feature pyramid.
     """
-    if "backbone.bottom_up.level_embed" not in weights:
+    architecture = architecture_of(weights)
+    kind = next((kind for kind in KINDS if kind.is_detector and kind.architecture is architecture), None)
+    if kind is None or "backbone.bottom_up.level_embed" not in weights:
         raise ValueError("only Mask R-CNN and RetinaNet with the adapter have a counterpart in the published code")
     groups = {int(match[1]) for match in map(re.compile(r".*\.blocks\.(\d+)\.group_token").fullmatch, weights) if match}
     if groups != GROUP_BLOCKS or not size_name(weights):
         raise ValueError("its GPViT is none of the published sizes")
-    names = RETINANET if "head.cls_score.weight" in weights else MASK_RCNN
-    state_dict = rename(_reorder_anchors(weights), names, inverse=True)
+    state_dict = rename(_reorder_anchors(weights), kind.names, inverse=True)
     for key in [key for key in state_dict if key.endswith("running_var")]:  # frozen batch norm does not count its steps
         state_dict.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     return {"meta": {"CLASSES": tuple(classes)} if classes else {}, "state_dict": state_dict}

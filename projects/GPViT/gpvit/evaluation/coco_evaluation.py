@@ -187,16 +187,6 @@ def check_masks(truth: COCO, json_file: str) -> None:
             raise UserError(f"{json_file}: annotation id {id} cannot be used ({fault}); correct or remove it")
 
 
-def coco_ap(json_file: str, results: list[dict], task: str, max_detections: int = MAX_DETECTIONS) -> float:
-    """AP (0 to 1) of results in COCO's format against a file of annotations; the rest is as in :func:`summarized`."""
-    if not results:
-        return 0.0
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCOFile(json_file)
-        found = truth.loadRes(results)
-    return float(summarized(truth, found, task, max_detections).stats[0])
-
-
 def summarized(truth: COCO, found: COCO, task: str, max_detections: int = MAX_DETECTIONS) -> COCOeval_faster:
     """COCO's evaluation, after its summary.
 

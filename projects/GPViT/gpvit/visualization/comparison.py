@@ -24,6 +24,7 @@ from .drawing import NAME_LIMIT
 DOTS_PER_INCH = 100
 PANE = 640  # pixels: the longer side of a picture in a drawing
 GAP, HEADER, FOOTER = 8, 44, 28  # pixels between the two pictures, above and below them
+COLUMNS = 2  # of the sheet
 SHEET_WIDTH = 900  # pixels of a drawing on the sheet
 MANY = 30  # objects beyond which labels would hide the picture, and only signs are written
 
@@ -190,16 +191,16 @@ def as_picture(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def sheet(pictures: list[Image.Image], columns: int = 2) -> Image.Image:
+def sheet(pictures: list[Image.Image]) -> Image.Image:
     """Pictures in columns, each below the shortest so far, all made smaller by the same factor."""
     scale = (SHEET_WIDTH - GAP) / max(picture.width for picture in pictures)
     scaled = [picture.resize((round(picture.width * scale), round(picture.height * scale))) for picture in pictures]
-    heights, corners = [0] * columns, []
+    heights, corners = [0] * COLUMNS, []
     for picture in scaled:
         column = heights.index(min(heights))
         corners.append((column * SHEET_WIDTH + (SHEET_WIDTH - picture.width) // 2, heights[column]))
         heights[column] += picture.height
-    page = Image.new("RGB", (SHEET_WIDTH * columns, max(heights)), "white")
+    page = Image.new("RGB", (SHEET_WIDTH * COLUMNS, max(heights)), "white")
     for picture, corner in zip(scaled, corners):
         page.paste(picture, corner)
     return page

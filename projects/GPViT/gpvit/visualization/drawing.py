@@ -129,9 +129,9 @@ def _spread_labels(picture: VisImage) -> None:
         text.set_position(to_pixels.inverted().transform(position))
 
 
-def save_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]], path: Path, columns: int = 2) -> None:
+def save_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     """A sheet of pictures, each with ground truth on the left and prediction on the right."""
-    rows = -(-len(pairs) // columns)
+    columns, rows = 2, -(-len(pairs) // 2)
     figure = matplotlib.figure.Figure(figsize=(8 * columns, 4.2 * rows), layout="constrained")
     axes = figure.subplots(rows, 2 * columns, squeeze=False)
     for axis in axes.flat:
