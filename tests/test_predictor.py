@@ -150,6 +150,22 @@ def test_an_image_is_not_enlarged_beyond_what_may_be_read(tmp_path: Path) -> Non
         predictor.resize(np.zeros((4, 400, 3), np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ({"sem_seg": torch.arange(6.0).view(1, 2, 3)}, torch.arange(6.0).view(1, 2, 3)),
+        ({"scores": torch.arange(4.0)}, torch.arange(4.0)),
+        ({"scores": torch.arange(4.0), "sem_seg": torch.zeros(1)}, {"scores": torch.arange(4.0), "sem_seg": torch.zeros(1)}),
+    ],
+)
+def test_whatever_the_model_gives_is_returned(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, output: dict, expected: torch.Tensor | dict
+) -> None:
+    monkeypatch.setattr(predictor, "model", lambda batch: [output] * len(batch))
+    found = predictor(np.zeros((48, 64, 3), np.uint8))
+    assert type(found) is type(expected) and str(found) == str(expected)
+
+
 # Prints the resident memory in MiB after each of the images. Of those of many sizes, 1 to 100 objects are found.
 MEMORY_AFTER_IMAGES = """
 import resource, sys

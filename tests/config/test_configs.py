@@ -1,5 +1,7 @@
 """Every config builds, trains, infers, and has the size it says."""
 
+from pathlib import Path
+
 import gpvit
 import pytest
 import torch
@@ -9,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from gpvit.config import load_config
+from gpvit.config import load_config, save_config
 from gpvit.utils.errors import UserError
 from omegaconf import DictConfig
 from torch import nn
@@ -310,6 +312,22 @@ def test_an_override_may_set_a_parameter_that_the_config_leaves_out() -> None:
     assert cfg.model.backbone.net.frozen_blocks == 2
     assert cfg.dataloader.test.mapper.augmentations[0].max_size == 99
     assert cfg.train.note == "mine"
+
+
+def test_keys_may_have_the_names_of_before(tmp_path: Path) -> None:
+    old = ("train.checkpointer.best_metric=segm/AP", "+train.checkpointer.patience=3")
+    saved = tmp_path / "config.yaml"
+    save_config(config("quickstart"), str(saved))
+    saved.write_text(
+        saved.read_text().replace("  checkpointer:\n", "  checkpointer:\n    best_metric: bbox/AP\n    patience: 5\n")
+    )
+    for cfg, expected in (
+        (config("quickstart", *old), ("segm/AP", 3)),
+        (load_config(str(saved)), ("bbox/AP", 5)),
+        (load_config(str(saved), old), ("segm/AP", 3)),
+    ):
+        assert (cfg.train.best_metric, cfg.train.patience) == expected
+        assert set(cfg.train.checkpointer) == {"period", "max_to_keep"}
 
 
 def test_a_missing_config_file_is_named() -> None:

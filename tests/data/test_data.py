@@ -1,6 +1,7 @@
 """Data sets and the mapper."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from gpvit.config import load_config
+from gpvit.data import folder_of, register_folder, use_folder
 from gpvit.data.transforms import OpenCVResizeTransform
 from gpvit.utils.errors import UserError
 from PIL import Image
@@ -353,3 +355,17 @@ def test_the_3x_recipe_cuts_boxes_where_it_crops_and_does_not_tighten_them(synth
         looseness.append((tight - instances.gt_boxes.tensor) * torch.tensor([1, 1, -1, -1]))
     assert torch.cat(looseness).min() > -4  # pixels; the images are enlarged up to five times
     assert torch.cat(looseness).max() > 10
+
+
+def test_datasets_of_the_same_name_are_told_apart_and_known_by_their_folders(synthetic_data: Path, tmp_path: Path) -> None:
+    folders = [shutil.copytree(synthetic_data, tmp_path / part / name) for part in "ab" for name in ("twin", "coco:x")]
+    names = [register_folder(str(folder), "val") for folder in folders]
+    assert names[:2] == ["twin_val", "coco:x_val"] and re.fullmatch(r"twin_val-\w{8}", names[2])
+    assert len(set(names)) == 4
+    assert [register_folder(str(folder), "val") for folder in folders] == names
+    for folder, name in zip(folders, names):
+        cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"))
+        use_folder(cfg, str(folder), train=True)
+        assert cfg.dataloader.test.dataset.names == name and folder_of(cfg, name) == str(folder)
+        assert folder_of(cfg, "coco_2017_val") is None and folder_of(cfg, ["a", "b"]) is None
+    assert folder_of(cfg, "coco:/home/me/photos:val") == "/home/me/photos"  # of version 0.1

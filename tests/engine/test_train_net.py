@@ -128,6 +128,20 @@ def test_an_evaluation_that_is_cut_short_leaves_the_one_before_it(
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
 
 
+def test_a_last_evaluation_that_fails_leaves_the_losses_before_it(
+    synthetic_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise UserError("no room for masks")
+
+    monkeypatch.setattr("gpvit.engine.run.evaluate", failing)
+    with pytest.raises(UserError, match="no room for masks"):
+        run(tmp_path, synthetic_data, "train.eval_period=0", "train.max_iter=2")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1]
+    assert "Stopped at " in (tmp_path / "README.md").read_text()
+
+
 def test_evaluation_of_other_classes_is_refused(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "annotations").mkdir(parents=True)
