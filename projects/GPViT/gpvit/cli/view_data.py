@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 
 from ..data.datasets import coco as annotations
 from ..data.datasets import custom as layouts
-from ..data.image_io import read_image, save_image
+from ..data.image_io import read_annotated_image, save_image
 from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write, cut, make_folder, refuse_to_replace
 from ..utils.fonts import draw_all_characters
-from ..utils.text import LINE_LIMIT, one_line
+from ..utils.text import LINE_LIMIT, cut_in_the_middle, one_line
 from ..visualization.drawing import draw_annotations, reduced
 from .options import COUNT, INDEX, add_output, command_parser
 
@@ -116,11 +116,7 @@ def draw(
     for number, (record, target) in enumerate(zip(records, targets), start=1):
         path = record["file_name"]
         try:
-            image = read_image(path)
-            height, width = image.shape[:2]
-            if (height, width) != (record["height"], record["width"]):
-                stated = f"{record['width']} x {record['height']}"
-                raise UserError(f"{path}: is {width} x {height} pixels, and {stated} by its annotations")
+            image = read_annotated_image(path, record["height"], record["width"])
         except UserError as error:
             errors.append(f"{error} (image id {record['image_id']})")
             continue
@@ -146,12 +142,7 @@ def save_sheet(pictures: list[tuple[str, np.ndarray]], path: Path) -> None:
         for x, (title, picture) in zip(range(GAP // 2, width * columns, width), row):
             figure.figimage(picture, x, top - picture.shape[0])
             place = x / width / columns, (top + 6) / sum(heights)
-            figure.text(*place, shortened(title, width // 9), fontsize=12, parse_math=False)  # a name may have two $
+            figure.text(*place, cut_in_the_middle(title, width // 9), fontsize=12, parse_math=False)  # a name may have two $
     draw_all_characters(figure)
     with atomic_write(path) as partial:
         figure.savefig(partial)
-
-
-def shortened(title: str, length: int) -> str:
-    """A title of at most so many letters; what is left out is in the middle, in the name of the file."""
-    return title if len(title) <= length else f"{title[: length // 2 - 1]}…{title[-(length // 2) :]}"

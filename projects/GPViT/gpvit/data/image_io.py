@@ -368,6 +368,15 @@ def exif_orientation(image: Image.Image) -> int:
         return 1
 
 
+def read_annotated_image(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
+    """As :func:`read_image`; raises a UserError, too, for an image of another size than its annotations say."""
+    image = read_image(path)
+    if image.shape[:2] != (height, width):
+        found = "{1} x {0}".format(*image.shape)
+        raise UserError(f"{path}: is {found} pixels, and {width} x {height} by its annotations; correct them")
+    return image
+
+
 def save_image(path: Path, pixels: np.ndarray) -> None:
     """Writes an image.
 

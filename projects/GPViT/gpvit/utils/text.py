@@ -100,3 +100,8 @@ def show_control_characters(record: logging.LogRecord) -> bool:
     if record.exc_info and not record.exc_text:
         record.exc_text = several_lines(logging.Formatter().formatException(record.exc_info))
     return True
+
+
+def cut_in_the_middle(text: str, length: int) -> str:
+    """A text of at most so many letters."""
+    return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-(length // 2) :]}"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..utils.errors import UserError
 from ..utils.fonts import draw_all_characters
-from ..utils.text import one_line
+from ..utils.text import cut_in_the_middle, one_line
 from .attention import TOKEN_STRIDE, GroupMaps, Inspection, principal_colours, strongest
 
 COLUMNS = 8  # tokens that are shown unless others are asked for
@@ -83,7 +83,9 @@ class Sheet:
     def draw_head(self, name: str) -> None:
         """The picture, and how to read what is below."""
         show(self.panel(MARGIN, MARGIN, *self.large), self.picture, self.size, interpolation="antialiased")
-        self.text(self.right, MARGIN + 0.35, f"Group tokens in {shortened(name)}", fontsize=22, weight="bold")
+        self.text(
+            self.right, MARGIN + 0.35, f"Group tokens in {cut_in_the_middle(one_line(name), 32)}", fontsize=22, weight="bold"
+        )
         self.text(self.right, MARGIN + 0.55, HOW_TO_READ, va="top", fontsize=15, linespacing=1.35)
 
     def draw_block(self, row: int, block: int, maps: GroupMaps, tokens: Sequence[int]) -> None:
@@ -129,11 +131,6 @@ def limits(low: float, high: float) -> list[str]:
     return [f"{limit:.{decimals}f}x" for limit in (low, high)]
 
 
-def shortened(name: str) -> str:
-    name = one_line(name)
-    return name if len(name) <= 32 else f"{name[:15]}...{name[-14:]}"
-
-
 def panel_size(size: tuple[int, int], area: float) -> tuple[float, float]:
     """Width and height in inches of a panel for pictures of this size (height, width); long ones get bars."""
     aspect = min(max(size[1] / size[0], 0.5), 2)
@@ -165,7 +162,7 @@ def draw_features(picture: np.ndarray, inspection: Inspection, name: str) -> Fig
     rows, columns = -(-(1 + len(inspection.levels)) // 3), 3
     width, height = panel_size(inspection.size, 5 * PANEL_AREA)
     figure = Figure(figsize=(columns * width, rows * (height + 0.6) + 0.8), layout="constrained")
-    title = f"Pyramid in {shortened(name)}\nred, green, blue: the three main components of each level"
+    title = f"Pyramid in {cut_in_the_middle(one_line(name), 32)}\nred, green, blue: the three main components of each level"
     figure.suptitle(title, fontsize=15, parse_math=False)
     axes = figure.subplots(rows, columns).flat
     for axis in axes[1 + len(inspection.levels) :]:

@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ..data.image_io import read_image
+from ..data.image_io import read_annotated_image
 from ..evaluation.coco_results import Inputs
 from ..evaluation.matching import Outcome
 from ..utils.errors import UserError
@@ -165,23 +165,13 @@ def drawings(
         if rank == number:
             return
         try:
-            image = _read(inputs, case)
+            image = read_annotated_image(inputs.images / case.image["file_name"], case.image["height"], case.image["width"])
         except UserError as error:
             failures.append(str(error))
             continue
         rank += 1
         found, masks = inputs.found[inputs.task], inputs.task == "segm"
         yield case, draw(image, case, inputs.truth, found, masks=masks, rank=rank, pane=pane)
-
-
-def _read(inputs: Inputs, case: Case) -> np.ndarray:
-    path = inputs.images / case.image["file_name"]
-    image = read_image(path)
-    height, width = image.shape[:2]
-    if (height, width) != (case.image["height"], case.image["width"]):
-        expected = f"{case.image['width']} x {case.image['height']}"
-        raise UserError(f"{path}: is {width} x {height} pixels, and {expected} by its annotations; correct them")
-    return image
 
 
 def as_picture(figure: Figure) -> Image.Image:
