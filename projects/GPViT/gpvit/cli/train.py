@@ -70,7 +70,9 @@ def argument_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--dist-url", type=_meeting_point, default="auto", help="tcp://HOST:PORT of the first machine; one machine: auto"
     )
     parser.add_argument(
-        "--data", metavar="PATH", help="own data: a folder or file in COCO format, of Roboflow, YOLO segmentation or labelme"
+        "--data",
+        metavar="PATH",
+        help="custom dataset: a folder or file in COCO format, of Roboflow, YOLO segmentation or labelme",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     return parser

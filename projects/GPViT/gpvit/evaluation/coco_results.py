@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
     truth: images, classes and objects.
     images: the folder of the images, None if it is not known.
     found: the detections for each task, "bbox" or "segm", that they can be evaluated for.
-    data: what the truth is called.
+    data: what the ground truth is called.
     """
 
     results: Path

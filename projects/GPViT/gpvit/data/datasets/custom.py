@@ -122,7 +122,7 @@ def _traced(problem: Problem, file: coco.CocoFile, objects: Mapping[str, Any]) -
 
 
 def find(data: str) -> Mapping[str, Split]:
-    """The "train" and "val" split of one's own data, of which one may be missing. Raises as :func:`detect_format` does."""
+    """The "train" and "val" split of a custom dataset, of which one may be missing. Raises as :func:`detect_format` does."""
     return detect_format(data).splits
 
 
