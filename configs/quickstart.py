@@ -17,10 +17,17 @@ from .common.train import train
 WIDTH = 64
 
 model.backbone.net.update(
-    embed_dim=96, num_heads=3, group_tokens=[0, 32, 0, 16], drop_path_rate=0.0, norm="BN", pretrain_img_size=192
+    embed_dim=96,
+    num_heads=3,
+    group_tokens=[0, 32, 0, 16],
+    drop_path_rate=0.0,
+    norm="BN",
+    pretrain_img_size=192,
 )
 model.backbone.out_channels = WIDTH
-model.proposal_generator.update(batch_size_per_image=64, pre_nms_topk=(300, 300), post_nms_topk=(150, 100))
+model.proposal_generator.update(
+    batch_size_per_image=64, pre_nms_topk=(300, 300), post_nms_topk=(150, 100)
+)
 model.proposal_generator.head.in_channels = WIDTH
 model.proposal_generator.anchor_generator.sizes = [[12], [24], [48], [96], [192]]
 heads = model.roi_heads
@@ -41,7 +48,9 @@ dataloader.test.num_workers = 1
 optimizer.lr = 1e-3
 optimizer.params.lr_factor_func.num_layers = 4
 lr_multiplier = L(WarmupParamScheduler)(
-    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01), warmup_factor=0.01, warmup_length=0.05
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+    warmup_factor=0.01,
+    warmup_length=0.05,
 )
 train.update(
     output_dir="output/quickstart",

@@ -17,7 +17,9 @@ def official_figures(folder: Path, task: str) -> list[float]:
     text = (folder / "val2014_fake_eval_res.txt").read_text()
     sections = re.split(r"type=(\w+)", text)
     section = dict(zip(sections[1::2], sections[2::2]))[task]
-    return [float(figure) for figure in re.findall(r"= (-?\d\.\d+)$", section, flags=re.MULTILINE)][:12]
+    return [float(figure) for figure in re.findall(r"= (-?\d\.\d+)$", section, flags=re.MULTILINE)][
+        :12
+    ]
 
 
 def truth_as_results(json_file: Path) -> list[dict]:
@@ -46,7 +48,9 @@ def evaluate(folder: Path, predict, **options) -> dict:
     evaluator = COCOEvaluator(name, **dict(tasks=("bbox", "segm"), distributed=False) | options)
     evaluator.reset()
     for image in evaluator._coco_api.dataset["images"]:
-        evaluator.process([{"image_id": image["id"]}], [{"instances": predict(image, evaluator._coco_api, name)}])
+        evaluator.process(
+            [{"image_id": image["id"]}], [{"instances": predict(image, evaluator._coco_api, name)}]
+        )
     return evaluator.evaluate()
 
 
@@ -61,11 +65,20 @@ def many_objects(folder: Path, *, crowds: int = 0) -> Path:
             box = [12 * (index % 15), 12 * (index // 15), 8 + index % 3, 8]
             x, y, w, h = box
             outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-            item = {"id": len(annotations) + 1, "image_id": image, "category_id": 1 + (image == 8), "bbox": box}
-            annotations.append(item | {"segmentation": outline, "area": w * h, "iscrowd": int(index < crowds)})
+            item = {
+                "id": len(annotations) + 1,
+                "image_id": image,
+                "category_id": 1 + (image == 8),
+                "bbox": box,
+            }
+            annotations.append(
+                item | {"segmentation": outline, "area": w * h, "iscrowd": int(index < crowds)}
+            )
     content = {
         "categories": [{"id": 1, "name": "cell"}, {"id": 2, "name": "nucleus"}],
-        "images": [{"id": id, "file_name": f"{id}.png", "height": 128, "width": 192} for id in (7, 8)],
+        "images": [
+            {"id": id, "file_name": f"{id}.png", "height": 128, "width": 192} for id in (7, 8)
+        ],
         "annotations": annotations,
     }
     for name in ("annotations", "images"):
@@ -77,7 +90,9 @@ def many_objects(folder: Path, *, crowds: int = 0) -> Path:
     return folder
 
 
-def coco_ap(json_file: str, results: list[dict], task: str, max_detections: int = MAX_DETECTIONS) -> float:
+def coco_ap(
+    json_file: str, results: list[dict], task: str, max_detections: int = MAX_DETECTIONS
+) -> float:
     """AP (0 to 1) of results in COCO's format against a file of annotations."""
     if not results:
         return 0.0

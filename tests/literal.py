@@ -27,10 +27,14 @@ class LiteralGPViT(nn.Module):
         self.patch_embed = PatchEmbed(embed_dim, stem_convs)
         self.pos_embed = nn.Parameter(torch.zeros(1, 28 * 28, embed_dim))
         self.blocks = nn.ModuleList(
-            GroupPropagationBlock(embed_dim, num_heads, groups) if groups else WindowBlock(embed_dim, num_heads)
+            GroupPropagationBlock(embed_dim, num_heads, groups)
+            if groups
+            else WindowBlock(embed_dim, num_heads)
             for groups in group_tokens
         )
-        self.out_norms = nn.ModuleDict({"last_feat": nn.LayerNorm(embed_dim, eps=1e-6)} if final_norm else {})
+        self.out_norms = nn.ModuleDict(
+            {"last_feat": nn.LayerNorm(embed_dim, eps=1e-6)} if final_norm else {}
+        )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         x = self.embed(image)
@@ -55,7 +59,9 @@ class PatchEmbed(nn.Module):
     def __init__(self, dim: int, stem_convs: int) -> None:
         super().__init__()
         self.stem = ConvNormReLU(3, 64, 7, stride=2, padding=3, bias=False)
-        self.convs = nn.Sequential(*(ConvNormReLU(64, 64, 3, padding=1, bias=False) for _ in range(stem_convs)))
+        self.convs = nn.Sequential(
+            *(ConvNormReLU(64, 64, 3, padding=1, bias=False) for _ in range(stem_convs))
+        )
         self.projection = nn.Conv2d(64, dim, 4, stride=4)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -110,12 +116,18 @@ class StripeAttention(nn.Module):
         horizontal = self.attend(horizontal, height, width, (2, width), self.lepe_horizontal)
         return self.proj(torch.cat([vertical, horizontal], dim=-1))
 
-    def attend(self, qkv: Tensor, height: int, width: int, window: tuple[int, int], lepe: nn.Conv2d) -> Tensor:
+    def attend(
+        self, qkv: Tensor, height: int, width: int, window: tuple[int, int], lepe: nn.Conv2d
+    ) -> Tensor:
         """(3, B, N, C/2) -> (B, N, C/2)."""
-        q, k, v = (to_windows(to_map(x, height, width), window) for x in qkv)  # (windows, C/2, h, w) each
+        q, k, v = (
+            to_windows(to_map(x, height, width), window) for x in qkv
+        )  # (windows, C/2, h, w) each
         x = attention(*(self.to_heads(x) for x in (q, k, v))) + self.to_heads(lepe(v))
         x = x.transpose(1, 2).flatten(2).unflatten(1, window)  # (windows, h, w, C/2)
-        x = x.unflatten(0, (-1, height // window[0], width // window[1])).transpose(2, 3)  # (B, H/h, h, W/w, w, C/2)
+        x = x.unflatten(0, (-1, height // window[0], width // window[1])).transpose(
+            2, 3
+        )  # (B, H/h, h, W/w, w, C/2)
         return x.reshape(-1, height * width, x.shape[-1])
 
     def to_heads(self, x: Tensor) -> Tensor:
@@ -190,7 +202,9 @@ class Ungroup(nn.Module):
     def forward(self, x: Tensor, groups: Tensor) -> Tensor:
         groups = self.norm_key(groups)
         query = self.query(self.norm_query(x))
-        returned = self.out(multi_head_attention(query, self.key(groups), self.value(groups), self.num_heads))
+        returned = self.out(
+            multi_head_attention(query, self.key(groups), self.value(groups), self.num_heads)
+        )
         x = self.join(torch.cat([x, returned], dim=-1))
         return x + self.mlp(self.norm2(x))
 
@@ -215,7 +229,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """(B, L, C), (B, M, C), (B, M, C) -> (B, L, C)."""
-    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    query, key, value = (
+        x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)
+    )
     return attention(query, key, value).transpose(1, 2).flatten(2)
 
 

@@ -34,7 +34,10 @@ def keys(kind: str, size: str) -> dict[str, list[int]]:
 
 def weights(kind: str, size: str) -> dict[str, Tensor]:
     """A published model's state dict, filled by the rule."""
-    return {key: torch.from_numpy(np.asarray(fill(key, shape))) for key, shape in keys(kind, size).items()}
+    return {
+        key: torch.from_numpy(np.asarray(fill(key, shape)))
+        for key, shape in keys(kind, size).items()
+    }
 
 
 def save(path: Path, kind: str, size: str) -> str:
@@ -76,14 +79,18 @@ def fill(key: str, shape: list[int]) -> np.ndarray:
 
 def feature(seed: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise."""
-    return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).standard_normal(shape).astype(np.float32))
+    return torch.from_numpy(
+        np.random.Generator(np.random.PCG64(seed)).standard_normal(shape).astype(np.float32)
+    )
 
 
 def image(seed: int, shape: tuple[int, int, int, int]) -> Tensor:
     """A normalised image batch (B, 3, H, W): half 32-pixel squares, half pixel noise."""
     rng = np.random.Generator(np.random.PCG64(seed))
     batch, channels, height, width = shape
-    squares = rng.standard_normal((batch, channels, -(-height // 32), -(-width // 32))).astype(np.float32)
+    squares = rng.standard_normal((batch, channels, -(-height // 32), -(-width // 32))).astype(
+        np.float32
+    )
     noise = rng.standard_normal(shape).astype(np.float32)
     squares = squares.repeat(32, axis=2).repeat(32, axis=3)[:, :, :height, :width]
     return torch.from_numpy(np.float32(math.sqrt(0.5)) * (squares + noise))
@@ -107,7 +114,10 @@ class Reference:
         channels = 1 if actual.ndim == 4 else 2
         positions = tuple(dim for dim in range(1, actual.ndim) if dim != channels)
         self._compare(
-            f"{array}__sub", actual[tuple(slice(None, None, s) for s in entry["stride"])], entry["absmax"], tolerance
+            f"{array}__sub",
+            actual[tuple(slice(None, None, s) for s in entry["stride"])],
+            entry["absmax"],
+            tolerance,
         )
         self._compare(f"{array}__cmean", actual.mean(positions), entry["absmax"], tolerance)
         self._compare(f"{array}__pmean", actual.mean(channels), entry["absmax"], tolerance)
@@ -125,7 +135,9 @@ class Reference:
         same = ((actual[:, None] - expected).abs() <= SAME_BOX[: actual.shape[1]]).all(-1)
         share = min(same.any(dim).float().mean().item() for dim in (0, 1))
         matches[f"{self.name} {what}"] = share
-        assert share >= 0.98, f"{self.name} {what}: {share:.1%} of {len(actual)} and {len(expected)} are the same"
+        assert share >= 0.98, (
+            f"{self.name} {what}: {share:.1%} of {len(actual)} and {len(expected)} are the same"
+        )
         return same
 
     def _compare(self, array: str, actual: Tensor, absmax: float, tolerance: float) -> None:

@@ -20,10 +20,20 @@ class Repository:
     def revisions(self) -> dict[str, dict[str, bytes]]:
         """Files by commit, by "main", and by "v1", the tag of the first commit that adds any."""
         named = {sha(number): files for number, files in enumerate(self.commits)}
-        return named | {"main": self.commits[-1]} | ({"v1": self.commits[1]} if len(self.commits) > 1 else {})
+        return (
+            named
+            | {"main": self.commits[-1]}
+            | ({"v1": self.commits[1]} if len(self.commits) > 1 else {})
+        )
 
     def commit(self, revision: str) -> str:
-        return sha(next(number for number, files in enumerate(self.commits) if files is self.revisions()[revision]))
+        return sha(
+            next(
+                number
+                for number, files in enumerate(self.commits)
+                if files is self.revisions()[revision]
+            )
+        )
 
 
 def sha(number: int) -> str:
@@ -75,7 +85,11 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.server.repositories.get(name)
         allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if repository is None or (repository.private and not allowed):
-            self.answer(401 if not allowed else 404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+            self.answer(
+                401 if not allowed else 404,
+                {"error": "Repository not found"},
+                X_Error_Code="RepoNotFound",
+            )
             return None
         if repository.gated:
             self.answer(403, {"error": "gated"}, X_Error_Code="GatedRepo")
@@ -97,12 +111,16 @@ class Handler(BaseHTTPRequestHandler):
             commit, files = found
             private = self.server.repositories[name].private
             siblings = [{"rfilename": path} for path in files]
-            self.answer(200, {"id": name, "sha": commit, "private": private, "siblings": siblings, "tags": []})
+            self.answer(
+                200,
+                {"id": name, "sha": commit, "private": private, "siblings": siblings, "tags": []},
+            )
 
     def tree(self, name: str, revision: str) -> None:
         if found := self.files(name, revision):
             entries = [
-                {"type": "file", "path": path, "size": len(body), "oid": git_sha(body)} for path, body in found[1].items()
+                {"type": "file", "path": path, "size": len(body), "oid": git_sha(body)}
+                for path, body in found[1].items()
             ]
             self.answer(200, entries)
 
@@ -110,14 +128,26 @@ class Handler(BaseHTTPRequestHandler):
         if found := self.files(name, revision):
             commit, files = found
             if path not in files:
-                self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+                self.answer(
+                    404,
+                    {"error": "Entry not found"},
+                    X_Error_Code="EntryNotFound",
+                    X_Repo_Commit=commit,
+                )
                 return
-            self.answer(200, files[path], ETag=f'"{hashlib.sha256(files[path]).hexdigest()}"', X_Repo_Commit=commit)
+            self.answer(
+                200,
+                files[path],
+                ETag=f'"{hashlib.sha256(files[path]).hexdigest()}"',
+                X_Repo_Commit=commit,
+            )
 
     def create(self) -> None:
         wanted = json.loads(self.body)
         if wanted["organization"] != "me" or self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self.answer(403, {"error": "You don't have the rights to create a model under this namespace"})
+            self.answer(
+                403, {"error": "You don't have the rights to create a model under this namespace"}
+            )
             return
         name = f"{wanted['organization']}/{wanted['name']}"
         self.server.repositories[name] = Repository(private=wanted.get("visibility") == "private")
@@ -126,7 +156,13 @@ class Handler(BaseHTTPRequestHandler):
     def validate(self) -> None:
         licence = re.search(r"^license: (.*)$", json.loads(self.body)["content"], re.M)
         if licence is None or licence[1] not in ("apache-2.0", "mit"):
-            self.answer(400, {"errors": [{"message": '"license" must be one of [apache-2.0, mit]'}], "warnings": []})
+            self.answer(
+                400,
+                {
+                    "errors": [{"message": '"license" must be one of [apache-2.0, mit]'}],
+                    "warnings": [],
+                },
+            )
             return
         self.answer(200, {"errors": [], "warnings": []})
 
@@ -137,7 +173,11 @@ class Handler(BaseHTTPRequestHandler):
             200,
             {
                 "files": [
-                    {"path": f["path"], "uploadMode": modes[f["path"].endswith(".safetensors")], "shouldIgnore": False}
+                    {
+                        "path": f["path"],
+                        "uploadMode": modes[f["path"].endswith(".safetensors")],
+                        "shouldIgnore": False,
+                    }
                     for f in files
                 ]
             },
@@ -145,7 +185,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def batch(self, name: str) -> None:
         objects = json.loads(self.body)["objects"]
-        actions = [o | {"actions": {"upload": {"href": f"{self.server.url}/large/{o['oid']}"}}} for o in objects]
+        actions = [
+            o | {"actions": {"upload": {"href": f"{self.server.url}/large/{o['oid']}"}}}
+            for o in objects
+        ]
         self.answer(200, {"transfer": "basic", "objects": actions})
 
     def upload(self, oid: str) -> None:
@@ -168,7 +211,13 @@ class Handler(BaseHTTPRequestHandler):
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.large[value["oid"]]
         repository.commits.append(files)
-        self.answer(200, {"commitUrl": f"{self.server.url}/{name}/commit/1", "commitOid": repository.commit("main")})
+        self.answer(
+            200,
+            {
+                "commitUrl": f"{self.server.url}/{name}/commit/1",
+                "commitOid": repository.commit("main"),
+            },
+        )
 
 
 def git_sha(body: bytes) -> str:

@@ -49,13 +49,24 @@ ELSEWHERE = {
     "gpvit export": "tests/export/test_export.py",
     "python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py": "tests/engine/test_train_net.py",
 }
-HERE = ["train.device=cpu", "train.max_iter=2", "train.eval_period=2", "train.checkpointer.period=2"]
-SMALL = ["dataloader.short_side=96", "dataloader.max_size=128", "dataloader.train.total_batch_size=2"]
+HERE = [
+    "train.device=cpu",
+    "train.max_iter=2",
+    "train.eval_period=2",
+    "train.checkpointer.period=2",
+]
+SMALL = [
+    "dataloader.short_side=96",
+    "dataloader.max_size=128",
+    "dataloader.train.total_batch_size=2",
+]
 SMALL += ["dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def commands() -> list[tuple[str, str]]:
@@ -65,7 +76,9 @@ def commands() -> list[tuple[str, str]]:
         for block in blocks(page, "bash"):
             lines = block.replace("\\\n", " ").splitlines()
             found += [
-                (page.name, " ".join(line.split())) for line in lines if line.strip() and not re.match(r"#|\w+=", line)
+                (page.name, " ".join(line.split()))
+                for line in lines
+                if line.strip() and not re.match(r"#|\w+=", line)
             ]
     return found
 
@@ -74,17 +87,25 @@ RUN_HERE = [each for each in commands() if not each[1].startswith(tuple(ELSEWHER
 
 
 def test_what_is_run_elsewhere_is_in_the_documentation() -> None:
-    unknown = [start for start in ELSEWHERE if not any(command.startswith(start) for _, command in commands())]
+    unknown = [
+        start
+        for start in ELSEWHERE
+        if not any(command.startswith(start) for _, command in commands())
+    ]
     assert not unknown
 
 
 def test_the_configs_and_overrides_of_all_trainings_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    trainings = [words for _, command in commands() if "train_net.py" in (words := shlex.split(command))]
+    trainings = [
+        words for _, command in commands() if "train_net.py" in (words := shlex.split(command))
+    ]
     assert len(trainings) >= 10
     for words in trainings:
         args = argument_parser().parse_intermixed_args(words[words.index("train_net.py") + 1 :])
-        load_config(args.config_file, [override.replace("$W", "weights.pth") for override in args.overrides])
+        load_config(
+            args.config_file, [override.replace("$W", "weights.pth") for override in args.overrides]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +116,18 @@ def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Pat
     for name in ("configs", "tools", "train_net.py", "projects", "docs"):
         (folder / name).symlink_to(REPOSITORY / name)
     quickstart = folder / "output" / "quickstart"
-    command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(synthetic_data), *TINY, *SMALL]
+    command = [
+        "--config-file",
+        str(REPOSITORY / "configs" / "quickstart.py"),
+        "--data",
+        str(synthetic_data),
+        *TINY,
+        *SMALL,
+    ]
     command += ["train.device=cpu", f"train.output_dir={quickstart}", "train.best_metric=segm/AP"]
-    command += ["model.roi_heads.box_predictor.test_score_thresh=0.0"]  # there is always something to see
+    command += [
+        "model.roi_heads.box_predictor.test_score_thresh=0.0"
+    ]  # there is always something to see
     train_net.main(argument_parser().parse_intermixed_args(command))
     shutil.copytree(quickstart, folder / "output" / "fine_tuned")  # another training
     for link in (quickstart / "data", folder / "my_data"):
@@ -117,11 +147,15 @@ def clone(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path()
 
 
-@pytest.mark.parametrize(("page", "command"), [pytest.param(*each, id=f"{each[0]}: {each[1][:60]}") for each in RUN_HERE])
+@pytest.mark.parametrize(
+    ("page", "command"), [pytest.param(*each, id=f"{each[0]}: {each[1][:60]}") for each in RUN_HERE]
+)
 def test_a_command_of_the_documentation_runs(
     page: str, command: str, clone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    words = shlex.split(command.replace("$W", published_file(tmp_path)) if "$W" in command else command)
+    words = shlex.split(
+        command.replace("$W", published_file(tmp_path)) if "$W" in command else command
+    )
     program = words.pop(0)
     if program == "gpvit":
         name, *arguments = words
@@ -148,7 +182,11 @@ def shortened(words: list[str], folder: Path) -> list[str]:
     if "--data" not in words:
         words += ["--data", "my_data"]
     weights = next((word for word in words if word.startswith("train.init_checkpoint=")), "")
-    words = [word for word in words if not word.startswith(("train.max_iter", "train.eval_period", "train.checkpointer"))]
+    words = [
+        word
+        for word in words
+        if not word.startswith(("train.max_iter", "train.eval_period", "train.checkpointer"))
+    ]
     words += [override for override in TINY if override.startswith("model")]
     if not weights:
         words.append("train.init_checkpoint=''")
@@ -159,8 +197,12 @@ def published_file(folder: Path) -> str:
     return official.save(folder / "gpvit_l1_maskrcnn_1x.pth", "maskrcnn", "L1")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
-def test_the_python_of_the_documentation_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
+def test_the_python_of_the_documentation_runs(
+    page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.save({"state_dict": official.weights("classifier", "L1")}, "classifier.pth")
     monkeypatch.setitem(gpvit.published.IMAGENET_WEIGHTS, "L1", "classifier.pth")
     names: dict[str, object] = {}
@@ -171,9 +213,14 @@ def test_the_python_of_the_documentation_runs(page: Path, clone: Path, monkeypat
 def test_configs_say_which_ap_was_published() -> None:
     for name, (box, *mask) in COCO_AP.items():
         text = (REPOSITORY / "configs" / "published" / f"{name}.py").read_text()
-        assert f"AP as published: {box} box" + "".join(f", {ap} mask" for ap in mask) + "." in text, name
+        assert (
+            f"AP as published: {box} box" + "".join(f", {ap} mask" for ap in mask) + "." in text
+        ), name
     for name in ("mask_rcnn_gpvit_l1_1x", "retinanet_gpvit_l1_1x"):
-        assert detector_address(name) in (REPOSITORY / "configs" / "published" / f"{name}.py").read_text()
+        assert (
+            detector_address(name)
+            in (REPOSITORY / "configs" / "published" / f"{name}.py").read_text()
+        )
 
 
 def test_the_documentation_names_files_and_keys_that_exist() -> None:
@@ -189,7 +236,13 @@ def test_the_documentation_names_files_and_keys_that_exist() -> None:
         for path in re.findall(r"\]\(([\w./]+?)(?:#[\w-]+)?\)", text):
             assert (page.parent / path).exists(), (page, path)
     text = documentation[REPOSITORY / "docs" / "training.md"]
-    overrides = [o.strip("'\"") for o in re.findall(r"[\w.']+=[^\s`]+", text) if "." in o.split("=")[0] and '"' not in o]
+    overrides = [
+        o.strip("'\"")
+        for o in re.findall(r"[\w.']+=[^\s`]+", text)
+        if "." in o.split("=")[0] and '"' not in o
+    ]
     assert len(overrides) > 12
     for override in overrides:
-        load_config(str(REPOSITORY / "configs" / "mask_rcnn_gpvit_l1.py"), [override.replace("$", "")])
+        load_config(
+            str(REPOSITORY / "configs" / "mask_rcnn_gpvit_l1.py"), [override.replace("$", "")]
+        )

@@ -29,7 +29,10 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 def images() -> list[np.ndarray]:
     """Of three sizes; the first two have the same one, and so have the last two in the model."""
     rng = np.random.default_rng(0)
-    return [rng.integers(0, 255, (*size, 3), np.uint8) for size in ((48, 64), (48, 64), (80, 40), (160, 80))]
+    return [
+        rng.integers(0, 255, (*size, 3), np.uint8)
+        for size in ((48, 64), (48, 64), (80, 40), (160, 80))
+    ]
 
 
 def assert_same(found: Instances, expected: Instances) -> None:
@@ -40,19 +43,27 @@ def assert_same(found: Instances, expected: Instances) -> None:
     assert (found.pred_masks == expected.pred_masks).float().mean() > 0.999
 
 
-def test_a_checkpoint_brings_its_config_classes_and_weights(predictor: Predictor, images: list[np.ndarray]) -> None:
+def test_a_checkpoint_brings_its_config_classes_and_weights(
+    predictor: Predictor, images: list[np.ndarray]
+) -> None:
     assert predictor.classes == ["class 0", "class 1", "class 2"]
     by_hand = Predictor(load_config(CONFIG, TINY_MODEL), predictor.path, "cpu")
     assert_same(predictor(images[0]), by_hand(images[0]))
     assert predictor.resize(images[0]).shape == (3, 64, 85)  # the checkpoint's own short side
 
 
-def test_overrides_change_the_checkpoints_config(predictor: Predictor, images: list[np.ndarray]) -> None:
-    changed = Predictor.from_checkpoint(predictor.path, "cpu", overrides=["dataloader.short_side=96"])
+def test_overrides_change_the_checkpoints_config(
+    predictor: Predictor, images: list[np.ndarray]
+) -> None:
+    changed = Predictor.from_checkpoint(
+        predictor.path, "cpu", overrides=["dataloader.short_side=96"]
+    )
     assert changed.resize(images[0]).shape == (3, 96, 128)
 
 
-def test_of_a_folder_the_best_then_the_final_then_the_newest_checkpoint_is_taken(tmp_path: Path) -> None:
+def test_of_a_folder_the_best_then_the_final_then_the_newest_checkpoint_is_taken(
+    tmp_path: Path,
+) -> None:
     names = ("model_0000100.pth", "model_0000200.pth", "model_final.pth", "model_best.pth")
     for classes, name in enumerate(names, start=2):
         write_detector(tmp_path / name, classes=classes)
@@ -87,7 +98,9 @@ def test_path_array_pillow_image_and_list_give_the_same(
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
-def test_batches_change_nothing(predictor: Predictor, images: list[np.ndarray], batch_size: int) -> None:
+def test_batches_change_nothing(
+    predictor: Predictor, images: list[np.ndarray], batch_size: int
+) -> None:
     for found, image in zip(predictor(images, batch_size), images, strict=True):
         assert_same(found, predictor(image))
 
@@ -102,7 +115,9 @@ def test_pictures_of_one_size_go_through_the_model_together(
     assert batches == [2, 2, 1]
 
 
-def test_a_stream_gives_what_it_can_before_it_reads_on(predictor: Predictor, images: list[np.ndarray]) -> None:
+def test_a_stream_gives_what_it_can_before_it_reads_on(
+    predictor: Predictor, images: list[np.ndarray]
+) -> None:
     read = []
 
     def pictures():
@@ -114,14 +129,26 @@ def test_a_stream_gives_what_it_can_before_it_reads_on(predictor: Predictor, ima
         assert len(read) == number
 
 
-def test_results_have_the_size_of_the_picture(predictor: Predictor, images: list[np.ndarray]) -> None:
+def test_results_have_the_size_of_the_picture(
+    predictor: Predictor, images: list[np.ndarray]
+) -> None:
     for image in images:
         found = predictor(image)
-        assert found.pred_masks.shape[1:] == image.shape[:2] and found.pred_boxes.inside_box(image.shape[:2]).all()
+        assert (
+            found.pred_masks.shape[1:] == image.shape[:2]
+            and found.pred_boxes.inside_box(image.shape[:2]).all()
+        )
 
 
-def test_what_is_no_rgb_picture_is_refused(predictor: Predictor, images: list[np.ndarray], tmp_path: Path) -> None:
-    for array in (images[0][..., 0], images[0][..., :1], images[0].astype(np.float32), np.dstack([images[0]] * 2)):
+def test_what_is_no_rgb_picture_is_refused(
+    predictor: Predictor, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    for array in (
+        images[0][..., 0],
+        images[0][..., :1],
+        images[0].astype(np.float32),
+        np.dstack([images[0]] * 2),
+    ):
         with pytest.raises(UserError, match=r"must be \(height, width, 3\), RGB, uint8, got"):
             predictor(array)
     with pytest.raises(UserError, match="missing.png: cannot be read: it does not exist"):
@@ -155,11 +182,17 @@ def test_an_image_is_not_enlarged_beyond_what_may_be_read(tmp_path: Path) -> Non
     [
         ({"sem_seg": torch.arange(6.0).view(1, 2, 3)}, torch.arange(6.0).view(1, 2, 3)),
         ({"scores": torch.arange(4.0)}, torch.arange(4.0)),
-        ({"scores": torch.arange(4.0), "sem_seg": torch.zeros(1)}, {"scores": torch.arange(4.0), "sem_seg": torch.zeros(1)}),
+        (
+            {"scores": torch.arange(4.0), "sem_seg": torch.zeros(1)},
+            {"scores": torch.arange(4.0), "sem_seg": torch.zeros(1)},
+        ),
     ],
 )
 def test_whatever_the_model_gives_is_returned(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, output: dict, expected: torch.Tensor | dict
+    predictor: Predictor,
+    monkeypatch: pytest.MonkeyPatch,
+    output: dict,
+    expected: torch.Tensor | dict,
 ) -> None:
     monkeypatch.setattr(predictor, "model", lambda batch: [output] * len(batch))
     found = predictor(np.zeros((48, 64, 3), np.uint8))
@@ -188,20 +221,35 @@ for i in range(int(sys.argv[2])):
 """
 
 
-def memory_after_images(folder: Path, number: int, sizes: str, **variables: str) -> tuple[list[float], str]:
+def memory_after_images(
+    folder: Path, number: int, sizes: str, **variables: str
+) -> tuple[list[float], str]:
     """MiB after each of these images in a process of its own, and all that the process printed."""
     write_detector(folder / "model.pth", overrides=[])
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")} | variables
-    command = [sys.executable, "-c", MEMORY_AFTER_IMAGES, str(folder / "model.pth"), str(number), sizes]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    return [float(line.split()[1]) for line in printed.splitlines() if line.startswith("MiB")], printed
+    command = [
+        sys.executable,
+        "-c",
+        MEMORY_AFTER_IMAGES,
+        str(folder / "model.pth"),
+        str(number),
+        sizes,
+    ]
+    printed = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    return [
+        float(line.split()[1]) for line in printed.splitlines() if line.startswith("MiB")
+    ], printed
 
 
 @pytest.mark.slow
 def test_memory_over_500_sizes_grows_by_less_than_100_mib(tmp_path: Path) -> None:
     memory, _ = memory_after_images(tmp_path, 500, "many sizes")
     growth = max(memory[20:]) - memory[20]
-    print(f"\nmemory after 20 images of 20 sizes: {memory[20]:.0f} MiB; at most {growth:.0f} MiB more until 500")
+    print(
+        f"\nmemory after 20 images of 20 sizes: {memory[20]:.0f} MiB; at most {growth:.0f} MiB more until 500"
+    )
     assert len(memory) == 500 and growth < 100
 
 

@@ -37,14 +37,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "gpvit-installed"  # says what was installed, or that an installation did not end
-REQUIREMENTS, CONSTRAINTS, PROJECT = ROOT / "requirements.txt", ROOT / "constraints.txt", ROOT / "projects" / "GPViT"
+REQUIREMENTS, CONSTRAINTS, PROJECT = (
+    ROOT / "requirements.txt",
+    ROOT / "constraints.txt",
+    ROOT / "projects" / "GPViT",
+)
 OLDEST, NEWEST = (3, 10), (3, 13)
 INSTALLED_GB, DOWNLOAD_GB = 6, 3
 
 DETECTRON2 = "sal-detectron2==0.7.2"
 DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
 DETECTRON2_MARK = "+pure"  # appended to the version of the repacked wheel: a changed wheel should say that it is one
-DETECTRON2_NEEDS = ("torch", "numpy", "fvcore", "iopath")  # missing from its metadata, or there with a bound that is wrong
+DETECTRON2_NEEDS = (
+    "torch",
+    "numpy",
+    "fvcore",
+    "iopath",
+)  # missing from its metadata, or there with a bound that is wrong
 DETECTRON2_DROPS = ("numpy", "dataclasses", "black")
 
 
@@ -54,10 +63,16 @@ class Failure(Exception):
 
 def main() -> int:
     check_python(sys.version_info[:3])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--here", action="store_true", help="install into the running Python's environment")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--here", action="store_true", help="install into the running Python's environment"
+    )
     here = parser.parse_args().here
-    sys.stdout.reconfigure(line_buffering=True)  # each step is seen when it begins, in a log file too
+    sys.stdout.reconfigure(
+        line_buffering=True
+    )  # each step is seen when it begins, in a log file too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         install_here() if here else install_venv()
@@ -79,7 +94,9 @@ def check_python(version: tuple) -> None:
             "or make PYTHON=python3.11 env"
         )
     if version[:2] > NEWEST:
-        print(f"install.py: warning: tested up to Python {dotted(NEWEST)}; {found}", file=sys.stderr)
+        print(
+            f"install.py: warning: tested up to Python {dotted(NEWEST)}; {found}", file=sys.stderr
+        )
 
 
 # --- The two modes ---
@@ -97,13 +114,17 @@ def install_venv() -> None:
     STAMP.write_text("unfinished")
     # The few packages that come as source are built with the pinned setuptools, not with whatever is newest that day.
     target.pip("install", "setuptools", "-c", CONSTRAINTS)
-    install_requirements(target, "[2/4]", REQUIREMENTS, "-c", CONSTRAINTS, "--use-pep517", "--no-build-isolation")
+    install_requirements(
+        target, "[2/4]", REQUIREMENTS, "-c", CONSTRAINTS, "--use-pep517", "--no-build-isolation"
+    )
     install_detectron2(target, "[3/4]")
     install_gpvit(target, "[4/4]")
     STAMP.write_text(fingerprint())
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     size = sum(path.lstat().st_blocks * 512 for path in VENV.rglob("*")) / 1e9
-    print(f"done in {minutes} min {seconds} s: .venv takes {size:.1f} GB. Use it with: source .venv/bin/activate")
+    print(
+        f"done in {minutes} min {seconds} s: .venv takes {size:.1f} GB. Use it with: source .venv/bin/activate"
+    )
 
 
 def install_here() -> None:
@@ -118,7 +139,9 @@ def install_here() -> None:
         # Left alone, pip would take the newest torchvision and exchange torch for the one that goes with it.
         held = Path(folder, "held.txt")
         versions = {name: target.version(name) for name in ("torch", "torchvision")}
-        held.write_text("".join(f"{name}=={version}\n" for name, version in versions.items() if version))
+        held.write_text(
+            "".join(f"{name}=={version}\n" for name, version in versions.items() if version)
+        )
         install_requirements(target, "[1/3]", requirements, "-c", held, "--prefer-binary")
     install_detectron2(target, "[2/3]")
     install_gpvit(target, "[3/3]")
@@ -152,13 +175,17 @@ def make_venv(target: "Target") -> None:
             f"this Python lacks the module {missing[0]}; on Debian and Ubuntu: sudo apt install python{wanted}-venv"
         )
     if ours:
-        print(f"      the .venv found here {f'has Python {found}' if found else 'does not work'}: it is made anew")
+        print(
+            f"      the .venv found here {f'has Python {found}' if found else 'does not work'}: it is made anew"
+        )
         shutil.rmtree(str(VENV))
     elif os.path.lexists(str(VENV)):
         raise Failure(f"{VENV} is in the way and is not a virtual environment; move it elsewhere")
     # Run from inside a virtual environment, maybe the very one just removed, its base interpreter does the work.
     base = getattr(sys, "_base_executable", sys.executable)
-    made = subprocess.run([base, "-m", "venv", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    made = subprocess.run(
+        [base, "-m", "venv", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if made.returncode:
         raise Failure(f"{base} -m venv failed: {made.stdout.strip()}")
 
@@ -169,7 +196,10 @@ def forget_torn_packages(site: Path) -> None:
 
     for info in site.glob("*.dist-info"):
         files = [(file.locate(), file.size) for file in Distribution.at(info).files or ()]
-        if not files or any(not os.path.exists(path) or size not in (None, os.path.getsize(path)) for path, size in files):
+        if not files or any(
+            not os.path.exists(path) or size not in (None, os.path.getsize(path))
+            for path, size in files
+        ):
             print(f"      {info.stem} is incomplete: it is installed again")
             shutil.rmtree(str(info))
 
@@ -255,11 +285,19 @@ def repack(wheel: Path) -> Path:
     """Write a copy for every Python 3 beside `wheel`: only `detectron2/` and metadata, nothing compiled, needs corrected."""
     name, version = wheel.name.split("-")[:2]
     copy = wheel.with_name(f"{name}-{version}{DETECTRON2_MARK}-py3-none-any.whl")
-    old_info, new_info = f"{name}-{version}.dist-info/", f"{name}-{version}{DETECTRON2_MARK}.dist-info/"
+    old_info, new_info = (
+        f"{name}-{version}.dist-info/",
+        f"{name}-{version}{DETECTRON2_MARK}.dist-info/",
+    )
     record = []
-    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(wheel) as source,
+        zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for path in source.namelist():
-            if not path.startswith(("detectron2/", old_info)) or path.endswith((".so", ".pyd", "/", "/RECORD")):
+            if not path.startswith(("detectron2/", old_info)) or path.endswith(
+                (".so", ".pyd", "/", "/RECORD")
+            ):
                 continue
             content = source.read(path)
             if path == old_info + "METADATA":
@@ -270,7 +308,9 @@ def repack(wheel: Path) -> Path:
                 content = b"detectron2\n"
             path = path.replace(old_info, new_info)
             target.writestr(path, content)
-            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            digest = (
+                base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            )
             record.append(f"{path},sha256={digest},{len(content)}\n")
         target.writestr(new_info + "RECORD", "".join(record) + f"{new_info}RECORD,,\n")
     return copy
@@ -284,11 +324,14 @@ def mend_metadata(text: str) -> str:
     for line in head.splitlines():
         key, _, value = line.partition(": ")
         if key == "Provides-Extra" or (
-            key == "Requires-Dist" and ("extra ==" in value or re.match(r"[\w-]+", value).group() in DETECTRON2_DROPS)
+            key == "Requires-Dist"
+            and ("extra ==" in value or re.match(r"[\w-]+", value).group() in DETECTRON2_DROPS)
         ):
             continue
         lines.append(line + changes.get(key, ""))
-    return "\n".join(lines + [f"Requires-Dist: {need}" for need in DETECTRON2_NEEDS]) + (blank + body or "\n")
+    return "\n".join(lines + [f"Requires-Dist: {need}" for need in DETECTRON2_NEEDS]) + (
+        blank + body or "\n"
+    )
 
 
 # --- The Python that is installed into, and its pip ---
@@ -316,7 +359,11 @@ class Target:
     def __init__(self, python: Path, log: Path, isolated: bool) -> None:
         self.python, self.log = python, log
         self.environment = dict(
-            os.environ, PYTHONUNBUFFERED="1", PIP_PROGRESS_BAR="off", PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1"
+            os.environ,
+            PYTHONUNBUFFERED="1",
+            PIP_PROGRESS_BAR="off",
+            PIP_NO_INPUT="1",
+            PIP_DISABLE_PIP_VERSION_CHECK="1",
         )
         if isolated:  # from a user's settings that send packages elsewhere, or find them there
             for name in ("PYTHONPATH", "PYTHONHOME", *map(variable, ELSEWHERE)):
@@ -359,9 +406,9 @@ class Target:
     def has(self, module: str) -> bool:
         """Whether `module` can be found; it is not imported, and a mere folder of that name does not count."""
         return bool(
-            self.ask(f"import importlib.util as u; s = u.find_spec('{module}'); print(s.origin if s else '')").replace(
-                "None", ""
-            )
+            self.ask(
+                f"import importlib.util as u; s = u.find_spec('{module}'); print(s.origin if s else '')"
+            ).replace("None", "")
         )
 
     def version(self, package: str) -> str:
@@ -377,13 +424,20 @@ class Target:
         with open(self.log, "ab") as log, open(self.log, errors="replace") as output:
             output.seek(0, os.SEEK_END)
             process = subprocess.Popen(
-                command, env=self.environment, cwd=str(ROOT), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                command,
+                env=self.environment,
+                cwd=str(ROOT),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
             try:
                 said, ended = "", False
                 while not ended:
                     time.sleep(0.2)
-                    ended = process.poll() is not None  # before the reading, so that the last lines are read too
+                    ended = (
+                        process.poll() is not None
+                    )  # before the reading, so that the last lines are read too
                     new = output.read()
                     said += new
                     shown = show(new, shown, time.monotonic() - began)
@@ -394,7 +448,10 @@ class Target:
                 if sys.stdout.isatty():
                     print(end="\r\033[K")
         if process.returncode:
-            full = min(shutil.disk_usage(folder).free for folder in (self.log, tempfile.gettempdir())) < 100e6
+            full = (
+                min(shutil.disk_usage(folder).free for folder in (self.log, tempfile.gettempdir()))
+                < 100e6
+            )
             raise Failure(f"{reason(said, full)}\nAll that pip said is in {self.log}")
 
 
@@ -405,7 +462,9 @@ def show(output: str, shown: str, seconds: float) -> str:
         print("".join(f"      {step[:110]}\n" for step in steps), end="", flush=True)
         return ""
     shown = steps[-1] if steps else shown
-    line = f"      {seconds // 60:.0f}:{seconds % 60:02.0f}  {shown}"[: shutil.get_terminal_size().columns - 1]
+    line = f"      {seconds // 60:.0f}:{seconds % 60:02.0f}  {shown}"[
+        : shutil.get_terminal_size().columns - 1
+    ]
     print(f"\r{line}\033[K", end="", flush=True)
     return shown
 

@@ -20,9 +20,15 @@ from gpvit.utils.errors import UserError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--train", type=int, default=200, help="training images (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=50, help="validation images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)")
+    parser.add_argument(
+        "--train", type=int, default=200, help="training images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--val", type=int, default=50, help="validation images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)"
+    )
     args = parser.parse_args()
     try:
         make_data_set(args.output, args.train, args.val, args.seed)

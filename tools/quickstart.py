@@ -50,10 +50,14 @@ def main(overrides: list[str]) -> int:
     ap = read_evaluation(OUTPUT / "evaluation.json")["results"]["segm"]["AP"]
     step("3/3 drawing")
     draw(folder, overrides)
-    print(f"\nmask AP {ap:.1f} % on synthetic validation images, {minutes:.1f} minutes. In {OUTPUT}:")
+    print(
+        f"\nmask AP {ap:.1f} % on synthetic validation images, {minutes:.1f} minutes. In {OUTPUT}:"
+    )
     print("  README.md         what was trained, how it went, what the files are")
     print("  validation.png    ground truth beside predictions\n  curves.png        losses and AP")
-    print("  model_final.pth   the detector (README: a tour of what to do with it)\n  log.txt           the whole log")
+    print(
+        "  model_final.pth   the detector (README: a tour of what to do with it)\n  log.txt           the whole log"
+    )
     if not overrides and ap < BROKEN_BELOW:
         raise UserError(f"mask AP {ap:.1f} % is below {BROKEN_BELOW}: all is not well")
     return 0
@@ -61,7 +65,15 @@ def main(overrides: list[str]) -> int:
 
 def train(folder: Path, overrides: list[str]) -> int:
     """Trains in a process of its own. Returns: its exit code, after a word on one that says nothing itself."""
-    command = [sys.executable, "train_net.py", "--config-file", str(CONFIG), "--data", str(folder), "--resume"]
+    command = [
+        sys.executable,
+        "train_net.py",
+        "--config-file",
+        str(CONFIG),
+        "--data",
+        str(folder),
+        "--resume",
+    ]
     processes: list[subprocess.Popen] = []
 
     def pass_on(number: int, frame: object) -> None:
@@ -70,7 +82,9 @@ def train(folder: Path, overrides: list[str]) -> int:
             process.send_signal(number)
 
     with stop_signals_to(pass_on):
-        processes.append(subprocess.Popen([*command, *overrides, f"train.output_dir={OUTPUT}"], cwd=REPOSITORY))
+        processes.append(
+            subprocess.Popen([*command, *overrides, f"train.output_dir={OUTPUT}"], cwd=REPOSITORY)
+        )
         code = processes[0].wait()
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
         print(INTERRUPTED, file=sys.stderr)
@@ -89,7 +103,9 @@ def step(text: str) -> None:
 
 
 def draw(folder: Path, overrides: list[str]) -> None:
-    predictor = Predictor(load_config(str(CONFIG), overrides), str(OUTPUT / "model_final.pth"), "cpu")
+    predictor = Predictor(
+        load_config(str(CONFIG), overrides), str(OUTPUT / "model_final.pth"), "cpu"
+    )
     pairs = []
     for record in DatasetCatalog.get(register_folder(str(folder), "val"))[:PICTURES]:
         image = read_image(record["file_name"])

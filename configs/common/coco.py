@@ -43,7 +43,9 @@ dataloader.test = L(build_detection_test_loader)(
     mapper=L(InstanceMapper)(
         is_train=False,
         augmentations=[
-            L(T.ResizeShortestEdge)(short_edge_length="${dataloader.short_side}", max_size="${dataloader.max_size}")
+            L(T.ResizeShortestEdge)(
+                short_edge_length="${dataloader.short_side}", max_size="${dataloader.max_size}"
+            )
         ],
         image_format="RGB",
     ),

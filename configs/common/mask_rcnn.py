@@ -5,7 +5,9 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from gpvit import SIZES, GPViT, SimpleFeaturePyramid
 from gpvit.config import detectron2_config
 
-images = dict(input_format="RGB", pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375])
+images = dict(
+    input_format="RGB", pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375]
+)
 base = dict(
     **images,
     backbone=L(SimpleFeaturePyramid)(

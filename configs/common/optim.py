@@ -11,7 +11,9 @@ optimizer = L(torch.optim.AdamW)(
     params=L(get_default_optimizer_params)(
         base_lr="${..lr}",
         weight_decay_norm=0.0,
-        overrides=dict(bias=no_decay, pos_embed=no_decay, level_embed=no_decay, group_token=no_decay),
+        overrides=dict(
+            bias=no_decay, pos_embed=no_decay, level_embed=no_decay, group_token=no_decay
+        ),
         lr_factor_func=L(layer_decay)(rate=1.0, num_layers=12),
     ),
     lr=2e-4,  # for 32 images in a batch

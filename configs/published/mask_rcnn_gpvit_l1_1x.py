@@ -13,4 +13,6 @@ from gpvit.model_zoo import IMAGENET_WEIGHTS
 
 from .common.mask_rcnn import dataloader, lr_multiplier, model, optimizer, train
 
-train.update(init_checkpoint=IMAGENET_WEIGHTS["L1"], output_dir="output/published/mask_rcnn_gpvit_l1_1x")
+train.update(
+    init_checkpoint=IMAGENET_WEIGHTS["L1"], output_dir="output/published/mask_rcnn_gpvit_l1_1x"
+)

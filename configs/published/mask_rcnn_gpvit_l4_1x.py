@@ -6,4 +6,6 @@ from gpvit.model_zoo import IMAGENET_WEIGHTS
 from .common.mask_rcnn import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.net.update(**SIZES["L4"], drop_path_rate=0.2)
-train.update(init_checkpoint=IMAGENET_WEIGHTS["L4"], output_dir="output/published/mask_rcnn_gpvit_l4_1x")
+train.update(
+    init_checkpoint=IMAGENET_WEIGHTS["L4"], output_dir="output/published/mask_rcnn_gpvit_l4_1x"
+)

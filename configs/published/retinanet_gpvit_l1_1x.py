@@ -13,4 +13,6 @@ from gpvit.model_zoo import IMAGENET_WEIGHTS
 
 from .common.retinanet import dataloader, lr_multiplier, model, optimizer, train
 
-train.update(init_checkpoint=IMAGENET_WEIGHTS["L1"], output_dir="output/published/retinanet_gpvit_l1_1x")
+train.update(
+    init_checkpoint=IMAGENET_WEIGHTS["L1"], output_dir="output/published/retinanet_gpvit_l1_1x"
+)

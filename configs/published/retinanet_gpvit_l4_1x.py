@@ -6,4 +6,6 @@ from gpvit.model_zoo import IMAGENET_WEIGHTS
 from .common.retinanet import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.net.update(**SIZES["L4"])
-train.update(init_checkpoint=IMAGENET_WEIGHTS["L4"], output_dir="output/published/retinanet_gpvit_l4_1x")
+train.update(
+    init_checkpoint=IMAGENET_WEIGHTS["L4"], output_dir="output/published/retinanet_gpvit_l4_1x"
+)

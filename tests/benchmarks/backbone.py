@@ -49,7 +49,14 @@ from gpvit.cli.options import COUNT
 from gpvit.config import CONFIGS, detectron2_config, load_config
 from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write
-from gpvit.utils.profiler import RETURN_MEMORY, Meter, image_size, in_a_process, machine, memory_since_reset
+from gpvit.utils.profiler import (
+    RETURN_MEMORY,
+    Meter,
+    image_size,
+    in_a_process,
+    machine,
+    memory_since_reset,
+)
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -92,24 +99,39 @@ class Task:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="L1", choices=gpvit.SIZES)
     parser.add_argument("--image", default="512x512", type=image_size, metavar="HEIGHTxWIDTH")
     parser.add_argument("--images", default=1, type=COUNT, metavar="N", help="images in a batch")
-    parser.add_argument("--against", default="literal", choices=("literal", "swin", "vitdet", "none"))
+    parser.add_argument(
+        "--against", default="literal", choices=("literal", "swin", "vitdet", "none")
+    )
     parser.add_argument("--mode", default="inference", choices=("inference", "training"))
     parser.add_argument("--part", default="backbone", choices=("backbone", *DETECTORS))
     parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
     parser.add_argument("--compile", action="store_true", help="torch.compile for our backbone")
-    parser.add_argument("--runs", default=10, type=COUNT, metavar="N", help="timed runs of each model")
+    parser.add_argument(
+        "--runs", default=10, type=COUNT, metavar="N", help="timed runs of each model"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the record")
-    parser.add_argument("--growth", type=Path, metavar="PICTURE", help="time and memory over image size and batch size")
+    parser.add_argument(
+        "--growth",
+        type=Path,
+        metavar="PICTURE",
+        help="time and memory over image size and batch size",
+    )
     args = parser.parse_args()
     if args.part != "backbone" and (args.compile or args.growth):
         parser.error("--compile and --growth are for --part backbone")
     task = Task(**{field.name: getattr(args, field.name) for field in fields(Task)})
     names = ["gpvit"] if args.against == "none" else ["gpvit", args.against]
-    record = growth(task, names, args.runs, args.growth) if args.growth else comparison(task, names, args.runs)
+    record = (
+        growth(task, names, args.runs, args.growth)
+        if args.growth
+        else comparison(task, names, args.runs)
+    )
     if args.json:
         save(args.json, {"machine": machine(), "task": asdict(task), **record})
 
@@ -129,14 +151,18 @@ def comparison(task: Task, names: list[str], runs: int) -> dict[str, Any]:
             step()
             step.watch_parts()
         rates = rates_for(task)  # measured between the runs, in the same conditions
-        seconds = in_turns({**steps, "rates": rates.measure} if task.part == "backbone" else steps, runs)
+        seconds = in_turns(
+            {**steps, "rates": rates.measure} if task.part == "backbone" else steps, runs
+        )
         parts = {name: step.part_seconds() for name, step in steps.items()}
         detections = {name: step.detections for name, step in steps.items()}
     seconds.pop("rates", None)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     peaks = {name: in_a_process(peak, name, task, environment=RETURN_MEMORY) for name in names}
     record = {"seconds": medians, "all_seconds": seconds, "peak_mib": peaks}
-    print(f"{task.size}, {task.images} of {'x'.join(map(str, task.image))}, {task.part}, {task.mode}, {task.dtype}")
+    print(
+        f"{task.size}, {task.images} of {'x'.join(map(str, task.image))}, {task.part}, {task.mode}, {task.dtype}"
+    )
     for name in names:
         print(f"{name:8} {quartiles(seconds[name])} s, peak {peaks[name]:.0f} MiB")
     if len(names) > 1:
@@ -147,12 +173,16 @@ def comparison(task: Task, names: list[str], runs: int) -> dict[str, Any]:
     if task.part == "backbone":
         record |= limit(task, rates)
         record["fraction_of_limit"] = record["limit_seconds"] / medians["gpvit"]
-        print(f"limit    {record['limit_seconds']:.3f} s, fraction of it {record['fraction_of_limit']:.3f}")
+        print(
+            f"limit    {record['limit_seconds']:.3f} s, fraction of it {record['fraction_of_limit']:.3f}"
+        )
     else:
         record |= {"parts": parts, "detections": detections}
         print(f"\n| seconds | {' | '.join(parts)} |\n|---{'|---:' * len(parts)}|")
         for part in parts["gpvit"]:
-            print(f"| {part} | {' | '.join(f'{of_model[part]:.3f}' for of_model in parts.values())} |")
+            print(
+                f"| {part} | {' | '.join(f'{of_model[part]:.3f}' for of_model in parts.values())} |"
+            )
         print(f"| (detections) | {' | '.join(map(str, detections.values()))} |")
     return record
 
@@ -264,14 +294,19 @@ class Step:
                 "heads": [self.model.roi_heads],
             }
             device = self.task.device
-            self.meters = {part: [Meter(module, device) for module in group] for part, group in modules.items()}
+            self.meters = {
+                part: [Meter(module, device) for module in group] for part, group in modules.items()
+            }
 
     def part_seconds(self) -> dict[str, float]:
         """The median of each part; parts of a detector's forward add up to it but for scaling and padding the image."""
         timed = {part: statistics.median(times) for part, times in self.seconds.items()}
         if not self.meters:
             return timed
-        metered = {part: sum(statistics.median(meter.seconds) for meter in group) for part, group in self.meters.items()}
+        metered = {
+            part: sum(statistics.median(meter.seconds) for meter in group)
+            for part, group in self.meters.items()
+        }
         return {
             "data": timed.pop("data"),
             "backbone": metered["backbone"],
@@ -292,7 +327,9 @@ def build_backbone(name: str, size: str) -> nn.Module:
 
 def vitdet_config() -> DictConfig:
     if find_spec("timm") is None:
-        raise UserError("--against vitdet: Detectron2's ViT needs timm, which is not installed; pip install timm")
+        raise UserError(
+            "--against vitdet: Detectron2's ViT needs timm, which is not installed; pip install timm"
+        )
     config = detectron2_config("common/models/mask_rcnn_vitdet.py").model.backbone
     config.net.drop_path_rate = 0.0
     config.square_pad = 0
@@ -320,7 +357,9 @@ def build_detector(name: str, config: DictConfig, size: str) -> nn.Module:
     model = instantiate(config.model)
     if name == "literal":
         around = getattr(model.backbone, "bottom_up", model.backbone)  # the adapter or the pyramid
-        around.net = literal.LiteralGPViT(**gpvit.SIZES[size], final_norm=len(around.net.out_norms) > 0)
+        around.net = literal.LiteralGPViT(
+            **gpvit.SIZES[size], final_norm=len(around.net.out_norms) > 0
+        )
     return model
 
 
@@ -331,7 +370,9 @@ def fill_weights(model: nn.Module) -> None:
         if tensor.is_floating_point():
             tensor.copy_(torch.from_numpy(np.asarray(official.fill(key, tensor.shape))))
         if key == "roi_heads.box_predictor.cls_score.weight":
-            tensor.mul_(100)  # sure of what it sees, so that there are as many detections as in a full picture
+            tensor.mul_(
+                100
+            )  # sure of what it sees, so that there are as many detections as in a full picture
 
 
 def made_up_loss(maps: dict[str, Tensor]) -> Tensor:
@@ -349,7 +390,9 @@ def check_equal(ours: "Step", theirs: "Step") -> None:
             maps = step.features(image)
         if task.training:
             made_up_loss(maps).backward()
-            maps["gradient"] = torch.cat([weight.grad.flatten() for weight in step.features.parameters()])
+            maps["gradient"] = torch.cat(
+                [weight.grad.flatten() for weight in step.features.parameters()]
+            )
             step.model.zero_grad()
         results.append(maps)
     for name, expected in results[1].items():
@@ -375,7 +418,9 @@ def picture(folder: Path, number: int, height: int, width: int) -> dict[str, Any
         outline = [x, y, x + w, y, x + w, y + h, x, y + h]
         box = dict(bbox=[x, y, w, h], bbox_mode=BoxMode.XYWH_ABS)
         objects.append(dict(**box, category_id=i, segmentation=[outline], iscrowd=0))
-    return dict(file_name=str(path), image_id=number, height=height, width=width, annotations=objects)
+    return dict(
+        file_name=str(path), image_id=number, height=height, width=width, annotations=objects
+    )
 
 
 def operations(task: Task) -> list[Operation]:
@@ -402,7 +447,9 @@ def limit(task: Task, rates: Rates) -> dict[str, Any]:
         "limit_seconds": sum(seconds.values()),
         "limit_parts": seconds,
         "copy_rate": rates.copy,
-        "matrix_rates": {"x".join(map(str, product)): by_way for product, by_way in rates.products.items()},
+        "matrix_rates": {
+            "x".join(map(str, product)): by_way for product, by_way in rates.products.items()
+        },
     }
 
 
@@ -410,7 +457,9 @@ def growth(task: Task, names: list[str], runs: int, path: Path) -> dict[str, Any
     """Time and memory of one image of more and more pixels, and of more and more images; draws them."""
     points = []
     print("| model | images | side | GMACs | seconds | peak MiB |\n|---|---:|---:|---:|---:|---:|")
-    for side, images in [(side, 1) for side in GROWTH_SIDES] + [(GROWTH_SIDES[0], images) for images in GROWTH_IMAGES]:
+    for side, images in [(side, 1) for side in GROWTH_SIDES] + [
+        (GROWTH_SIDES[0], images) for images in GROWTH_IMAGES
+    ]:
         there = replace(task, image=(side, side), images=images)
         gmacs = sum(operation.flops for operation in operations(there)) / 2e9
         steps = {name: Step(name, there, "") for name in names}
@@ -423,9 +472,15 @@ def growth(task: Task, names: list[str], runs: int, path: Path) -> dict[str, Any
             print(f"| {name} | {images} | {side} | {cells} |", flush=True)
     ratios = {}
     for name in names:
-        of_side = {point["side"]: point for point in points if point["model"] == name and point["images"] == 1}
+        of_side = {
+            point["side"]: point
+            for point in points
+            if point["model"] == name and point["images"] == 1
+        }
         large, small = of_side[GROWTH_SIDES[-1]], of_side[GROWTH_SIDES[-1] // 2]
-        ratios[name] = {cost: large[cost] / small[cost] for cost in ("gmacs", "seconds", "peak_mib")}
+        ratios[name] = {
+            cost: large[cost] / small[cost] for cost in ("gmacs", "seconds", "peak_mib")
+        }
         text = ", ".join(f"{cost} {ratio:.2f}" for cost, ratio in ratios[name].items())
         print(f"{name}, {large['side']} over {small['side']}: {text}")
     draw_growth(points, names, path)
@@ -434,12 +489,17 @@ def growth(task: Task, names: list[str], runs: int, path: Path) -> dict[str, Any
 
 def draw_growth(points: list[dict[str, Any]], names: list[str], path: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(11, 4.5), layout="constrained")
-    for axis, cost, label in zip(figure.subplots(1, 2), ("seconds", "peak_mib"), ("seconds", "MiB above weights")):
+    for axis, cost, label in zip(
+        figure.subplots(1, 2), ("seconds", "peak_mib"), ("seconds", "MiB above weights")
+    ):
         for name in names:
             ours = [point for point in points if point["model"] == name]
             for what, chosen in (
                 ("one image", [point for point in ours if point["images"] == 1]),
-                (f"images of {GROWTH_SIDES[0]}²", [point for point in ours if point["side"] == GROWTH_SIDES[0]]),
+                (
+                    f"images of {GROWTH_SIDES[0]}²",
+                    [point for point in ours if point["side"] == GROWTH_SIDES[0]],
+                ),
             ):
                 x = [point["images"] * point["side"] ** 2 / 1e6 for point in chosen]
                 axis.plot(x, [point[cost] for point in chosen], marker="o", label=f"{name}, {what}")

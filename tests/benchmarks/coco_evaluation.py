@@ -27,8 +27,12 @@ OBJECTS, FALSE_ALARMS = 7, 23  # of an image; each object is found once, more or
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", default=5000, type=COUNT, metavar="N", help="how many (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images", default=5000, type=COUNT, metavar="N", help="how many (%(default)s)"
+    )
     compare(parser.parse_args().images)
 
 
@@ -36,7 +40,9 @@ def compare(images: int) -> None:
     """Prints CPU seconds of both for boxes and masks, and how many times faster ours is."""
     truth, results = made_up(images)
     seconds: dict[str, dict[str, float]] = {}
-    print(f"| CPU seconds, {images} images, {len(results)} detections | pycocotools | ours | ratio |\n|---|---:|---:|---:|")
+    print(
+        f"| CPU seconds, {images} images, {len(results)} detections | pycocotools | ours | ratio |\n|---|---:|---:|---:|"
+    )
     for task in ("bbox", "segm"):
         figures, seconds[task] = {}, {}
         for name, evaluator in (("pycocotools", COCOeval), ("ours", COCOeval_faster)):
@@ -54,7 +60,10 @@ def compare(images: int) -> None:
             figures[name] = np.asarray(run.stats[:12])
         np.testing.assert_allclose(figures["ours"], figures["pycocotools"], atol=1e-6)
         theirs, ours = seconds[task].values()
-        print(f"| {task} (AP {figures['ours'][0]:.3f}) | {theirs:.1f} | {ours:.1f} | {theirs / ours:.1f} |", flush=True)
+        print(
+            f"| {task} (AP {figures['ours'][0]:.3f}) | {theirs:.1f} | {ours:.1f} | {theirs / ours:.1f} |",
+            flush=True,
+        )
     total = {name: seconds["bbox"][name] + seconds["segm"][name] for name in seconds["bbox"]}
     ratio = total["pycocotools"] / total["ours"]
     print(f"| both | {total['pycocotools']:.1f} | {total['ours']:.1f} | {ratio:.1f} |")
@@ -70,11 +79,17 @@ def made_up(images: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             centre, radii = random.uniform((0, 0), (WIDTH, HEIGHT)), random.uniform(8, 100, 2)
             category = int(random.integers(1, CLASSES + 1))
             if number < OBJECTS:
-                item = ellipse(centre, radii) | {"image_id": image, "category_id": category, "iscrowd": 0}
+                item = ellipse(centre, radii) | {
+                    "image_id": image,
+                    "category_id": category,
+                    "iscrowd": 0,
+                }
                 annotations.append(item | {"id": len(annotations) + 1})
                 centre, radii = centre + random.normal(0, 4, 2), radii * random.uniform(0.8, 1.2, 2)
             item = ellipse(centre, radii) | {"image_id": image, "category_id": category}
-            results.append(item | {"score": float(random.random() * (1.0 if number < OBJECTS else 0.6))})
+            results.append(
+                item | {"score": float(random.random() * (1.0 if number < OBJECTS else 0.6))}
+            )
     sizes = [{"id": image, "height": HEIGHT, "width": WIDTH} for image in range(1, images + 1)]
     categories = [{"id": id, "name": str(id)} for id in range(1, CLASSES + 1)]
     return {"images": sizes, "categories": categories, "annotations": annotations}, results

@@ -41,7 +41,9 @@ LOADED_BATCHES = 20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("trainer")
     for name, image in (("memory", "512x512"), ("adapter", "800x1216")):
@@ -49,7 +51,9 @@ def main() -> None:
         command.add_argument("--size", default="L1", choices=gpvit.SIZES)
         command.add_argument("--image", default=image, type=image_size, metavar="HEIGHTxWIDTH")
     loading = commands.add_parser("loading")
-    loading.add_argument("--config-file", default=str(CONFIGS / "mask_rcnn_gpvit_l1.py"), metavar="FILE")
+    loading.add_argument(
+        "--config-file", default=str(CONFIGS / "mask_rcnn_gpvit_l1.py"), metavar="FILE"
+    )
     loading.add_argument("--data", required=True, metavar="PATH", help="a custom dataset")
     loading.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_args()
@@ -91,7 +95,9 @@ def print_adapter(size: str, height: int, width: int) -> None:
     _, peaks = in_a_process(adapter_costs, size, height, width, environment=RETURN_MEMORY)
     print(f"| {size}, {height}x{width} | seconds | share | peak MiB |\n|---|---:|---:|---:|")
     for part in seconds:
-        print(f"| {part} | {seconds[part]:.2f} | {seconds[part] / seconds['all']:.0%} | {peaks[part]:.0f} |")
+        print(
+            f"| {part} | {seconds[part]:.2f} | {seconds[part] / seconds['all']:.0%} | {peaks[part]:.0f} |"
+        )
 
 
 @torch.no_grad()
@@ -99,7 +105,9 @@ def adapter_costs(size: str, height: int, width: int) -> tuple[dict[str, float],
     """Seconds and peak MiB of each part of the published Mask R-CNN's features; fresh weights but scattered offsets."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    fpn = instantiate(load_config(str(CONFIGS / f"published/mask_rcnn_gpvit_{size.lower()}_1x.py")).model.backbone)
+    fpn = instantiate(
+        load_config(str(CONFIGS / f"published/mask_rcnn_gpvit_{size.lower()}_1x.py")).model.backbone
+    )
     fpn = fpn.eval().to(device)
     adapter = fpn.bottom_up
     parts = {
@@ -108,19 +116,28 @@ def adapter_costs(size: str, height: int, width: int) -> tuple[dict[str, float],
         "spatial prior": [adapter.spatial_prior],
         "injectors": list(adapter.injectors),
         "extractors": list(adapter.extractors),
-        "(their deformable attention)": [layer.attn for layer in (*adapter.injectors, *adapter.extractors)],
+        "(their deformable attention)": [
+            layer.attn for layer in (*adapter.injectors, *adapter.extractors)
+        ],
         "adapter with backbone": [adapter],
         "all": [fpn],
     }
     for layer in parts["(their deformable attention)"]:
         nn.init.normal_(layer.offsets.weight, std=0.05)
         nn.init.normal_(layer.weights.weight, std=0.05)
-    meters = {part: [Meter(module, device) for module in modules] for part, modules in parts.items()}
+    meters = {
+        part: [Meter(module, device) for module in modules] for part, modules in parts.items()
+    }
     image = torch.randn(1, 3, height, width, device=device)
     for _ in range(1 + RUNS):
         fpn(image)
-    seconds = {part: sum(statistics.median(meter.seconds[1:]) for meter in of_part) for part, of_part in meters.items()}
-    peaks = {part: max(max(meter.peaks[1:]) for meter in of_part) for part, of_part in meters.items()}
+    seconds = {
+        part: sum(statistics.median(meter.seconds[1:]) for meter in of_part)
+        for part, of_part in meters.items()
+    }
+    peaks = {
+        part: max(max(meter.peaks[1:]) for meter in of_part) for part, of_part in meters.items()
+    }
     return seconds, peaks
 
 
@@ -135,7 +152,10 @@ def print_trainer() -> None:
         engine.storage = EventStorage()
         model, optimizer = model_and_optimizer(cfg)
         plain = SimpleTrainer(model, itertools.repeat(batch), optimizer)
-        steps = {"plain": plain.run_step, "engine": lambda: engine.run_step(itertools.repeat(batch))}
+        steps = {
+            "plain": plain.run_step,
+            "engine": lambda: engine.run_step(itertools.repeat(batch)),
+        }
         for number in range(2 + ENGINE_STEPS):
             for name in sorted(steps, reverse=bool(number % 2)):
                 start = time.perf_counter()
@@ -143,17 +163,24 @@ def print_trainer() -> None:
                 seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
     ratio = statistics.median(a / b for a, b in zip(seconds["engine"][2:], seconds["plain"][2:]))
-    print(f"plain {medians['plain']:.3f} s, engine {medians['engine']:.3f} s an iteration; median of the ratios {ratio:.3f}")
+    print(
+        f"plain {medians['plain']:.3f} s, engine {medians['engine']:.3f} s an iteration; median of the ratios {ratio:.3f}"
+    )
     for name in ("quickstart", "cascade_mask_rcnn_gpvit_l4"):
         weights = instantiate(load_config(str(CONFIGS / f"{name}.py")).model).state_dict()
         # As large as that of a training: the weights, AdamW's two moments, the averaged weights.
-        state = {part: {key: tensor.clone() for key, tensor in weights.items()} for part in ("model", "m", "v", "ema")}
+        state = {
+            part: {key: tensor.clone() for key, tensor in weights.items()}
+            for part in ("model", "m", "v", "ema")
+        }
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             path = os.path.join(folder, "model.pth")
             gpvit.checkpoint.save(state, path)
             seconds = time.perf_counter() - start
-            print(f"{name}: training waits {seconds:.2f} s for a checkpoint of {os.path.getsize(path) / 2**20:.0f} MiB")
+            print(
+                f"{name}: training waits {seconds:.2f} s for a checkpoint of {os.path.getsize(path) / 2**20:.0f} MiB"
+            )
 
 
 def print_loading(cfg: DictConfig, data: str) -> None:
@@ -183,7 +210,9 @@ def random_image(height: int, width: int) -> dict[str, Any]:
     """An image with one object, as a mapper gives it."""
     mask = torch.zeros(1, height, width, dtype=torch.bool)
     mask[:, 20:80, 30:100] = True
-    instances = Instances((height, width), gt_boxes=Boxes(torch.tensor([[30.0, 20.0, 100.0, 80.0]])))
+    instances = Instances(
+        (height, width), gt_boxes=Boxes(torch.tensor([[30.0, 20.0, 100.0, 80.0]]))
+    )
     instances.gt_classes, instances.gt_masks = torch.tensor([0]), BitMasks(mask)
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     return {"image": image, "instances": instances, "file_name": "", "skipped": []}

@@ -43,7 +43,9 @@ class Operations(TorchFunctionMode):
         super().__init__()
         self.list: list[Operation] = []
 
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         out = function(*args, **(kwargs or {}))
         flops, product = 0, None
         if function is F.linear:
@@ -53,10 +55,16 @@ class Operations(TorchFunctionMode):
         elif function is F.conv2d:
             flops = 2 * out.numel() * args[1][0].numel()
         elif function is F.scaled_dot_product_attention:
-            flops = 4 * args[0].numel() * args[1].shape[-2]  # L queries by M keys, weights by values
+            flops = (
+                4 * args[0].numel() * args[1].shape[-2]
+            )  # L queries by M keys, weights by values
         elif function not in MOVING:
             return out
-        tensors = [tensor for tensor in (*args, *(kwargs or {}).values(), out) if isinstance(tensor, Tensor)]
+        tensors = [
+            tensor
+            for tensor in (*args, *(kwargs or {}).values(), out)
+            if isinstance(tensor, Tensor)
+        ]
         moved = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
         self.list.append(Operation(function.__name__, moved, flops, product))
         return out
@@ -76,7 +84,10 @@ class Rates:
         target = torch.zeros_like(source)
         self.copy = max(self.copy, 2 * source.numel() / best_seconds(target.copy_, source))
         for (M, K, N), rates in self.products.items():
-            tensors = [torch.ones(shape, device=self.device, dtype=self.dtype) for shape in ((M, K), (N, K), (N,))]
+            tensors = [
+                torch.ones(shape, device=self.device, dtype=self.dtype)
+                for shape in ((M, K), (N, K), (N,))
+            ]
             for way, function in WAYS.items():
                 rates[way] = max(rates[way], 2 * M * K * N / best_seconds(function, *tensors))
 
@@ -96,7 +107,11 @@ def conv1x1(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x[None, None].permute(0, 3, 1, 2), weight[:, :, None, None], bias)
 
 
-WAYS = {"linear": F.linear, "mm": lambda x, weight, bias: torch.mm(x, weight.t()), "conv1x1": conv1x1}
+WAYS = {
+    "linear": F.linear,
+    "mm": lambda x, weight, bias: torch.mm(x, weight.t()),
+    "conv1x1": conv1x1,
+}
 
 
 def best_seconds(function: Callable, *args: Any) -> float:

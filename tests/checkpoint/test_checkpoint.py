@@ -57,14 +57,21 @@ def detector(size: str = "L1", **options) -> nn.Module:
 
 
 @torch.no_grad()
-def test_a_published_classifier_starts_a_detector(classifier_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_published_classifier_starts_a_detector(
+    classifier_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = detector().eval()
     head = model.roi_heads.box_predictor.cls_score.weight.clone()
     with caplog.at_level(logging.INFO, logger="gpvit"):
         checkpoint.load(model, str(classifier_file))
     (message,) = caplog.messages
-    assert message.startswith(f"published ImageNet classifier L1 {classifier_file}: 327 of 333 tensors loaded; ")
-    assert "; dropped: 6 that are not of the backbone; starting afresh: 74 outside of the backbone" in message
+    assert message.startswith(
+        f"published ImageNet classifier L1 {classifier_file}: 327 of 333 tensors loaded; "
+    )
+    assert (
+        "; dropped: 6 that are not of the backbone; starting afresh: 74 outside of the backbone"
+        in message
+    )
     assert torch.equal(model.roi_heads.box_predictor.cls_score.weight, head)
 
     backbone = gpvit.GPViT(**gpvit.SIZES["L1"]).eval()
@@ -103,19 +110,31 @@ def test_a_published_classifier_goes_into_every_kind_of_backbone(
         assert torch.equal(tensor, expected[key]), key
 
 
-def test_frozen_batch_norm_goes_into_batch_norm_that_counts(classifier_file: Path, tmp_path: Path, caplog) -> None:
-    weights = {k: v for k, v in checkpoint.read(str(classifier_file)).weights.items() if "num_batches" not in k}
+def test_frozen_batch_norm_goes_into_batch_norm_that_counts(
+    classifier_file: Path, tmp_path: Path, caplog
+) -> None:
+    weights = {
+        k: v
+        for k, v in checkpoint.read(str(classifier_file)).weights.items()
+        if "num_batches" not in k
+    }
     checkpoint.write(str(tmp_path / "frozen.pth"), weights)
     with caplog.at_level(logging.INFO, logger="gpvit"):
         checkpoint.load(gpvit.GPViT(**gpvit.SIZES["L1"]), tmp_path / "frozen.pth")
-    assert "322 of 322 tensors loaded; starting afresh: 5 step counters of batch norm" in caplog.messages[-1]
+    assert (
+        "322 of 322 tensors loaded; starting afresh: 5 step counters of batch norm"
+        in caplog.messages[-1]
+    )
 
 
-def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(classifier_file: Path) -> None:
+def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(
+    classifier_file: Path,
+) -> None:
     model = detector("L2")
     before = model.backbone.net.pos_embed.clone()
     with pytest.raises(
-        UserError, match="published ImageNet classifier L1. has 216 channels, the model is L2 and has 348"
+        UserError,
+        match="published ImageNet classifier L1. has 216 channels, the model is L2 and has 348",
     ) as error:
         checkpoint.load(model, str(classifier_file))
     assert "\n" not in str(error.value)
@@ -130,17 +149,31 @@ def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(classi
             lambda w: w.update({"backbone.layers.3.gamma": torch.ones(1)}),
             "a published ImageNet classifier has no backbone.layers.3.gamma",
         ),
-        (lambda w: w.update({"extra.x": torch.ones(1)}), "a published ImageNet classifier has no extra.x"),
-        (lambda w: w.update({"backbone.pos_embed": torch.tensor(1.0)}), r"pos_embed \(\) instead of \(1, 784, 216\)"),
-        (lambda w: w.update({"backbone.pos_embed": "text"}), "its 'state_dict' is not a dict of tensors"),
+        (
+            lambda w: w.update({"extra.x": torch.ones(1)}),
+            "a published ImageNet classifier has no extra.x",
+        ),
+        (
+            lambda w: w.update({"backbone.pos_embed": torch.tensor(1.0)}),
+            r"pos_embed \(\) instead of \(1, 784, 216\)",
+        ),
+        (
+            lambda w: w.update({"backbone.pos_embed": "text"}),
+            "its 'state_dict' is not a dict of tensors",
+        ),
         (
             lambda w: w.pop("head.fc.weight") + w.pop("head.fc.bias")[:, None],
             "it is no published GPViT model; it holds backbone",
         ),
-        (lambda w: w.update({"backbone.pos_embed": torch.ones(1, 196, 216)}), r"\(1, 196, 216\) instead of"),
+        (
+            lambda w: w.update({"backbone.pos_embed": torch.ones(1, 196, 216)}),
+            r"\(1, 196, 216\) instead of",
+        ),
     ],
 )
-def test_a_published_file_with_wrong_tensors_names_them(tmp_path: Path, change, message: str) -> None:
+def test_a_published_file_with_wrong_tensors_names_them(
+    tmp_path: Path, change, message: str
+) -> None:
     weights = official.weights("classifier", "L1")
     change(weights)
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "weights.pth")
@@ -170,7 +203,9 @@ class Canary:
         ("none", "its 'model' is not a dict of tensors"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(tmp_path: Path, content, message: str) -> None:
+def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(
+    tmp_path: Path, content, message: str
+) -> None:
     path, canary = tmp_path / "weights.pth", tmp_path / "canary"
     if content == "truncated":
         torch.save({"model": {"weight": torch.zeros(1000)}}, path)
@@ -179,7 +214,12 @@ def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(tmp_path: P
         path.write_bytes(content)
     else:
         torch.save(
-            {"canary": {"model": Canary(canary)}, "list": [1], "neither": {"weights": 1}, "none": {"model": None}}[content],
+            {
+                "canary": {"model": Canary(canary)},
+                "list": [1],
+                "neither": {"weights": 1},
+                "none": {"model": None},
+            }[content],
             path,
         )
     with pytest.raises(UserError, match=message) as error:
@@ -196,7 +236,12 @@ def published_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, s
     def make(kind: str, size: str) -> str:
         path = folder / f"gpvit_{size.lower()}_{kind}.pth"
         if not path.exists():
-            meta = {"mmcv_version": "1.4.8", "time": "Mon Jan  1 00:00:00 2022", "epoch": 12, "iter": 87_960}
+            meta = {
+                "mmcv_version": "1.4.8",
+                "time": "Mon Jan  1 00:00:00 2022",
+                "epoch": 12,
+                "iter": 87_960,
+            }
             torch.save({"meta": meta, "state_dict": official.weights(kind, size)}, path)
         return str(path)
 
@@ -227,13 +272,21 @@ CLASS_LAYERS = {
     [
         ("maskrcnn", "mask_rcnn_gpvit_l1_1x", ["fig", "date", "hazelnut"]),
         ("retinanet", "retinanet_gpvit_l1_3x", ["fig", "date", "hazelnut"]),
-        ("maskrcnn", "mask_rcnn_gpvit_l1_3x", [f"class {i}" for i in range(80)]),  # as many, but others
+        (
+            "maskrcnn",
+            "mask_rcnn_gpvit_l1_3x",
+            [f"class {i}" for i in range(80)],
+        ),  # as many, but others
         ("maskrcnn", "mask_rcnn_gpvit_l1_3x", None),  # as many, names unknown
         ("retinanet", "retinanet_gpvit_l1_1x", COCO_CLASSES),
     ],
 )
 def test_a_published_detector_loads_all_but_the_layers_of_other_classes(
-    published_file, caplog: pytest.LogCaptureFixture, kind: str, config: str, classes: list[str] | None
+    published_file,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    config: str,
+    classes: list[str] | None,
 ) -> None:
     model = published_detector(config, len(classes or COCO_CLASSES))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -251,13 +304,17 @@ def test_a_published_detector_loads_all_but_the_layers_of_other_classes(
 
 
 @pytest.mark.parametrize("kind", ["segformer", "upernet"])
-def test_a_published_segmentation_model_gives_its_backbone(published_file, caplog, kind: str) -> None:
+def test_a_published_segmentation_model_gives_its_backbone(
+    published_file, caplog, kind: str
+) -> None:
     model = detector()
     with caplog.at_level(logging.INFO, logger="gpvit"):
         checkpoint.load(model, published_file(kind, "L1"))
     expected = official.weights(kind, "L1")
     assert torch.equal(model.backbone.net.pos_embed, expected["backbone.pos_embed"])
-    assert torch.equal(model.backbone.net.out_norms.last_feat.weight, expected["backbone.ln1.weight"])
+    assert torch.equal(
+        model.backbone.net.out_norms.last_feat.weight, expected["backbone.ln1.weight"]
+    )
     assert "327 of" in caplog.messages[-1] and "6 norms that the model lacks" in caplog.messages[-1]
 
 
@@ -276,8 +333,18 @@ def test_a_published_segmentation_model_gives_its_backbone(published_file, caplo
             lambda: published_detector("retinanet_gpvit_l1_1x"),
             "is Mask R-CNN with the adapter .published Mask R-CNN L1., the model is RetinaNet with",
         ),
-        ("maskrcnn", "L1", detector, "the model is Mask R-CNN with a simple feature pyramid: take the config"),
-        ("maskrcnn", "L1", lambda: published_detector("mask_rcnn_gpvit_l2_1x"), "has 216 channels, the model is L2"),
+        (
+            "maskrcnn",
+            "L1",
+            detector,
+            "the model is Mask R-CNN with a simple feature pyramid: take the config",
+        ),
+        (
+            "maskrcnn",
+            "L1",
+            lambda: published_detector("mask_rcnn_gpvit_l2_1x"),
+            "has 216 channels, the model is L2",
+        ),
         (
             "maskrcnn",
             "L1",
@@ -285,10 +352,17 @@ def test_a_published_segmentation_model_gives_its_backbone(published_file, caplo
             "is Mask R-CNN with the adapter .*, the model is a backbone alone",
         ),
         ("upernet", "L3", lambda: gpvit.GPViT(embed_dim=216), "has 432 channels, the model is L1"),
-        ("segformer", "L1", lambda: nn.Linear(1, 1), "goes into a GPViT, and the model has 0 of them"),
+        (
+            "segformer",
+            "L1",
+            lambda: nn.Linear(1, 1),
+            "goes into a GPViT, and the model has 0 of them",
+        ),
     ],
 )
-def test_a_published_file_of_another_kind_or_size_is_one_line(published_file, kind, size, make, message: str) -> None:
+def test_a_published_file_of_another_kind_or_size_is_one_line(
+    published_file, kind, size, make, message: str
+) -> None:
     model = make()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with pytest.raises(UserError, match=message) as error:
@@ -300,18 +374,35 @@ def test_a_published_file_of_another_kind_or_size_is_one_line(published_file, ki
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("neck.fpn_convs.2.bn.bias"), r"1 missing \(backbone.fpn_output4.norm.bias\)"),
-        (lambda w: w.pop("roi_head.bbox_head.fc_reg.weight"), "1 missing .roi_heads.box_predictor.bbox_pred.weight"),
-        (lambda w: w.update({"neck.gate.weight": torch.ones(1)}), "a published Mask R-CNN has no neck.gate.weight"),
-        (lambda w: w.pop("roi_head.bbox_head.fc_cls.weight"), "1 missing .roi_heads.box_predictor.cls_score.weight"),
+        (
+            lambda w: w.pop("neck.fpn_convs.2.bn.bias"),
+            r"1 missing \(backbone.fpn_output4.norm.bias\)",
+        ),
+        (
+            lambda w: w.pop("roi_head.bbox_head.fc_reg.weight"),
+            "1 missing .roi_heads.box_predictor.bbox_pred.weight",
+        ),
+        (
+            lambda w: w.update({"neck.gate.weight": torch.ones(1)}),
+            "a published Mask R-CNN has no neck.gate.weight",
+        ),
+        (
+            lambda w: w.pop("roi_head.bbox_head.fc_cls.weight"),
+            "1 missing .roi_heads.box_predictor.cls_score.weight",
+        ),
         (
             lambda w: w.update({"backbone.interactions.5.extractor.ffn.fc1.bias": torch.ones(54)}),
             "a published Mask R-CNN has no backbone.interactions.5.extractor.ffn.fc1.bias",
         ),
-        (lambda w: w.update({"rpn_head.rpn_cls.bias": torch.ones(5)}), r"objectness_logits.bias \(5,\) instead of \(3,\)"),
+        (
+            lambda w: w.update({"rpn_head.rpn_cls.bias": torch.ones(5)}),
+            r"objectness_logits.bias \(5,\) instead of \(3,\)",
+        ),
     ],
 )
-def test_a_published_detector_with_wrong_tensors_names_them(tmp_path: Path, change, message: str) -> None:
+def test_a_published_detector_with_wrong_tensors_names_them(
+    tmp_path: Path, change, message: str
+) -> None:
     weights = official.weights("maskrcnn", "L1")
     change(weights)
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "weights.pth")
@@ -324,7 +415,9 @@ def test_a_published_detector_with_wrong_tensors_names_them(tmp_path: Path, chan
 
 def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) -> None:
     assert checkpoint.read(published_file("retinanet", "L1")).classes == COCO_CLASSES
-    assert COCO_CLASSES[0] == "person" and COCO_CLASSES[79] == "toothbrush" and len(COCO_CLASSES) == 80
+    assert (
+        COCO_CLASSES[0] == "person" and COCO_CLASSES[79] == "toothbrush" and len(COCO_CLASSES) == 80
+    )
     weights = official.weights("retinanet", "L1")
     weights["bbox_head.retina_cls.weight"] = torch.zeros(18, 256, 3, 3)
     weights["bbox_head.retina_cls.bias"] = torch.zeros(18)
@@ -340,14 +433,31 @@ def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) 
     ("shapes", "of_file", "of_model", "fresh"),
     [
         ({"cls_score.weight": 4, "bbox_pred.weight": 12}, "abc", "abc", []),
-        ({"cls_score.weight": 4, "bbox_pred.weight": 12}, "abc", "abd", ["cls_score.weight", "bbox_pred.weight"]),
+        (
+            {"cls_score.weight": 4, "bbox_pred.weight": 12},
+            "abc",
+            "abd",
+            ["cls_score.weight", "bbox_pred.weight"],
+        ),
         ({"cls_score.weight": 4, "bbox_pred.weight": 12}, "abc", None, []),
-        ({"cls_score.weight": 4, "bbox_pred.weight": 4}, "abc", "abd", ["cls_score.weight"]),  # one box for any class
-        ({"cls_score.weight": 2, "bbox_pred.weight": 4}, "a", "b", ["cls_score.weight", "bbox_pred.weight"]),
+        (
+            {"cls_score.weight": 4, "bbox_pred.weight": 4},
+            "abc",
+            "abd",
+            ["cls_score.weight"],
+        ),  # one box for any class
+        (
+            {"cls_score.weight": 2, "bbox_pred.weight": 4},
+            "a",
+            "b",
+            ["cls_score.weight", "bbox_pred.weight"],
+        ),
     ],
 )
 def test_layers_start_afresh_that_belong_to_other_classes(shapes, of_file, of_model, fresh) -> None:
-    weights = {f"roi_heads.box_predictor.{key}": torch.zeros(rows, 8) for key, rows in shapes.items()}
+    weights = {
+        f"roi_heads.box_predictor.{key}": torch.zeros(rows, 8) for key, rows in shapes.items()
+    }
     file = checkpoint.File("file", weights, list(of_file))
     layers = _layers_of_other_classes(file, weights, list(of_model) if of_model else None)
     assert layers == [f"roi_heads.box_predictor.{key}" for key in fresh]
@@ -374,7 +484,9 @@ def test_a_missing_file_and_an_unreachable_address_say_what_to_do() -> None:
     with pytest.raises(UserError, match="nowhere.pth does not exist"):
         checkpoint.load(nn.Linear(1, 1), "nowhere.pth")
     address = "http://127.0.0.1:9/gpvit_l1_in1k_300e.pth"
-    with pytest.raises(UserError, match='cannot download http.*give its path instead; .*train.init_checkpoint=""') as error:
+    with pytest.raises(
+        UserError, match='cannot download http.*give its path instead; .*train.init_checkpoint=""'
+    ) as error:
         checkpoint.load(nn.Linear(1, 1), address)
     assert "\n" not in str(error.value)
 
@@ -407,7 +519,9 @@ def test_an_address_that_leads_out_of_the_cache_is_one_line(
     assert "\n" not in str(raised.value) and not list(tmp_path.rglob("x*"))
 
 
-def test_of_a_folder_the_best_checkpoint_is_taken_then_the_final_and_the_newest(tmp_path: Path) -> None:
+def test_of_a_folder_the_best_checkpoint_is_taken_then_the_final_and_the_newest(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(UserError, match="has no checkpoint of a detector"):
         checkpoint.read(str(tmp_path))
     for name in ("model_0000200", "model_0001000", "model_final", "model_best"):
@@ -417,8 +531,12 @@ def test_of_a_folder_the_best_checkpoint_is_taken_then_the_final_and_the_newest(
         assert checkpoint.fetch(str(tmp_path)) == expected
 
 
-def test_classes_that_nobody_asked_to_change_are_a_warning(published_file, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoint.load(published_detector("retinanet_gpvit_l1_1x", 3), published_file("retinanet", "L1"))
+def test_classes_that_nobody_asked_to_change_are_a_warning(
+    published_file, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint.load(
+        published_detector("retinanet_gpvit_l1_1x", 3), published_file("retinanet", "L1")
+    )
     assert caplog.records[-1].levelno == logging.WARNING
     assert "starting afresh: 2 that depend on the classes" in caplog.messages[-1]
 
@@ -440,7 +558,10 @@ def test_a_classifier_is_no_detector(classifier_file: Path) -> None:
 
 def test_metadata_that_numpy_1_wrote_is_read(tmp_path: Path) -> None:
     torch.save({"meta": {"seed": np.int64(3)}}, tmp_path / "new.pth")
-    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+    with (
+        zipfile.ZipFile(tmp_path / "new.pth") as new,
+        zipfile.ZipFile(tmp_path / "old.pth", "w") as old,
+    ):
         for name in new.namelist():
             content = new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             old.writestr(name, content)
@@ -470,7 +591,9 @@ def published_metadata() -> dict[str, Any]:
         "CLASSES": ("a", "b"),
         "PALETTE": [[1, 2, 3]],
         "fp16": {"loss_scaler": {"cur_scale": 512.0, "cur_iter": 5}},
-        "args": argparse.Namespace(lr=np.float32(0.1), flag=np.bool_(True), name=np.str_("x"), none=None),
+        "args": argparse.Namespace(
+            lr=np.float32(0.1), flag=np.bool_(True), name=np.str_("x"), none=None
+        ),
         "array": np.zeros((2, 2)),
         "date": datetime.datetime(2022, 10, 10),
         "ordered": OrderedDict(a=1),
@@ -478,10 +601,16 @@ def published_metadata() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_published_files_with_metadata_of_every_type_are_read(classifier_file: Path, tmp_path: Path, zipped: bool) -> None:
+def test_published_files_with_metadata_of_every_type_are_read(
+    classifier_file: Path, tmp_path: Path, zipped: bool
+) -> None:
     weights = checkpoint.read_content(str(classifier_file))["state_dict"]
     optimizer = torch.optim.AdamW(nn.Linear(2, 1).parameters()).state_dict()
-    content = {"meta": published_metadata(), "state_dict": OrderedDict(weights), "optimizer": optimizer}
+    content = {
+        "meta": published_metadata(),
+        "state_dict": OrderedDict(weights),
+        "optimizer": optimizer,
+    }
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     file = checkpoint.read(str(tmp_path / "a.pth"))
     assert file.is_backbone and len(file.weights) + len(file.dropped) == len(weights)
@@ -497,7 +626,16 @@ def write_lying_array(path: Path) -> None:
     number = lambda value: b"J" + struct.pack("<i", value)  # noqa: E731
     dtype = lambda code: b"cnumpy\ndtype\n" + text(code) + b"\x89\x88\x87R"  # noqa: E731
     state = (
-        b"(" + number(3) + text("<") + dtype("O8") + number(1) + b"\x85\x86NN" + number(-1) + number(-1) + number(0) + b"tb"
+        b"("
+        + number(3)
+        + text("<")
+        + dtype("O8")
+        + number(1)
+        + b"\x85\x86NN"
+        + number(-1)
+        + number(-1)
+        + number(0)
+        + b"tb"
     )
     pointer = b"c_codecs\nencode\n" + text("A" * 8) + text("latin1") + b"\x86R"
     array = b"cnumpy\nndarray\n(" + number(1) + b"\x85" + dtype("f8") + state + pointer + b"tR"
@@ -522,15 +660,23 @@ def test_an_array_that_lies_about_its_memory_is_one_line_and_no_signal(tmp_path:
     ("tensor", "fault"),
     [
         (lambda: torch.ones(2).to_sparse(), "contains torch._utils._rebuild_sparse_tensor"),
-        (lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), "contains torch._utils._rebuild_qtensor"),
+        (
+            lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8),
+            "contains torch._utils._rebuild_qtensor",
+        ),
         (lambda: torch.ones(2, dtype=torch.complex64), "is of torch.complex64"),
-        (lambda: torch.ones(2, device="meta"), "contains torch._utils._rebuild_meta_tensor_no_storage"),
+        (
+            lambda: torch.ones(2, device="meta"),
+            "contains torch._utils._rebuild_meta_tensor_no_storage",
+        ),
         (lambda: torch.ones(1).expand(10**9), "tensors in its 'model' are larger than the file"),
         (lambda: torch.ones(1).expand(3), "repeats its values"),
         (lambda: {"nested": torch.ones(1)}, "is a dict"),
     ],
 )
-def test_what_is_no_plain_tensor_is_no_weight(tmp_path: Path, tensor: Callable[[], Any], fault: str) -> None:
+def test_what_is_no_plain_tensor_is_no_weight(
+    tmp_path: Path, tensor: Callable[[], Any], fault: str
+) -> None:
     torch.save({"model": {"weight": tensor()}}, tmp_path / "a.pth")
     with pytest.raises(UserError, match=fault) as error:
         checkpoint.read(str(tmp_path / "a.pth"))
@@ -554,7 +700,9 @@ def test_names_that_are_no_text_are_one_line(tmp_path: Path, content: dict) -> N
         checkpoint.read(str(tmp_path / "a.pth"))
 
 
-def test_a_compressed_file_and_one_whose_entries_share_bytes_are_refused_before_they_take_memory(tmp_path: Path) -> None:
+def test_a_compressed_file_and_one_whose_entries_share_bytes_are_refused_before_they_take_memory(
+    tmp_path: Path,
+) -> None:
     torch.save({"model": {"weight": torch.zeros(1_000_000)}}, tmp_path / "good.pth")
     with (
         zipfile.ZipFile(tmp_path / "good.pth") as good,
@@ -590,8 +738,12 @@ def test_weights_that_are_not_finite_are_an_error_for_use_and_a_warning_before_t
 
 def test_a_pickle_of_another_program_is_not_called_damaged(tmp_path: Path) -> None:
     for protocol in (2, 4):
-        (tmp_path / "model_final.pkl").write_bytes(pickle.dumps({"model": {"w": np.zeros(3)}}, protocol))
-        with pytest.raises(UserError, match="is a plain pickle, as Detectron2's model zoo has them"):
+        (tmp_path / "model_final.pkl").write_bytes(
+            pickle.dumps({"model": {"w": np.zeros(3)}}, protocol)
+        )
+        with pytest.raises(
+            UserError, match="is a plain pickle, as Detectron2's model zoo has them"
+        ):
             checkpoint.read(str(tmp_path / "model_final.pkl"))
 
 
@@ -617,7 +769,10 @@ NESTED = b"X\x01\0\0\0a" + b"".join(b"q%c" % n + b"h%c" % n + b"\x86" for n in r
         (b"ctorch\nTensor\nJ\0\0\0\x70\x85R", "contains torch.Tensor"),
         (b"ctorch\nFloatTensor\nJ\0\0\0\x70\x85R", "contains torch.FloatTensor"),
         (b"ccollections\nCounter\n)R", "contains collections.Counter"),
-        (b"ctorch._tensor\n_rebuild_from_type_v2\n)R", "contains torch._tensor._rebuild_from_type_v2"),
+        (
+            b"ctorch._tensor\n_rebuild_from_type_v2\n)R",
+            "contains torch._tensor._rebuild_from_type_v2",
+        ),
         (b"c_codecs\nencode\nX\x02\0\0\0abX\x08\0\0\0punycode\x86R", "contains _codecs.encode"),
         (b"c_codecs\nencode\nX\x02\0\0\0abX\x06\0\0\0latin1\x86R", ""),
         (b"c_codecs\nencode\n(X\x02\0\0\0abX\x03\0\0\0hextR", "contains _codecs.encode"),

@@ -12,7 +12,11 @@ from conftest import REPOSITORY
 from gpvit.cli import main as cli
 from gpvit.version import __version__
 
-TOOLS = [path for path in sorted((REPOSITORY / "tools").glob("*.py")) if "ArgumentParser(" in path.read_text()]
+TOOLS = [
+    path
+    for path in sorted((REPOSITORY / "tools").glob("*.py"))
+    if "ArgumentParser(" in path.read_text()
+]
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -24,7 +28,9 @@ def test_help_is_there_for_every_command(capsys: pytest.CaptureFixture, name: st
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
-def test_help_is_there_for_every_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tool: Path) -> None:
+def test_help_is_there_for_every_tool(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tool: Path
+) -> None:
     monkeypatch.setattr(sys, "argv", [str(tool), "-h"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(tool))["main"]()
@@ -48,9 +54,14 @@ def test_the_commands_are_listed_without_importing_them() -> None:
     assert gpvit("--version").stdout == f"gpvit {__version__}\n"
 
 
-def test_a_wrong_command_is_argparses_error(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_command_is_argparses_error(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cli, "prepare_command", lambda: None)  # which changes the process
-    for arguments, message in (([], "required: COMMAND"), (["demo"], "invalid choice: 'demo' (choose from 'train',")):
+    for arguments, message in (
+        ([], "required: COMMAND"),
+        (["demo"], "invalid choice: 'demo' (choose from 'train',"),
+    ):
         with pytest.raises(SystemExit) as end:
             cli.main(arguments)
         assert end.value.code == 2 and message in capsys.readouterr().err

@@ -73,7 +73,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return call
 
 
-def picture(x: int = 20, y: int = 10, size: int = 16, shape: tuple[int, int] = (48, 64)) -> np.ndarray:
+def picture(
+    x: int = 20, y: int = 10, size: int = 16, shape: tuple[int, int] = (48, 64)
+) -> np.ndarray:
     """Gray with a red square; (H, W, 3), RGB."""
     image = np.full((*shape, 3), 128, np.uint8)
     image[y : y + size, x : x + size] = RED
@@ -93,7 +95,9 @@ def save_video(path: Path, frames: int = 8, fps: float = 4) -> None:
 
 
 def written(folder: str = "out") -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()
+    )
 
 
 def read(path: str) -> np.ndarray:
@@ -119,7 +123,10 @@ def test_a_trained_detector_is_run_and_drawn_on_every_picture(
     found = Predictor.from_checkpoint(".", "cpu")(sources)
     number = sum(int((instances.scores >= 0.28).sum()) for instances in found)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3].startswith(f"[4/4] {sources[-1]}: ") and lines[4] == f"4 pictures, {number} objects -> out"
+    assert (
+        lines[3].startswith(f"[4/4] {sources[-1]}: ")
+        and lines[4] == f"4 pictures, {number} objects -> out"
+    )
     assert len(json.loads(Path("out/predictions.json").read_text())) == number > 0
 
 
@@ -129,7 +136,20 @@ def test_broken_pictures_are_listed_at_the_end_and_the_rest_is_done(
     save("1.png", "3.png")
     Path("2.png").write_bytes(b"not a picture")
     Path("clip.mp4").write_bytes(b"not a video")
-    assert run("--input", "1.png", "2.png", "clip.mp4", "missing.jpg", "no_*.jpg", "3.png", "--batch-size", "3") == 1
+    assert (
+        run(
+            "--input",
+            "1.png",
+            "2.png",
+            "clip.mp4",
+            "missing.jpg",
+            "no_*.jpg",
+            "3.png",
+            "--batch-size",
+            "3",
+        )
+        == 1
+    )
     assert written() == ["1.png", "3.png"]
     output = capsys.readouterr()
     assert output.out.splitlines()[-1] == "2 pictures, 2 objects -> out"
@@ -140,7 +160,13 @@ def test_broken_pictures_are_listed_at_the_end_and_the_rest_is_done(
 
 
 def test_names_and_folders_stay_apart(run, squares: Predictor) -> None:
-    save("pictures/a.jpg", "pictures/a.png", "pictures/a.tif", "pictures/sub/a.jpg", "pictures/sub/deep/B.JPG")
+    save(
+        "pictures/a.jpg",
+        "pictures/a.png",
+        "pictures/a.tif",
+        "pictures/sub/a.jpg",
+        "pictures/sub/deep/B.JPG",
+    )
     save("pictures/.hidden.jpg", "pictures/.cache/a.jpg")
     Path("pictures/notes.txt").write_text("")
     assert run("--input", "pictures") == 0
@@ -180,12 +206,16 @@ def test_a_folder_without_pictures_is_refused(run) -> None:
         ("cutouts/a.png/001_apple_90.png", ["--cutouts"]),
     ],
 )
-def test_nothing_is_replaced_without_being_told(run, squares: Predictor, there: str, options: list[str]) -> None:
+def test_nothing_is_replaced_without_being_told(
+    run, squares: Predictor, there: str, options: list[str]
+) -> None:
     save("a.png")
     save_video(Path("clip.mp4"), frames=2)
     Path(f"out/{there}").parent.mkdir(parents=True)
     Path(f"out/{there}").write_text("mine")
-    with pytest.raises(UserError, match=r"there is out/.* already; give another --output, or --overwrite"):
+    with pytest.raises(
+        UserError, match=r"there is out/.* already; give another --output, or --overwrite"
+    ):
         run("--input", "a.png", "clip.mp4", *options)
     assert written() == [there] and Path(f"out/{there}").read_text() == "mine"
     assert run("--input", "a.png", "clip.mp4", *options, "--overwrite") == 0
@@ -223,7 +253,9 @@ def test_predictions_are_what_coco_tools_read(run, squares: Predictor) -> None:
 
 
 @pytest.mark.parametrize("threshold, expected", [("0.2", 0.2), ("0.01", 0.05)])
-def test_masks_are_made_only_of_what_is_wanted(run, squares: Predictor, threshold: str, expected: float) -> None:
+def test_masks_are_made_only_of_what_is_wanted(
+    run, squares: Predictor, threshold: str, expected: float
+) -> None:
     save("a.png")
     assert run("--input", "a.png", "--score-threshold", threshold) == 0
     assert squares.model.test_score_thresh == expected
@@ -250,8 +282,13 @@ def test_a_cut_out_is_transparent_outside_of_its_mask() -> None:
     boxes = Boxes(torch.tensor([[2.0, 4, 10, 12], [-3, 5.4, 9.6, 30]]))
     cut, empty = visualize.cut_outs(image, Instances((20, 30), pred_boxes=boxes, pred_masks=mask))
     assert cut.shape == (6, 6, 4) and empty.size == 0
-    assert np.array_equal(cut[..., 3] == 255, mask[0, 5:11, 3:9]) and set(cut[..., 0].flat) == {0, 77}
-    _, boxed = visualize.cut_outs(image, Instances((20, 30), pred_boxes=boxes))  # RetinaNet gives no masks
+    assert np.array_equal(cut[..., 3] == 255, mask[0, 5:11, 3:9]) and set(cut[..., 0].flat) == {
+        0,
+        77,
+    }
+    _, boxed = visualize.cut_outs(
+        image, Instances((20, 30), pred_boxes=boxes)
+    )  # RetinaNet gives no masks
     assert boxed.shape == (15, 10, 4) and (boxed == (77, 77, 77, 255)).all()
 
 
@@ -266,10 +303,22 @@ def boxes_only(height: int, width: int, boxes: list[list[float]]) -> Instances:
 
 def test_labels_stay_in_the_picture_and_off_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     drawings, spread = [], visualize._spread_labels
-    monkeypatch.setattr(visualize, "_spread_labels", lambda drawing: (spread(drawing), drawings.append(drawing)))
-    boxes = [[10.0, 10, 300, 300], [12, 12, 302, 302], [12, 12, 298, 298], [690, 690, 699, 699], [600, 500, 699, 699]]
-    visualize.draw_predictions(np.zeros((700, 700, 3), np.uint8), boxes_only(700, 700, boxes), ["something"])
-    labels = [text.get_window_extent(drawings[0].canvas.get_renderer()) for text in drawings[0].ax.texts]
+    monkeypatch.setattr(
+        visualize, "_spread_labels", lambda drawing: (spread(drawing), drawings.append(drawing))
+    )
+    boxes = [
+        [10.0, 10, 300, 300],
+        [12, 12, 302, 302],
+        [12, 12, 298, 298],
+        [690, 690, 699, 699],
+        [600, 500, 699, 699],
+    ]
+    visualize.draw_predictions(
+        np.zeros((700, 700, 3), np.uint8), boxes_only(700, 700, boxes), ["something"]
+    )
+    labels = [
+        text.get_window_extent(drawings[0].canvas.get_renderer()) for text in drawings[0].ax.texts
+    ]
     assert len(labels) == len(boxes)
     for number, label in enumerate(labels):
         assert min(label.min) >= 0 and max(label.max) <= 700
@@ -278,17 +327,27 @@ def test_labels_stay_in_the_picture_and_off_each_other(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     "size, drawn",
-    [((100, 200), (640, 1280)), ((700, 900), (700, 900)), ((1500, 3000), (1280, 2560)), ((50, 2), (2560, 102))],
+    [
+        ((100, 200), (640, 1280)),
+        ((700, 900), (700, 900)),
+        ((1500, 3000), (1280, 2560)),
+        ((50, 2), (2560, 102)),
+    ],
 )
 def test_drawings_are_neither_tiny_nor_huge(size: tuple[int, int], drawn: tuple[int, int]) -> None:
     height, width = size
-    image, mask = np.full((height, width, 3), 128, np.uint8), torch.zeros(1, height, width, dtype=torch.bool)
+    image, mask = (
+        np.full((height, width, 3), 128, np.uint8),
+        torch.zeros(1, height, width, dtype=torch.bool),
+    )
     mask[:, height // 2 :] = True
     instances = boxes_only(height, width, [[0, height / 2, width, height]])
     instances.pred_masks = mask
     picture = visualize.draw_predictions(image, instances, ["a"])
     assert picture.shape[:2] == drawn
-    assert (picture[: int(0.4 * drawn[0])] == 128).all() and (picture[int(0.6 * drawn[0]) :] != 128).any(2).mean() > 0.9
+    assert (picture[: int(0.4 * drawn[0])] == 128).all() and (
+        picture[int(0.6 * drawn[0]) :] != 128
+    ).any(2).mean() > 0.9
 
 
 @pytest.mark.parametrize("batch_size", ["1", "3"])
@@ -303,18 +362,26 @@ def test_a_video_keeps_frames_size_and_speed(
     assert {frame.shape for frame in frames} == {(64, 96, 3)}
     assert "clip.avi: 8 objects in 8 frames -> out/clip.avi.mp4" in capsys.readouterr().out
     images = json.loads(Path("out/images.json").read_text())["images"]
-    assert [(image["file_name"], image["frame"]) for image in images] == [("clip.avi", number) for number in range(8)]
+    assert [(image["file_name"], image["frame"]) for image in images] == [
+        ("clip.avi", number) for number in range(8)
+    ]
     boxes = [result["bbox"] for result in json.loads(Path("out/predictions.json").read_text())]
     for number, (box, frame) in enumerate(zip(boxes, frames, strict=True)):
         assert box == pytest.approx([4 * number, 16, 16, 16], abs=2)
         inside = frame[20:28, 4 * number + 4 : 4 * number + 12].mean((0, 1))
         assert np.abs(inside - RED).max() > 40  # coloured by the mask
     cutouts = [name for name in written() if name.startswith("cutouts")]
-    assert cutouts == [f"cutouts/clip.avi/frame_{number:06}_001_apple_90.png" for number in range(8)]
+    assert cutouts == [
+        f"cutouts/clip.avi/frame_{number:06}_001_apple_90.png" for number in range(8)
+    ]
 
 
-def test_a_video_that_breaks_off_keeps_what_was_made(run, squares: Predictor, capsys: pytest.CaptureFixture) -> None:
-    whole = cv2.VideoWriter("whole.avi", cv2.VideoWriter.fourcc(*"MJPG"), 4, (64, 64))  # as old cameras do
+def test_a_video_that_breaks_off_keeps_what_was_made(
+    run, squares: Predictor, capsys: pytest.CaptureFixture
+) -> None:
+    whole = cv2.VideoWriter(
+        "whole.avi", cv2.VideoWriter.fourcc(*"MJPG"), 4, (64, 64)
+    )  # as old cameras do
     for _ in range(20):
         whole.write(picture(shape=(64, 64)))
     whole.release()
@@ -366,7 +433,9 @@ def test_a_signal_ends_videos_with_what_was_made(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_video_is_read_no_further_than_it_is_written(monkeypatch: pytest.MonkeyPatch, run, squares: Predictor) -> None:
+def test_a_video_is_read_no_further_than_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, run, squares: Predictor
+) -> None:
     save_video(Path("clip.avi"))
     counts = {"read": 0, "written": 0}
     write = VideoWriter.write
@@ -387,7 +456,9 @@ def test_a_video_is_read_no_further_than_it_is_written(monkeypatch: pytest.Monke
     assert counts == {"read": 8, "written": 8}
 
 
-def test_a_webcam_that_is_not_there_is_said_so(run, squares: Predictor, capsys: pytest.CaptureFixture) -> None:
+def test_a_webcam_that_is_not_there_is_said_so(
+    run, squares: Predictor, capsys: pytest.CaptureFixture
+) -> None:
     assert run("--webcam", "99") == 1
     assert "camera 99: cannot be opened; is it there" in capsys.readouterr().err and written() == []
 
@@ -424,12 +495,21 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(
     assert "1/1 [" in terminal.getvalue() and "8/8 [" in terminal.getvalue()
 
 
-def test_show_says_what_is_missing_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch, run) -> None:
+def test_show_says_what_is_missing_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, run
+) -> None:
     monkeypatch.setattr(Predictor, "from_checkpoint", pytest.fail)
-    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:                           NONE\n")
-    with pytest.raises(UserError, match="install opencv-python in place of opencv-python-headless, or leave --show out"):
+    monkeypatch.setattr(
+        cv2, "getBuildInformation", lambda: "  GUI:                           NONE\n"
+    )
+    with pytest.raises(
+        UserError,
+        match="install opencv-python in place of opencv-python-headless, or leave --show out",
+    ):
         run("--input", "a.png", "--show")
-    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:                           QT6\n")
+    monkeypatch.setattr(
+        cv2, "getBuildInformation", lambda: "  GUI:                           QT6\n"
+    )
     monkeypatch.setattr(predict.sys, "executable", "false")  # as a window without a display ends
     with pytest.raises(UserError, match="no display to open a window on; leave --show out"):
         run("--input", "a.png", "--show")
@@ -449,14 +529,19 @@ def test_a_window_shows_each_picture_until_a_key_is_pressed_and_q_ends(
     assert written() == ["1.png", "2.png"]
 
 
-def test_nothing_is_written_outside_of_the_output_folder(run, squares: Predictor, capsys: pytest.CaptureFixture) -> None:
+def test_nothing_is_written_outside_of_the_output_folder(
+    run, squares: Predictor, capsys: pytest.CaptureFixture
+) -> None:
     squares.classes = ["../" * 40 + "é" * 300, "\ud800"]
     save("in/a/one.png", "in/two.png", "three.png")
     Path("in/a/b").mkdir()
     before = written(".")
     assert run("--input", "in/*/../../*.png", "in/a/b/../../two.png", "--cutouts", "--json") == 0
     new = {*written(".")} - {*before}
-    assert {name.partition("/")[0] for name in new} == {"out"} and {"out/three.png", "out/two.png"} <= new
+    assert {name.partition("/")[0] for name in new} == {"out"} and {
+        "out/three.png",
+        "out/two.png",
+    } <= new
     assert len([name for name in new if name.startswith("out/cutouts/")]) == 2
 
 

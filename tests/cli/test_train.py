@@ -15,8 +15,24 @@ CONFIG = str(REPOSITORY / "configs" / "quickstart.py")
 
 
 def test_two_processes_train_and_evaluate(synthetic_data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gpvit", "train", "--config-file", CONFIG, "--data", synthetic_data, *TINY]
-    command += ["--num-gpus", "2", "train.device=cpu", "train.max_iter=1", f"train.output_dir={tmp_path / 'run'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "gpvit",
+        "train",
+        "--config-file",
+        CONFIG,
+        "--data",
+        synthetic_data,
+        *TINY,
+    ]
+    command += [
+        "--num-gpus",
+        "2",
+        "train.device=cpu",
+        "train.max_iter=1",
+        f"train.output_dir={tmp_path / 'run'}",
+    ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -28,5 +44,12 @@ def test_two_processes_train_and_evaluate(synthetic_data: Path, tmp_path: Path) 
 
 def test_what_is_wrong_is_said_before_anything_begins(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train.checkpointer.period"):
-        train.main(["--config-file", CONFIG, "train.checkpointer.period=0", f"train.output_dir={tmp_path / 'run'}"])
+        train.main(
+            [
+                "--config-file",
+                CONFIG,
+                "train.checkpointer.period=0",
+                f"train.output_dir={tmp_path / 'run'}",
+            ]
+        )
     assert not list(tmp_path.iterdir())

@@ -36,7 +36,10 @@ def test_every_image_is_drawn_and_all_are_on_the_sheet(
     for image in content["images"]:
         before = cv2.imread(str(synthetic_data / "images" / image["file_name"]))
         after = cv2.imread(str(out / f"{image['id']}_{Path(image['file_name']).stem}.png"))
-        assert min(after.shape[:2]) >= 640 and np.abs(cv2.resize(after, before.shape[1::-1]).astype(int) - before).mean() > 2
+        assert (
+            min(after.shape[:2]) >= 640
+            and np.abs(cv2.resize(after, before.shape[1::-1]).astype(int) - before).mean() > 2
+        )
     sheet = cv2.imread(str(out / "sheet.png"))
     assert sheet.shape[1] > 4 * 640 and "[4/4]" in capsys.readouterr().out
 
@@ -53,9 +56,14 @@ def test_a_picture_lies_on_the_sheet_pixel_by_pixel(tmp_path: Path) -> None:
 
 
 def test_ids_classes_number_and_seed_choose(
-    monkeypatch: pytest.MonkeyPatch, synthetic_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
+    synthetic_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(view_data, "draw_annotations", lambda image, record, classes: image)  # which takes a while
+    monkeypatch.setattr(
+        view_data, "draw_annotations", lambda image, record, classes: image
+    )  # which takes a while
 
     def drawn(*arguments: object) -> list[str]:
         assert view(synthetic_data, "--output", tmp_path / "out", "--overwrite", *arguments) == 0
@@ -64,7 +72,10 @@ def test_ids_classes_number_and_seed_choose(
     content = json.loads((synthetic_data / "annotations" / "train.json").read_text())
     names = {image["id"]: image["file_name"] for image in content["images"]}
     ids = [image["id"] for image in content["images"]]
-    assert [names[ids[5]] in drawn("--ids", ids[5], ids[1])[0], len(drawn("--ids", ids[5], ids[1]))] == [True, 2]
+    assert [
+        names[ids[5]] in drawn("--ids", ids[5], ids[1])[0],
+        len(drawn("--ids", ids[5], ids[1])),
+    ] == [True, 2]
     first, again, other = (drawn("--number", 3, "--seed", seed) for seed in (0, 0, 1))
     assert len(first) == 3 and first == again != other
     disc = next(entry["id"] for entry in content["categories"] if entry["name"] == "disc")
@@ -83,7 +94,9 @@ def test_ids_classes_number_and_seed_choose(
 
 def test_nothing_is_overwritten_unless_told(synthetic_data: Path, tmp_path: Path) -> None:
     (tmp_path / "sheet.png").write_text("precious")
-    with pytest.raises(UserError, match="there is .*sheet.png already; give another --output, or --overwrite"):
+    with pytest.raises(
+        UserError, match="there is .*sheet.png already; give another --output, or --overwrite"
+    ):
         view(synthetic_data, "--output", tmp_path, "--number", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
     assert view(synthetic_data, "--output", tmp_path, "--number", 1, "--overwrite") == 0
@@ -98,7 +111,9 @@ def test_a_name_with_dollars_stands_on_the_sheet_as_it_is(copied: Path, tmp_path
     image["file_name"] = "a$b_$c.png"
     json_file.write_text(json.dumps(content))
     assert view(copied, "--split", "val", "--ids", image["id"], "--output", tmp_path / "out") == 0
-    assert (tmp_path / "out" / f"{image['id']}_a$b_$c.png").is_file() and (tmp_path / "out" / "sheet.png").is_file()
+    assert (tmp_path / "out" / f"{image['id']}_a$b_$c.png").is_file() and (
+        tmp_path / "out" / "sheet.png"
+    ).is_file()
 
 
 def test_broken_images_are_told_at_the_end_and_the_others_drawn(
@@ -110,11 +125,17 @@ def test_broken_images_are_told_at_the_end_and_the_others_drawn(
     assert view(copied, "--split", "val", "--output", tmp_path / "out") == 1
     assert len(list((tmp_path / "out").iterdir())) == 3
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and f"{first}: cannot be read" in errors[0] and f"{second}: is 9 x 9 pixels, and" in errors[1]
+    assert (
+        len(errors) == 2
+        and f"{first}: cannot be read" in errors[0]
+        and f"{second}: is 9 x 9 pixels, and" in errors[1]
+    )
 
 
 @pytest.mark.parametrize("some", [False, True])
-def test_objects_with_only_a_box_are_drawn_beside_masks(copied: Path, tmp_path: Path, some: bool) -> None:
+def test_objects_with_only_a_box_are_drawn_beside_masks(
+    copied: Path, tmp_path: Path, some: bool
+) -> None:
     json_file = copied / "annotations" / "val.json"
     content = json.loads(json_file.read_text())
     counts = {"with": 0, "without": 0}
@@ -125,15 +146,27 @@ def test_objects_with_only_a_box_are_drawn_beside_masks(copied: Path, tmp_path: 
     json_file.write_text(json.dumps(content))
     records, _ = view_data.load(json_file, copied / "images")
     items = [item for record in records for item in record["annotations"]]
-    assert sum(not item["segmentation"] for item in items) == counts["without"] and len(items) == len(content["annotations"])
-    assert view(json_file, "--images", copied / "images", "--output", tmp_path / "out", "--number", 1) == 0
+    assert sum(not item["segmentation"] for item in items) == counts["without"] and len(
+        items
+    ) == len(content["annotations"])
+    assert (
+        view(json_file, "--images", copied / "images", "--output", tmp_path / "out", "--number", 1)
+        == 0
+    )
 
 
-def test_a_file_without_images_beside_needs_to_be_told_where_they_are(copied: Path, tmp_path: Path) -> None:
+def test_a_file_without_images_beside_needs_to_be_told_where_they_are(
+    copied: Path, tmp_path: Path
+) -> None:
     json_file = copied / "annotations" / "val.json"
     assert view(json_file, "--output", tmp_path / "out", "--number", 1) == 0
     (tmp_path / "alone").mkdir()
     lone = shutil.move(json_file, tmp_path / "alone")
-    with pytest.raises(UserError, match="of its 4 images, 4 are not in .*; give their folder by --images DIR"):
+    with pytest.raises(
+        UserError, match="of its 4 images, 4 are not in .*; give their folder by --images DIR"
+    ):
         view(lone, "--output", tmp_path / "none")
-    assert view(lone, "--images", copied / "images", "--output", tmp_path / "there", "--number", 1) == 0
+    assert (
+        view(lone, "--images", copied / "images", "--output", tmp_path / "there", "--number", 1)
+        == 0
+    )

@@ -56,7 +56,10 @@ def image_with_an_object(height: int, width: int) -> dict:
         gt_classes=torch.tensor([3]),
         gt_masks=BitMasks(mask),
     )
-    return {"image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8), "instances": instances}
+    return {
+        "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8),
+        "instances": instances,
+    }
 
 
 def train_and_infer(model: nn.Module, *, masks: bool = True) -> Instances:
@@ -67,7 +70,9 @@ def train_and_infer(model: nn.Module, *, masks: bool = True) -> Instances:
     sum(losses.values()).backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     with torch.no_grad():
-        output = model.eval()([{"image": batch[0]["image"], "height": 128, "width": 192}])[0]["instances"]
+        output = model.eval()([{"image": batch[0]["image"], "height": 128, "width": 192}])[0][
+            "instances"
+        ]
     assert output.image_size == (128, 192)
     assert output.has("pred_masks") == masks
     assert not masks or output.pred_masks.shape[1:] == (128, 192)
@@ -76,7 +81,10 @@ def train_and_infer(model: nn.Module, *, masks: bool = True) -> Instances:
 
 @ALL
 def test_a_detector_has_its_number_of_parameters_and_trains_and_infers(name: str) -> None:
-    small = ("model.roi_heads.batch_size_per_image=16", "model.proposal_generator.post_nms_topk=[50,30]")
+    small = (
+        "model.roi_heads.batch_size_per_image=16",
+        "model.proposal_generator.post_nms_topk=[50,30]",
+    )
     cfg = config(name, *small)
     model = instantiate(cfg.model)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
@@ -95,8 +103,15 @@ def test_a_config_differs_from_its_neighbours_where_it_should(name: str) -> None
 
 def test_heads_are_those_of_the_published_detectors() -> None:
     heads = config("mask_rcnn_gpvit_l1").model.roi_heads
-    for box_head in [heads.box_head, *config("cascade_mask_rcnn_gpvit_l2").model.roi_heads.box_heads]:
-        assert (box_head.conv_dims, box_head.fc_dims, box_head.conv_norm) == ([256] * 4, [1024], "SyncBN")
+    for box_head in [
+        heads.box_head,
+        *config("cascade_mask_rcnn_gpvit_l2").model.roi_heads.box_heads,
+    ]:
+        assert (box_head.conv_dims, box_head.fc_dims, box_head.conv_norm) == (
+            [256] * 4,
+            [1024],
+            "SyncBN",
+        )
     assert len(heads.mask_head.conv_dims) == 5 and not heads.mask_head.get("conv_norm")
 
 
@@ -106,7 +121,11 @@ def test_only_weights_of_layers_decay_and_as_published_the_injectors_factors(nam
     with torch.device("meta"):
         model = instantiate(cfg.model)
     cfg.optimizer.params.model = model
-    decay = {id(p): group["weight_decay"] for group in instantiate(cfg.optimizer).param_groups for p in group["params"]}
+    decay = {
+        id(p): group["weight_decay"]
+        for group in instantiate(cfg.optimizer).param_groups
+        for p in group["params"]
+    }
     for key, parameter in model.named_parameters():
         decays = key.endswith("gamma") or (key.endswith("weight") and parameter.ndim > 1)
         assert decay[id(parameter)] == (0.05 if decays else 0.0), key
@@ -116,9 +135,17 @@ def test_layer_decay_is_one_override() -> None:
     cfg = config("mask_rcnn_gpvit_l1", "optimizer.params.lr_factor_func.rate=0.5")
     with torch.device("meta"):
         cfg.optimizer.params.model = instantiate(cfg.model)
-    rates = {id(p): group["lr"] for group in instantiate(cfg.optimizer).param_groups for p in group["params"]}
+    rates = {
+        id(p): group["lr"]
+        for group in instantiate(cfg.optimizer).param_groups
+        for p in group["params"]
+    }
     named = dict(cfg.optimizer.params.model.named_parameters())
-    for name, power in (("pos_embed", 13), ("blocks.0.norm1.weight", 12), ("blocks.11.norm1.weight", 1)):
+    for name, power in (
+        ("pos_embed", 13),
+        ("blocks.0.norm1.weight", 12),
+        ("blocks.11.norm1.weight", 1),
+    ):
         assert rates[id(named[f"backbone.net.{name}"])] == pytest.approx(2e-4 * 0.5**power)
     assert rates[id(named["proposal_generator.rpn_head.conv.weight"])] == pytest.approx(2e-4)
 
@@ -127,10 +154,15 @@ def test_layer_decay_is_one_override() -> None:
     ("overrides", "drops"),
     [
         ([], {29_300: 1.0, 29_330: 0.1, 40_300: 0.1, 40_330: 0.01}),
-        (["train.max_iter=131925", "lr_multiplier.milestones=[0.75,0.9167]"], {98_930: 1.0, 98_960: 0.1, 120_950: 0.01}),
+        (
+            ["train.max_iter=131925", "lr_multiplier.milestones=[0.75,0.9167]"],
+            {98_930: 1.0, 98_960: 0.1, 120_950: 0.01},
+        ),
     ],
 )
-def test_the_schedule_warms_up_and_drops_where_published(overrides: list[str], drops: dict[int, float]) -> None:
+def test_the_schedule_warms_up_and_drops_where_published(
+    overrides: list[str], drops: dict[int, float]
+) -> None:
     cfg = config("mask_rcnn_gpvit_l1", *overrides)
     schedule = instantiate(cfg.lr_multiplier)
     factor = lambda iteration: schedule(iteration / cfg.train.max_iter)  # noqa: E731
@@ -157,7 +189,9 @@ def test_a_short_training_warms_up_for_a_tenth_of_it() -> None:
 def test_large_scale_jitter_is_one_override() -> None:
     kinds = lambda *overrides: [  # noqa: E731
         type(augmentation).__name__
-        for augmentation in instantiate(config("mask_rcnn_gpvit_l1", *overrides).dataloader.train.mapper.augmentations)
+        for augmentation in instantiate(
+            config("mask_rcnn_gpvit_l1", *overrides).dataloader.train.mapper.augmentations
+        )
     ]
     assert kinds() == ["ResizeShortestEdge", "RandomFlip"]
     lsj = kinds("dataloader.train.mapper.augmentations.recipe=lsj")
@@ -184,7 +218,9 @@ def test_a_published_config_has_its_size_its_weights_and_its_place(name: str) ->
 
 @ALL_PUBLISHED
 @pytest.mark.parametrize("override", [None, 0.3])
-def test_drop_path_is_the_published_one_and_the_adapter_follows_the_backbone(name: str, override: float | None) -> None:
+def test_drop_path_is_the_published_one_and_the_adapter_follows_the_backbone(
+    name: str, override: float | None
+) -> None:
     overrides = [f"model.backbone.bottom_up.net.drop_path_rate={override}"] if override else []
     with torch.device("meta"):
         adapter = instantiate(config(name, *overrides).model.backbone.bottom_up)
@@ -196,10 +232,16 @@ def test_drop_path_is_the_published_one_and_the_adapter_follows_the_backbone(nam
 @ALL_PUBLISHED
 def test_a_published_recipe_is_the_published_one(name: str) -> None:
     cfg, is_mask_rcnn = config(name), "mask_rcnn" in name
-    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.dataloader.train.total_batch_size) == (2e-4, 0.05, 32)
+    assert (
+        cfg.optimizer.lr,
+        cfg.optimizer.weight_decay,
+        cfg.dataloader.train.total_batch_size,
+    ) == (2e-4, 0.05, 32)
     assert (cfg.lr_multiplier.warmup_iters, cfg.lr_multiplier.warmup_factor) == (500, 0.001)
     assert cfg.train.clip_norm == (0.0 if is_mask_rcnn else 35.0)
-    assert tuple(cfg.dataloader.evaluator.tasks) == (("bbox", "segm") if is_mask_rcnn else ("bbox",))
+    assert tuple(cfg.dataloader.evaluator.tasks) == (
+        ("bbox", "segm") if is_mask_rcnn else ("bbox",)
+    )
     assert cfg.dataloader.train.mapper.use_instance_mask == is_mask_rcnn
     assert not cfg.dataloader.train.mapper.recompute_boxes
 
@@ -215,10 +257,27 @@ def test_a_published_recipe_is_the_published_one(name: str) -> None:
         assert cfg.train.max_iter == 131_925 and milestones == [27 / 36, 33 / 36]
         assert kinds == ["RandomFlip", "RandomApply", "OpenCVResize", "RandomCrop"]
         flip, _, resize, _ = augmentations
-        assert list(resize.short_edge_length) == [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
+        assert list(resize.short_edge_length) == [
+            480,
+            512,
+            544,
+            576,
+            608,
+            640,
+            672,
+            704,
+            736,
+            768,
+            800,
+        ]
     assert (resize.max_size, flip.prob, flip.horizontal) == (1333, 0.5, True)
     (resize,) = instantiate(cfg.dataloader.test.mapper.augmentations)
-    assert (type(resize).__name__, *resize.short_edge_length, resize.max_size) == ("OpenCVResize", 800, 800, 1333)
+    assert (type(resize).__name__, *resize.short_edge_length, resize.max_size) == (
+        "OpenCVResize",
+        800,
+        800,
+        1333,
+    )
 
 
 @ALL_PUBLISHED
@@ -227,11 +286,22 @@ def test_a_published_detector_keeps_what_the_published_one_keeps(name: str) -> N
         model = instantiate(config(name).model)
     if "mask_rcnn" in name:
         rpn, box = model.proposal_generator, model.roi_heads.box_predictor
-        assert (rpn.pre_nms_topk, rpn.post_nms_topk) == ({True: 2000, False: 1000}, {True: 1000, False: 1000})
+        assert (rpn.pre_nms_topk, rpn.post_nms_topk) == (
+            {True: 2000, False: 1000},
+            {True: 1000, False: 1000},
+        )
         assert (rpn.nms_thresh, rpn.min_box_size) == (0.7, 0.0)
-        assert (box.test_score_thresh, box.test_nms_thresh, box.test_topk_per_image) == (0.05, 0.5, 100)
+        assert (box.test_score_thresh, box.test_nms_thresh, box.test_topk_per_image) == (
+            0.05,
+            0.5,
+            100,
+        )
     else:
-        assert (model.test_score_thresh, model.test_nms_thresh, model.max_detections_per_image) == (0.05, 0.5, 100)
+        assert (model.test_score_thresh, model.test_nms_thresh, model.max_detections_per_image) == (
+            0.05,
+            0.5,
+            100,
+        )
         assert model.test_topk_candidates == 1000
 
 
@@ -251,17 +321,26 @@ def test_a_published_detector_keeps_what_the_published_one_keeps(name: str) -> N
 )
 def test_a_published_detector_trains_and_infers(name: str, overrides: list[str]) -> None:
     net = "model.backbone.bottom_up.net"
-    model = instantiate(config(name, *overrides, f"{net}.embed_dim=24", f"{net}.group_tokens=[0,4,0,4]").model)
+    model = instantiate(
+        config(name, *overrides, f"{net}.embed_dim=24", f"{net}.group_tokens=[0,4,0,4]").model
+    )
     output = train_and_infer(model, masks="mask_rcnn" in name)
     assert len(output) == 100  # no more are kept, and no score is below zero
-    for key, parameter in model.backbone.bottom_up.injectors.named_parameters():  # gamma starts at zero
+    for (
+        key,
+        parameter,
+    ) in model.backbone.bottom_up.injectors.named_parameters():  # gamma starts at zero
         assert parameter.grad.any() == key.endswith("gamma"), key
 
 
 def test_resolution_is_an_override_of_a_published_config_too() -> None:
     overrides = ["short_side=400", "max_size=666", "test.mapper.augmentations.0.max_size=99"]
-    cfg = config("published/retinanet_gpvit_l1_1x", *(f"dataloader.{override}" for override in overrides))
-    train, test = (instantiate(cfg.dataloader[split].mapper.augmentations)[0] for split in ("train", "test"))
+    cfg = config(
+        "published/retinanet_gpvit_l1_1x", *(f"dataloader.{override}" for override in overrides)
+    )
+    train, test = (
+        instantiate(cfg.dataloader[split].mapper.augmentations)[0] for split in ("train", "test")
+    )
     assert (*train.short_edge_length, train.max_size) == (400, 400, 666)
     assert (*test.short_edge_length, test.max_size) == (400, 400, 99)
 
@@ -273,7 +352,10 @@ def test_resolution_is_an_override_of_a_published_config_too() -> None:
         ("model.backbone.net.frozen_block=1", "did you mean model.backbone.net.frozen_blocks?"),
         ("model.roi_heads.box_heads=1", "did you mean model.roi_heads.box_head?"),
         ("train.max_iter", "not of the form key=value"),
-        ("train.output_dir=[", "cannot read the override train.output_dir=[; a folder named [ needs quotes"),
+        (
+            "train.output_dir=[",
+            "cannot read the override train.output_dir=[; a folder named [ needs quotes",
+        ),
         ("dataloader.test.mapper.augmentations.3.max_size=1", "known here: 0"),
     ],
 )
@@ -286,8 +368,16 @@ def test_a_mistyped_override_is_one_line_with_the_likely_key(override: str, mess
 @pytest.mark.parametrize(
     ("name", "override", "likely"),
     [
-        ("mask_rcnn_gpvit_l1_1x", "model.backbone.bottom_up.out_feature=[f3]", "model.backbone.bottom_up.out_features"),
-        ("mask_rcnn_gpvit_l1_1x", "model.backbone.bottom_up.num_head=2", "model.backbone.bottom_up.num_heads"),
+        (
+            "mask_rcnn_gpvit_l1_1x",
+            "model.backbone.bottom_up.out_feature=[f3]",
+            "model.backbone.bottom_up.out_features",
+        ),
+        (
+            "mask_rcnn_gpvit_l1_1x",
+            "model.backbone.bottom_up.num_head=2",
+            "model.backbone.bottom_up.num_heads",
+        ),
         ("retinanet_gpvit_l1_1x", "model.test_score_tresh=0.1", "model.test_score_thresh"),
         (
             "retinanet_gpvit_l1_3x",
@@ -296,8 +386,12 @@ def test_a_mistyped_override_is_one_line_with_the_likely_key(override: str, mess
         ),
     ],
 )
-def test_a_mistyped_override_of_a_published_config_is_refused_by_name(name: str, override: str, likely: str) -> None:
-    with pytest.raises(UserError, match=rf"the config has no .*; did you mean {likely}\?$") as error:
+def test_a_mistyped_override_of_a_published_config_is_refused_by_name(
+    name: str, override: str, likely: str
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"the config has no .*; did you mean {likely}\?$"
+    ) as error:
         config(f"published/{name}", override)
     assert "\n" not in str(error.value)
 
@@ -319,7 +413,9 @@ def test_keys_may_have_the_names_of_before(tmp_path: Path) -> None:
     saved = tmp_path / "config.yaml"
     save_config(config("quickstart"), str(saved))
     saved.write_text(
-        saved.read_text().replace("  checkpointer:\n", "  checkpointer:\n    best_metric: bbox/AP\n    patience: 5\n")
+        saved.read_text().replace(
+            "  checkpointer:\n", "  checkpointer:\n    best_metric: bbox/AP\n    patience: 5\n"
+        )
     )
     for cfg, expected in (
         (config("quickstart", *old), ("segm/AP", 3)),
@@ -344,7 +440,9 @@ def test_the_yacs_example_builds_the_same_detector_and_runs() -> None:
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 50
     model = build_model(cfg)
     lazy = instantiate(config("mask_rcnn_gpvit_l1").model)
-    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in lazy.state_dict().items()}
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in lazy.state_dict().items()
+    }
     assert torch.equal(model.pixel_std, lazy.pixel_std)
     train_and_infer(model)
 

@@ -37,7 +37,9 @@ def make_data(folder: Path) -> Path:
         for id in ids:
             pixels = rng.integers(0, 80, (64, 80, 3), np.uint8)
             images.append({"id": id, "file_name": f"{id}.png", "width": 80, "height": 64})
-            for number, (x, y, w, h) in enumerate([(4 + id, 8, 24, 32), (40, 20 + id, 30, 20)], start=1):
+            for number, (x, y, w, h) in enumerate(
+                [(4 + id, 8, 24, 32), (40, 20 + id, 30, 20)], start=1
+            ):
                 pixels[y : y + h, x : x + w, number] = 220
                 objects.append(
                     {
@@ -84,7 +86,14 @@ def saved_run(name: str, folder: Path) -> Path:
 
 def resumed(run: Path, data: Path) -> list[float]:
     """Goes on to iteration 4; gives the losses."""
-    arguments = ["--config-file", str(run / "config.yaml"), "--data", str(data), "--resume", f"train.output_dir={run}"]
+    arguments = [
+        "--config-file",
+        str(run / "config.yaml"),
+        "--data",
+        str(data),
+        "--resume",
+        f"train.output_dir={run}",
+    ]
     train_net.main(argument_parser().parse_intermixed_args(arguments))
     lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
     return [line["total_loss"] for line in lines if "total_loss" in line]
@@ -120,7 +129,9 @@ def test_a_saved_checkpoint_predicts_as_it_did(name: str, data: Path, tmp_path: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_run_goes_on_as_it_did(name: str, data: Path, tmp_path: Path) -> None:
-    assert resumed(saved_run(name, tmp_path / "run"), data) == pytest.approx(EXPECTED[name]["losses"], rel=1e-3)
+    assert resumed(saved_run(name, tmp_path / "run"), data) == pytest.approx(
+        EXPECTED[name]["losses"], rel=1e-3
+    )
 
 
 @pytest.mark.slow
@@ -139,7 +150,8 @@ def test_a_saved_config_is_read(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("quickstart", "0de23eb6e7e06e20"), ("published/retinanet_gpvit_l1_1x", "1a233cab90ca1999")]
+    ("name", "expected"),
+    [("quickstart", "0de23eb6e7e06e20"), ("published/retinanet_gpvit_l1_1x", "1a233cab90ca1999")],
 )
 def test_results_of_before_are_of_the_same_settings(name: str, expected: str) -> None:
     assert settings(load_config(str(REPOSITORY / "configs" / f"{name}.py"))) == expected

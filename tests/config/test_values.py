@@ -66,7 +66,11 @@ WRONG = [
     ("train.max_iter=${train.nothing}", "'train.nothing' not found", None),
     ("train.eval_period=-1", "at least 0 (0: only at the end), got -1", None),
     ("train.log_period=0", "at least 1", None),
-    ("train.seed=abc", 'a whole number, at most 9223372036854775807 (negative: another one each time), got "abc"', None),
+    (
+        "train.seed=abc",
+        'a whole number, at most 9223372036854775807 (negative: another one each time), got "abc"',
+        None,
+    ),
     ("train.seed=1.0", "got 1.0", 1),
     (f"train.seed={2**64}", "at most", None),
     (f"train.seed=-{10**400}", "at most", None),
@@ -80,7 +84,11 @@ WRONG = [
     ("train.device=tpu", "must be auto, cuda or cpu", None),
     ("train.amp=True", "must be a section with keys of its own", None),
     ('train.amp.enabled="False"', "must be True, False or auto", False),
-    ("train.amp={enabled:maybe}", 'train.amp.enabled must be True, False or auto, got "maybe"', None),
+    (
+        "train.amp={enabled:maybe}",
+        'train.amp.enabled must be True, False or auto, got "maybe"',
+        None,
+    ),
     ("train.amp.dtype=bf16", "must be bfloat16 or float16", "bfloat16"),
     ("train.amp.dtype=float32", "must be bfloat16 or float16", None),
     ("train.clip_norm=-1", "at least 0 (0: no clipping)", None),
@@ -96,7 +104,11 @@ WRONG = [
     ("train.best_metric=50", "a metric such as segm/AP", "50"),
     ("train.wandb=2024", "a project named 2024 needs quotes", "2024"),
     ("train.wandb=None", 'a project, or "" for none', ""),
-    ("train.output_dir=20240101", "a folder named 20240101 needs quotes: 'train.output_dir=\"20240101\"'", "20240101"),
+    (
+        "train.output_dir=20240101",
+        "a folder named 20240101 needs quotes: 'train.output_dir=\"20240101\"'",
+        "20240101",
+    ),
     ("train.output_dir=2024.10", "a folder named 2024.10 needs quotes", "2024.10"),
     ("train.output_dir=true", "a folder named true needs quotes", "true"),
     ("train.output_dir=null", "must be a folder, got null", None),
@@ -107,7 +119,11 @@ WRONG = [
     ("train.output_dir=a${b}", "'b' not found", None),
     ("train.init_checkpoint=7", "a file named 7 needs quotes", "7"),
     ("train.init_checkpoint=none", "for random weights", ""),
-    ("train.init_checkpoint=https://host/x.pth?download=1", "needs quotes", "https://host/x.pth?download=1"),
+    (
+        "train.init_checkpoint=https://host/x.pth?download=1",
+        "needs quotes",
+        "https://host/x.pth?download=1",
+    ),
     ("dataloader.short_side=0", "pixels from 1 to 10000", None),
     ("dataloader.short_side=none", "pixels from 1 to 10000", None),
     ("dataloader.short_side=[640,800]", "dataloader.train.mapper.augmentations.short_side", None),
@@ -122,7 +138,11 @@ WRONG = [
     ("dataloader.train.dataset.names=[a,b", "cannot read the override", ["a", "b"]),
     ("dataloader.train.dataset.names=[größe,a=b]", "cannot read the override", ["größe", "a=b"]),
     ("dataloader.train.mapper.image_format=rgb", "must be RGB or BGR", "RGB"),
-    ("dataloader.train.mapper.augmentations=lsj", "must be a list of augmentations, or a section", None),
+    (
+        "dataloader.train.mapper.augmentations=lsj",
+        "must be a list of augmentations, or a section",
+        None,
+    ),
     ("dataloader.train.mapper.augmentations.recipe=LSJ", "must be resize or lsj", "lsj"),
     ("dataloader.train.mapper.augmentations.flip=50", "from 0 to 1", None),
     ("dataloader.train.mapper.augmentations.flip=0,5", "from 0 to 1", 0.5),
@@ -144,10 +164,22 @@ WRONG = [
     ("optimizer.betas=0.9,0.95", "two numbers, such as [0.9,0.999], from 0", [0.9, 0.95]),
     ("optimizer.betas=[0.9,0.95,0.999]", "two numbers", None),
     ("optimizer.betas=[${nothing},0.9]", "'nothing' not found", None),
-    ("+optimizer.momentum=0.9", "optimizer cannot be made of its values (AdamW.__init__() got", None),
-    ("+optimizer.rho=anything", "optimizer cannot be made of its values (AdamW.__init__() got", None),
+    (
+        "+optimizer.momentum=0.9",
+        "optimizer cannot be made of its values (AdamW.__init__() got",
+        None,
+    ),
+    (
+        "+optimizer.rho=anything",
+        "optimizer cannot be made of its values (AdamW.__init__() got",
+        None,
+    ),
     ("optimizer.params.base_lr=null", "optimizer cannot be made of its values (", None),
-    ("optimizer.params.weight_decay_bias=0.01", "optimizer cannot be made of its values (Conflicting", None),
+    (
+        "optimizer.params.weight_decay_bias=0.01",
+        "optimizer cannot be made of its values (Conflicting",
+        None,
+    ),
     ("optimizer.weight_decay=-0.1", "at least 0", None),
     ("optimizer.params.lr_factor_func.rate=0", "from above 0 to 1", None),
     ("optimizer.params.overrides.bias.weight_decay=no", "at least 0", None),
@@ -170,7 +202,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("override", "message", "meant"), WRONG, ids=[row[0][:50] for row in WRONG])
+@pytest.mark.parametrize(
+    ("override", "message", "meant"), WRONG, ids=[row[0][:50] for row in WRONG]
+)
 def test_a_wrong_value_is_one_line_that_shows_what_was_meant(
     caplog: pytest.LogCaptureFixture, override: str, message: str, meant: Any
 ) -> None:
@@ -198,7 +232,9 @@ def test_a_wrong_value_is_one_line_that_shows_what_was_meant(
         (["train.seed=1", ""], None),
     ],
 )
-def test_an_override_that_the_shell_cut_into_words_is_put_together(overrides: list[str], meant: Any) -> None:
+def test_an_override_that_the_shell_cut_into_words_is_put_together(
+    overrides: list[str], meant: Any
+) -> None:
     said = one_line_of(lambda: checked(*overrides))
     assert "is not of the form key=value" in said and ("; write " in said) == (meant is not None)
     if meant is not None:
@@ -257,16 +293,22 @@ def test_a_right_value_is_taken(override: str, value: Any) -> None:
 def is_shown_as_meant(text: str) -> None:
     """A folder's name is what an override says, or an error that says how to write it."""
     try:
-        cfg = with_overrides(OmegaConf.create({"train": {"output_dir": "out"}}), [f"train.output_dir={text}"])
+        cfg = with_overrides(
+            OmegaConf.create({"train": {"output_dir": "out"}}), [f"train.output_dir={text}"]
+        )
     except UserError as error:
         if "; put the value in quotes of its own" in str(error) or "${" in text:
             return
         if "needs quotes: " not in str(error):
-            assert re.search(r"must be a folder, got (\"\"|null|\"n|\{|\[|')|; write train", str(error)), str(error)
+            assert re.search(
+                r"must be a folder, got (\"\"|null|\"n|\{|\[|')|; write train", str(error)
+            ), str(error)
             return
         words = suggested(str(error))
         assert len(words) == 1
-        name = with_overrides(OmegaConf.create({"train": {"output_dir": "out"}}), words).train.output_dir
+        name = with_overrides(
+            OmegaConf.create({"train": {"output_dir": "out"}}), words
+        ).train.output_dir
         meant = text.strip()
         meant = meant[1:].removesuffix(meant[0]) if meant[0] in "'\"" else meant
         list_of_one = re.fullmatch(r"\[\s*([^\[\],]+?)\s*\]", meant)
@@ -293,7 +335,11 @@ def test_a_name_is_shown_as_it_must_be_typed(text: str) -> None:
 def test_any_name_is_shown_as_it_must_be_typed() -> None:
     rng = random.Random(0)
     for _ in range(300):
-        is_shown_as_meant("".join(rng.choices("ab01.-_ ,;:=+~'\"\\/()[]{}$#&!*?<>|@%^`äß日e\t", k=rng.randint(1, 12))))
+        is_shown_as_meant(
+            "".join(
+                rng.choices("ab01.-_ ,;:=+~'\"\\/()[]{}$#&!*?<>|@%^`äß日e\t", k=rng.randint(1, 12))
+            )
+        )
 
 
 @seed(0)
@@ -301,7 +347,9 @@ def test_any_name_is_shown_as_it_must_be_typed() -> None:
 @given(st.text(st.sampled_from("abtrin.=+~'\"[]{}$@/01, _"), max_size=12), st.text(max_size=6))
 def test_no_override_is_more_than_an_error_of_one_line(key: str, value: str) -> None:
     for override in (f"{key}={value}", f"+{key}={value}", f"train.{key}={value}", key + value):
-        cfg = OmegaConf.create({"train": {"output_dir": "out", "sizes": [1], "a": 1}, "b": "${train.a}"})
+        cfg = OmegaConf.create(
+            {"train": {"output_dir": "out", "sizes": [1], "a": 1}, "b": "${train.a}"}
+        )
         try:
             with_overrides(cfg, [override])
         except UserError as error:
@@ -312,8 +360,16 @@ def test_no_override_is_more_than_an_error_of_one_line(key: str, value: str) -> 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("train.max_iter", 1e4, "train.max_iter must be .*, got 10000.0; write train.max_iter=10000"),
-        ("train.output_dir", 20240101, "a folder named 20240101 needs quotes: 'train.output_dir=\"20240101\"'"),
+        (
+            "train.max_iter",
+            1e4,
+            "train.max_iter must be .*, got 10000.0; write train.max_iter=10000",
+        ),
+        (
+            "train.output_dir",
+            20240101,
+            "a folder named 20240101 needs quotes: 'train.output_dir=\"20240101\"'",
+        ),
         ("train.output_dir", None, "train.output_dir must be a folder, got null"),
         ("train.seed", "${train.nothing}", "Interpolation key 'train.nothing' not found"),
         ("optimizer.lr", "1e-3x", 'optimizer.lr must be a number above 0, got "1e-3x"'),
@@ -321,7 +377,9 @@ def test_no_override_is_more_than_an_error_of_one_line(key: str, value: str) -> 
         ("train.amp", 1, "train.amp must be a section"),
     ],
 )
-def test_values_of_a_file_are_checked_too(tmp_path: Path, suffix: str, key: str, value: Any, message: str) -> None:
+def test_values_of_a_file_are_checked_too(
+    tmp_path: Path, suffix: str, key: str, value: Any, message: str
+) -> None:
     if suffix == "yaml":
         cfg = copy.deepcopy(L1)
         OmegaConf.update(cfg, key, value, merge=False)
@@ -339,13 +397,19 @@ def test_values_of_a_file_are_checked_too(tmp_path: Path, suffix: str, key: str,
 
 
 def test_what_a_config_lacks_is_named_where_it_is_needed() -> None:
-    for missing, needed_for_evaluation in (("train.device", True), ("model", True), ("lr_multiplier", False)):
+    for missing, needed_for_evaluation in (
+        ("train.device", True),
+        ("model", True),
+        ("lr_multiplier", False),
+    ):
         cfg = copy.deepcopy(L1)
         parent, _, name = missing.rpartition(".")
         del (cfg[parent] if parent else cfg)[name]
         for train in (False, True):
             if train or needed_for_evaluation:
-                assert f"the config has no {missing};" in one_line_of(lambda: check_config(cfg, train=train))  # noqa: B023
+                assert f"the config has no {missing};" in one_line_of(
+                    lambda: check_config(cfg, train=train)
+                )  # noqa: B023
             else:
                 check_config(cfg, train=train)
     for key in KINDS:  # a row may not be out of reach
@@ -366,7 +430,9 @@ def test_what_only_older_configs_lack_is_not_asked_for() -> None:
 def test_a_folder_in_a_file_may_be_written_as_a_path() -> None:
     cfg = copy.deepcopy(L1)
     cfg.train.output_dir = Path("out")
-    assert one_line_of(lambda: check_config(cfg, train=True)).endswith("; write train.output_dir=out")
+    assert one_line_of(lambda: check_config(cfg, train=True)).endswith(
+        "; write train.output_dir=out"
+    )
 
 
 def test_a_file_may_have_sections_for_its_own_use() -> None:
@@ -374,11 +440,16 @@ def test_a_file_may_have_sections_for_its_own_use() -> None:
     cfg.train.max_iter = "${mine.width}"
     check_config(cfg, train=True)
     cfg.train.max_iter = "${mine.more}"
-    assert "train.max_iter has no value that can be found" in one_line_of(lambda: check_config(cfg, train=True))
+    assert "train.max_iter has no value that can be found" in one_line_of(
+        lambda: check_config(cfg, train=True)
+    )
 
 
 def test_a_reference_to_itself_is_one_line() -> None:
-    for amp, ddp in (("${train.ddp}", "${train.amp}"), ({"more": "${train.ddp}"}, {"more": "${train.amp}"})):
+    for amp, ddp in (
+        ("${train.ddp}", "${train.amp}"),
+        ({"more": "${train.ddp}"}, {"more": "${train.amp}"}),
+    ):
         cfg = copy.deepcopy(L1)
         cfg.train.update(amp=amp, ddp=ddp)
         said = one_line_of(lambda: check_config(cfg, train=True))  # noqa: B023
@@ -391,14 +462,20 @@ def test_a_batch_is_divided_among_the_processes_in_training_alone(
     checked(processes=8)
     assert "cannot be divided among 3 processes" in one_line_of(lambda: checked(processes=3))
     said = one_line_of(lambda: checked("train.accumulate=8", processes=8))
-    assert "train.accumulate=8 does not divide the 4 images" in said and said.endswith("it may be 1, 2, 4")
+    assert "train.accumulate=8 does not divide the 4 images" in said and said.endswith(
+        "it may be 1, 2, 4"
+    )
     assert configured("--data", synthetic_data, "--num-gpus", 3, "train.device=cpu", "--eval-only")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert "among 3 processes" in one_line_of(lambda: configured("--data", synthetic_data, "train.device=cpu"))
+    assert "among 3 processes" in one_line_of(
+        lambda: configured("--data", synthetic_data, "train.device=cpu")
+    )
 
 
-def configured(*arguments: object, config: Path = REPOSITORY / "configs" / "quickstart.py") -> DictConfig:
+def configured(
+    *arguments: object, config: Path = REPOSITORY / "configs" / "quickstart.py"
+) -> DictConfig:
     words = ["--config-file", str(config), *map(str, arguments)]
     return train_net.configure(argument_parser().parse_intermixed_args(words))
 
@@ -410,7 +487,14 @@ def registered(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
     def register(name: str, classes: list[str]) -> str:
         image = {"id": 1, "file_name": "a.png", "width": 8, "height": 8}
-        item = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}
+        item = {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [0, 0, 4, 4],
+            "area": 16,
+            "iscrowd": 0,
+        }
         categories = [{"id": number, "name": label} for number, label in enumerate(classes, 1)]
         content = {"images": [image], "annotations": [item], "categories": categories}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -439,7 +523,9 @@ def data(train: str, test: str) -> list[str]:
 def test_a_model_for_other_classes_than_the_data_is_refused(
     registered: Callable[..., str], config: str, key: str, mode: list[str]
 ) -> None:
-    names = data(registered("made_up_train", ["a", "b", "c"]), registered("made_up_val", ["a", "b", "c"]))
+    names = data(
+        registered("made_up_train", ["a", "b", "c"]), registered("made_up_val", ["a", "b", "c"])
+    )
     path = REPOSITORY / "configs" / f"{config}.py"
     said = one_line_of(lambda: configured(*mode, *names, config=path))
     assert said == f"the model is for 80 classes, the data has 3: {key}=3"
@@ -457,7 +543,9 @@ def test_a_model_for_other_classes_than_the_data_is_refused(
         ("published/retinanet_gpvit_l1_1x", "model.head.num_classes"),
     ],
 )
-def test_a_head_with_a_number_of_its_own_is_refused(synthetic_data: Path, config: str, key: str) -> None:
+def test_a_head_with_a_number_of_its_own_is_refused(
+    synthetic_data: Path, config: str, key: str
+) -> None:
     path = REPOSITORY / "configs" / f"{config}.py"
     said = one_line_of(lambda: configured("--data", synthetic_data, f"{key}=80", config=path))
     assert said == f"the model is for 80 classes, the data has 3: {key}=3"
@@ -481,17 +569,28 @@ def test_training_and_test_data_with_different_classes_are_refused(
     names = [registered("made_up_train", train), registered("made_up_val", test)]
     for overrides in (data(*names), data(f"[{','.join(names)}]", names[0])):
         said = one_line_of(lambda: configured(*overrides, "model.roi_heads.num_classes=2"))  # noqa: B023
-        assert said.startswith("data sets made_up_train and made_up_val have different classes, ") and difference in said
+        assert (
+            said.startswith("data sets made_up_train and made_up_val have different classes, ")
+            and difference in said
+        )
     configured("--eval-only", *data(*names), f"model.roi_heads.num_classes={len(test)}")
 
 
-def test_data_without_class_names_is_one_line(registered: Callable[..., str], tmp_path: Path) -> None:
+def test_data_without_class_names_is_one_line(
+    registered: Callable[..., str], tmp_path: Path
+) -> None:
     DatasetCatalog.register("made_up_nameless", lambda: [])
     try:
         said = one_line_of(lambda: configured("--eval-only", *data("x", "made_up_nameless")))
-        assert "made_up_nameless is registered without the names of its classes: add MetadataCatalog.get(" in said
+        assert (
+            "made_up_nameless is registered without the names of its classes: add MetadataCatalog.get("
+            in said
+        )
         MetadataCatalog.get("made_up_nameless").thing_classes = ["a", "b"]
-        assert class_names(OmegaConf.create({"dataset": {"names": "made_up_nameless"}})) == ["a", "b"]
+        assert class_names(OmegaConf.create({"dataset": {"names": "made_up_nameless"}})) == [
+            "a",
+            "b",
+        ]
     finally:
         DatasetCatalog.remove("made_up_nameless")
         MetadataCatalog.remove("made_up_nameless")
@@ -502,7 +601,9 @@ def test_data_without_class_names_is_one_line(registered: Callable[..., str], tm
     )
 
 
-def test_an_unknown_metric_is_refused_before_the_folder_is_made(synthetic_data: Path, tmp_path: Path) -> None:
+def test_an_unknown_metric_is_refused_before_the_folder_is_made(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
     arguments = ["--data", synthetic_data, f"train.output_dir={tmp_path / 'out'}"]
     said = one_line_of(lambda: configured(*arguments, "train.best_metric=segm/APx"))
     assert "segm/APx is none of bbox/AP" in said
@@ -525,7 +626,9 @@ def test_an_unknown_metric_is_refused_before_the_folder_is_made(synthetic_data: 
         (["--dist-url", "tcp://host:port"], "argument --dist-url"),
     ],
 )
-def test_a_wrong_option_is_argparses_error(capsys: pytest.CaptureFixture, arguments: list[str], message: str) -> None:
+def test_a_wrong_option_is_argparses_error(
+    capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
     with pytest.raises(SystemExit) as stop:
         argument_parser().parse_intermixed_args(["--config-file", "x", *arguments])
     assert stop.value.code == 2
@@ -533,8 +636,17 @@ def test_a_wrong_option_is_argparses_error(capsys: pytest.CaptureFixture, argume
 
 
 def test_right_options_are_taken(synthetic_data: Path) -> None:
-    for url in ("auto", "tcp://host:29500", "tcp://10.0.0.1:1", "tcp://[::1]:65535", "file:///shared/x", "env://"):
-        assert argument_parser().parse_args(["--config-file", "x", "--dist-url", url]).dist_url == url
+    for url in (
+        "auto",
+        "tcp://host:29500",
+        "tcp://10.0.0.1:1",
+        "tcp://[::1]:65535",
+        "file:///shared/x",
+        "env://",
+    ):
+        assert (
+            argument_parser().parse_args(["--config-file", "x", "--dist-url", url]).dist_url == url
+        )
     options = ["--data", synthetic_data, "--num-machines", 2, "--dist-url", "tcp://host:1"]
     configured(*options, "--machine-rank", 1)
     said = one_line_of(lambda: configured(*options, "--machine-rank", 2))
@@ -544,8 +656,16 @@ def test_right_options_are_taken(synthetic_data: Path) -> None:
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
-        (view_data.main, ["--data", "x", "--number", "0"], "argument --number: must be a whole number, at least 1, got 0"),
-        (view_results.main, ["--input", "x", "--number", "-2"], "argument --number: must be a whole number, at least 1"),
+        (
+            view_data.main,
+            ["--data", "x", "--number", "0"],
+            "argument --number: must be a whole number, at least 1, got 0",
+        ),
+        (
+            view_results.main,
+            ["--input", "x", "--number", "-2"],
+            "argument --number: must be a whole number, at least 1",
+        ),
         (
             view_results.main,
             ["--input", "x", "--score-threshold", "nan"],
@@ -556,15 +676,34 @@ def test_right_options_are_taken(synthetic_data: Path) -> None:
             ["--input", "x", "--score-threshold", "1.5"],
             "--score-threshold: must be a number from 0 to 1, got 1.5",
         ),
-        (predict.main, ["--weights", "x", "--input", "x", "--score-threshold", "50"], "--score-threshold: must be a number"),
-        (predict.main, ["--weights", "x", "--input", "x", "--batch-size", "0"], "--batch-size: must be a whole number"),
-        (view_attention.main, ["--weights", "x", "--input", "x", "--tokens", "-1"], "--tokens: must be a whole number"),
-        (analyze.main, ["--image", "0x512"], "--image: must be HEIGHTxWIDTH in pixels, such as 512x512, got 0x512"),
+        (
+            predict.main,
+            ["--weights", "x", "--input", "x", "--score-threshold", "50"],
+            "--score-threshold: must be a number",
+        ),
+        (
+            predict.main,
+            ["--weights", "x", "--input", "x", "--batch-size", "0"],
+            "--batch-size: must be a whole number",
+        ),
+        (
+            view_attention.main,
+            ["--weights", "x", "--input", "x", "--tokens", "-1"],
+            "--tokens: must be a whole number",
+        ),
+        (
+            analyze.main,
+            ["--image", "0x512"],
+            "--image: must be HEIGHTxWIDTH in pixels, such as 512x512, got 0x512",
+        ),
         (analyze.main, ["--image", "512"], "--image: must be HEIGHTxWIDTH"),
     ],
 )
 def test_a_wrong_number_for_a_command_is_argparses_error(
-    capsys: pytest.CaptureFixture, main: Callable[[list[str]], object], arguments: list[str], message: str
+    capsys: pytest.CaptureFixture,
+    main: Callable[[list[str]], object],
+    arguments: list[str],
+    message: str,
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -572,7 +711,9 @@ def test_a_wrong_number_for_a_command_is_argparses_error(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_wrong_value_starts_nothing_and_leaves_nothing(synthetic_data: Path, tmp_path: Path) -> None:
+def test_a_wrong_value_starts_nothing_and_leaves_nothing(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
     """As a user sees it; with two processes to start."""
     result = subprocess.run(
         [sys.executable, REPOSITORY / "train_net.py", "--config-file", REPOSITORY / "configs" / "quickstart.py",

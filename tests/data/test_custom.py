@@ -48,19 +48,29 @@ def source(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for split in ("train", "val"):
         content = json.loads((synthetic_data / "annotations" / f"{split}.json").read_text())
         names = {entry["id"]: entry["name"] for entry in content["categories"]}
-        kept = [a for a in content["annotations"] if isinstance(a["segmentation"], list) and len(a["segmentation"]) == 1]
+        kept = [
+            a
+            for a in content["annotations"]
+            if isinstance(a["segmentation"], list) and len(a["segmentation"]) == 1
+        ]
         for item in kept:
             item["category_id"] = 1 + CLASSES.index(names[item["category_id"]])
             points = np.reshape(item["segmentation"][0], (-1, 2))
             item["bbox"] = [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
-        categories = [{"id": id, "name": name, "supercategory": "shape"} for id, name in enumerate(CLASSES, start=1)]
+        categories = [
+            {"id": id, "name": name, "supercategory": "shape"}
+            for id, name in enumerate(CLASSES, start=1)
+        ]
         content = {"images": content["images"], "annotations": kept, "categories": categories}
         (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
     return folder
 
 
 def contents(source: Path) -> dict[str, dict]:
-    return {split: json.loads((source / "annotations" / f"{split}.json").read_text()) for split in ("train", "val")}
+    return {
+        split: json.loads((source / "annotations" / f"{split}.json").read_text())
+        for split in ("train", "val")
+    }
 
 
 def write(path: Path, content: object) -> None:
@@ -108,8 +118,18 @@ def yolo(images: str, labels: str, **entries: object) -> Callable[[Path, Path], 
                 lines = []
                 for item in content["annotations"]:
                     if item["image_id"] == image["id"]:
-                        shares = np.reshape(item["segmentation"][0], (-1, 2)) / [image["width"], image["height"]]
-                        lines.append(" ".join([str(item["category_id"] - 1), *(f"{value:.6f}" for value in shares.ravel())]))
+                        shares = np.reshape(item["segmentation"][0], (-1, 2)) / [
+                            image["width"],
+                            image["height"],
+                        ]
+                        lines.append(
+                            " ".join(
+                                [
+                                    str(item["category_id"] - 1),
+                                    *(f"{value:.6f}" for value in shares.ravel()),
+                                ]
+                            )
+                        )
                 name = Path(image["file_name"]).with_suffix(".txt").name
                 write(folder / labels.replace("SPLIT", split) / name, "\n".join(lines) + "\n")
         lists = {key: value for key, value in entries.items() if key != "names"}
@@ -134,7 +154,12 @@ def labelme(images: str) -> Callable[[Path, Path], None]:
                     for item in content["annotations"]
                     if item["image_id"] == image["id"]
                 ]
-                entry = {"version": "5.5.0", "shapes": shapes, "imagePath": image["file_name"], "imageData": None}
+                entry = {
+                    "version": "5.5.0",
+                    "shapes": shapes,
+                    "imagePath": image["file_name"],
+                    "imageData": None,
+                }
                 size = {"imageHeight": image["height"], "imageWidth": image["width"]}
                 write(place / Path(image["file_name"]).with_suffix(".json").name, entry | size)
 
@@ -151,9 +176,13 @@ SPLIT = {
     "with dots in the names": coco("SPLIT/labels.json", "images", prefix="./"),
     "a test split": called_test,
     "Roboflow": roboflow,
-    "YOLO, Roboflow's": yolo("SPLIT/images", "SPLIT/labels", train="../train/images", val="../val/images"),
+    "YOLO, Roboflow's": yolo(
+        "SPLIT/images", "SPLIT/labels", train="../train/images", val="../val/images"
+    ),
     "YOLO, Ultralytics'": yolo("images/SPLIT", "labels/SPLIT", names=dict(enumerate(CLASSES))),
-    "YOLO, folders of other names": yolo("SPLIT_a/images", "SPLIT_a/labels", path=".", train="train_a", val="val_a/images"),
+    "YOLO, folders of other names": yolo(
+        "SPLIT_a/images", "SPLIT_a/labels", path=".", train="train_a", val="val_a/images"
+    ),
     "labelme": labelme("SPLIT"),
 }
 UNSPLIT = {
@@ -193,7 +222,9 @@ def test_every_layout_gives_the_same_records(source: Path, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", UNSPLIT)
-def test_what_is_not_split_gives_the_same_records_in_two_parts(source: Path, tmp_path: Path, name: str) -> None:
+def test_what_is_not_split_gives_the_same_records_in_two_parts(
+    source: Path, tmp_path: Path, name: str
+) -> None:
     if name == "one file":
         shutil.copytree(source / "images", tmp_path / "data" / "images")
         write(tmp_path / "data" / "all.json", merged(source))
@@ -203,7 +234,10 @@ def test_what_is_not_split_gives_the_same_records_in_two_parts(source: Path, tmp
     layout = layouts.detect_format(str(tmp_path / "data"))
     parts = {split: known(layout.read(split).records()) for split in ("train", "val")}
     assert len(parts["train"]) == 10 and len(parts["val"]) == 2  # a fifth of 12
-    expected = {**known(layouts.read(str(source), "train").records()), **known(layouts.read(str(source), "val").records())}
+    expected = {
+        **known(layouts.read(str(source), "train").records()),
+        **known(layouts.read(str(source), "val").records()),
+    }
     assert parts["train"] | parts["val"] == expected
     assert "2 of 12 images are set apart to validate, by seed 0 and their names" in layout.notes
     assert all_files(tmp_path / "data") == before
@@ -227,15 +261,23 @@ def test_a_single_file_is_split_by_names_alone(source: Path, tmp_path: Path) -> 
         write(folder / "annotations" / "all.json", content)
         for given in (folder, folder / "annotations" / "all.json"):
             splits = layouts.find(str(given))
-            parts.append({split: known(layouts.read(str(given), split).records()) for split in splits})
-    assert parts[0] == parts[1] == parts[2] == parts[3] and not parts[0]["train"].keys() & parts[0]["val"].keys()
+            parts.append(
+                {split: known(layouts.read(str(given), split).records()) for split in splits}
+            )
+    assert (
+        parts[0] == parts[1] == parts[2] == parts[3]
+        and not parts[0]["train"].keys() & parts[0]["val"].keys()
+    )
 
 
 def test_a_single_file_is_split_whatever_it_is_called(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source / "images", tmp_path / "data" / "images")
     write(tmp_path / "data" / "annotations" / "train.json", merged(source))
     layout = layouts.detect_format(str(tmp_path / "data"))
-    assert {split: len(layout.read(split).images) for split in layout.splits} == {"train": 10, "val": 2}
+    assert {split: len(layout.read(split).images) for split in layout.splits} == {
+        "train": 10,
+        "val": 2,
+    }
     assert "2 of 12 images are set apart to validate, by seed 0 and their names" in layout.notes
 
 
@@ -269,13 +311,18 @@ def test_val_json_alone_is_evaluated_on(source: Path, tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     shutil.copytree(source / "images", tmp_path / "images")
     shutil.copy(source / "annotations" / "val.json", tmp_path / "annotations")
-    assert layouts.find(str(tmp_path)) == {"val": layouts.Split(tmp_path / "annotations" / "val.json", tmp_path / "images")}
+    assert layouts.find(str(tmp_path)) == {
+        "val": layouts.Split(tmp_path / "annotations" / "val.json", tmp_path / "images")
+    }
 
 
 def test_who_splits_and_when_makes_no_difference() -> None:
     names = [f"{number}.jpg" for number in range(12)]
     for given in (names, names[::-1]):
-        assert layouts.split_images(given, lambda name: None)[0]["val"] == {"4.jpg", "0.jpg"}  # which people go by
+        assert layouts.split_images(given, lambda name: None)[0]["val"] == {
+            "4.jpg",
+            "0.jpg",
+        }  # which people go by
 
 
 def test_at_least_one_image_is_set_apart_and_variants_of_one_stay_together() -> None:
@@ -297,43 +344,67 @@ def test_converted_data_is_written_once_and_anew_when_something_changes(
     folder = tmp_path / "data"
     yolo("images", "labels")(source, folder)
     first = layouts.find(str(folder))
-    assert first["train"].json_file.parent.parent == cache and first["train"].json_file.parent.name.startswith("data-")
+    assert first["train"].json_file.parent.parent == cache and first[
+        "train"
+    ].json_file.parent.name.startswith("data-")
     with monkeypatch.context() as patch:
         patch.setattr(reader, "from_yolo", lambda *arguments: pytest.fail("it is converted again"))
         assert layouts.find(str(folder)) == first
     label = sorted((folder / "labels").iterdir())[0]
     label.write_text("".join(f"2 0.1 0.1 0.5 0.1 0.5 0.{end}\n" for end in (5, 6, 7)))
     assert layouts.find(str(folder)) != first
-    found = {**known(layouts.read(str(folder), "train").records()), **known(layouts.read(str(folder), "val").records())}
+    found = {
+        **known(layouts.read(str(folder), "train").records()),
+        **known(layouts.read(str(folder), "val").records()),
+    }
     assert [item[0] for item in found[label.with_suffix(".png").name]] == [2, 2, 2]
 
 
-def test_data_of_the_same_names_sizes_and_times_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+def test_data_of_the_same_names_sizes_and_times_in_two_folders_are_told_apart(
+    tmp_path: Path,
+) -> None:
     for number, folder in enumerate(("a", "b"), start=1):
         file = tmp_path / folder / "data.json"
         names = [f"{image}.png" for image in range(5)]
-        images = [{"id": id, "file_name": name, "width": 9, "height": 9} for id, name in enumerate(names)]
-        objects = [{"id": id, "image_id": id, "category_id": 1, "bbox": [1, 1, 4, number + 3]} for id in range(5)]
-        write(file, {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "x"}]})
+        images = [
+            {"id": id, "file_name": name, "width": 9, "height": 9} for id, name in enumerate(names)
+        ]
+        objects = [
+            {"id": id, "image_id": id, "category_id": 1, "bbox": [1, 1, 4, number + 3]}
+            for id in range(5)
+        ]
+        write(
+            file, {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "x"}]}
+        )
         os.utime(file, ns=(0, 0))
         for name in names:
             Image.new("RGB", (9, 9)).save(tmp_path / folder / name)
         read = layouts.read(str(file), "train", masks=False)
-        assert {item["bbox"][3] for items in read.objects.values() for item in items} == {number + 3}
+        assert {item["bbox"][3] for items in read.objects.values() for item in items} == {
+            number + 3
+        }
 
 
-def test_of_processes_that_convert_at_once_one_is_first_and_the_others_take_its_files(tmp_path: Path) -> None:
+def test_of_processes_that_convert_at_once_one_is_first_and_the_others_take_its_files(
+    tmp_path: Path,
+) -> None:
     layouts._write(tmp_path / "new", {"a": "first"})
     layouts._write(tmp_path / "new", {"a": "second"})
-    assert [path.name for path in tmp_path.iterdir()] == ["new"] and (tmp_path / "new" / "a").read_text() == '"first"'
+    assert [path.name for path in tmp_path.iterdir()] == ["new"] and (
+        tmp_path / "new" / "a"
+    ).read_text() == '"first"'
 
 
-def test_data_that_moved_is_the_same_to_a_training_that_goes_on(source: Path, tmp_path: Path) -> None:
+def test_data_that_moved_is_the_same_to_a_training_that_goes_on(
+    source: Path, tmp_path: Path
+) -> None:
     yolo("images", "labels")(source, tmp_path / "before")
     before = dataset_fingerprint(layouts.read(str(tmp_path / "before"), "train").records(), [])
     shutil.copytree(tmp_path / "before", tmp_path / "after", copy_function=shutil.copyfile)
     shutil.rmtree(tmp_path / "before")
-    assert dataset_fingerprint(layouts.read(str(tmp_path / "after"), "train").records(), []) == before
+    assert (
+        dataset_fingerprint(layouts.read(str(tmp_path / "after"), "train").records(), []) == before
+    )
 
 
 def test_converted_data_is_evaluated(source: Path, tmp_path: Path) -> None:
@@ -347,7 +418,9 @@ def test_converted_data_is_evaluated(source: Path, tmp_path: Path) -> None:
         classes = torch.tensor([item["category_id"] - 1 for item in found])
         size = (image["height"], image["width"])
         scores = torch.ones(len(found))
-        return Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes, pred_masks=masks)
+        return Instances(
+            size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes, pred_masks=masks
+        )
 
     results = evaluate(tmp_path / "data", perfect)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
@@ -390,8 +463,13 @@ def test_labelme_groups_are_one_object_and_rectangles_have_no_mask(tmp_path: Pat
     parts = [[1, 1], [9, 1], [9, 9]], [[20, 1], [29, 1], [29, 9.5]]
     for name in ("a", "b"):
         Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")
-        shapes = [shape("cat", "polygon", *part, group=4) for part in parts] + [shape("dog", "polygon", *parts[0], group=4)]
-        shapes += [shape("dog", "rectangle", [9, 9], [1, 2]), shape("dog", "circle", [3, 3], [4, 4])]
+        shapes = [shape("cat", "polygon", *part, group=4) for part in parts] + [
+            shape("dog", "polygon", *parts[0], group=4)
+        ]
+        shapes += [
+            shape("dog", "rectangle", [9, 9], [1, 2]),
+            shape("dog", "circle", [3, 3], [4, 4]),
+        ]
         write(tmp_path / f"{name}.json", {"shapes": shapes, "imagePath": f"..\\photos\\{name}.png"})
     layout = layouts.detect_format(str(tmp_path))
     assert "left out: 2 shapes that are no outlines (circle)" in layout.notes
@@ -409,11 +487,17 @@ def test_yolo_boxes_scores_and_images_without_labels(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.new("RGB", (40, 20)).save(tmp_path / "images" / f"{name}.png")
-    write(tmp_path / "labels" / "a.txt", "1 0.5 0.5 0.5 0.5\n\n0 0.5 0.5 0.5 0.5 0.9\n0 0 0 0.5 0 0.5 0.5 0.25\n")
+    write(
+        tmp_path / "labels" / "a.txt",
+        "1 0.5 0.5 0.5 0.5\n\n0 0.5 0.5 0.5 0.5 0.9\n0 0 0 0.5 0 0.5 0.5 0.25\n",
+    )
     write(tmp_path / "labels" / "b.txt", "")
     write(tmp_path / "d.yml", "names: {0: cat, 1: dog}\n")
     layout = layouts.detect_format(str(tmp_path))
-    assert "1 images have no file of labels: taken for images without objects: images/c.png" in layout.notes
+    assert (
+        "1 images have no file of labels: taken for images without objects: images/c.png"
+        in layout.notes
+    )
     found = {}
     for split in ("train", "val"):
         content = json.loads(layout.splits[split].json_file.read_text())
@@ -428,12 +512,18 @@ def test_yolo_boxes_scores_and_images_without_labels(tmp_path: Path) -> None:
     assert [item.get("segmentation") for item in items] == [None, None, [[0, 0, 20, 0, 20, 10]]]
 
 
-def test_images_that_the_yaml_file_does_not_say_are_no_part_of_the_data(source: Path, tmp_path: Path) -> None:
-    yolo("SPLIT/images", "SPLIT/labels", train="train/images", test="val")(source, tmp_path / "data")
+def test_images_that_the_yaml_file_does_not_say_are_no_part_of_the_data(
+    source: Path, tmp_path: Path
+) -> None:
+    yolo("SPLIT/images", "SPLIT/labels", train="train/images", test="val")(
+        source, tmp_path / "data"
+    )
     for folder in ("images", "labels"):
         shutil.copytree(tmp_path / "data" / "train" / folder, tmp_path / "data" / "old" / folder)
     for given in (tmp_path / "data", tmp_path / "data" / "data.yaml"):
-        found = {split: known(layouts.read(str(given), split).records()) for split in ("train", "val")}
+        found = {
+            split: known(layouts.read(str(given), split).records()) for split in ("train", "val")
+        }
         assert [len(records) for records in found.values()] == [8, 4]
 
 
@@ -452,12 +542,26 @@ def test_sizes_are_those_of_the_picture_as_it_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_the_group_that_roboflow_writes_before_the_classes_is_left_out_if_it_is_one(tmp_path: Path, used: bool) -> None:
+def test_the_group_that_roboflow_writes_before_the_classes_is_left_out_if_it_is_one(
+    tmp_path: Path, used: bool
+) -> None:
     categories = [{"id": 0, "name": "fruit", "supercategory": "none"}]
-    categories += [{"id": id, "name": name, "supercategory": "fruit"} for id, name in ((1, "fig"), (2, "fruit"))]
-    item = {"id": 1, "image_id": 1, "category_id": 0 if used else 2, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
+    categories += [
+        {"id": id, "name": name, "supercategory": "fruit"}
+        for id, name in ((1, "fig"), (2, "fruit"))
+    ]
+    item = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 0 if used else 2,
+        "bbox": [1, 1, 4, 4],
+        "area": 16,
+        "iscrowd": 0,
+    }
     images = [{"id": 1, "file_name": "a.png", "height": 9, "width": 9}]
-    write(tmp_path / "all.json", {"categories": categories, "images": images, "annotations": [item]})
+    write(
+        tmp_path / "all.json", {"categories": categories, "images": images, "annotations": [item]}
+    )
     file = annotations.read(tmp_path / "all.json", tmp_path, masks=False)
     assert list(file.categories.values()) == (["fruit"] if used else []) + ["fig", "fruit"]
     assert ("group" in annotations.grouped(file.problems)) is not used
@@ -468,11 +572,15 @@ def put(name: str, content: object) -> Callable[[Path], object]:
 
 
 def remove(name: str) -> Callable[[Path], object]:
-    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    return lambda folder: (
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    )
 
 
 def copy(name: str, other: str) -> Callable[[Path], object]:
-    return lambda folder: (shutil.copytree if (folder / name).is_dir() else shutil.copy)(folder / name, folder / other)
+    return lambda folder: (shutil.copytree if (folder / name).is_dir() else shutil.copy)(
+        folder / name, folder / other
+    )
 
 
 COCO_2017, LABEL = "annotations/instances_train2017.json", "labels/val_00001.txt"
@@ -482,27 +590,81 @@ YAML = {"names": CLASSES}
 @pytest.mark.parametrize(
     ("kind", "damage", "message"),
     [
-        (SPLIT["plain"], remove("annotations"), "no annotations are recognised in 12 images; accepted are"),
-        (SPLIT["plain"], remove("images"), "of its 8 images, 8 are not in .* and its folders: train_00000"),
-        (SPLIT["plain"], remove("annotations/train.json"), "there are no annotations for train, only .*/val.json"),
-        (SPLIT["COCO"], copy(COCO_2017, "annotations/instances_train2014.json"), "it cannot be told which"),
-        (SPLIT["folders in images"], put("annotations/val.json", "{"), "val.json is no JSON .*; correct it, or move it"),
-        (SPLIT["COCO"], put("data.yaml", YAML), "COCO in annotations/instances_train2017.*; YOLO in data.yaml; give"),
-        (SPLIT["anywhere"], copy("pictures", "old"), "in several folders, .*old/2024/may, .*pictures/2024/may; keep"),
-        (SPLIT["anywhere"], remove("pictures/2024/may/val_00001.png"), "of its 4 images, 1 are not in .*val_00001"),
-        (SPLIT["labelme"], put("val/val_00001.json", '{"shapes'), "cannot be used, .* cannot be read as labelme's"),
-        (SPLIT["labelme"], put("val/val_00001.json", '["shapes"]'), "val_00001.json: cannot be read as .* .TypeError"),
-        (SPLIT["labelme"], remove("val/val_00001.png"), "val_00001.json: its image, val_00001.png, is not there"),
-        (SPLIT["labelme"], copy("val/val_00001.json", "val/again.json"), "val_00001.json: is of the same image as .*again"),
+        (
+            SPLIT["plain"],
+            remove("annotations"),
+            "no annotations are recognised in 12 images; accepted are",
+        ),
+        (
+            SPLIT["plain"],
+            remove("images"),
+            "of its 8 images, 8 are not in .* and its folders: train_00000",
+        ),
+        (
+            SPLIT["plain"],
+            remove("annotations/train.json"),
+            "there are no annotations for train, only .*/val.json",
+        ),
+        (
+            SPLIT["COCO"],
+            copy(COCO_2017, "annotations/instances_train2014.json"),
+            "it cannot be told which",
+        ),
+        (
+            SPLIT["folders in images"],
+            put("annotations/val.json", "{"),
+            "val.json is no JSON .*; correct it, or move it",
+        ),
+        (
+            SPLIT["COCO"],
+            put("data.yaml", YAML),
+            "COCO in annotations/instances_train2017.*; YOLO in data.yaml; give",
+        ),
+        (
+            SPLIT["anywhere"],
+            copy("pictures", "old"),
+            "in several folders, .*old/2024/may, .*pictures/2024/may; keep",
+        ),
+        (
+            SPLIT["anywhere"],
+            remove("pictures/2024/may/val_00001.png"),
+            "of its 4 images, 1 are not in .*val_00001",
+        ),
+        (
+            SPLIT["labelme"],
+            put("val/val_00001.json", '{"shapes'),
+            "cannot be used, .* cannot be read as labelme's",
+        ),
+        (
+            SPLIT["labelme"],
+            put("val/val_00001.json", '["shapes"]'),
+            "val_00001.json: cannot be read as .* .TypeError",
+        ),
+        (
+            SPLIT["labelme"],
+            remove("val/val_00001.png"),
+            "val_00001.json: its image, val_00001.png, is not there",
+        ),
+        (
+            SPLIT["labelme"],
+            copy("val/val_00001.json", "val/again.json"),
+            "val_00001.json: is of the same image as .*again",
+        ),
         (UNSPLIT["YOLO"], put("data.yaml", YAML | {"kpt_shape": [3, 2]}), "is of key points"),
         (UNSPLIT["YOLO"], put("data.yaml", "names"), "data.yaml: it holds no keys"),
         (UNSPLIT["YOLO"], put("more.yaml", YAML), "data.yaml, more.yaml all have names of classes"),
-        (UNSPLIT["YOLO"], lambda folder: (folder / "images" / "gone.png").symlink_to("nowhere"), "No such file .*gone.png"),
+        (
+            UNSPLIT["YOLO"],
+            lambda folder: (folder / "images" / "gone.png").symlink_to("nowhere"),
+            "No such file .*gone.png",
+        ),
         (UNSPLIT["YOLO"], remove("labels"), "has no images with labels"),
         (UNSPLIT["YOLO"], put("images/val_00001.png", "no image"), "val_00001.png: cannot be read"),
     ],
 )
-def test_what_is_not_clear_is_refused_in_one_line(source: Path, tmp_path: Path, kind, damage, message: str) -> None:
+def test_what_is_not_clear_is_refused_in_one_line(
+    source: Path, tmp_path: Path, kind, damage, message: str
+) -> None:
     kind(source, tmp_path / "data")
     damage(tmp_path / "data")
     with pytest.raises(UserError, match=message) as error:
@@ -590,7 +752,9 @@ def test_without_supervision_the_error_says_what_to_install(
     assert layouts.find(str(source))["train"].json_file.exists()
 
 
-def test_of_folders_that_have_all_images_the_one_called_as_the_split_or_images_counts(source: Path, tmp_path: Path) -> None:
+def test_of_folders_that_have_all_images_the_one_called_as_the_split_or_images_counts(
+    source: Path, tmp_path: Path
+) -> None:
     images = contents(source)["val"]
     for folder in ("pictures/train", "pictures/val", "shots/images", "shots/masks"):
         copy_images(source, images, tmp_path / "data" / folder)
@@ -623,18 +787,29 @@ def test_what_was_found_is_in_the_log_before_the_data_is_used(
     with caplog.at_level(logging.INFO, "gpvit.data"):
         for loader in (cfg.dataloader.train, cfg.dataloader.test):
             DatasetCatalog.get(loader.dataset.names)
-    [text] = [entry.getMessage() for entry in caplog.records if entry.name == "gpvit.data.datasets.register"]
+    [text] = [
+        entry.getMessage()
+        for entry in caplog.records
+        if entry.name == "gpvit.data.datasets.register"
+    ]
     lines = text.splitlines()
     assert lines[0] == f"{tmp_path / 'data'}: COCO format by Roboflow"
     numbers = {
-        line.rsplit(maxsplit=2)[0].strip(): [int(n) for n in line.split()[-2:]] for line in lines if line[-1].isdigit()
+        line.rsplit(maxsplit=2)[0].strip(): [int(n) for n in line.split()[-2:]]
+        for line in lines
+        if line[-1].isdigit()
     }
     files = {split: layouts.read(str(source), split) for split in ("train", "val")}
-    objects = {split: [item for items in file.objects.values() for item in items] for split, file in files.items()}
+    objects = {
+        split: [item for items in file.objects.values() for item in items]
+        for split, file in files.items()
+    }
     assert numbers["images"] == [8, 4]
     assert numbers["objects"] == [len(found) for found in objects.values()]
     for id, name in enumerate(CLASSES, start=1):
-        assert numbers[name] == [sum(item["category_id"] == id for item in found) for found in objects.values()]
+        assert numbers[name] == [
+            sum(item["category_id"] == id for item in found) for found in objects.values()
+        ]
     sides = [image["width"] for file in files.values() for image in file.images.values()]
     assert f"images are {min(sides)} to {max(sides)} pixels wide" in lines[-1]
 
@@ -642,11 +817,15 @@ def test_what_was_found_is_in_the_log_before_the_data_is_used(
 def test_a_table_of_many_classes_has_the_most_frequent_and_those_without_objects() -> None:
     file = annotations.CocoFile("a.json", "", categories={id: f"class {id}" for id in range(30)})
     file.images = {1: {"file_name": "a.png", "height": 5, "width": 7}}
-    file.objects = {1: [{"category_id": id, "iscrowd": 0} for id in range(28) for _ in range(id + 1)]}
+    file.objects = {
+        1: [{"category_id": id, "iscrowd": 0} for id in range(28) for _ in range(id + 1)]
+    }
     file.objects[1].append({"category_id": 29, "iscrowd": 1})
     lines = layouts.table({"train": file}).splitlines()
     assert [line.split() for line in lines[5:7]] == [["class", "27", "28"], ["class", "26", "27"]]
-    assert [line.split() for line in lines[-3:-2]] == [["and", "10", "classes", "more", str(sum(range(1, 9)))]]
+    assert [line.split() for line in lines[-3:-2]] == [
+        ["and", "10", "classes", "more", str(sum(range(1, 9)))]
+    ]
     assert lines[-2:] == [
         "classes without objects in train: class 28, class 29",
         "images are 7 pixels wide and 5 high",
@@ -654,11 +833,17 @@ def test_a_table_of_many_classes_has_the_most_frequent_and_those_without_objects
 
 
 @pytest.mark.parametrize("name", ["Roboflow", "YOLO, Ultralytics'"])
-def test_the_checker_takes_every_layout(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str) -> None:
+def test_the_checker_takes_every_layout(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
     SPLIT[name](source, tmp_path / "data")
     assert check_data.main(["--data", str(tmp_path / "data")]) == 0
     text = capsys.readouterr().out
-    what = "COCO format by Roboflow" if name == "Roboflow" else "YOLO format, converted to COCO format in "
+    what = (
+        "COCO format by Roboflow"
+        if name == "Roboflow"
+        else "YOLO format, converted to COCO format in "
+    )
     assert f"{tmp_path / 'data'}: {what}" in text
     assert "images                   8      4" in text
     image = next((tmp_path / "data").rglob("val_00001.png"))
@@ -667,10 +852,15 @@ def test_the_checker_takes_every_layout(source: Path, tmp_path: Path, capsys: py
     assert "val_00001.png: cannot be read" in capsys.readouterr().out
 
 
-def test_the_checker_finds_the_images_of_a_single_file(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_checker_finds_the_images_of_a_single_file(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     SPLIT["anywhere"](source, tmp_path / "data")
     given = tmp_path / "data" / "labels" / "final_train.json"
-    with pytest.raises(UserError, match="of its 8 images, 8 are not in .*; give the folder of its images by --images DIR"):
+    with pytest.raises(
+        UserError,
+        match="of its 8 images, 8 are not in .*; give the folder of its images by --images DIR",
+    ):
         check_data.main(["--data", str(given)])
     given = shutil.move(given, tmp_path / "data")
     assert check_data.main(["--data", str(given)]) == 0
@@ -685,7 +875,9 @@ def test_the_checker_finds_the_images_of_a_single_file(source: Path, tmp_path: P
         ("names: [a]\nb: " + "1" * 10_000, "line 2: has a number of 10000 characters"),
     ],
 )
-def test_what_would_choke_a_reader_of_yaml_is_one_line(tmp_path: Path, names: str, reason: str) -> None:
+def test_what_would_choke_a_reader_of_yaml_is_one_line(
+    tmp_path: Path, names: str, reason: str
+) -> None:
     (tmp_path / "data.yaml").write_text(names)
     with pytest.raises(UserError, match=reason) as raised:
         layouts.detect_format(str(tmp_path / "data.yaml"))
@@ -704,7 +896,9 @@ def test_a_name_of_255_bytes_has_a_cache(source: Path, tmp_path: Path) -> None:
 NAMES = ["a 0.png", "b%1.png", "é2.png", "sub/c.png"]
 
 
-def as_written(source: Path, folder: Path, names: dict[str, str], json_file: str = "annotations.json") -> dict:
+def as_written(
+    source: Path, folder: Path, names: dict[str, str], json_file: str = "annotations.json"
+) -> dict:
     """A file of annotations with four images, of which each is under the one name and written as the other."""
     content = merged(source)
     content["images"] = content["images"][: len(names)]
@@ -722,9 +916,13 @@ WRITTEN = {
     "Windows": lambda name: name.replace("/", "\\"),
     "Windows, absolute": lambda name: "C:\\Users\\me\\photos\\" + name.replace("/", "\\"),
     "X-AnyLabeling": lambda name: "..\\label\\" + name.replace("/", "\\"),
-    "Label Studio on Windows": lambda name: "..\\..\\label-studio\\media\\upload\\4\\" + name.replace("/", "\\"),
+    "Label Studio on Windows": lambda name: (
+        "..\\..\\label-studio\\media\\upload\\4\\" + name.replace("/", "\\")
+    ),
     "Label Studio": lambda name: "/data/upload/4/1a2b3c4d-" + Path(name).name,
-    "Label Studio, local files": lambda name: "/data/local-files/?d=" + quote(f"shots/{name}", safe=""),
+    "Label Studio, local files": lambda name: (
+        "/data/local-files/?d=" + quote(f"shots/{name}", safe="")
+    ),
     "an address": lambda name: "http://localhost:8080/data/upload/" + quote(name),
     "percent": quote,
     "percent and backslashes": lambda name: quote(name.replace("/", "\\")),
@@ -738,12 +936,18 @@ WRITTEN = {
 
 @pytest.mark.parametrize("program", WRITTEN)
 @pytest.mark.parametrize("layout", ["one file", "plain"])
-def test_names_as_programs_write_them_are_those_images(source: Path, tmp_path: Path, program: str, layout: str) -> None:
+def test_names_as_programs_write_them_are_those_images(
+    source: Path, tmp_path: Path, program: str, layout: str
+) -> None:
     folder, images = tmp_path / "data", {f"images/{name}": WRITTEN[program](name) for name in NAMES}
     if layout == "one file":
         as_written(source, folder, images)
         splits = layouts.detect_format(str(folder)).splits
-        assert splits.keys() == layouts.detect_format(str(folder / "annotations.json")).splits.keys() == {"train", "val"}
+        assert (
+            splits.keys()
+            == layouts.detect_format(str(folder / "annotations.json")).splits.keys()
+            == {"train", "val"}
+        )
         files = [layouts.read(str(folder), split) for split in splits]
     else:
         for split in ("train", "val"):
@@ -756,7 +960,11 @@ def test_names_as_programs_write_them_are_those_images(source: Path, tmp_path: P
     for file in files:
         named = [file.written.get(id, image["file_name"]) for id, image in file.images.items()]
         others = [name for name in named if not (Path(file.image_root) / name).exists()]
-        assert len(others) == len(file.written) == sum(problem.kind == "image name" for problem in file.problems)
+        assert (
+            len(others)
+            == len(file.written)
+            == sum(problem.kind == "image name" for problem in file.problems)
+        )
         # The same data by its file alone, where nobody looks for images.
         alone = annotations.read(file.path, "")
         assert coco_fingerprint(file) == coco_fingerprint(alone)
@@ -764,7 +972,14 @@ def test_names_as_programs_write_them_are_those_images(source: Path, tmp_path: P
 
 
 def test_a_file_that_is_called_so_is_that_file(source: Path, tmp_path: Path) -> None:
-    names = ["a%20b.png", "a b.png", "back\\slash.png", "#1 'two'\n\"x\" 😀.png", "%41.png", "A.png"]
+    names = [
+        "a%20b.png",
+        "a b.png",
+        "back\\slash.png",
+        "#1 'two'\n\"x\" 😀.png",
+        "%41.png",
+        "A.png",
+    ]
     as_written(source, tmp_path / "data", {f"images/{name}": name for name in names})
     for file in (layouts.read(str(tmp_path / "data"), split) for split in ("train", "val")):
         assert not file.problems and not file.written
@@ -772,17 +987,34 @@ def test_a_file_that_is_called_so_is_that_file(source: Path, tmp_path: Path) -> 
 
 
 AMBIGUOUS = [
-    ({"one/a.png": "x\\a.png", "two/a.png": "y\\b.png"}, [r"x\\a.png (may be one/a.png, two/a.png)", r"y\\b.png"]),
-    ({"images/a.png": "one/a.png", "images/b.png": "two/a.png"}, ["one/a.png (images/a.png may be that of another name)"]),
-    ({"images/a.png": "images/a.png", "images/b.png": "C:\\a.png"}, ["C:\\a.png (images/a.png may be that of another"]),
-    ({"images/00000001-a.png": "00000002-a.png"}, ["1 images, 1 are not in", "00000002-a.png; looked for as written"]),
-    ({"images/a.png": "a.jpg"}, ["a.jpg; looked for as written and by the last parts of their names"]),
+    (
+        {"one/a.png": "x\\a.png", "two/a.png": "y\\b.png"},
+        [r"x\\a.png (may be one/a.png, two/a.png)", r"y\\b.png"],
+    ),
+    (
+        {"images/a.png": "one/a.png", "images/b.png": "two/a.png"},
+        ["one/a.png (images/a.png may be that of another name)"],
+    ),
+    (
+        {"images/a.png": "images/a.png", "images/b.png": "C:\\a.png"},
+        ["C:\\a.png (images/a.png may be that of another"],
+    ),
+    (
+        {"images/00000001-a.png": "00000002-a.png"},
+        ["1 images, 1 are not in", "00000002-a.png; looked for as written"],
+    ),
+    (
+        {"images/a.png": "a.jpg"},
+        ["a.jpg; looked for as written and by the last parts of their names"],
+    ),
     ({".hidden/a.png": "C:\\a.png"}, ["C:\\a.png; looked"]),
 ]
 
 
 @pytest.mark.parametrize(("names", "reasons"), AMBIGUOUS)
-def test_names_that_may_mean_several_images_or_none_are_listed(source: Path, tmp_path: Path, names, reasons) -> None:
+def test_names_that_may_mean_several_images_or_none_are_listed(
+    source: Path, tmp_path: Path, names, reasons
+) -> None:
     as_written(source, tmp_path / "data", names)
     with pytest.raises(UserError) as error:
         layouts.detect_format(str(tmp_path / "data"))
@@ -795,14 +1027,28 @@ def test_the_longest_end_decides_and_then_the_folder_beside_the_file_or_called_a
 ) -> None:
     names = {"one/a.png": "D:\\shots\\one\\a.png", "two/a.png": "D:\\shots\\two\\a.png"}
     as_written(source, tmp_path / "a", names)
-    assert {Path(r["file_name"]).parent.name for r in layouts.read(str(tmp_path / "a"), "train").records()} <= {"one", "two"}
-    as_written(source, tmp_path / "e", {"images/a%20b.png": "x\\a%20b.png", "images/a b.png": "x\\a b.png"})
+    assert {
+        Path(r["file_name"]).parent.name
+        for r in layouts.read(str(tmp_path / "a"), "train").records()
+    } <= {"one", "two"}
+    as_written(
+        source, tmp_path / "e", {"images/a%20b.png": "x\\a%20b.png", "images/a b.png": "x\\a b.png"}
+    )
     files = [layouts.read(str(tmp_path / "e"), split) for split in ("train", "val")]
-    found = {file.written[id]: image["file_name"] for file in files for id, image in file.images.items()}
+    found = {
+        file.written[id]: image["file_name"] for file in files for id, image in file.images.items()
+    }
     assert found == {"x\\a%20b.png": "images/a%20b.png", "x\\a b.png": "images/a b.png"}
     for split in ("train", "val"):
-        as_written(source, tmp_path / "b", {f"{split}/a.png": "D:\\a.png", f"{split}/b.png": "D:\\b.png"}, f"{split}/x.json")
-        as_written(source, tmp_path / "c", {f"im/{split}/a.png": "D:\\a.png"}, f"labels/{split}.json")
+        as_written(
+            source,
+            tmp_path / "b",
+            {f"{split}/a.png": "D:\\a.png", f"{split}/b.png": "D:\\b.png"},
+            f"{split}/x.json",
+        )
+        as_written(
+            source, tmp_path / "c", {f"im/{split}/a.png": "D:\\a.png"}, f"labels/{split}.json"
+        )
         as_written(source, tmp_path / "d", {"images/a.png": "D:\\a.png"}, f"labels/{split}.json")
     write(tmp_path / "d" / "masks" / "a.png", "")
     for data in "bcd":
@@ -820,7 +1066,9 @@ DELETED = {
 
 
 @pytest.mark.parametrize("written", DELETED.values(), ids=DELETED)
-def test_a_deleted_image_is_not_replaced_by_another_of_its_name(source: Path, tmp_path: Path, written: str) -> None:
+def test_a_deleted_image_is_not_replaced_by_another_of_its_name(
+    source: Path, tmp_path: Path, written: str
+) -> None:
     folder = tmp_path / "data"
     as_written(source, folder, {"val/a.png": written, "train/b.png": "train/b.png"}, "all.json")
     with pytest.raises(UserError, match=r"a\.png \(is not in that folder, .*; val/a.png may"):
@@ -847,27 +1095,58 @@ def test_a_name_leads_out_of_the_folder_only_where_it_did(source: Path, tmp_path
     for name in (inside, "../images/a.png"):
         shutil.rmtree(tmp_path / "data")
         as_written(source, tmp_path / "data", {"photos/a.png": name, "photos/b.png": "b.png"})
-        records = [r for split in ("train", "val") for r in layouts.read(str(tmp_path / "data"), split).records()]
-        assert {os.path.realpath(record["file_name"]) for record in records} == {inside, inside.replace("a.png", "b.png")}
+        records = [
+            r
+            for split in ("train", "val")
+            for r in layouts.read(str(tmp_path / "data"), split).records()
+        ]
+        assert {os.path.realpath(record["file_name"]) for record in records} == {
+            inside,
+            inside.replace("a.png", "b.png"),
+        }
     for split in ("train", "val"):  # the plain layout, where it did
-        as_written(source, tmp_path / "plain", {"images/a.png": str(outside)}, f"annotations/{split}.json")
-    assert [r["file_name"] for r in layouts.read(str(tmp_path / "plain"), "val").records()] == [str(outside)]
+        as_written(
+            source, tmp_path / "plain", {"images/a.png": str(outside)}, f"annotations/{split}.json"
+        )
+    assert [r["file_name"] for r in layouts.read(str(tmp_path / "plain"), "val").records()] == [
+        str(outside)
+    ]
 
 
-def test_check_data_finds_images_in_the_folder_that_is_given(source: Path, tmp_path: Path, capsys) -> None:
-    as_written(source, tmp_path, {"shots/deep/a b.png": "D:\\x\\a%20b.png", "shots/c.png": "gone.png"}, "labels/all.json")
-    assert check_data.main(["--data", str(tmp_path / "labels" / "all.json"), "--images", str(tmp_path / "shots")]) == 1
+def test_check_data_finds_images_in_the_folder_that_is_given(
+    source: Path, tmp_path: Path, capsys
+) -> None:
+    as_written(
+        source,
+        tmp_path,
+        {"shots/deep/a b.png": "D:\\x\\a%20b.png", "shots/c.png": "gone.png"},
+        "labels/all.json",
+    )
+    assert (
+        check_data.main(
+            ["--data", str(tmp_path / "labels" / "all.json"), "--images", str(tmp_path / "shots")]
+        )
+        == 1
+    )
     text = capsys.readouterr().out
-    assert "to know: 1 images are not there under their names" in text and "D:\\x\\a%20b.png is deep/a b.png" in text
+    assert (
+        "to know: 1 images are not there under their names" in text
+        and "D:\\x\\a%20b.png is deep/a b.png" in text
+    )
     assert "gone.png: cannot be read: it does not exist" in text and "it is not there" in text
-    assert check_data.main(["--data", str(tmp_path / "labels" / "all.json"), "--annotations-only"]) == 0
+    assert (
+        check_data.main(["--data", str(tmp_path / "labels" / "all.json"), "--annotations-only"])
+        == 0
+    )
 
 
 def test_check_data_finds_copies_of_images_in_both_splits(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "data"
     pixels = np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)
     for split, ids in {"train": (1, 2), "val": (3, 4)}.items():
-        images = [{"id": id, "file_name": f"{split}/{id}.png", "width": 9, "height": 9} for id in ids]
+        images = [
+            {"id": id, "file_name": f"{split}/{id}.png", "width": 9, "height": 9} for id in ids
+        ]
         objects = [{"id": id, "image_id": id, "category_id": 1, "bbox": [1, 1, 4, 4]} for id in ids]
         content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "x"}]}
         write(folder / f"{split}.json", content)
@@ -897,10 +1176,16 @@ def test_images_in_train_and_val_are_told_once_both_are_known(
         val.symlink_to(train)
     path = tmp_path / "data" / "annotations" / "val.json"
     content = json.loads(path.read_text())
-    name = {"the same file": "../train/train_00000.png", "a link": "val_00001.png", "a linked folder": "train_00000.png"}
+    name = {
+        "the same file": "../train/train_00000.png",
+        "a link": "val_00001.png",
+        "a linked folder": "train_00000.png",
+    }
     content["images"] = content["images"][:1]
     content["images"][0]["file_name"] = name[kind]
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
+    content["annotations"] = [
+        a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]
+    ]
     path.write_text(json.dumps(content))
     if kind == "the same file":  # such a name is only looked up in the plain layout
         for file in (tmp_path / "data" / "images").rglob("*.png"):

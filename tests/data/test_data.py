@@ -22,7 +22,9 @@ from gpvit.utils.errors import UserError
 from PIL import Image
 from pycocotools import mask as mask_api
 
-MAPPER = dict(is_train=True, image_format="RGB", use_instance_mask=True, instance_mask_format="bitmask")
+MAPPER = dict(
+    is_train=True, image_format="RGB", use_instance_mask=True, instance_mask_format="bitmask"
+)
 MASK_RCNN, RETINANET = "published/mask_rcnn_gpvit_l1_1x", "published/retinanet_gpvit_l1_1x"
 
 
@@ -36,7 +38,9 @@ def test_a_folder_brings_its_classes_in_the_order_of_their_ids(synthetic_data: P
     assert max(ids) > 4  # there are gaps
 
 
-def test_a_folder_may_be_registered_again_and_is_read_again(synthetic_data: Path, tmp_path: Path) -> None:
+def test_a_folder_may_be_registered_again_and_is_read_again(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(synthetic_data, tmp_path / "data")
     gpvit.data.register_folder(str(folder), "val")
     json_file = folder / "annotations" / "val.json"
@@ -54,7 +58,9 @@ def test_a_folder_sets_data_and_number_of_classes_of_every_detector(synthetic_da
             assert (cfg.model.num_classes, cfg.model.head.num_classes) == (3, 3)
         else:
             heads = cfg.model.roi_heads
-            predictors = heads.box_predictors if "box_predictors" in heads else [heads.box_predictor]
+            predictors = (
+                heads.box_predictors if "box_predictors" in heads else [heads.box_predictor]
+            )
             assert [predictor.num_classes for predictor in predictors] == [3] * len(predictors)
             assert heads.num_classes == heads.mask_head.num_classes == 3
         assert cfg.dataloader.evaluator.dataset_name == cfg.dataloader.test.dataset.names
@@ -64,11 +70,23 @@ def test_a_folder_sets_data_and_number_of_classes_of_every_detector(synthetic_da
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: shutil.rmtree(d / "images"), "of its 8 images, 8 are not in .* and its folders: train_00000.png"),
-        (lambda d: (d / "annotations" / "train.json").unlink(), "there are no annotations for train, only .*val.json"),
-        (lambda d: (d / "annotations" / "train.json").write_text('{"images": ['), "not in COCO format"),
+        (
+            lambda d: shutil.rmtree(d / "images"),
+            "of its 8 images, 8 are not in .* and its folders: train_00000.png",
+        ),
+        (
+            lambda d: (d / "annotations" / "train.json").unlink(),
+            "there are no annotations for train, only .*val.json",
+        ),
+        (
+            lambda d: (d / "annotations" / "train.json").write_text('{"images": ['),
+            "not in COCO format",
+        ),
         (lambda d: (d / "annotations" / "train.json").write_text("[]"), "not in COCO format"),
-        (lambda d: (d / "annotations" / "train.json").write_text('{"categories": []}'), "no categories"),
+        (
+            lambda d: (d / "annotations" / "train.json").write_text('{"categories": []}'),
+            "no categories",
+        ),
         (
             lambda d: (d / "annotations" / "train.json").write_text(
                 '{"categories": [{"id": 1, "name": "cat"}],'
@@ -85,7 +103,9 @@ def test_a_folder_sets_data_and_number_of_classes_of_every_detector(synthetic_da
         ),
     ],
 )
-def test_a_folder_that_is_no_data_set_is_one_line(synthetic_data: Path, tmp_path: Path, damage, message: str) -> None:
+def test_a_folder_that_is_no_data_set_is_one_line(
+    synthetic_data: Path, tmp_path: Path, damage, message: str
+) -> None:
     folder = shutil.copytree(synthetic_data, tmp_path / "data")
     damage(folder)
     cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"))
@@ -116,7 +136,11 @@ def test_only_a_detector_of_boxes_takes_data_without_masks(boxes_only: Path) -> 
     mapper = instantiate(cfg.dataloader.train.mapper)
     for item in instantiate(cfg.dataloader.train.dataset):
         instances = mapper(item)["instances"]
-        assert len(instances) == sum(not annotation["iscrowd"] for annotation in item["annotations"]) > 0
+        assert (
+            len(instances)
+            == sum(not annotation["iscrowd"] for annotation in item["annotations"])
+            > 0
+        )
         assert set(instances.get_fields()) == {"gt_boxes", "gt_classes"}
 
 
@@ -126,11 +150,19 @@ def record(synthetic_data: Path, annotations: list[dict]) -> dict:
 
 
 def annotation(segmentation, iscrowd: int = 0) -> dict:
-    return dict(bbox=[10, 10, 20, 20], bbox_mode=BoxMode.XYWH_ABS, category_id=1, segmentation=segmentation, iscrowd=iscrowd)
+    return dict(
+        bbox=[10, 10, 20, 20],
+        bbox_mode=BoxMode.XYWH_ABS,
+        category_id=1,
+        segmentation=segmentation,
+        iscrowd=iscrowd,
+    )
 
 
 @pytest.mark.parametrize("crowd", [False, True])
-def test_an_image_without_objects_has_no_instances_and_its_masks(synthetic_data: Path, crowd: bool) -> None:
+def test_an_image_without_objects_has_no_instances_and_its_masks(
+    synthetic_data: Path, crowd: bool
+) -> None:
     mapper = gpvit.data.InstanceMapper(augmentations=[], recompute_boxes=True, **MAPPER)
     annotations = [annotation([[10, 10, 30, 10, 30, 30]], iscrowd=1)] if crowd else []
     instances = mapper(record(synthetic_data, annotations))["instances"]
@@ -144,7 +176,9 @@ def test_a_detector_of_boxes_gets_no_masks_and_boxes_in_pixels_of_the_resized_im
     no_flip = ["dataloader.train.mapper.augmentations.1.prob=0"]
     cfg = load_config(str(REPOSITORY / "configs" / f"{RETINANET}.py"), no_flip)
     mapper = instantiate(cfg.dataloader.train.mapper)
-    one = annotation([[10, 10, 30, 10, 30, 20]]) | {"bbox": [10, 10, 20, 20]}  # integers; larger than its mask
+    one = annotation([[10, 10, 30, 10, 30, 20]]) | {
+        "bbox": [10, 10, 20, 20]
+    }  # integers; larger than its mask
     item = record(synthetic_data, [one] * objects)
     width, height = Image.open(item["file_name"]).size
     instances = mapper(item)["instances"]
@@ -169,13 +203,21 @@ def test_polygons_and_run_lengths_go_together(synthetic_data: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["resize", "lsj"])
 @pytest.mark.parametrize("masks", [True, False])
-def test_the_mapper_gives_what_detectron2s_gives_wherever_that_works(synthetic_data: Path, recipe: str, masks: bool) -> None:
-    augmentations = gpvit.data.train_augmentations(recipe, short_side=[100, 200], max_size=300, lsj_size=128)
-    options = MAPPER | dict(augmentations=augmentations, use_instance_mask=masks, recompute_boxes=masks)
+def test_the_mapper_gives_what_detectron2s_gives_wherever_that_works(
+    synthetic_data: Path, recipe: str, masks: bool
+) -> None:
+    augmentations = gpvit.data.train_augmentations(
+        recipe, short_side=[100, 200], max_size=300, lsj_size=128
+    )
+    options = MAPPER | dict(
+        augmentations=augmentations, use_instance_mask=masks, recompute_boxes=masks
+    )
     mappers = gpvit.data.InstanceMapper(**options), DatasetMapper(**options)
     for item in DatasetCatalog.get(gpvit.data.register_folder(str(synthetic_data), "train")):
         for part in item["annotations"]:
-            part["bbox"] = [float(value) for value in part["bbox"]]  # Detectron2's truncates integers
+            part["bbox"] = [
+                float(value) for value in part["bbox"]
+            ]  # Detectron2's truncates integers
         outputs = []
         for mapper in mappers:
             torch.manual_seed(7)
@@ -190,10 +232,14 @@ def test_the_mapper_gives_what_detectron2s_gives_wherever_that_works(synthetic_d
 
 
 @pytest.mark.parametrize("recipe", ["resize", "lsj"])
-def test_boxes_stay_tight_around_what_an_augmentation_leaves(synthetic_data: Path, recipe: str) -> None:
+def test_boxes_stay_tight_around_what_an_augmentation_leaves(
+    synthetic_data: Path, recipe: str
+) -> None:
     torch.manual_seed(0)
     np.random.seed(0)
-    augmentations = gpvit.data.train_augmentations(recipe, short_side=[100, 200], max_size=300, lsj_size=128)
+    augmentations = gpvit.data.train_augmentations(
+        recipe, short_side=[100, 200], max_size=300, lsj_size=128
+    )
     mapper = gpvit.data.InstanceMapper(augmentations=augmentations, recompute_boxes=True, **MAPPER)
     for item in DatasetCatalog.get(gpvit.data.register_folder(str(synthetic_data), "train")):
         output = mapper(item)
@@ -208,13 +254,16 @@ def test_boxes_stay_tight_around_what_an_augmentation_leaves(synthetic_data: Pat
 
 def test_the_loader_of_a_config_gives_batches_with_masks(synthetic_data: Path) -> None:
     cfg = load_config(
-        str(REPOSITORY / "configs" / "quickstart.py"), ["dataloader.train.num_workers=0", "dataloader.short_side=64"]
+        str(REPOSITORY / "configs" / "quickstart.py"),
+        ["dataloader.train.num_workers=0", "dataloader.short_side=64"],
     )
     gpvit.data.use_folder(cfg, str(synthetic_data), train=True)
     cfg.dataloader.train.seed = 0  # as train_net.py does
     batch = next(iter(instantiate(cfg.dataloader.train)))
     assert len(batch) == cfg.dataloader.train.total_batch_size
-    assert all(min(item["image"].shape[1:]) == 64 and item["instances"].has("gt_masks") for item in batch)
+    assert all(
+        min(item["image"].shape[1:]) == 64 and item["instances"].has("gt_masks") for item in batch
+    )
 
 
 # Height and width, and what 800 and 1333 make of them: smallest scale, sides rounded once, halves up.
@@ -253,17 +302,32 @@ def test_a_side_of_a_long_image_keeps_a_pixel() -> None:
 
 
 def test_rounding_in_two_steps_would_give_another_size() -> None:
-    differ = [size for size in SIZES if T.ResizeShortestEdge.get_output_shape(*size, 800, 1333) != SIZES[size]]
+    differ = [
+        size
+        for size in SIZES
+        if T.ResizeShortestEdge.get_output_shape(*size, 800, 1333) != SIZES[size]
+    ]
     assert differ == [(352, 704), (370, 620)]
 
 
 @pytest.mark.parametrize("size", [(101, 67), (640, 427), (1080, 1920)])
-def test_images_are_resized_by_opencvs_bilinear_whatever_their_layout_in_memory(size: tuple[int, int]) -> None:
+def test_images_are_resized_by_opencvs_bilinear_whatever_their_layout_in_memory(
+    size: tuple[int, int],
+) -> None:
     image = noise(*size)
-    layouts = (image, image[:, ::-1], image[::-1], image[::2, ::3], image.transpose(1, 0, 2), image[:, :, ::-1])
+    layouts = (
+        image,
+        image[:, ::-1],
+        image[::-1],
+        image[::2, ::3],
+        image.transpose(1, 0, 2),
+        image[:, :, ::-1],
+    )
     for view in layouts:
         transform = gpvit.data.OpenCVResize(200, 333).get_transform(view)
-        expected = cv2.resize(view.copy(), (transform.new_w, transform.new_h), interpolation=cv2.INTER_LINEAR)
+        expected = cv2.resize(
+            view.copy(), (transform.new_w, transform.new_h), interpolation=cv2.INTER_LINEAR
+        )
         assert np.array_equal(transform.apply_image(view), expected)
 
 
@@ -280,7 +344,9 @@ def test_shrinking_does_not_antialias() -> None:
 def test_masks_stay_masks_and_take_the_nearest_pixel(new_size: tuple[int, int]) -> None:
     mask = noise(101, 67)[:, :, 0] % 2
     resized = OpenCVResizeTransform(101, 67, *new_size).apply_segmentation(mask)
-    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(mask.shape, new_size))
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(mask.shape, new_size)
+    )
     assert resized.dtype == mask.dtype and np.array_equal(resized, mask[rows][:, columns])
 
 
@@ -297,7 +363,10 @@ def test_boxes_and_points_scale_with_each_side_of_the_image() -> None:
 
 @pytest.mark.parametrize("name", [MASK_RCNN, RETINANET])
 def test_an_image_file_reaches_a_published_detector_as_published(name: str, tmp_path: Path) -> None:
-    small = ["model.backbone.bottom_up.net.embed_dim=24", "model.backbone.bottom_up.net.group_tokens=[0,4,0,4]"]
+    small = [
+        "model.backbone.bottom_up.net.embed_dim=24",
+        "model.backbone.bottom_up.net.group_tokens=[0,4,0,4]",
+    ]
     no_flip = "dataloader.train.mapper.augmentations.1.prob=0"
     cfg = load_config(str(REPOSITORY / "configs" / f"{name}.py"), [*small, no_flip])
     rgb = noise(101, 67)
@@ -309,10 +378,17 @@ def test_an_image_file_reaches_a_published_detector_as_published(name: str, tmp_
 
     other = torch.from_numpy(noise(50, 70).transpose(2, 0, 1).copy())
     images = instantiate(cfg.model).preprocess_image([item, {"image": other}])
-    assert images.tensor.shape == (2, 3, 1216, 800) and images.image_sizes == [(1206, 800), (50, 70)]
+    assert images.tensor.shape == (2, 3, 1216, 800) and images.image_sizes == [
+        (1206, 800),
+        (50, 70),
+    ]
     for padded, image in zip(images.tensor, (item["image"], other)):
         height, width = image.shape[1:]
-        normalised = (image.double().numpy().T - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
+        normalised = (image.double().numpy().T - [123.675, 116.28, 103.53]) / [
+            58.395,
+            57.12,
+            57.375,
+        ]
         assert np.allclose(padded[:, :height, :width], normalised.T, atol=1e-5)
         assert not padded[:, height:].any() and not padded[:, :, width:].any()
 
@@ -341,7 +417,9 @@ def test_the_3x_recipe_crops_half_of_the_images_before_it_resizes_them_and_mirro
     assert set(last_sides) == {*short_sides, 1333}
 
 
-def test_the_3x_recipe_cuts_boxes_where_it_crops_and_does_not_tighten_them(synthetic_data: Path) -> None:
+def test_the_3x_recipe_cuts_boxes_where_it_crops_and_does_not_tighten_them(
+    synthetic_data: Path,
+) -> None:
     np.random.seed(0)
     name = MASK_RCNN.replace("1x", "3x")
     cfg = load_config(str(REPOSITORY / "configs" / f"{name}.py"))
@@ -350,15 +428,23 @@ def test_the_3x_recipe_cuts_boxes_where_it_crops_and_does_not_tighten_them(synth
     for item in instantiate(cfg.dataloader.train.dataset) * 3:
         output = mapper(item)
         instances = output["instances"]
-        assert output["image"].shape[1:] == instances.gt_masks.tensor.shape[1:] == instances.image_size
+        assert (
+            output["image"].shape[1:] == instances.gt_masks.tensor.shape[1:] == instances.image_size
+        )
         tight = instances.gt_masks.get_bounding_boxes().tensor
         looseness.append((tight - instances.gt_boxes.tensor) * torch.tensor([1, 1, -1, -1]))
     assert torch.cat(looseness).min() > -4  # pixels; the images are enlarged up to five times
     assert torch.cat(looseness).max() > 10
 
 
-def test_datasets_of_the_same_name_are_told_apart_and_known_by_their_folders(synthetic_data: Path, tmp_path: Path) -> None:
-    folders = [shutil.copytree(synthetic_data, tmp_path / part / name) for part in "ab" for name in ("twin", "coco:x")]
+def test_datasets_of_the_same_name_are_told_apart_and_known_by_their_folders(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
+    folders = [
+        shutil.copytree(synthetic_data, tmp_path / part / name)
+        for part in "ab"
+        for name in ("twin", "coco:x")
+    ]
     names = [register_folder(str(folder), "val") for folder in folders]
     assert names[:2] == ["twin_val", "coco:x_val"] and re.fullmatch(r"twin_val-\w{8}", names[2])
     assert len(set(names)) == 4

@@ -37,7 +37,12 @@ def write(path: Path, content: object) -> None:
 
 
 def entry(*shapes: object, said: object = "", **entries: object) -> dict[str, object]:
-    return {"shapes": list(shapes), "imagePath": said, "imageHeight": HEIGHT, "imageWidth": WIDTH} | entries
+    return {
+        "shapes": list(shapes),
+        "imagePath": said,
+        "imageHeight": HEIGHT,
+        "imageWidth": WIDTH,
+    } | entries
 
 
 def dataset(folder: Path, *shapes: object) -> Path:
@@ -45,7 +50,10 @@ def dataset(folder: Path, *shapes: object) -> Path:
     for name in ("train/0", "train/1", "val/2"):
         image(folder / f"{name}.png")
         bad = shapes if name.startswith("train") else ()
-        write(folder / f"{name}.json", entry(GOOD, *bad, ANOTHER, said=os.path.basename(f"{name}.png")))
+        write(
+            folder / f"{name}.json",
+            entry(GOOD, *bad, ANOTHER, said=os.path.basename(f"{name}.png")),
+        )
     return folder
 
 
@@ -86,36 +94,65 @@ def refused(folder: Path, split: str = "train") -> str:
         ({"points": [[100, 1], [110, 1], [110, 5]]}, "box outside", ""),
     ],
 )
-def test_a_shape_that_is_no_object_is_left_out_and_named(tmp_path: Path, changes: dict, kind: str, reason: str) -> None:
+def test_a_shape_that_is_no_object_is_left_out_and_named(
+    tmp_path: Path, changes: dict, kind: str, reason: str
+) -> None:
     folder = dataset(tmp_path, GOOD | changes)
     for _ in range(2):  # the second time from the cache
         file = read(folder)
         details = [problem.detail for problem in file.problems if problem.kind == kind]
-        assert [detail.partition(": ")[0] for detail in details] == [f"train/{name}.json, shape 2" for name in "01"]
+        assert [detail.partition(": ")[0] for detail in details] == [
+            f"train/{name}.json, shape 2" for name in "01"
+        ]
         assert all(reason in detail for detail in details)
-        assert [len(objects) for objects in file.objects.values()] == [2, 2] and file.annotations == 6
+        assert [len(objects) for objects in file.objects.values()] == [
+            2,
+            2,
+        ] and file.annotations == 6
     file.raise_if_fatal()
 
 
 @pytest.mark.parametrize("outline", ["polygon", "mask"])
-def test_a_rectangle_in_a_group_with_an_outline_is_part_of_its_mask(tmp_path: Path, outline: str) -> None:
-    first = {"label": "a", "group_id": 1, "shape_type": "polygon", "points": [[2, 2], [12, 2], [12, 12], [2, 12]]}
+def test_a_rectangle_in_a_group_with_an_outline_is_part_of_its_mask(
+    tmp_path: Path, outline: str
+) -> None:
+    first = {
+        "label": "a",
+        "group_id": 1,
+        "shape_type": "polygon",
+        "points": [[2, 2], [12, 2], [12, 12], [2, 12]],
+    }
     if outline == "mask":
-        first |= {"shape_type": "mask", "points": [[2, 2], [11, 11]], "mask": png(np.ones((10, 10)))}
-    rectangle = {"label": "a", "group_id": 1, "shape_type": "rectangle", "points": [[22, 10], [12, 2]]}
+        first |= {
+            "shape_type": "mask",
+            "points": [[2, 2], [11, 11]],
+            "mask": png(np.ones((10, 10))),
+        }
+    rectangle = {
+        "label": "a",
+        "group_id": 1,
+        "shape_type": "rectangle",
+        "points": [[22, 10], [12, 2]],
+    }
     huge = rectangle | {"points": [[1e9, 1e9], [-1e9, -1e9]]}
     file = read(dataset(tmp_path, first, rectangle), masks=True)
     assert [problem.kind for problem in file.problems] == []
     [_, item, _] = file.objects[1]
     assert item["bbox"] == [2, 2, 20, 10] and item["area"] == 180
     file = read(dataset(tmp_path, first, huge), masks=True)
-    assert ("polygon" if outline == "polygon" else "shape") in {problem.kind for problem in file.problems}
+    assert ("polygon" if outline == "polygon" else "shape") in {
+        problem.kind for problem in file.problems
+    }
     assert file.objects[1][1]["bbox"] == [2, 2, 10, 10]  # what nobody can have meant is left out
 
 
 def test_an_empty_group_is_none(tmp_path: Path) -> None:
     file = read(
-        dataset(tmp_path, GOOD | {"group_id": ""}, ANOTHER | {"group_id": "", "points": [[30, 1], [39, 1], [39, 9]]})
+        dataset(
+            tmp_path,
+            GOOD | {"group_id": ""},
+            ANOTHER | {"group_id": "", "points": [[30, 1], [39, 1], [39, 9]]},
+        )
     )
     assert [len(objects) for objects in file.objects.values()] == [3, 3]  # and one repeats another
 
@@ -137,20 +174,31 @@ def test_why_label_files_cannot_be_used_is_told_if_too_few_are_left(tmp_path: Pa
     for name in "abc":
         image(tmp_path / f"{name}.png")
         write(tmp_path / f"{name}.json", entry(GOOD, said="a.png"))
-    assert "cannot be split" in (message := refused(tmp_path)) and "b.json: is of the same image as a.json" in message
+    assert (
+        "cannot be split" in (message := refused(tmp_path))
+        and "b.json: is of the same image as a.json" in message
+    )
 
 
 @pytest.mark.parametrize("shape", [None, 5, "x", [], {}, {"points": GOOD["points"]}])
 def test_what_is_no_shape_at_all_is_left_out_too(tmp_path: Path, shape: object) -> None:
     file = read(dataset(tmp_path, shape))
-    assert [problem.kind for problem in file.problems] == ["shape", "shape"] and file.annotations == 6
+    assert [problem.kind for problem in file.problems] == [
+        "shape",
+        "shape",
+    ] and file.annotations == 6
 
 
 def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = dataset(tmp_path / "d", *[GOOD | {"points": [[1, 1], [2, 2]]}] * 4, GOOD | {"shape_type": "circle"})
+    folder = dataset(
+        tmp_path / "d", *[GOOD | {"points": [[1, 1], [2, 2]]}] * 4, GOOD | {"shape_type": "circle"}
+    )
     assert check_data.main(["--data", str(folder), "--json", str(tmp_path / "problems.json")]) == 0
     text = capsys.readouterr().out
-    assert "dropped: 8 shapes of labelme files are no objects\n    (train/0.json, shape 2: LabelMe polygon shape" in text
+    assert (
+        "dropped: 8 shapes of labelme files are no objects\n    (train/0.json, shape 2: LabelMe polygon shape"
+        in text
+    )
     assert "train.json: 2 images, 4 of 12 annotations used" in text
     assert "left out: 2 shapes that are no outlines (circle)" in text
     assert len(json.loads((tmp_path / "problems.json").read_text())) == 8
@@ -163,7 +211,11 @@ def test_files_that_cannot_be_used_stop_and_all_are_named(tmp_path: Path) -> Non
     write(folder / "train/a.json", entry(GOOD, said="0.png"))
     write(folder / "train/b.json", entry(GOOD, said="gone.png"))
     file = read(folder)
-    details = [problem.detail.partition(" (")[0] for problem in file.problems if problem.kind == "label file"]
+    details = [
+        problem.detail.partition(" (")[0]
+        for problem in file.problems
+        if problem.kind == "label file"
+    ]
     assert details == [
         "train/1.json: cannot be read as labelme's",
         "train/a.json: is of the same image as train/0.json, train/0.png",
@@ -171,11 +223,17 @@ def test_files_that_cannot_be_used_stop_and_all_are_named(tmp_path: Path) -> Non
         "and the name b",
         "train/no image.json: cannot be read as labelme's",
     ]
-    assert "4 label files cannot be used, first train/1.json: cannot be read as labelme's" in refused(folder)
+    assert (
+        "4 label files cannot be used, first train/1.json: cannot be read as labelme's"
+        in refused(folder)
+    )
     for name in ("0", "1", "a", "b", "no image"):
         (folder / f"train/{name}.json").unlink()
     write(folder / "val/2.json", b'"shapes"')
-    assert "no labelme file can be used: val/2.json: cannot be read as labelme's (TypeError" in refused(folder)
+    assert (
+        "no labelme file can be used: val/2.json: cannot be read as labelme's (TypeError"
+        in refused(folder)
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,7 +255,9 @@ def test_files_that_cannot_be_used_stop_and_all_are_named(tmp_path: Path) -> Non
         (5, "images/labels.jpg"),
     ],
 )
-def test_images_are_found_as_other_programs_name_them(tmp_path: Path, said: object, name: str) -> None:
+def test_images_are_found_as_other_programs_name_them(
+    tmp_path: Path, said: object, name: str
+) -> None:
     image(tmp_path / "d" / name)
     image(tmp_path / "x.png")  # outside of the dataset
     image(tmp_path / "d" / "other" / "2.png")
@@ -208,7 +268,9 @@ def test_images_are_found_as_other_programs_name_them(tmp_path: Path, said: obje
     assert found == {name, "other/2.png"}
 
 
-@pytest.mark.parametrize("said", ["../../x.png", "/etc/passwd", "HERE/x.png", "a/x.png", "..", "b\0.png", "x" * 5000])
+@pytest.mark.parametrize(
+    "said", ["../../x.png", "/etc/passwd", "HERE/x.png", "a/x.png", "..", "b\0.png", "x" * 5000]
+)
 def test_an_image_outside_or_there_twice_is_not_found(tmp_path: Path, said: str) -> None:
     folder = dataset(tmp_path / "d")
     image(tmp_path / "x.png")
@@ -274,15 +336,22 @@ def test_byte_order_marks_are_read(tmp_path: Path, encoding: str) -> None:
     folder = dataset(tmp_path)
     write(
         folder / "train/0.json",
-        json.dumps(entry(GOOD | {"label": "\xe4"}, said="0.png"), ensure_ascii=False).encode(encoding),
+        json.dumps(entry(GOOD | {"label": "\xe4"}, said="0.png"), ensure_ascii=False).encode(
+            encoding
+        ),
     )
     assert "\xe4" in read(folder).categories.values()
 
 
-@pytest.mark.parametrize("sides", [("x", None), (0, 0), (-1, 5), (1e999, 5), (True, True), (10**9, 10**9), ([], {})])
+@pytest.mark.parametrize(
+    "sides", [("x", None), (0, 0), (-1, 5), (1e999, 5), (True, True), (10**9, 10**9), ([], {})]
+)
 def test_unusable_sides_are_taken_from_the_image(tmp_path: Path, sides: tuple) -> None:
     folder = dataset(tmp_path)
-    write(folder / "train/0.json", entry(GOOD, said="0.png", imageHeight=sides[0], imageWidth=sides[1]))
+    write(
+        folder / "train/0.json",
+        entry(GOOD, said="0.png", imageHeight=sides[0], imageWidth=sides[1]),
+    )
     assert (read(folder).images[1]["height"], read(folder).images[1]["width"]) == (HEIGHT, WIDTH)
 
 
@@ -303,7 +372,12 @@ def png(pixels: np.ndarray, mode: str = "L") -> str:
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
 def test_masks_are_read_pixel_by_pixel(tmp_path: Path, mode: str) -> None:
     pixels = np.tri(6, 11, 3) > 0  # rows 20 to 25, columns 7 to 17
-    shape = {"label": "m", "shape_type": "mask", "points": [[7.0, 20.0], [17.0, 25.0]], "mask": png(pixels, mode)}
+    shape = {
+        "label": "m",
+        "shape_type": "mask",
+        "points": [[7.0, 20.0], [17.0, 25.0]],
+        "mask": png(pixels, mode),
+    }
     file = read(dataset(tmp_path, shape), masks=True)
     item = next(item for item in file.objects[1] if file.categories[item["category_id"]] == "m")
     expected = np.zeros((HEIGHT, WIDTH), bool)
@@ -313,18 +387,31 @@ def test_masks_are_read_pixel_by_pixel(tmp_path: Path, mode: str) -> None:
 
 
 def test_a_mask_at_the_border_is_cut_as_labelme_does(tmp_path: Path) -> None:
-    shape = {"label": "m", "shape_type": "mask", "points": [[36, 26], [WIDTH, HEIGHT]], "mask": png(np.ones((4, 4)))}
+    shape = {
+        "label": "m",
+        "shape_type": "mask",
+        "points": [[36, 26], [WIDTH, HEIGHT]],
+        "mask": png(np.ones((4, 4))),
+    }
     file = read(dataset(tmp_path, shape), masks=True)
     assert [36, 26, 4, 4] in [item["bbox"] for item in file.objects[1]] and not file.problems
 
 
 def test_a_group_of_a_mask_and_polygons_is_one_object(tmp_path: Path) -> None:
-    shape = {"label": "a", "shape_type": "mask", "points": [[30, 20], [35, 25]], "mask": png(np.ones((6, 6))), "group_id": 1}
+    shape = {
+        "label": "a",
+        "shape_type": "mask",
+        "points": [[30, 20], [35, 25]],
+        "mask": png(np.ones((6, 6))),
+        "group_id": 1,
+    }
     huge = GOOD | {"group_id": 1, "points": [[0, 0], [1e9, 0], [1e9, 1e9]]}
     file = read(dataset(tmp_path, shape, GOOD | {"group_id": 1}, huge), masks=True)
     grouped = next(item for item in file.objects[1] if isinstance(item["segmentation"], dict))
     mask = mask_api.decode(grouped["segmentation"])
-    assert len(file.objects[1]) == 3 and mask[20:26, 30:36].all() and mask[3, 7] and not mask[15, 15]
+    assert (
+        len(file.objects[1]) == 3 and mask[20:26, 30:36].all() and mask[3, 7] and not mask[15, 15]
+    )
 
 
 def test_what_cannot_be_joined_with_a_mask_is_named_and_no_part_of_the_box(tmp_path: Path) -> None:
@@ -357,19 +444,42 @@ def bomb() -> str:
     [
         (None, [[1, 1], [2, 2]], "its mask is no PNG in base64"),
         ("***", [[1, 1], [2, 2]], "its mask is no PNG in base64"),
-        (base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n").decode(), [[1, 1], [2, 2]], "its mask is no PNG in base64"),
-        (png(np.ones((5, 5))), [[1, 1], [9, 9]], "its mask has 5 x 5 pixels, and 9 x 9 by its points"),
+        (
+            base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n").decode(),
+            [[1, 1], [2, 2]],
+            "its mask is no PNG in base64",
+        ),
+        (
+            png(np.ones((5, 5))),
+            [[1, 1], [9, 9]],
+            "its mask has 5 x 5 pixels, and 9 x 9 by its points",
+        ),
         (png(np.ones((5, 5))), [[-1, 1], [3, 5]], "its mask leaves the image, which is 40 x 30"),
-        (png(np.ones((5, 5))), [[36, 1], [40, 5]], "its mask has 5 x 5 pixels, and 4 x 5 by its points"),
-        (png(np.ones((5, 5))), [[50, 1], [54, 5]], "its mask has 5 x 5 pixels, and -10 x 5 by its points"),
+        (
+            png(np.ones((5, 5))),
+            [[36, 1], [40, 5]],
+            "its mask has 5 x 5 pixels, and 4 x 5 by its points",
+        ),
+        (
+            png(np.ones((5, 5))),
+            [[50, 1], [54, 5]],
+            "its mask has 5 x 5 pixels, and -10 x 5 by its points",
+        ),
         (png(np.ones((5, 5)))[:60], [[1, 1], [5, 5]], "its mask is damaged"),
         (bomb(), [[1, 1], [2, 2]], "its mask has too many pixels to be opened"),
         (bomb(), [[0, 0], [29_999, 29_999]], "its mask has too many pixels to be opened"),
     ],
 )
-def test_a_mask_that_is_none_is_left_out(tmp_path: Path, mask: object, points: list, reason: str) -> None:
-    file = read(dataset(tmp_path, {"label": "m", "shape_type": "mask", "points": points, "mask": mask}))
-    assert [problem.kind for problem in file.problems] == ["shape", "shape"] and "m" in file.categories.values()
+def test_a_mask_that_is_none_is_left_out(
+    tmp_path: Path, mask: object, points: list, reason: str
+) -> None:
+    file = read(
+        dataset(tmp_path, {"label": "m", "shape_type": "mask", "points": points, "mask": mask})
+    )
+    assert [problem.kind for problem in file.problems] == [
+        "shape",
+        "shape",
+    ] and "m" in file.categories.values()
     assert all(f"shape 2: {reason}" in problem.detail for problem in file.problems)
 
 
@@ -377,7 +487,15 @@ def test_a_mask_that_is_none_is_left_out(tmp_path: Path, mask: object, points: l
 def test_rotated_rectangles_are_outlines(tmp_path: Path, kind: str) -> None:
     corners = [[20, 5], [25, 10], [20, 15], [15, 10]]
     file = read(
-        dataset(tmp_path, GOOD | {"label": "r", "shape_type": kind, "points": corners, "direction": 0.7}), masks=True
+        dataset(
+            tmp_path, GOOD | {"label": "r", "shape_type": kind, "points": corners, "direction": 0.7}
+        ),
+        masks=True,
     )
     item = next(item for item in file.objects[1] if file.categories[item["category_id"]] == "r")
-    assert item["segmentation"] == [[20, 5, 25, 10, 20, 15, 15, 10]] and item["bbox"] == [15, 5, 10, 10]
+    assert item["segmentation"] == [[20, 5, 25, 10, 20, 15, 15, 10]] and item["bbox"] == [
+        15,
+        5,
+        10,
+        10,
+    ]

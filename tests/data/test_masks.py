@@ -21,7 +21,9 @@ def random_polygons(random: np.random.Generator, number: int) -> list[list[np.nd
     for _ in range(number):
         size = random.choice([2, 20, 80, 200])
         centers = random.uniform(-40, 170, (random.integers(1, 4), 1, 2))
-        objects.append([(center + random.uniform(-size, size, (5, 2))).ravel() for center in centers])
+        objects.append(
+            [(center + random.uniform(-size, size, (5, 2))).ravel() for center in centers]
+        )
     return objects
 
 
@@ -48,7 +50,9 @@ def test_cropped_masks_behave_as_detectron2s() -> None:
     numbers, some = torch.from_numpy(random.integers(0, 151, 60)), ours.nonempty()
     for item in (3, -1, slice(5, 70, 3), numbers, some, some[:0].long()):
         assert same(ours[item], theirs[item])
-    assert same(CroppedMasks.cat([ours[some], ours[numbers]]), BitMasks.cat([theirs[some], theirs[numbers]]))
+    assert same(
+        CroppedMasks.cat([ours[some], ours[numbers]]), BitMasks.cat([theirs[some], theirs[numbers]])
+    )
     assert all(map(torch.equal, ours, theirs.tensor)) and same(ours.to("cpu"), theirs)
     assert same(*both([]))
     with pytest.raises(IndexError):
@@ -57,15 +61,25 @@ def test_cropped_masks_behave_as_detectron2s() -> None:
 
 @pytest.mark.parametrize("canvas", [1, 7 * HEIGHT * WIDTH, 2**24])
 @pytest.mark.parametrize("number", [0, 1, 40])
-def test_targets_are_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch, canvas: int, number: int) -> None:
+def test_targets_are_the_same_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, canvas: int, number: int
+) -> None:
     monkeypatch.setattr(gpvit.data.cropped_masks, "CANVAS", canvas)
     random = np.random.default_rng(number)
     ours, theirs = both(random_polygons(random, number))
     tight = ours.get_bounding_boxes().tensor  # of which samples lie on the edges of pixels
-    anywhere = np.sort(random.uniform(-5, 135, (number, 2, 2)), axis=1).reshape(number, 4).astype(np.float32)
+    anywhere = (
+        np.sort(random.uniform(-5, 135, (number, 2, 2)), axis=1)
+        .reshape(number, 4)
+        .astype(np.float32)
+    )
     for boxes in (tight, tight + 0.5, torch.from_numpy(anywhere)):
         for side in (14, 28):
-            expected = theirs.crop_and_resize(boxes, side) if number else torch.zeros(0, side, side, dtype=torch.bool)
+            expected = (
+                theirs.crop_and_resize(boxes, side)
+                if number
+                else torch.zeros(0, side, side, dtype=torch.bool)
+            )
             assert torch.equal(ours.crop_and_resize(boxes, side), expected)
 
 
@@ -73,13 +87,17 @@ def test_targets_are_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch, canva
 @pytest.mark.parametrize(
     "transform",
     [
-        T.TransformList([T.ResizeTransform(HEIGHT, WIDTH, 200, 57), T.HFlipTransform(57), T.VFlipTransform(200)]),
+        T.TransformList(
+            [T.ResizeTransform(HEIGHT, WIDTH, 200, 57), T.HFlipTransform(57), T.VFlipTransform(200)]
+        ),
         T.TransformList([T.ResizeTransform(HEIGHT, WIDTH, 40, 50), T.CropTransform(3, 5, 30, 20)]),
         T.RotationTransform(HEIGHT, WIDTH, 33),
     ],
     ids=["resize", "crop", "rotate"],
 )
-def test_run_lengths_are_transformed_together_as_they_are_alone(transform: T.Transform, number: int) -> None:
+def test_run_lengths_are_transformed_together_as_they_are_alone(
+    transform: T.Transform, number: int
+) -> None:
     random = np.random.default_rng(number)
     masks = np.zeros((number, HEIGHT, WIDTH), np.uint8)
     for index, mask in enumerate(masks):

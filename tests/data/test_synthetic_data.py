@@ -65,7 +65,9 @@ def objects(coco: dict[str, COCO]) -> list[tuple[COCO, dict]]:
 
 def fill(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
     """Polygons filled by pycocotools."""
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))).astype(bool)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))).astype(
+        bool
+    )
 
 
 def touches_border(image: dict, annotation: dict) -> bool:
@@ -77,14 +79,18 @@ def touches_border(image: dict, annotation: dict) -> bool:
 
 
 def test_content_is_the_pinned_one(small):
-    assert digest(small) == SMALL_SET_DIGEST, "if the change is meant, raise VERSION and pin the new digest"
+    assert digest(small) == SMALL_SET_DIGEST, (
+        "if the change is meant, raise VERSION and pin the new digest"
+    )
 
 
 def test_same_arguments_give_the_same_set_and_another_seed_another(small, tmp_path):
     synthetic.make_data_set(tmp_path / "again", train=8, val=7, seed=0)
     synthetic.make_data_set(tmp_path / "other", train=8, val=7, seed=1)
     assert digest(tmp_path / "again") == digest(small)
-    assert not np.array_equal(pixels(tmp_path / "other", "val_00000.png"), pixels(small, "val_00000.png"))
+    assert not np.array_equal(
+        pixels(tmp_path / "other", "val_00000.png"), pixels(small, "val_00000.png")
+    )
 
 
 def test_a_larger_set_starts_with_the_images_of_a_smaller_one(small, data):
@@ -94,7 +100,9 @@ def test_a_larger_set_starts_with_the_images_of_a_smaller_one(small, data):
         assert few["annotations"] == many["annotations"][: len(few["annotations"])]
         assert len(few["annotations"]) < len(many["annotations"])
         for image in few["images"]:
-            assert np.array_equal(pixels(small, image["file_name"]), pixels(data, image["file_name"]))
+            assert np.array_equal(
+                pixels(small, image["file_name"]), pixels(data, image["file_name"])
+            )
 
 
 # Exact
@@ -174,18 +182,27 @@ def test_boxes_and_areas_are_those_of_the_masks(coco):
 def test_masks_never_overlap(coco):
     for api in coco.values():
         for image in api.imgs:
-            masks = [api.annToMask(annotation) for annotation in api.loadAnns(api.getAnnIds([image]))]
+            masks = [
+                api.annToMask(annotation) for annotation in api.loadAnns(api.getAnnIds([image]))
+            ]
             assert not masks or np.sum(masks, axis=0).max() == 1
 
 
 @pytest.mark.parametrize("index", [*range(8), synthetic.EMPTY_EVERY // 2])
 def test_nothing_but_labelled_objects_stands_out_of_a_plain_background(monkeypatch, index):
-    for name, value in {"BACKGROUND_TEXTURE": 0, "SHAPE_TEXTURE": 0, "NOISE": 0, "DISTRACTORS": (0, 0)}.items():
+    for name, value in {
+        "BACKGROUND_TEXTURE": 0,
+        "SHAPE_TEXTURE": 0,
+        "NOISE": 0,
+        "DISTRACTORS": (0, 0),
+    }.items():
         monkeypatch.setattr(synthetic, name, value)
     scene = synthetic.make_scene("train", index)
     height, width = scene.owner.shape
     labelled = np.pad(scene.owner > 0, 2)
-    near = sum(labelled[y : y + height, x : x + width].astype(int) for y in range(5) for x in range(5))  # of 25 pixels
+    near = sum(
+        labelled[y : y + height, x : x + width].astype(int) for y in range(5) for x in range(5)
+    )  # of 25 pixels
     image = scene.pixels().astype(int)
     plain = image[near == 0]
     assert (plain == plain[0]).all()
@@ -196,7 +213,11 @@ def test_nothing_but_labelled_objects_stands_out_of_a_plain_background(monkeypat
 
 
 def test_image_sides_are_drawn_one_by_one(data):
-    sizes = [(image["height"], image["width"]) for split in SPLITS for image in load(data, split)["images"]]
+    sizes = [
+        (image["height"], image["width"])
+        for split in SPLITS
+        for image in load(data, split)["images"]
+    ]
     assert all(256 <= side <= 320 for size in sizes for side in size)
     assert any(side % 2 for size in sizes for side in size)
     assert sum(height == width for height, width in sizes) < len(sizes) / 4
@@ -206,23 +227,34 @@ def test_image_sides_are_drawn_one_by_one(data):
 
 
 def test_objects_range_over_tenfold_sizes(coco):
-    sides = [max(annotation["bbox"][2:]) for _, annotation in objects(coco) if not annotation["iscrowd"]]
+    sides = [
+        max(annotation["bbox"][2:]) for _, annotation in objects(coco) if not annotation["iscrowd"]
+    ]
     assert max(sides) >= 10 * min(sides)
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_split_has_all_classes_crowds_and_images_without_objects(coco, split):
     api = coco[split]
-    assert {annotation["category_id"] for annotation in api.anns.values()} == set(synthetic.CATEGORY_IDS.values())
+    assert {annotation["category_id"] for annotation in api.anns.values()} == set(
+        synthetic.CATEGORY_IDS.values()
+    )
     assert any(not api.getAnnIds([image]) for image in api.imgs)
     crowds = [annotation for annotation in api.anns.values() if annotation["iscrowd"]]
     assert crowds
     assert all(isinstance(annotation["segmentation"]["counts"], list) for annotation in crowds)
-    assert all(isinstance(annotation["segmentation"], list) for annotation in api.anns.values() if not annotation["iscrowd"])
+    assert all(
+        isinstance(annotation["segmentation"], list)
+        for annotation in api.anns.values()
+        if not annotation["iscrowd"]
+    )
 
 
 def test_objects_are_cut_by_the_border_and_by_each_other(coco):
-    cut = [touches_border(api.imgs[annotation["image_id"]], annotation) for api, annotation in objects(coco)]
+    cut = [
+        touches_border(api.imgs[annotation["image_id"]], annotation)
+        for api, annotation in objects(coco)
+    ]
     assert 0.05 < np.mean(cut) < 0.5
     occluded = []  # parts of what was painted whole, away from the border
     for split, api in coco.items():
@@ -244,8 +276,12 @@ def test_mean_colour_does_not_tell_the_class(data, coco):
             colours.append(image[api.annToMask(annotation) > 0].mean(0))
             classes.append(annotation["category_id"])
     colours, classes = np.array(colours), np.array(classes)
-    means = np.array([colours[classes == one].mean(0) for one in classes])  # (n, 3), of each object's class
-    explained = means.var(0) / colours.var(0)  # of the variance of a channel; 3/n is expected by chance
+    means = np.array(
+        [colours[classes == one].mean(0) for one in classes]
+    )  # (n, 3), of each object's class
+    explained = means.var(0) / colours.var(
+        0
+    )  # of the variance of a channel; 3/n is expected by chance
     assert (explained < 0.03).all()
 
 
@@ -262,7 +298,9 @@ def test_category_ids_have_gaps_and_annotation_ids_are_unique(data):
         ids = sorted(category["id"] for category in content["categories"])
         assert ids != list(range(ids[0], ids[0] + len(ids)))
         assert all(category["supercategory"] for category in content["categories"])
-        assert len({annotation["id"] for annotation in content["annotations"]}) == len(content["annotations"])
+        assert len({annotation["id"] for annotation in content["annotations"]}) == len(
+            content["annotations"]
+        )
         assert all(image["file_name"].startswith(split) for image in content["images"])
         assert "synthetic" in content["info"]["description"]
         assert content["info"]["seed"] == 0
@@ -306,7 +344,9 @@ def test_a_run_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arguments", [["--train", "0"], ["--val", "-1"], ["--seed", "-1"], []])
 def test_bad_arguments_end_in_one_line(tmp_path, monkeypatch, arguments):
     (tmp_path / "foreign").touch()
-    monkeypatch.setattr(sys, "argv", ["make_synthetic_data.py", "--output", str(tmp_path), *arguments])
+    monkeypatch.setattr(
+        sys, "argv", ["make_synthetic_data.py", "--output", str(tmp_path), *arguments]
+    )
     main = runpy.run_path(str(REPOSITORY / "tools" / "make_synthetic_data.py"))["main"]
     with pytest.raises(UserError):
         main()

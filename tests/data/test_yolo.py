@@ -48,7 +48,10 @@ def parts(given: Path) -> dict[str, list[str]]:
     """The images of each split."""
     layout = layouts.detect_format(str(given))
     return {
-        split: sorted(os.path.relpath(image["file_name"], "images") for image in layout.read(split).images.values())
+        split: sorted(
+            os.path.relpath(image["file_name"], "images")
+            for image in layout.read(split).images.values()
+        )
         for split in layout.splits
     }
 
@@ -104,13 +107,25 @@ def test_text_lists_are_followed_whoever_wrote_them(tmp_path: Path, line: str) -
 
 
 def test_names_in_lists_are_found_in_other_forms_and_encodings(tmp_path: Path) -> None:
-    names = ["é.png", "-a b%20.png", "#\"'%.png", "e\u0301x.png", "\u2028.png", "\N{SNAKE}.png", "  c.png", "x\udce9.png"]
+    names = [
+        "é.png",
+        "-a b%20.png",
+        "#\"'%.png",
+        "e\u0301x.png",
+        "\u2028.png",
+        "\N{SNAKE}.png",
+        "  c.png",
+        "x\udce9.png",
+    ]
     image(tmp_path / "images" / "0.png")
     for name in names:
         image(tmp_path / "images" / name)
         write((tmp_path / "labels" / name).with_suffix(".txt"), LINE)
     lines = ["images/%C3%A9.png", *(f"images/{name}" for name in names[1:3]), "images/\xe9x.png"]
-    write(tmp_path / "train.txt", "\r".join([*lines, *(f"images/{name}" for name in names[4:7])]).encode("utf-16"))
+    write(
+        tmp_path / "train.txt",
+        "\r".join([*lines, *(f"images/{name}" for name in names[4:7])]).encode("utf-16"),
+    )
     write(tmp_path / "val.txt", b"images/x\xe9.png")
     write(tmp_path / "data.yaml", "names: [a]\ntrain: train.txt\nval: val.txt\n")
     assert parts(tmp_path) == {"train": sorted(names[:-1]), "val": [names[-1]]}
@@ -121,12 +136,25 @@ def test_names_in_lists_are_found_in_other_forms_and_encodings(tmp_path: Path) -
     ("entries", "given"),
     [
         ({"train": ["images/a", "images/b"], "val": "images/c"}, "d"),
-        ({"path": "..", "train": ["d/images/a", "d/images/b"], "val": ["d/images/c"]}, "d/data.yaml"),
+        (
+            {"path": "..", "train": ["d/images/a", "d/images/b"], "val": ["d/images/c"]},
+            "d/data.yaml",
+        ),
         ({"train": "../images", "val": "..\\images\\c"}, "d"),
         ({"Train": ["./images/a/", "images\\b"], "valid": "images/c"}, "d"),
         ({"path": "HERE", "train": ["images/a", "b.txt"], "val": "images/c"}, "d"),
-        ({"path": "/not/here", "train": ["/not/here/images/a", "C:\\x\\d\\images\\b"], "val": "d/images/c"}, "d"),
-        ({"train": ["images/a", "images/b"], "validation": "images/c", "test": "../test/images"}, "d"),
+        (
+            {
+                "path": "/not/here",
+                "train": ["/not/here/images/a", "C:\\x\\d\\images\\b"],
+                "val": "d/images/c",
+            },
+            "d",
+        ),
+        (
+            {"train": ["images/a", "images/b"], "validation": "images/c", "test": "../test/images"},
+            "d",
+        ),
     ],
 )
 def test_folders_and_lists_of_them_are_followed(tmp_path: Path, entries: dict, given: str) -> None:
@@ -135,7 +163,8 @@ def test_folders_and_lists_of_them_are_followed(tmp_path: Path, entries: dict, g
     folder = dataset(tmp_path / "d", *names["train"], *names["val"], **entries)
     write(folder / "b.txt", "./images/b/x/2.png\n")
     found = {
-        split: [name.removeprefix("../d/images/") for name in group] for split, group in parts(tmp_path / given).items()
+        split: [name.removeprefix("../d/images/") for name in group]
+        for split, group in parts(tmp_path / given).items()
     }
     assert found == names
 
@@ -146,23 +175,38 @@ def test_a_yaml_file_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.Monke
     write(folder / "train.txt", "./images/train/0.png\n")
     expected = {"train": ["train/0.png"], "val": ["val/1.png"]}
     monkeypatch.chdir(tmp_path)
-    for path, train in (("../sets/d", "images/train"), (folder, "train.txt"), ("sets/d", f"{folder}/images/train")):
+    for path, train in (
+        ("../sets/d", "images/train"),
+        (folder, "train.txt"),
+        ("sets/d", f"{folder}/images/train"),
+    ):
         content = {"path": str(path), "train": train, "val": "images/val", "names": ["a"]}
         write(tmp_path / "configs" / "d.yaml", yaml.safe_dump(content))
         assert parts(tmp_path / "configs" / "d.yaml") == expected
-    write(tmp_path / "configs" / "d.yaml", "train: ../sets/d/images/train\nval: ../sets/d/images/val\nnames: [a]\n")
+    write(
+        tmp_path / "configs" / "d.yaml",
+        "train: ../sets/d/images/train\nval: ../sets/d/images/val\nnames: [a]\n",
+    )
     assert parts(tmp_path / "configs" / "d.yaml") == expected
-    write(folder / "deeper" / "d.yml", "path: ..\nnames: [a]\ntrain: images/train\nval: images/val\n")
+    write(
+        folder / "deeper" / "d.yml", "path: ..\nnames: [a]\ntrain: images/train\nval: images/val\n"
+    )
     assert parts(folder) == parts(folder / "deeper" / "d.yml") == expected
-    write(tmp_path / "other" / "data.yaml", f"path: {folder}\nnames: [a]\ntrain: images/train\nval: images/val\n")
-    assert "lies outside of" in refused(tmp_path / "other") and "give the YAML file itself" in refused(tmp_path / "other")
+    write(
+        tmp_path / "other" / "data.yaml",
+        f"path: {folder}\nnames: [a]\ntrain: images/train\nval: images/val\n",
+    )
+    assert "lies outside of" in refused(
+        tmp_path / "other"
+    ) and "give the YAML file itself" in refused(tmp_path / "other")
 
 
 @pytest.mark.parametrize("line", ["0 4 3 24 3 24 18", "0 20 10 8 4"])
 def test_labels_in_pixels_are_named_as_such(tmp_path: Path, line: str) -> None:
     folder = dataset(tmp_path, *SIX, labels=f"{line}\n")
     with pytest.raises(
-        UserError, match="lines of label files are no objects, first .* no share of the image; is it in pixels"
+        UserError,
+        match="lines of label files are no objects, first .* no share of the image; is it in pixels",
     ):
         layouts.read(str(folder), "train", masks=False)
 
@@ -207,7 +251,10 @@ def test_names_of_classes_are_as_they_stand_in_the_file(tmp_path: Path) -> None:
 
 def test_what_lists_leave_out_or_say_twice_is_named(tmp_path: Path) -> None:
     folder = dataset(tmp_path, *SIX, "more.png", train="train.txt", val="val.txt", test="test.txt")
-    write(folder / "train.txt", "".join(f"images/{name}\n" for name in [*SIX[:4], "gone.png", "0.png"]))
+    write(
+        folder / "train.txt",
+        "".join(f"images/{name}\n" for name in [*SIX[:4], "gone.png", "0.png"]),
+    )
     write(folder / "val.txt", "".join(f"images/{name}\n" for name in [*SIX[3:], "gone too.png"]))
     write(folder / "test.txt", "images/more.png\nimages/0.png\n")
     assert parts(folder) == {"train": SIX[:3], "val": SIX[3:]}
@@ -220,9 +267,15 @@ def test_what_lists_leave_out_or_say_twice_is_named(tmp_path: Path) -> None:
     assert problems(folder, "val") == [("named for two", "images/3.png, used for val")]
 
 
-@pytest.mark.parametrize("line", ["a/gone.png", "/home/a/data/images/a/gone.png", "C:\\data\\images\\a\\gone.png"])
-def test_a_listed_image_that_was_deleted_is_not_that_of_another_folder(tmp_path: Path, line: str) -> None:
-    folder = dataset(tmp_path, "a/0.png", "a/1.png", "gone.png", path="images", train="../train.txt", val="a")
+@pytest.mark.parametrize(
+    "line", ["a/gone.png", "/home/a/data/images/a/gone.png", "C:\\data\\images\\a\\gone.png"]
+)
+def test_a_listed_image_that_was_deleted_is_not_that_of_another_folder(
+    tmp_path: Path, line: str
+) -> None:
+    folder = dataset(
+        tmp_path, "a/0.png", "a/1.png", "gone.png", path="images", train="../train.txt", val="a"
+    )
     write(folder / "train.txt", f"a/0.png\n{line}\n")
     assert f"left out: 1 of 2 images that are not there: {line}" in notes(folder)
     assert parts(folder)["train"] == ["a/0.png"]
@@ -233,7 +286,10 @@ def test_images_that_no_list_has_are_left_out_with_their_names(tmp_path: Path) -
     write(folder / "train.txt", "".join(f"images/{name}\n" for name in SIX[:3]))
     write(folder / "val.txt", f"images/{SIX[3]}")
     assert parts(folder) == {"train": SIX[:3], "val": SIX[3:4]}
-    assert notes(folder) == "left out: 2 images that data.yaml names for no split: images/4.png, images/5.png"
+    assert (
+        notes(folder)
+        == "left out: 2 images that data.yaml names for no split: images/4.png, images/5.png"
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +310,9 @@ def test_images_that_no_list_has_are_left_out_with_their_names(tmp_path: Path) -
         ),
     ],
 )
-def test_no_image_is_trained_on_and_validated_with(tmp_path: Path, train: str, val: str, found: dict, note: str) -> None:
+def test_no_image_is_trained_on_and_validated_with(
+    tmp_path: Path, train: str, val: str, found: dict, note: str
+) -> None:
     folder = dataset(tmp_path, "a/0.png", "a/1.png", "b/2.png", "b/3.png", train=train, val=val)
     if found:
         assert parts(folder) == found
@@ -289,7 +347,10 @@ def test_a_split_that_the_file_does_not_say_is_looked_for_by_words(tmp_path: Pat
         ("images/[ab]/*.png", "patterns are not followed"),
         ("empty", "train is empty, which has no images"),
         ("empty.txt", "empty.txt: it is empty"),
-        ("unread.txt", "unread.txt, which lists only images of kinds that are not read: images/3.heic"),
+        (
+            "unread.txt",
+            "unread.txt, which lists only images of kinds that are not read: images/3.heic",
+        ),
         ("wrong.txt", "wrong.txt: none of its 2 images is in HERE: images/gone.png, root:x"),
         ("data.yaml", "which is no folder and no text list"),
         ("../outside", "which lies outside of HERE; give the YAML file itself"),
@@ -301,9 +362,13 @@ def test_a_split_that_the_file_does_not_say_is_looked_for_by_words(tmp_path: Pat
     ],
 )
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_what_cannot_be_followed_is_an_error(tmp_path: Path, train: object, message: str, split: str) -> None:
+def test_what_cannot_be_followed_is_an_error(
+    tmp_path: Path, train: object, message: str, split: str
+) -> None:
     other = "val" if split == "train" else "train"
-    folder = dataset(tmp_path / "d", "train/0.png", "val/1.png", **{other: f"images/{other}", split: train})
+    folder = dataset(
+        tmp_path / "d", "train/0.png", "val/1.png", **{other: f"images/{other}", split: train}
+    )
     image(folder / "images" / "unlabeled" / "2.png")
     image(tmp_path / "outside" / "3.png")
     write(tmp_path / "outside" / "list.txt", "3.png")
@@ -313,30 +378,46 @@ def test_what_cannot_be_followed_is_an_error(tmp_path: Path, train: object, mess
     write(folder / "unread.txt", "images/3.heic")
     write(folder / "wrong.txt", "images/gone.png\nroot:x\n")
     os.mkfifo(folder / "pipe.txt")
-    expected = message.replace("HERE", str(folder)).replace("train is", f"{split} is").replace("for train", f"for {split}")
+    expected = (
+        message.replace("HERE", str(folder))
+        .replace("train is", f"{split} is")
+        .replace("for train", f"for {split}")
+    )
     assert expected in refused(folder)
 
 
 def test_a_test_split_that_is_not_there_is_passed_over_if_another_validates(tmp_path: Path) -> None:
-    folder = dataset(tmp_path, "train/0.png", "val/1.png", train="images/train", val="images/val", test="../test/images")
+    folder = dataset(
+        tmp_path,
+        "train/0.png",
+        "val/1.png",
+        train="images/train",
+        val="images/val",
+        test="../test/images",
+    )
     assert parts(folder) == {"train": ["train/0.png"], "val": ["val/1.png"]}
-    assert "not used: " in notes(folder) and "test is ../test/images, which is not there" in notes(folder)
-    assert "test is gone, which is not there" in refused(dataset(tmp_path, train="images/train", test="gone"))
+    assert "not used: " in notes(folder) and "test is ../test/images, which is not there" in notes(
+        folder
+    )
+    assert "test is gone, which is not there" in refused(
+        dataset(tmp_path, train="images/train", test="gone")
+    )
 
 
 # Which images and labels there are.
 
 
 def test_images_of_every_suffix_that_is_read_are_found_and_others_named(tmp_path: Path) -> None:
-    names = [f"{suffix}/0.{suffix}" for suffix in ("jfif", "jpe", "mpo", "JPEG", "jp2", "pgm", "webp", "apng", "tiff")]
+    names = [
+        f"{suffix}/0.{suffix}"
+        for suffix in ("jfif", "jpe", "mpo", "JPEG", "jp2", "pgm", "webp", "apng", "tiff")
+    ]
     folder = dataset(tmp_path, *(f"train/{name}" for name in names), "val/0.png")
     write(folder / "images/train/b.heic", "")
     write(folder / "labels/train/b.txt", LINE)
     write(folder / "images/val/c.AVIF", "")
     assert parts(folder)["train"] == sorted(f"train/{name}" for name in names)
-    expected = (
-        "left out: 2 images of kinds that are not read (.AVIF, .heic), 1 of them with labels: images/train/b.heic, images"
-    )
+    expected = "left out: 2 images of kinds that are not read (.AVIF, .heic), 1 of them with labels: images/train/b.heic, images"
     assert expected in notes(folder)
     write(folder / "train.txt", "images/train/b.heic\nimages/val/0.png\nimages/train/jpe/0.jpe\n")
     assert ".heic" in notes(dataset(folder, train="train.txt", val="images/val"))
@@ -352,17 +433,26 @@ def test_images_of_every_suffix_that_is_read_are_found_and_others_named(tmp_path
         ("0.png", False, True),
     ],
 )
-def test_images_without_labels_are_negatives_or_named(tmp_path: Path, extra: str, used: bool, left_out: bool) -> None:
+def test_images_without_labels_are_negatives_or_named(
+    tmp_path: Path, extra: str, used: bool, left_out: bool
+) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     image(folder / extra)
     found = parts(folder)
     assert (os.path.relpath(extra, "images") in found["train"]) is used and len(found["val"]) == 1
-    assert (f"1 images have no file of labels: taken for images without objects: {extra}" in notes(folder)) is used
-    assert (f"left out: 1 images without labels, in folders without: {extra}" in notes(folder)) is left_out
+    assert (
+        f"1 images have no file of labels: taken for images without objects: {extra}"
+        in notes(folder)
+    ) is used
+    assert (
+        f"left out: 1 images without labels, in folders without: {extra}" in notes(folder)
+    ) is left_out
 
 
 def test_what_the_yaml_file_reaches_is_an_image_without_objects(tmp_path: Path) -> None:
-    folder = dataset(tmp_path, "train/0.png", "val/1.png", train=["images/train", "negatives"], val="images/val")
+    folder = dataset(
+        tmp_path, "train/0.png", "val/1.png", train=["images/train", "negatives"], val="images/val"
+    )
     image(folder / "negatives" / "2.png")
     image(folder / "preview" / "3.png")
     assert parts(folder)["train"] == ["../negatives/2.png", "train/0.png"]
@@ -373,7 +463,13 @@ def test_negatives_in_an_unsplit_folder_of_images_count(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "a/0.png", "a/1.png", "a/2.png", "a/3.png")
     image(folder / "images" / "background" / "4.png")
     found = parts(folder)
-    assert sorted(found["train"] + found["val"]) == ["a/0.png", "a/1.png", "a/2.png", "a/3.png", "background/4.png"]
+    assert sorted(found["train"] + found["val"]) == [
+        "a/0.png",
+        "a/1.png",
+        "a/2.png",
+        "a/3.png",
+        "background/4.png",
+    ]
 
 
 def test_labels_are_next_to_the_images_or_where_the_last_images_stands(tmp_path: Path) -> None:
@@ -387,7 +483,10 @@ def test_labels_are_next_to_the_images_or_where_the_last_images_stands(tmp_path:
 def test_labels_of_several_images_are_named(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/0.jpg", "val/1.png")
     assert parts(folder)["train"] == ["train/0.jpg", "train/0.png"]
-    assert notes(folder) == "1 label files are of several images, which differ by their suffix: labels/train/0.txt"
+    assert (
+        notes(folder)
+        == "1 label files are of several images, which differ by their suffix: labels/train/0.txt"
+    )
 
 
 def test_labels_without_an_image_are_named(tmp_path: Path) -> None:
@@ -402,7 +501,9 @@ def test_labels_without_an_image_are_named(tmp_path: Path) -> None:
     for name in ("0", "1"):
         (folder / f"labels/train/{name}.txt").rename(folder / f"labels/train/{name}{name}.txt")
     (folder / "labels/val/2.txt").rename(folder / "labels/2.txt")
-    assert "has no images with labels" in refused(folder) and "6 label files are of no image" in refused(folder)
+    assert "has no images with labels" in refused(
+        folder
+    ) and "6 label files are of no image" in refused(folder)
 
 
 @pytest.mark.parametrize("number", ["%.18e", "%.3E"])
@@ -424,12 +525,17 @@ def test_lost_labels_are_known_however_their_numbers_are_set(tmp_path: Path, num
         ("x\udce9", "x%E9"),
     ],
 )
-def test_labels_are_found_by_the_meaning_of_their_names(tmp_path: Path, name: str, label: str) -> None:
+def test_labels_are_found_by_the_meaning_of_their_names(
+    tmp_path: Path, name: str, label: str
+) -> None:
     folder = dataset(tmp_path, f"train/{name}.png", "val/0.png")
     (folder / f"labels/train/{name}.txt").rename(folder / f"labels/train/{label}.txt")
     file = layouts.read(str(folder), "train")
     assert [len(objects) for objects in file.objects.values()] == [1]
-    assert "1 label files belong to images whose names differ by percent-encoding, Unicode form" in notes(folder)
+    assert (
+        "1 label files belong to images whose names differ by percent-encoding, Unicode form"
+        in notes(folder)
+    )
 
 
 def test_labels_that_may_be_of_two_images_are_of_none(tmp_path: Path) -> None:
@@ -441,7 +547,9 @@ def test_labels_that_may_be_of_two_images_are_of_none(tmp_path: Path) -> None:
         folder
     )  # one is of that very name
     (folder / "labels/train/a%20b.txt").rename(folder / "labels/train/%61%20b.txt")
-    assert "2 images have no file of labels" in notes(folder) and "left out: 1 label files" in notes(folder)
+    assert "2 images have no file of labels" in notes(
+        folder
+    ) and "left out: 1 label files" in notes(folder)
 
 
 # What is wrong in them.
@@ -471,14 +579,21 @@ def test_labels_that_may_be_of_two_images_are_of_none(tmp_path: Path) -> None:
         ("0 0.2 0.2 0.6 0.0", "empty box", "24 x 0"),
     ],
 )
-def test_a_line_that_is_no_object_is_left_out_and_named(tmp_path: Path, line: str | bytes, kind: str, reason: str) -> None:
+def test_a_line_that_is_no_object_is_left_out_and_named(
+    tmp_path: Path, line: str | bytes, kind: str, reason: str
+) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     bad = line if isinstance(line, bytes) else line.encode()
     for name in ("0", "1"):
-        write(folder / f"labels/train/{name}.txt", b"\r\n".join([LINE.strip().encode(), b"", bad, ANOTHER.encode()]))
+        write(
+            folder / f"labels/train/{name}.txt",
+            b"\r\n".join([LINE.strip().encode(), b"", bad, ANOTHER.encode()]),
+        )
     for _ in range(2):  # the second time from the cache
         (first, detail), second = problems(folder)
-        assert first == kind and detail.startswith("labels/train/0.txt, line 3: ") and reason in detail
+        assert (
+            first == kind and detail.startswith("labels/train/0.txt, line 3: ") and reason in detail
+        )
         assert second == (first, detail.replace("0.txt", "1.txt"))
     file = layouts.read(str(folder), "train", masks=False)
     assert [len(objects) for objects in file.objects.values()] == [2, 2] and file.annotations == 6
@@ -486,8 +601,13 @@ def test_a_line_that_is_no_object_is_left_out_and_named(tmp_path: Path, line: st
 
 def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = dataset(tmp_path / "d", "train/0.png", "train/1.png", "val/2.png")
-    write(folder / "labels/train/0.txt", LINE + "9 0.1 0.1 0.2 0.2\n" * 7 + "0 0.1\n" + "0 0.2 0.2 0.7 0.2 0.2 0.6\n")
-    assert check_data.main(["--data", str(folder), "--boxes", "--json", str(tmp_path / "p.json")]) == 0
+    write(
+        folder / "labels/train/0.txt",
+        LINE + "9 0.1 0.1 0.2 0.2\n" * 7 + "0 0.1\n" + "0 0.2 0.2 0.7 0.2 0.2 0.6\n",
+    )
+    assert (
+        check_data.main(["--data", str(folder), "--boxes", "--json", str(tmp_path / "p.json")]) == 0
+    )
     text = capsys.readouterr().out
     what = "7 lines of label files are of a class that has no name in the YAML file"
     assert f"dropped: {what}\n    (labels/train/0.txt, line 2:" in text
@@ -498,19 +618,28 @@ def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.Capture
     assert "2 images, 3 of 11 annotations used" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"\0\1\2", "is no text file"), (None, "is no text file")])
-def test_label_files_that_cannot_be_read_stop_and_all_are_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"\0\1\2", "is no text file"), (None, "is no text file")]
+)
+def test_label_files_that_cannot_be_read_stop_and_all_are_named(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     for name in ("0", "1"):
         path = folder / f"labels/train/{name}.txt"
         path.unlink()
         write(path, content) if content else os.mkfifo(path)
-    assert problems(folder)[:2] == [("label file", f"labels/train/{name}.txt: {reason}") for name in "01"]
+    assert problems(folder)[:2] == [
+        ("label file", f"labels/train/{name}.txt: {reason}") for name in "01"
+    ]
     with pytest.raises(
-        UserError, match=f"2 label files cannot be used, first labels/train/0.txt: {reason}: correct"
+        UserError,
+        match=f"2 label files cannot be used, first labels/train/0.txt: {reason}: correct",
     ) as raised:
         layouts.read(str(folder), "train")
-    assert str(raised.value).endswith(f"All problems: gpvit check-data --annotations-only --data {folder}")
+    assert str(raised.value).endswith(
+        f"All problems: gpvit check-data --annotations-only --data {folder}"
+    )
     layouts.read(str(folder), "val")
 
 
@@ -519,24 +648,39 @@ def test_images_that_cannot_be_read_stop_and_all_are_named(tmp_path: Path) -> No
     write(folder / "images/train/0.png", "no image")
     write(folder / "images/train/1.png", "")
     assert [kind for kind, _ in problems(folder)] == ["unreadable", "unreadable"]
-    with pytest.raises(UserError, match="2 images cannot be read, first .*0.png: cannot be read: it is no image"):
+    with pytest.raises(
+        UserError, match="2 images cannot be read, first .*0.png: cannot be read: it is no image"
+    ):
         layouts.read(str(folder), "train")
 
 
 def test_one_number_more_than_points_is_a_score_where_all_have_it(tmp_path: Path) -> None:
-    folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png", labels=LINE.replace("\n", " 0.9\n"))
+    folder = dataset(
+        tmp_path, "train/0.png", "train/1.png", "val/2.png", labels=LINE.replace("\n", " 0.9\n")
+    )
     file = layouts.read(str(folder), "train")
-    assert [item["segmentation"] for item in file.objects[1]] == [[[8, 4, 24, 4, 24, 12]]] and not file.problems
+    assert [item["segmentation"] for item in file.objects[1]] == [
+        [[8, 4, 24, 4, 24, 12]]
+    ] and not file.problems
     assert "3 outlines have one number more than points: taken for scores" in notes(folder)
 
 
-@pytest.mark.parametrize("encode", [lambda text: codecs.BOM_UTF8 + text.encode(), lambda text: text.encode("utf-16")])
-def test_byte_order_marks_and_line_ends_are_read(tmp_path: Path, encode: Callable[[str], bytes]) -> None:
+@pytest.mark.parametrize(
+    "encode", [lambda text: codecs.BOM_UTF8 + text.encode(), lambda text: text.encode("utf-16")]
+)
+def test_byte_order_marks_and_line_ends_are_read(
+    tmp_path: Path, encode: Callable[[str], bytes]
+) -> None:
     folder = dataset(tmp_path, "train/0.png", "val/1.png")
     write(folder / "labels/train/0.txt", encode((LINE + ANOTHER).replace("\n", "\r")))
-    write(folder / "data.yaml", encode("names: [\xe4, b]\r\ntrain: images/train\r\nval: images/val\r\n"))
+    write(
+        folder / "data.yaml",
+        encode("names: [\xe4, b]\r\ntrain: images/train\r\nval: images/val\r\n"),
+    )
     file = layouts.read(str(folder), "train")
-    assert len(file.objects[1]) == 2 and file.categories == {1: "\xe4", 2: "b"} and not file.problems
+    assert (
+        len(file.objects[1]) == 2 and file.categories == {1: "\xe4", 2: "b"} and not file.problems
+    )
 
 
 @pytest.mark.parametrize("name", ["data.yaml", "my.yml", "DATA.YAML"])
@@ -544,7 +688,10 @@ def test_byte_order_marks_and_line_ends_are_read(tmp_path: Path, encode: Callabl
     ("content", "reason"),
     [
         ("names:\n\t- a\n", "is no YAML that can be read: line 2: found character"),
-        (b"x: 1\r\nnames: [b\xf6x]\r\n", "is no YAML that can be read: line 2: byte 0xf6 is not UTF-8"),
+        (
+            b"x: 1\r\nnames: [b\xf6x]\r\n",
+            "is no YAML that can be read: line 2: byte 0xf6 is not UTF-8",
+        ),
         (b"x: 1\nnames: ['\x1b']\n", "is no YAML that can be read: line 2: control characters"),
         ("names: [a\nnc: 1\n", "is no YAML that can be read: line 2"),
         ("names: {0: a, 0: b}", "is no YAML that can be read: line 1: has the key 0 twice"),
@@ -568,13 +715,17 @@ def test_byte_order_marks_and_line_ends_are_read(tmp_path: Path, encode: Callabl
         ("", "it holds no keys"),
     ],
 )
-def test_what_is_wrong_with_the_yaml_file_is_said(tmp_path: Path, name: str, content: str | bytes, reason: str) -> None:
+def test_what_is_wrong_with_the_yaml_file_is_said(
+    tmp_path: Path, name: str, content: str | bytes, reason: str
+) -> None:
     folder = dataset(tmp_path / "d", "train/0.png", "val/1.png")
     (folder / "data.yaml").unlink()
     write(folder / name, content)
     for given in (folder, folder / name):
         message = refused(given)
-        assert reason in message and name in message and "no annotations are recognised" not in message
+        assert (
+            reason in message and name in message and "no annotations are recognised" not in message
+        )
 
 
 def test_names_that_are_numbers_or_the_same_twice_are_taken(tmp_path: Path) -> None:
@@ -594,7 +745,9 @@ def test_another_yaml_file_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_oriented_boxes_are_outlines(tmp_path: Path) -> None:
-    folder = dataset(tmp_path, "train/0.png", "val/1.png", labels="1 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5\n")
+    folder = dataset(
+        tmp_path, "train/0.png", "val/1.png", labels="1 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5\n"
+    )
     [item] = layouts.read(str(folder), "train").objects[1]
     assert item["segmentation"] == [[20, 2, 36, 10, 20, 18, 4, 10]]
 
@@ -626,7 +779,9 @@ def test_each_yaml_file_of_one_folder_has_its_own_splits(tmp_path: Path, files: 
         ("all.json", "all.json", "all.json is the data itself; give another name"),
     ],
 )
-def test_the_checker_overwrites_no_file_of_the_data(tmp_path: Path, given: str, json_file: str, reason: str) -> None:
+def test_the_checker_overwrites_no_file_of_the_data(
+    tmp_path: Path, given: str, json_file: str, reason: str
+) -> None:
     folder = dataset(tmp_path / "d", "train/0.png", "train/1.png", "val/2.png")
     if given == "all.json":  # of which the checker reads a copy in the cache, split in two
         folder = tmp_path / "coco"
@@ -639,7 +794,9 @@ def test_the_checker_overwrites_no_file_of_the_data(tmp_path: Path, given: str, 
         write(folder / "all.json", json.dumps(content))
     before = (folder / json_file).read_bytes()
     with pytest.raises(UserError, match=reason):
-        check_data.main(["--data", str(folder / given), "--boxes", "--json", str(folder / json_file)])
+        check_data.main(
+            ["--data", str(folder / given), "--boxes", "--json", str(folder / json_file)]
+        )
     assert (folder / json_file).read_bytes() == before
 
 

@@ -26,11 +26,18 @@ CONFIGS = sorted(
 FAST = ("quickstart.py", "published/retinanet_gpvit_l1_1x.py")
 # What makes a training run short; nothing of what the script calls.
 SHORT = [override for override in TINY if override.startswith("dataloader.")]
-SHORT += ["dataloader.max_size=96", "train.max_iter=2", "train.log_period=1", "train.checkpointer.period=1"]
+SHORT += [
+    "dataloader.max_size=96",
+    "train.max_iter=2",
+    "train.log_period=1",
+    "train.checkpointer.period=1",
+]
 
 
 def do_test(cfg: DictConfig, model: nn.Module) -> dict:
-    return inference_on_dataset(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+    return inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
 
 
 def do_train(cfg: DictConfig) -> SimpleTrainer:
@@ -46,18 +53,27 @@ def do_train(cfg: DictConfig) -> SimpleTrainer:
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
             hooks.EvalHook(cfg.train.eval_period, lambda: do_test(cfg, model)),
-            hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period),
+            hooks.PeriodicWriter(
+                default_writers(cfg.train.output_dir, cfg.train.max_iter),
+                period=cfg.train.log_period,
+            ),
         ]
     )
     trainer.train(0, cfg.train.max_iter)
     return trainer
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CONFIGS])
-def test_detectron2s_script_trains_and_evaluates_a_config(name: str, synthetic_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CONFIGS]
+)
+def test_detectron2s_script_trains_and_evaluates_a_config(
+    name: str, synthetic_data: Path, tmp_path: Path
+) -> None:
     cfg = LazyConfig.load(str(REPOSITORY / "configs" / name))
     use_folder(cfg, str(synthetic_data), train=True)
-    cfg = with_overrides(cfg, [*SHORT, "train.device=cpu", "train.amp.enabled=False", f"train.output_dir={tmp_path}"])
+    cfg = with_overrides(
+        cfg, [*SHORT, "train.device=cpu", "train.amp.enabled=False", f"train.output_dir={tmp_path}"]
+    )
     trainer = do_train(cfg)
     latest = trainer.storage.latest()
     losses = [value for key, (value, _) in latest.items() if "loss" in key]
@@ -96,12 +112,17 @@ print("loss", trainer.storage.latest()["total_loss"][0])
 """
 
 
-def test_the_yacs_example_goes_into_default_trainer_and_predictor(synthetic_data: Path, tmp_path: Path) -> None:
+def test_the_yacs_example_goes_into_default_trainer_and_predictor(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
     """In a process of its own, where nothing else has registered the backbones."""
     config = REPOSITORY / "configs" / "yacs" / "mask_rcnn_gpvit_l1.yaml"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")}
     result = subprocess.run(
-        [sys.executable, "-c", YACS, config, synthetic_data, tmp_path], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", YACS, config, synthetic_data, tmp_path],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     assert math.isfinite(float(result.stdout.splitlines()[-1].removeprefix("loss ")))

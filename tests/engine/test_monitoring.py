@@ -41,7 +41,15 @@ CONFIG = REPOSITORY / "configs" / "quickstart.py"
 
 
 def train(folder: Path, data: Path, *arguments: str) -> None:
-    command = ["--config-file", str(CONFIG), "--data", str(data), *TINY, "train.device=cpu", f"train.output_dir={folder}"]
+    command = [
+        "--config-file",
+        str(CONFIG),
+        "--data",
+        str(data),
+        *TINY,
+        "train.device=cpu",
+        f"train.output_dir={folder}",
+    ]
     train_net.main(argument_parser().parse_intermixed_args([*command, "train.seed=1", *arguments]))
 
 
@@ -77,15 +85,23 @@ def terminal() -> Terminal:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path, terminal: Terminal) -> Iterator[Path]:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path, terminal: Terminal
+) -> Iterator[Path]:
     """The folder of a training of four iterations with an evaluation at two and four, on a terminal."""
     folder = tmp_path_factory.mktemp("following") / "my run"
-    before = {name: list(logging.getLogger(name).handlers) for name in ("detectron2", "fvcore", "gpvit")}
+    before = {
+        name: list(logging.getLogger(name).handlers) for name in ("detectron2", "fvcore", "gpvit")
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", terminal)
         patch.setattr(os, "get_terminal_size", lambda *args: os.terminal_size((100, 30)))
         patch.setattr(sys, "argv", ["train_net.py", "--data", "my data"])
-        options = ("train.eval_period=2", "train.checkpointer.period=2", "train.best_metric=segm/AP")
+        options = (
+            "train.eval_period=2",
+            "train.checkpointer.period=2",
+            "train.best_metric=segm/AP",
+        )
         train(folder, synthetic_data, "train.pictures=2", *options)
     yield folder
     for name, handlers in before.items():
@@ -120,8 +136,13 @@ def test_what_is_printed_in_parts_comes_above_the_bar_as_one_line() -> None:
     assert "one line" in terminal.lines()
 
 
-def test_each_evaluation_draws_the_same_pictures_for_tensorboard_and_on_a_sheet(trained: Path) -> None:
-    assert [path.name for path in sorted((trained / "pictures").iterdir())] == ["0000002.png", "0000004.png"]
+def test_each_evaluation_draws_the_same_pictures_for_tensorboard_and_on_a_sheet(
+    trained: Path,
+) -> None:
+    assert [path.name for path in sorted((trained / "pictures").iterdir())] == [
+        "0000002.png",
+        "0000004.png",
+    ]
     for path in (trained / "pictures").iterdir():
         assert cv2.imread(str(path)).std() > 10
     events = EventAccumulator(str(trained)).Reload()
@@ -138,9 +159,13 @@ def test_the_curves_are_drawn_and_nothing_is_left_half_written(trained: Path) ->
     assert not list(trained.rglob("*.partial*"))
 
 
-def test_pictures_leave_the_training_as_it_is(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
+def test_pictures_leave_the_training_as_it_is(
+    trained: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
     train(tmp_path, synthetic_data, "train.eval_period=2", "train.checkpointer.period=2")
-    one, other = (read_content(str(folder / "model_final.pth"))["model"] for folder in (trained, tmp_path))
+    one, other = (
+        read_content(str(folder / "model_final.pth"))["model"] for folder in (trained, tmp_path)
+    )
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     assert not (tmp_path / "pictures").exists()
 
@@ -162,13 +187,20 @@ def test_pictures_that_fail_leave_modes_and_random_numbers_as_they_were(
     synthetic_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="gpvit")
-    pictures = following(ValidationImages(records(synthetic_data), lambda record: record, CLASSES, count=1, folder=tmp_path))
+    pictures = following(
+        ValidationImages(
+            records(synthetic_data), lambda record: record, CLASSES, count=1, folder=tmp_path
+        )
+    )
     model = pictures.trainer.model = Detector()
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
     pictures.after_evaluation()
     assert "out of memory, say" in caplog.text and "goes on" in caplog.text
     assert (model.training, model.still.training, model.moving.training) == (True, False, True)
-    assert torch.equal(torch.get_rng_state(), state[0]) and np.random.get_state()[1].tolist() == state[1]
+    assert (
+        torch.equal(torch.get_rng_state(), state[0])
+        and np.random.get_state()[1].tolist() == state[1]
+    )
 
 
 def test_a_picture_that_cannot_be_read_is_left_out(
@@ -179,13 +211,18 @@ def test_a_picture_that_cannot_be_read_is_left_out(
     broken, good = records(synthetic_data)[:2]
     chosen = [broken | {"file_name": "nowhere.png"}, good]
     pictures = following(
-        ValidationImages(chosen, instantiate(cfg.dataloader.test.mapper), CLASSES, count=2, folder=tmp_path)
+        ValidationImages(
+            chosen, instantiate(cfg.dataloader.test.mapper), CLASSES, count=2, folder=tmp_path
+        )
     )
     pictures.trainer.model = instantiate(cfg.model)
     pictures.after_evaluation()
     assert "nowhere.png" in caplog.text
     ((name, _, _),) = pictures.trainer.storage._vis_data
-    assert name.endswith(Path(good["file_name"]).name) and (tmp_path / "pictures" / "0000003.png").exists()
+    assert (
+        name.endswith(Path(good["file_name"]).name)
+        and (tmp_path / "pictures" / "0000003.png").exists()
+    )
 
 
 CLASSES = ["disc", "triangle", "cross"]
@@ -195,7 +232,9 @@ def records(data: Path) -> list[dict]:
     return DatasetCatalog.get(gpvit.data.register_folder(str(data), "val"))
 
 
-def following(follower: ValidationImages | PeriodicWriters | RunReadme) -> ValidationImages | PeriodicWriters | RunReadme:
+def following(
+    follower: ValidationImages | PeriodicWriters | RunReadme,
+) -> ValidationImages | PeriodicWriters | RunReadme:
     """A follower of a training that has done three of four iterations."""
     follower.trainer = SimpleNamespace(done=3, max_iter=4, ema=None, storage=EventStorage(2))
     return follower
@@ -228,13 +267,18 @@ def test_a_log_that_cannot_be_written_is_told_once_and_the_training_goes_on(
     assert caplog.text.count("No space left on device") == 2
 
 
-def test_the_folder_says_what_was_trained_on_what_and_how_it_went(trained: Path, synthetic_data: Path) -> None:
+def test_the_folder_says_what_was_trained_on_what_and_how_it_went(
+    trained: Path, synthetic_data: Path
+) -> None:
     page = (trained / "README.md").read_text()
     assert "\n# my run\n" in page and "Trained: 4 of 4 iterations" in page
     assert "python train_net.py --data 'my data'" in page and str(CONFIG) in page
     for split in ("train", "val"):
         content = json.loads((synthetic_data / "annotations" / f"{split}.json").read_text())
-        images, objects = len(content["images"]), sum(not item["iscrowd"] for item in content["annotations"])
+        images, objects = (
+            len(content["images"]),
+            sum(not item["iscrowd"] for item in content["annotations"]),
+        )
         assert f"annotations/{split}.json` | {images} | {objects} |" in page
     assert (
         "GeneralizedRCNN, 1.20 million parameters" in page
@@ -257,43 +301,74 @@ def test_the_folder_says_what_each_file_is(trained: Path) -> None:
 def test_the_command_for_evaluation_that_the_folder_gives_works(trained: Path) -> None:
     page = (trained / "README.md").read_text()
     (command,) = re.findall(r"^python train_net.py (--config-file.*\\\n.*)$", page, re.MULTILINE)
-    config, results = (trained / "config.yaml").read_bytes(), (trained / "evaluation.json").read_bytes()
-    train_net.main(argument_parser().parse_intermixed_args(shlex.split(command.replace("\\\n", " "))))
+    config, results = (
+        (trained / "config.yaml").read_bytes(),
+        (trained / "evaluation.json").read_bytes(),
+    )
+    train_net.main(
+        argument_parser().parse_intermixed_args(shlex.split(command.replace("\\\n", " ")))
+    )
     again = json.loads((trained / "evaluation" / "evaluation.json").read_text())
     assert again["weights"] == str(trained / "model_best.pth") and again["images"] == 4
-    assert load_config(str(trained / "evaluation" / "config.yaml")).train.output_dir == str(trained / "evaluation")
-    assert (trained / "config.yaml").read_bytes() == config and (trained / "evaluation.json").read_bytes() == results
+    assert load_config(str(trained / "evaluation" / "config.yaml")).train.output_dir == str(
+        trained / "evaluation"
+    )
+    assert (trained / "config.yaml").read_bytes() == config and (
+        trained / "evaluation.json"
+    ).read_bytes() == results
 
 
-def test_an_evaluation_is_written_down_with_its_speed_and_its_data(trained: Path, synthetic_data: Path) -> None:
+def test_an_evaluation_is_written_down_with_its_speed_and_its_data(
+    trained: Path, synthetic_data: Path
+) -> None:
     before = json.loads((trained / "evaluation.json").read_text())
     assert before["iteration"] == 4 and before["images"] == 4 and before["weights"] is None
     assert {"AP", "AP50"} <= before["results"]["segm"].keys() and "CPU" in before["device"]
     assert 0 < before["seconds_per_image"] < 5
     data = before["data"]
-    assert data["name"] == f"{synthetic_data.name}_val" and data["file"] == str(synthetic_data / "annotations" / "val.json")
+    assert data["name"] == f"{synthetic_data.name}_val" and data["file"] == str(
+        synthetic_data / "annotations" / "val.json"
+    )
     assert data["masks"] and data["fingerprint"].startswith("2:")
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
-def test_evaluation_alone_never_replaces_what_a_run_wrote(trained: Path, synthetic_data: Path) -> None:
+def test_evaluation_alone_never_replaces_what_a_run_wrote(
+    trained: Path, synthetic_data: Path
+) -> None:
     before = contents(trained)
-    with pytest.raises(UserError, match=f"is the folder of a training .*for example train.output_dir={trained}/evaluation"):
-        train(trained, synthetic_data, "--eval-only", f"train.init_checkpoint={trained / 'model_0000002.pth'}")
+    with pytest.raises(
+        UserError,
+        match=f"is the folder of a training .*for example train.output_dir={trained}/evaluation",
+    ):
+        train(
+            trained,
+            synthetic_data,
+            "--eval-only",
+            f"train.init_checkpoint={trained / 'model_0000002.pth'}",
+        )
     assert contents(trained) == before
 
 
-def test_an_evaluation_is_replaced_by_the_same_one_alone(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
+def test_an_evaluation_is_replaced_by_the_same_one_alone(
+    trained: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(synthetic_data, data)
     options = ("--eval-only", f"train.init_checkpoint={trained / 'model_0000002.pth'}")
     train(out, synthetic_data, *options)
     train(out, data, *options)  # the same at another place
     evaluation = json.loads((out / "evaluation.json").read_text())
-    assert evaluation["weights"] == str(trained / "model_0000002.pth") and evaluation["iteration"] == 2
+    assert (
+        evaluation["weights"] == str(trained / "model_0000002.pth") and evaluation["iteration"] == 2
+    )
     (out / "evaluation.json").write_text(json.dumps(evaluation | {"results": None, "images": None}))
     train(out, data, *options)  # as after one that was killed
     before = contents(out)
@@ -311,7 +386,10 @@ def test_an_evaluation_is_replaced_by_the_same_one_alone(trained: Path, syntheti
             train(out, folder, *arguments)
     (out / "log.txt").unlink()
     for arguments in ((), ("--resume",)):
-        with pytest.raises(UserError, match="has the results of an evaluation: give the training another train.output_dir"):
+        with pytest.raises(
+            UserError,
+            match="has the results of an evaluation: give the training another train.output_dir",
+        ):
             train(out, synthetic_data, *arguments)
     after = contents(out)
     assert all(after[path] == before[path] for path in before if path.name != "log.txt")
@@ -321,8 +399,16 @@ def test_an_evaluation_that_does_not_say_what_it_is_of_is_not_replaced(
     trained: Path, synthetic_data: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "coco_instances_results.json").write_text("precious")
-    with pytest.raises(UserError, match="has the results of an evaluation with other weights, iteration, settings and|data"):
-        train(tmp_path, synthetic_data, "--eval-only", f"train.init_checkpoint={trained / 'model_final.pth'}")
+    with pytest.raises(
+        UserError,
+        match="has the results of an evaluation with other weights, iteration, settings and|data",
+    ):
+        train(
+            tmp_path,
+            synthetic_data,
+            "--eval-only",
+            f"train.init_checkpoint={trained / 'model_final.pth'}",
+        )
     assert (tmp_path / "coco_instances_results.json").read_text() == "precious"
 
 
@@ -332,7 +418,9 @@ def test_a_readme_of_somebody_else_is_left_as_it_is(synthetic_data: Path, tmp_pa
     assert (tmp_path / "README.md").read_text() == "my notes"
 
 
-def test_what_stands_where_the_page_should_does_not_end_a_training(synthetic_data: Path, tmp_path: Path) -> None:
+def test_what_stands_where_the_page_should_does_not_end_a_training(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
     (tmp_path / "README.md").mkdir()
     (tmp_path / "run.json").write_text("[1]")
     train(tmp_path, synthetic_data, "train.max_iter=1", "--resume")
@@ -344,7 +432,11 @@ def test_what_stands_where_the_page_should_does_not_end_a_training(synthetic_dat
     [
         ("train_net.py", "python train_net.py train 'my data'", "train_net.py train 'my data'"),
         ("/somewhere/bin/gpvit", "gpvit train 'my data'", "-m gpvit train 'my data'"),
-        ("/somewhere/gpvit/__main__.py", "python -m gpvit train 'my data'", "-m gpvit train 'my data'"),
+        (
+            "/somewhere/gpvit/__main__.py",
+            "python -m gpvit train 'my data'",
+            "-m gpvit train 'my data'",
+        ),
     ],
 )
 def test_the_command_of_a_job_may_be_typed_again(
@@ -352,7 +444,11 @@ def test_the_command_of_a_job_may_be_typed_again(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [program, "train", "my data"])
     assert command() == alone
-    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "1",
+        "WORLD_SIZE": "16",
+        "LOCAL_WORLD_SIZE": "8",
+    }.items():
         monkeypatch.setenv(name, value)
     assert command() == f"torchrun --nnodes 2 --nproc-per-node 8 {by_torchrun}"
     monkeypatch.setenv("WORLD_SIZE", "8")
@@ -391,10 +487,16 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = ModuleType("wandb")
-    module.Error, module.Image, module.runs = type("Error", (Exception,), {}), lambda pixels: pixels.shape, []
+    module.Error, module.Image, module.runs = (
+        type("Error", (Exception,), {}),
+        lambda pixels: pixels.shape,
+        [],
+    )
 
     def init(**options: object) -> Run:
-        module.runs.append(Run(**options | {"id": options["id"] or f"run{len(module.runs)}", "rows": []}))
+        module.runs.append(
+            Run(**options | {"id": options["id"] or f"run{len(module.runs)}", "rows": []})
+        )
         return module.runs[-1]
 
     module.init = init
@@ -404,7 +506,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> tuple[Path, list[Run]]:
+def resumed(
+    tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path
+) -> tuple[Path, list[Run]]:
     """The folder of a training that went on from iteration 2 to 4, and its runs of Weights & Biases."""
     folder = tmp_path_factory.mktemp("resumed")
     options = ("train.wandb=things", "train.eval_period=2", "train.checkpointer.period=2")
@@ -416,21 +520,39 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> t
     return folder, wandb.runs
 
 
-def test_a_resumed_training_keeps_its_earlier_starts_and_results(resumed: tuple[Path, list[Run]]) -> None:
+def test_a_resumed_training_keeps_its_earlier_starts_and_results(
+    resumed: tuple[Path, list[Run]],
+) -> None:
     page = (resumed[0] / "README.md").read_text()
     assert re.findall(r"^\| \d.* UTC \| (\d) \| 1 x CPU", page, re.MULTILINE) == ["0", "2"]
     assert re.search(r"\| 2 \| .*\n\| 4 \| ", page) and "Trained: 4 of 4" in page
 
 
-def test_weights_and_biases_gets_metrics_and_pictures_and_goes_on_with_its_run(resumed: tuple[Path, list[Run]]) -> None:
+def test_weights_and_biases_gets_metrics_and_pictures_and_goes_on_with_its_run(
+    resumed: tuple[Path, list[Run]],
+) -> None:
     folder, (first, second) = resumed
-    assert first.project == "things" and first.name == folder.name and first.config["train.seed"] == "1"
+    assert (
+        first.project == "things"
+        and first.name == folder.name
+        and first.config["train.seed"] == "1"
+    )
     assert first.finished and first.step_metric == "iteration" and second.id == first.id
-    losses = {row["iteration"]: row["total_loss"] for run in (first, second) for row in run.rows if "total_loss" in row}
+    losses = {
+        row["iteration"]: row["total_loss"]
+        for run in (first, second)
+        for row in run.rows
+        if "total_loss" in row
+    }
     rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert list(losses) == [0, 1, 2, 3]
-    assert losses.items() >= {row["iteration"]: row["total_loss"] for row in rows if "total_loss" in row}.items()
-    pictures = [row["iteration"] for row in first.rows if any(name.startswith("pictures/") for name in row)]
+    assert (
+        losses.items()
+        >= {row["iteration"]: row["total_loss"] for row in rows if "total_loss" in row}.items()
+    )
+    pictures = [
+        row["iteration"] for row in first.rows if any(name.startswith("pictures/") for name in row)
+    ]
     assert pictures == [1, 3]
     assert any("segm/AP" in row for row in first.rows)
     assert min(row["iteration"] for row in second.rows) >= 1
@@ -471,7 +593,12 @@ def test_pictures_and_weights_and_biases_may_change_when_a_training_is_resumed()
         "dataloader.train.dataset.names.1",
         "dataloader.test.mapper.augmentations.0.max_size",
     ]
-    fixed = ["train.clip_norm", "train.max_iter", "model.roi_heads.num_classes", "dataloader.train.total_batch_size"]
+    fixed = [
+        "train.clip_norm",
+        "train.max_iter",
+        "model.roi_heads.num_classes",
+        "dataloader.train.total_batch_size",
+    ]
     assert [key for key in free + fixed if may_change(key)] == free
 
 
@@ -488,7 +615,9 @@ def test_a_best_metric_that_evaluations_give_is_taken(trained: Path) -> None:
 def test_a_best_metric_that_no_evaluation_gives_is_refused_at_the_start(
     synthetic_data: Path, tmp_path: Path, metric: str
 ) -> None:
-    with pytest.raises(UserError, match=f"best_metric={metric} is none of bbox/AP, .*segm/AP-cross"):
+    with pytest.raises(
+        UserError, match=f"best_metric={metric} is none of bbox/AP, .*segm/AP-cross"
+    ):
         train(tmp_path, synthetic_data, f"train.best_metric={metric}")
     assert not list(tmp_path.glob("model*"))
 
@@ -501,4 +630,6 @@ def test_a_signal_outside_of_the_training_loop_is_told(
     with pytest.raises(SystemExit) as stop:
         launch(lambda args: os.kill(os.getpid(), number), args, "cpu")
     assert stop.value.code == code
-    assert capsys.readouterr().err.startswith(f"error: stopped by {number.name} outside of the training loop")
+    assert capsys.readouterr().err.startswith(
+        f"error: stopped by {number.name} outside of the training loop"
+    )

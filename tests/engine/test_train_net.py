@@ -35,7 +35,9 @@ from torch import nn
 
 CONFIG = "configs/quickstart.py"
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join(str(REPOSITORY / folder) for folder in (".", "projects/GPViT", "tests")),
+    "PYTHONPATH": os.pathsep.join(
+        str(REPOSITORY / folder) for folder in (".", "projects/GPViT", "tests")
+    ),
     "OMP_NUM_THREADS": "1",
 }
 
@@ -64,7 +66,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> P
 
 def test_a_training_leaves_checkpoints_config_metrics_and_results(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
-    assert {"model_0000002.pth", "model_final.pth", "config.yaml", "metrics.json", "log.txt"} <= names
+    assert {
+        "model_0000002.pth",
+        "model_final.pth",
+        "config.yaml",
+        "metrics.json",
+        "log.txt",
+    } <= names
     assert "coco_instances_results.json" in names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert list(metrics(trained, "total_loss")) == [0, 1, 2, 3]
@@ -84,30 +92,57 @@ def test_a_checkpoint_carries_config_and_versions_for_its_use(trained: Path) -> 
     model = instantiate(cfg.model)
     gpvit.checkpoint.load(model, file)
     image = np.zeros((50, 100, 3), np.uint8)
-    assert gpvit.Predictor.from_checkpoint(trained, "cpu").resize(image).shape == (3, 64, 128)  # TINY's short side
-    smaller = gpvit.Predictor.from_checkpoint(trained, "cpu", overrides=["dataloader.short_side=32"])
+    assert gpvit.Predictor.from_checkpoint(trained, "cpu").resize(image).shape == (
+        3,
+        64,
+        128,
+    )  # TINY's short side
+    smaller = gpvit.Predictor.from_checkpoint(
+        trained, "cpu", overrides=["dataloader.short_side=32"]
+    )
     assert smaller.resize(image).shape == (3, 32, 64)
 
 
 def test_a_checkpoint_carries_its_classes(trained: Path) -> None:
-    assert gpvit.checkpoint.read(str(trained / "model_final.pth")).classes == ["disc", "triangle", "cross"]
+    assert gpvit.checkpoint.read(str(trained / "model_final.pth")).classes == [
+        "disc",
+        "triangle",
+        "cross",
+    ]
 
 
-def test_a_run_goes_on_by_its_saved_config_with_data_that_moved(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_by_its_saved_config_with_data_that_moved(
+    trained: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / "model_final.pth").unlink()
     shutil.copytree(synthetic_data, tmp_path / "moved")
-    command = ["--config-file", str(tmp_path / "run" / "config.yaml"), "--data", str(tmp_path / "moved"), "--resume"]
-    train_net.main(argument_parser().parse_intermixed_args([*command, f"train.output_dir={tmp_path / 'run'}"]))
+    command = [
+        "--config-file",
+        str(tmp_path / "run" / "config.yaml"),
+        "--data",
+        str(tmp_path / "moved"),
+        "--resume",
+    ]
+    train_net.main(
+        argument_parser().parse_intermixed_args([*command, f"train.output_dir={tmp_path / 'run'}"])
+    )
     assert (tmp_path / "run" / "model_final.pth").exists()
 
 
-def test_evaluation_alone_needs_no_training_data(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
+def test_evaluation_alone_needs_no_training_data(
+    trained: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "data"
     (folder / "annotations").mkdir(parents=True)
     (folder / "images").symlink_to(synthetic_data / "images")
     (folder / "annotations" / "val.json").symlink_to(synthetic_data / "annotations" / "val.json")
-    run(tmp_path / "out", folder, "--eval-only", f"train.init_checkpoint={trained / 'model_final.pth'}")
+    run(
+        tmp_path / "out",
+        folder,
+        "--eval-only",
+        f"train.init_checkpoint={trained / 'model_final.pth'}",
+    )
     again = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
     assert again == json.loads((trained / "coco_instances_results.json").read_text())
 
@@ -142,7 +177,9 @@ def test_a_last_evaluation_that_fails_leaves_the_losses_before_it(
     assert "Stopped at " in (tmp_path / "README.md").read_text()
 
 
-def test_evaluation_of_other_classes_is_refused(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
+def test_evaluation_of_other_classes_is_refused(
+    trained: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "data"
     (folder / "annotations").mkdir(parents=True)
     (folder / "images").symlink_to(synthetic_data / "images")
@@ -150,10 +187,17 @@ def test_evaluation_of_other_classes_is_refused(trained: Path, synthetic_data: P
     content["categories"][0]["name"] = "cat"
     (folder / "annotations" / "val.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="trained for other classes .disc.* than the data has .cat"):
-        run(tmp_path / "out", folder, "--eval-only", f"train.init_checkpoint={trained / 'model_final.pth'}")
+        run(
+            tmp_path / "out",
+            folder,
+            "--eval-only",
+            f"train.init_checkpoint={trained / 'model_final.pth'}",
+        )
 
 
-def test_resuming_goes_on_with_iteration_schedule_and_optimizer(synthetic_data: Path, tmp_path: Path) -> None:
+def test_resuming_goes_on_with_iteration_schedule_and_optimizer(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = ("train.checkpointer.period=2", "train.eval_period=0", "train.log_period=1")
     run(whole, synthetic_data, *options, "train.max_iter=4")
@@ -164,14 +208,23 @@ def test_resuming_goes_on_with_iteration_schedule_and_optimizer(synthetic_data: 
     assert list(metrics(parts, "total_loss")) == [2, 3]
     rates = metrics(whole, "lr")
     assert metrics(parts, "lr") == {iteration: rates[iteration] for iteration in (2, 3)}
-    state = gpvit.checkpoint.read_content(str(parts / "model_final.pth"))["trainer"]["optimizer"]["state"]
+    state = gpvit.checkpoint.read_content(str(parts / "model_final.pth"))["trainer"]["optimizer"][
+        "state"
+    ]
     assert {int(entry["step"]) for entry in state.values()} == {4}
 
 
 def test_resuming_a_finished_training_only_evaluates(trained: Path, synthetic_data: Path) -> None:
     before = (trained / "model_final.pth").read_bytes()
     rows = len((trained / "metrics.json").read_text().splitlines())
-    run(trained, synthetic_data, "--resume", "train.seed=1", "train.checkpointer.period=2", "train.max_iter=4")
+    run(
+        trained,
+        synthetic_data,
+        "--resume",
+        "train.seed=1",
+        "train.checkpointer.period=2",
+        "train.max_iter=4",
+    )
     assert (trained / "model_final.pth").read_bytes() == before
     assert len((trained / "metrics.json").read_text().splitlines()) <= rows + 1
 
@@ -210,7 +263,10 @@ def test_torchruns_processes_find_their_device(monkeypatch: pytest.MonkeyPatch) 
     [
         (["train.max_itr=1"], "did you mean train.max_iter"),
         (["train.max_iter=many"], "train.max_iter must be a whole number of iterations"),
-        (["train.device=gpu"], 'train.device must be auto, cuda or cpu, got "gpu"; write train.device=cuda'),
+        (
+            ["train.device=gpu"],
+            'train.device must be auto, cuda or cpu, got "gpu"; write train.device=cuda',
+        ),
         (["--num-gpus", "9999"], "9999, but this machine has"),
         (["--data", "nowhere"], "nowhere"),
         ([], "coco/annotations/instances_val2017.json of data set coco_2017_val does not exist"),
@@ -218,14 +274,20 @@ def test_torchruns_processes_find_their_device(monkeypatch: pytest.MonkeyPatch) 
         (["--data", "DATA", "--num-machines", "2"], "--num-machines needs --dist-url"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(synthetic_data: Path, arguments: list[str], message: str) -> None:
+def test_a_mistake_on_the_command_line_is_one_line(
+    synthetic_data: Path, arguments: list[str], message: str
+) -> None:
     arguments = [str(synthetic_data) if argument == "DATA" else argument for argument in arguments]
     result = subprocess.run(
         [sys.executable, "train_net.py", "--config-file", CONFIG, *arguments],
         cwd=REPOSITORY, env=ENVIRONMENT | {"DETECTRON2_DATASETS": "nowhere"}, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 1
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
+    assert (
+        result.stderr.startswith("error: ")
+        and result.stderr.count("\n") == 1
+        and message in result.stderr
+    )
 
 
 class Quadratic(nn.Module):
@@ -241,12 +303,18 @@ class Quadratic(nn.Module):
 
 
 def one_step(
-    tmp_path: Path, value: float = 3.0, clip_norm: float = 0.0, amp_enabled: bool = False, dtype: str = "bfloat16"
+    tmp_path: Path,
+    value: float = 3.0,
+    clip_norm: float = 0.0,
+    amp_enabled: bool = False,
+    dtype: str = "bfloat16",
 ) -> Quadratic:
     model = Quadratic()
     amp = OmegaConf.create(dict(enabled=amp_enabled, dtype=dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    trainer = Trainer(model, optimizer, seed=0, output_dir=str(tmp_path), amp=amp, clip_norm=clip_norm)
+    trainer = Trainer(
+        model, optimizer, seed=0, output_dir=str(tmp_path), amp=amp, clip_norm=clip_norm
+    )
     try:
         trainer.train([[{"image": torch.zeros(3, 1, 1), "value": value, "skipped": []}]], 1)
     except UserError as error:
@@ -256,8 +324,12 @@ def one_step(
 
 def test_gradients_are_clipped_to_their_norm(tmp_path: Path) -> None:
     torch.testing.assert_close(one_step(tmp_path).weight.detach(), torch.full((4,), -3.0))
-    torch.testing.assert_close(one_step(tmp_path, clip_norm=1.0).weight.detach(), torch.full((4,), -0.5))
-    torch.testing.assert_close(one_step(tmp_path, clip_norm=100.0).weight.detach(), torch.full((4,), -3.0))
+    torch.testing.assert_close(
+        one_step(tmp_path, clip_norm=1.0).weight.detach(), torch.full((4,), -0.5)
+    )
+    torch.testing.assert_close(
+        one_step(tmp_path, clip_norm=100.0).weight.detach(), torch.full((4,), -3.0)
+    )
 
 
 def test_mixed_precision_is_used_where_asked_for(tmp_path: Path) -> None:
@@ -273,7 +345,12 @@ def test_float16_scales_the_loss_and_clips_what_is_unscaled(tmp_path: Path) -> N
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_detector_trains_on_a_gpu(synthetic_data: Path, tmp_path: Path, dtype: str) -> None:
-    options = ("train.device=cuda", f"train.amp.dtype={dtype}", "model.backbone.net.norm=SyncBN", "train.max_iter=2")
+    options = (
+        "train.device=cuda",
+        f"train.amp.dtype={dtype}",
+        "model.backbone.net.norm=SyncBN",
+        "train.max_iter=2",
+    )
     run(tmp_path, synthetic_data, *options)
     assert list(metrics(tmp_path, "total_loss")) == [0, 1]
 
@@ -290,7 +367,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path: Pat
 
 
 def test_a_batch_in_parts_makes_the_same_step(tmp_path: Path) -> None:
-    images = [{"image": torch.zeros(3, 1, 1), "value": value, "skipped": []} for value in (1.0, 2.0, 4.0)]
+    images = [
+        {"image": torch.zeros(3, 1, 1), "value": value, "skipped": []} for value in (1.0, 2.0, 4.0)
+    ]
 
     class Mean(Quadratic):
         def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
@@ -302,7 +381,9 @@ def test_a_batch_in_parts_makes_the_same_step(tmp_path: Path) -> None:
         model = Mean()
         amp = OmegaConf.create(dict(enabled=False, dtype="bfloat16"))
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        trainer = Trainer(model, optimizer, seed=0, output_dir=str(tmp_path), amp=amp, accumulate=accumulate)
+        trainer = Trainer(
+            model, optimizer, seed=0, output_dir=str(tmp_path), amp=amp, accumulate=accumulate
+        )
         trainer.train([images], 1)
         assert model.largest == largest
         weights.append(model.weight.detach())
@@ -357,7 +438,9 @@ def even_data(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) ->
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "detectron2"])
-def test_two_processes_do_what_one_does(launcher: str, even_data: Path, one_process: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(
+    launcher: str, even_data: Path, one_process: Path, tmp_path: Path
+) -> None:
     worker = [
         str(REPOSITORY / "tests" / "engine" / "distributed_worker.py"),
         "--config-file",
@@ -367,10 +450,19 @@ def test_two_processes_do_what_one_does(launcher: str, even_data: Path, one_proc
     ]
     worker += [*TINY, *DETERMINISTIC, "train.device=cpu", f"train.output_dir={tmp_path}"]
     command = {
-        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *worker],
+        "torchrun": [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            *worker,
+        ],
         "detectron2": [*worker, "--num-gpus", "2"],
     }[launcher]
-    subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, *command], cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=300
+    )
 
     weights = [torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1)]
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
@@ -383,18 +475,29 @@ def test_two_processes_do_what_one_does(launcher: str, even_data: Path, one_proc
             moved, expected = tensor - start[key], one[key] - start[key]
             assert (moved - expected).norm() <= 0.3 * expected.norm() + 1e-6, key
     assert not torch.equal(weights[0][NORM], start[NORM])
-    tolerances = {"loss_rpn_cls": 1e-3, "loss_rpn_loc": 1e-3, "loss_cls": 1e-2, "loss_mask": 1e-2, "loss_box_reg": 0.1}
+    tolerances = {
+        "loss_rpn_cls": 1e-3,
+        "loss_rpn_loc": 1e-3,
+        "loss_cls": 1e-2,
+        "loss_mask": 1e-2,
+        "loss_box_reg": 0.1,
+    }
     for key, tolerance in tolerances.items():
         together, apart = metrics(one_process, key), metrics(tmp_path, key)
         assert list(together) == [0, 1, 2]
         assert apart == pytest.approx(together, rel=tolerance), key
     results, expected = (
-        {result["image_id"] for result in json.loads((folder / "coco_instances_results.json").read_text())}
+        {
+            result["image_id"]
+            for result in json.loads((folder / "coco_instances_results.json").read_text())
+        }
         for folder in (tmp_path, one_process)
     )
     assert results == expected and len(expected) == 4  # the images of both processes
     for task in ("bbox", "segm"):
-        assert final_metrics(tmp_path)[f"{task}/AP"] == pytest.approx(final_metrics(one_process)[f"{task}/AP"], abs=0.5)
+        assert final_metrics(tmp_path)[f"{task}/AP"] == pytest.approx(
+            final_metrics(one_process)[f"{task}/AP"], abs=0.5
+        )
 
 
 NORM = "backbone.net.patch_embed.stem.norm.weight"
@@ -440,36 +543,53 @@ model.roi_heads.num_classes = 3
 
 def found_in(folder: Path) -> list[dict]:
     content = json.loads((folder / "coco_instances_results.json").read_text())
-    return sorted(content, key=lambda result: (result["image_id"], -result["score"], result["bbox"]))
+    return sorted(
+        content, key=lambda result: (result["image_id"], -result["score"], result["bbox"])
+    )
 
 
-@pytest.mark.parametrize("key", ["dataloader.max_detections", "model.roi_heads.box_predictor.test_topk_per_image"])
+@pytest.mark.parametrize(
+    "key", ["dataloader.max_detections", "model.roi_heads.box_predictor.test_topk_per_image"]
+)
 def test_a_run_begins_with_a_note_on_images_of_more_objects_than_are_given(
     synthetic_data: Path, tmp_path: Path, key: str
 ) -> None:
     run(tmp_path, synthetic_data, "train.max_iter=1", "train.eval_period=0", f"{key}=1")
     before_training = (tmp_path / "log.txt").read_text().partition("Starting training")[0]
     for split in ("train", "val"):
-        assert re.search(rf"{split}: images have up to \d+ objects, of which .* AP counts 1;", before_training)
+        assert re.search(
+            rf"{split}: images have up to \d+ objects, of which .* AP counts 1;", before_training
+        )
 
 
 def test_an_evaluation_without_weights_or_on_other_data_than_is_named_is_refused(
     synthetic_data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="--eval-only needs weights; write train.init_checkpoint=FILE"):
+    with pytest.raises(
+        UserError, match="--eval-only needs weights; write train.init_checkpoint=FILE"
+    ):
         run(tmp_path, synthetic_data, "--eval-only", "train.init_checkpoint=null")
     with pytest.raises(UserError, match="dataset_name=night is not what is evaluated"):
         run(tmp_path, synthetic_data, "dataloader.evaluator.dataset_name=night")
 
 
-def test_several_validation_sets_are_evaluated_each(synthetic_data: Path, config_of_sets: Path, tmp_path: Path) -> None:
+def test_several_validation_sets_are_evaluated_each(
+    synthetic_data: Path, config_of_sets: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "out"
-    command = ["--config-file", str(config_of_sets), "train.device=cpu", f"train.output_dir={folder}"]
+    command = [
+        "--config-file",
+        str(config_of_sets),
+        "train.device=cpu",
+        f"train.output_dir={folder}",
+    ]
     command += ["train.ema_decay=0.5", "train.best_metric=night/city/ema_segm/AP"]
     command += ["train.max_iter=2", "train.pictures=1"]
     train_net.main(argument_parser().parse_intermixed_args(command))
     measured = final_metrics(folder)
-    names = {f"{name}/{task}/AP" for name in SETS for task in ("bbox", "segm", "ema_bbox", "ema_segm")}
+    names = {
+        f"{name}/{task}/AP" for name in SETS for task in ("bbox", "segm", "ema_bbox", "ema_segm")
+    }
     assert names <= measured.keys() and not {"bbox/AP", "segm/AP", "ema_segm/AP"} & measured.keys()
     whole = json.loads((folder / "evaluation.json").read_text())
     assert whole["images"] == 12 and [data["name"] for data in whole["data"]] == list(SETS)
@@ -480,10 +600,15 @@ def test_several_validation_sets_are_evaluated_each(synthetic_data: Path, config
         assert evaluation["data"]["name"] == name
         assert len(read_inputs(folder / "inference" / inside).truth.imgs) == images
     page = (folder / "README.md").read_text()
-    assert f"gpvit view-results --input {folder}/inference/day --report\n" in page and "| val: night/city | " in page
+    assert (
+        f"gpvit view-results --input {folder}/inference/day --report\n" in page
+        and "| val: night/city | " in page
+    )
     assert "Best night/city/ema\\_segm/AP: " in page and "in `model_best.pth`" in page
     assert "`coco_instances_results.json`" not in page
-    with pytest.raises(UserError, match=f"of several validation sets: give the folder of one, .*{NIGHT}$"):
+    with pytest.raises(
+        UserError, match=f"of several validation sets: give the folder of one, .*{NIGHT}$"
+    ):
         read_inputs(folder)
     card = training_of(gpvit.checkpoint.read(str(folder / "model_final.pth")))
     assert card.val_data == "day" and card.images == 4
@@ -496,21 +621,39 @@ def test_two_processes_evaluate_as_one_does_each_of_several_sets(
     worker = [str(REPOSITORY / "train_net.py"), "--config-file", str(config_of_sets)]
     worker += ["--eval-only", "train.device=cpu", f"train.output_dir={tmp_path / 'out'}"]
     worker += [f"train.init_checkpoint={trained / 'model_final.pth'}"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *worker]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *worker,
+    ]
     subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=300)
     ours, expected = found_in(tmp_path / "out" / "inference" / "day"), found_in(trained)
     assert len(ours) == len(expected) > 0
     for one, other in zip(ours, expected):
         assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
-    ids = {image["id"] for image in json.loads((synthetic_data / "annotations" / "train.json").read_text())["images"]}
-    assert {result["image_id"] for result in found_in(tmp_path / "out" / "inference" / NIGHT)} == ids
+    ids = {
+        image["id"]
+        for image in json.loads((synthetic_data / "annotations" / "train.json").read_text())[
+            "images"
+        ]
+    }
+    assert {
+        result["image_id"] for result in found_in(tmp_path / "out" / "inference" / NIGHT)
+    } == ids
     evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert evaluation["results"].keys() == set(SETS) and evaluation["images"] == 12
 
 
 def of_sets(*names: str, **train: object) -> DictConfig:
-    loaders = {"test": {"dataset": {"names": list(names)}}, "evaluator": {"tasks": ["bbox", "segm"]}}
+    loaders = {
+        "test": {"dataset": {"names": list(names)}},
+        "evaluator": {"tasks": ["bbox", "segm"]},
+    }
     return OmegaConf.create({"dataloader": loaders, "train": {"ema_decay": 0.0} | train})
 
 
@@ -557,7 +700,20 @@ def test_validation_sets_that_cannot_be_told_apart_are_refused(names: object, me
 
 
 def test_folders_of_validation_sets_are_safe_and_differ() -> None:
-    names = ["coco_2017_val", "a/b", "a_b", "a\\b", "..", "", "Day", "day", "x" * 300, "x" * 301, "ä", "\udcff"]
+    names = [
+        "coco_2017_val",
+        "a/b",
+        "a_b",
+        "a\\b",
+        "..",
+        "",
+        "Day",
+        "day",
+        "x" * 300,
+        "x" * 301,
+        "ä",
+        "\udcff",
+    ]
     folders = list(folder_names(names).values())
     assert folders[0] == "coco_2017_val" and folders[2] == "a_b"
     assert len({folder.lower() for folder in folders}) == len(names)
@@ -572,9 +728,24 @@ def test_the_average_has_names_of_its_own_below_those_of_the_sets() -> None:
 
 def test_an_error_in_several_processes_is_one_line(synthetic_data: Path, tmp_path: Path) -> None:
     torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    command = [sys.executable, "train_net.py", "--config-file", CONFIG, "--data", str(synthetic_data), "--num-gpus", "2"]
-    command += ["train.device=cpu", f"train.output_dir={tmp_path}", f"train.init_checkpoint={tmp_path / 'other.pth'}"]
-    result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "train_net.py",
+        "--config-file",
+        CONFIG,
+        "--data",
+        str(synthetic_data),
+        "--num-gpus",
+        "2",
+    ]
+    command += [
+        "train.device=cpu",
+        f"train.output_dir={tmp_path}",
+        f"train.init_checkpoint={tmp_path / 'other.pth'}",
+    ]
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "does not fit the model" in line and "Traceback" not in result.stderr
@@ -605,9 +776,21 @@ def test_a_published_file_is_evaluated_and_fine_tuned(
     (folder / "images").symlink_to(real_data / "coco_val_ccby" / "images")
 
     def run_published(output: str, *arguments: str) -> nn.Module:
-        command = ["--config-file", str(REPOSITORY / "configs" / "published" / f"{config}.py"), "train.device=cpu"]
-        command += [f"train.init_checkpoint={weights}", f"train.output_dir={tmp_path / output}", *arguments]
-        command += ["dataloader.short_side=64", "dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
+        command = [
+            "--config-file",
+            str(REPOSITORY / "configs" / "published" / f"{config}.py"),
+            "train.device=cpu",
+        ]
+        command += [
+            f"train.init_checkpoint={weights}",
+            f"train.output_dir={tmp_path / output}",
+            *arguments,
+        ]
+        command += [
+            "dataloader.short_side=64",
+            "dataloader.train.num_workers=0",
+            "dataloader.test.num_workers=0",
+        ]
         return train_net.main(argument_parser().parse_intermixed_args(command))
 
     run_published("evaluation", "--eval-only", "--data", str(folder))
@@ -625,7 +808,9 @@ def test_a_published_file_is_evaluated_and_fine_tuned(
     gpvit.checkpoint.load(model, file, file.classes)
 
 
-def test_registered_data_without_class_names_is_one_line(synthetic_data: Path, tmp_path: Path) -> None:
+def test_registered_data_without_class_names_is_one_line(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
     config = tmp_path / "bare.py"
     config.write_text(f"""
 from detectron2.data import DatasetCatalog
@@ -636,9 +821,23 @@ base = load_config({str(REPOSITORY / CONFIG)!r})
 model, dataloader, train = base.model, base.dataloader, base.train
 dataloader.train.dataset.names = dataloader.test.dataset.names = "bare"
 """)
-    command = [sys.executable, "train_net.py", "--config-file", str(config), "--eval-only", "train.device=cpu"]
-    command += [f"train.output_dir={tmp_path / 'out'}", f"train.init_checkpoint={tmp_path / 'model.pth'}"]
+    command = [
+        sys.executable,
+        "train_net.py",
+        "--config-file",
+        str(config),
+        "--eval-only",
+        "train.device=cpu",
+    ]
+    command += [
+        f"train.output_dir={tmp_path / 'out'}",
+        f"train.init_checkpoint={tmp_path / 'model.pth'}",
+    ]
     gpvit.checkpoint.write(str(tmp_path / "model.pth"), {"weight": torch.zeros(1)}, classes=["cat"])
-    result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True)
-    assert result.returncode == 1 and result.stderr.startswith("error: data set bare is registered without"), result.stderr
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert result.returncode == 1 and result.stderr.startswith(
+        "error: data set bare is registered without"
+    ), result.stderr
     assert result.stderr.count("\n") == 1

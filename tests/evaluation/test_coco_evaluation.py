@@ -32,7 +32,9 @@ from pycocotools.cocoeval import COCOeval
 
 @pytest.mark.parametrize("implementation", [COCOeval, COCOeval_faster])
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_the_official_results_give_the_official_figures(real_data: Path, task: str, implementation: type) -> None:
+def test_the_official_results_give_the_official_figures(
+    real_data: Path, task: str, implementation: type
+) -> None:
     folder = real_data / "cocoeval"
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(folder / "instances_val2014_100.json"))
@@ -68,7 +70,11 @@ def test_swapped_classes_and_flipped_masks_fall_far_below_the_truth(synthetic_da
     results = truth_as_results(json_file)
 
     def ap(results: list[dict]) -> float:
-        return coco_ap(str(json_file), [{k: v for k, v in copy.deepcopy(r).items() if k != "bbox"} for r in results], "segm")
+        return coco_ap(
+            str(json_file),
+            [{k: v for k, v in copy.deepcopy(r).items() if k != "bbox"} for r in results],
+            "segm",
+        )
 
     assert ap(results) == pytest.approx(1)
     assert ap(swap_classes(results, json_file)) < 0.1
@@ -76,7 +82,12 @@ def test_swapped_classes_and_flipped_masks_fall_far_below_the_truth(synthetic_da
 
 
 def test_the_evaluator_uses_the_fast_implementation() -> None:
-    assert coco_evaluation.COCOeval_opt is coco_evaluation.COCOevalMaxDets is COCOeval_faster is not COCOeval
+    assert (
+        coco_evaluation.COCOeval_opt
+        is coco_evaluation.COCOevalMaxDets
+        is COCOeval_faster
+        is not COCOeval
+    )
 
 
 def perfect(image: dict, api: COCO, name: str) -> Instances:
@@ -114,10 +125,16 @@ def test_a_detector_that_finds_nothing_has_ap_0_for_boxes_and_masks(synthetic_da
 
 
 @pytest.mark.parametrize(("crowds", "told"), [(0, "150 objects"), (49, "101 objects"), (50, "")])
-def test_more_objects_than_a_detector_gives_are_noted(tmp_path: Path, crowds: int, told: str) -> None:
+def test_more_objects_than_a_detector_gives_are_noted(
+    tmp_path: Path, crowds: int, told: str
+) -> None:
     folder = many_objects(tmp_path / "data", crowds=crowds)
     data = read(folder / "annotations" / "val.json", folder / "images")
-    found = [(problem.image_id, problem.detail) for problem in data.problems if problem.kind == "many objects"]
+    found = [
+        (problem.image_id, problem.detail)
+        for problem in data.problems
+        if problem.kind == "many objects"
+    ]
     assert found == ([(7, told)] if told else [])
 
 
@@ -133,17 +150,30 @@ def test_ap_counts_as_many_detections_as_it_is_told(
         assert results[task]["AP-cell"] == pytest.approx(ap, abs=1)
         assert results[task]["AP50"] == pytest.approx(results[task]["AP"])
         perfect_results = [
-            {k: v for k, v in r.items() if k != "bbox" or task == k} for r in truth_as_results(Path(json_file))
+            {k: v for k, v in r.items() if k != "bbox" or task == k}
+            for r in truth_as_results(Path(json_file))
         ]
-        assert coco_ap(json_file, perfect_results, task, limit or 100) == pytest.approx(results[task]["AP"] / 100)
-    lines = [entry.getMessage() for entry in caplog.records if "dataloader.max_detections" in entry.getMessage()]
-    assert len(lines) == (ap < 100) and all("up to 150 objects, and AP counts" in line for line in lines)
+        assert coco_ap(json_file, perfect_results, task, limit or 100) == pytest.approx(
+            results[task]["AP"] / 100
+        )
+    lines = [
+        entry.getMessage()
+        for entry in caplog.records
+        if "dataloader.max_detections" in entry.getMessage()
+    ]
+    assert len(lines) == (ap < 100) and all(
+        "up to 150 objects, and AP counts" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize("value", [0, -5, 10_001, 1.5, True, "abc", [1, 10, 100]])
-def test_a_number_of_detections_that_cannot_be_is_one_line(synthetic_data: Path, value: object) -> None:
+def test_a_number_of_detections_that_cannot_be_is_one_line(
+    synthetic_data: Path, value: object
+) -> None:
     name = register_folder(str(synthetic_data), "val")
-    with pytest.raises(UserError, match="max_dets_per_image must be a whole number from 1 to 10000, got "):
+    with pytest.raises(
+        UserError, match="max_dets_per_image must be a whole number from 1 to 10000, got "
+    ):
         COCOEvaluator(name, max_dets_per_image=value)
     for key in ("dataloader.max_detections", "dataloader.evaluator.max_dets_per_image"):
         cfg = OmegaConf.create({"dataloader": {"max_detections": 100, "evaluator": {}}})
@@ -175,7 +205,9 @@ def test_one_setting_is_for_the_detector_and_for_ap_and_goes_with_a_checkpoint(n
     of_older_version = {key: value for key, value in settings.items() if value != "299"}
     check_config_unchanged(of_older_version, settings, "a training run, which may be resumed")
     cfg.dataloader.max_detections = 10_001
-    with pytest.raises(UserError, match=r"topk_per_image is 10001|max_detections_per_image is 10001"):
+    with pytest.raises(
+        UserError, match=r"topk_per_image is 10001|max_detections_per_image is 10001"
+    ):
         config_from_yaml(inference_config(cfg), "a checkpoint")
 
 
@@ -197,12 +229,24 @@ def test_ap_alone_may_count_fewer_but_not_more_than_the_detector_gives() -> None
 def test_a_detector_gives_as_many_detections_as_it_is_asked_for(name: str, limit: int) -> None:
     if name == "quickstart":
         of_model = ["proposal_generator.post_nms_topk=[20,200]", "proposal_generator.nms_thresh=1"]
-        of_model += ["roi_heads.box_predictor.test_score_thresh=0", "roi_heads.box_predictor.test_nms_thresh=1"]
+        of_model += [
+            "roi_heads.box_predictor.test_score_thresh=0",
+            "roi_heads.box_predictor.test_nms_thresh=1",
+        ]
     else:
-        of_model = ["backbone.bottom_up.net.embed_dim=24", "backbone.bottom_up.net.group_tokens=[0,4,0,4]"]
+        of_model = [
+            "backbone.bottom_up.net.embed_dim=24",
+            "backbone.bottom_up.net.group_tokens=[0,4,0,4]",
+        ]
         of_model += ["test_score_thresh=0", "test_nms_thresh=1"]
-    overrides = [*(TINY[:2] if name == "quickstart" else ()), *(f"model.{override}" for override in of_model)]
-    cfg = load_config(str(REPOSITORY / "configs" / f"{name}.py"), [*overrides, f"dataloader.max_detections={limit}"])
+    overrides = [
+        *(TINY[:2] if name == "quickstart" else ()),
+        *(f"model.{override}" for override in of_model),
+    ]
+    cfg = load_config(
+        str(REPOSITORY / "configs" / f"{name}.py"),
+        [*overrides, f"dataloader.max_detections={limit}"],
+    )
     torch.manual_seed(0)
     image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
     assert len(instantiate(cfg.model).eval()([{"image": image}])[0]["instances"]) == limit

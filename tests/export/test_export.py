@@ -25,10 +25,13 @@ from torch import nn
 CLASSES = ["disc", "ring", "star"]
 SMALL = ["norm=BN", "embed_dim=24", "group_tokens=[0,4]"]
 MODELS = {
-    "quickstart.py": [override for override in TINY if override.startswith("model")] + ["model.roi_heads.num_classes=3"],
+    "quickstart.py": [override for override in TINY if override.startswith("model")]
+    + ["model.roi_heads.num_classes=3"],
     "cascade_mask_rcnn_gpvit_l1.py": [f"model.backbone.net.{override}" for override in SMALL]
     + ["model.roi_heads.num_classes=3", "model.proposal_generator.post_nms_topk=[20,20]"],
-    "published/retinanet_gpvit_l1_1x.py": [f"model.backbone.bottom_up.net.{override}" for override in SMALL]
+    "published/retinanet_gpvit_l1_1x.py": [
+        f"model.backbone.bottom_up.net.{override}" for override in SMALL
+    ]
     + ["model.num_classes=3", "model.backbone.bottom_up.num_interactions=1"],
 }
 
@@ -49,19 +52,39 @@ def tiny_model(name: str) -> nn.Module:
 
 
 def image(height: int, width: int) -> torch.Tensor:
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
+    return torch.randint(
+        0,
+        256,
+        (3, height, width),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(height),
+    )
 
 
 def export_it(weights: Path, pictures: Path, output: Path, *overrides: str) -> None:
-    command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--weights", str(weights)]
-    command += ["--input", str(pictures), "--output", str(output), *MODELS["quickstart.py"], "dataloader.short_side=96"]
+    command = [
+        "--config-file",
+        str(REPOSITORY / "configs" / "quickstart.py"),
+        "--weights",
+        str(weights),
+    ]
+    command += [
+        "--input",
+        str(pictures),
+        "--output",
+        str(output),
+        *MODELS["quickstart.py"],
+        "dataloader.short_side=96",
+    ]
     cli.main([*command, *overrides])
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "model.pth"
-    checkpoint.save({"model": tiny_model("quickstart.py").state_dict(), "classes": CLASSES}, str(path))
+    checkpoint.save(
+        {"model": tiny_model("quickstart.py").state_dict(), "classes": CLASSES}, str(path)
+    )
     return path
 
 
@@ -88,11 +111,18 @@ def test_onnx_runtime_finds_what_the_detector_finds_at_every_size(
     assert [path.name for path in output.parent.iterdir()] == ["model.onnx"]
     onnx.checker.check_model(output)
     properties = {prop.key: json.loads(prop.value) for prop in onnx.load(output).metadata_props}
-    assert properties == {"classes": CLASSES, "smallest_side": 65, "short_side": 96, "max_size": 320}
+    assert properties == {
+        "classes": CLASSES,
+        "smallest_side": 65,
+        "short_side": 96,
+        "max_size": 320,
+    }
     run, model = verify.load(output), tiny_model("quickstart.py")
     # The smallest, those of the stored position embedding, others; none but one a multiple of the stride.
     for size in ((65, 65), (192, 192), (97, 300), (331, 190)):
-        found = verify.differences(with_masks := verify.eager(model, image(*size)), run(image(*size)))
+        found = verify.differences(
+            with_masks := verify.eager(model, image(*size)), run(image(*size))
+        )
         assert len(with_masks["scores"]) > 3 and with_masks["masks"].shape[1:] == (28, 28)
         assert found.max() < 1e-3, size
 
@@ -130,7 +160,10 @@ assert not {"gpvit", "detectron2"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code, pt2_file], check=True, cwd=tmp_path)
     found, metadata = torch.load(tmp_path / "found.pth")
     assert metadata["classes"] == CLASSES
-    assert verify.differences(verify.eager(tiny_model("quickstart.py"), image(120, 150)), found).max() < 1e-3
+    assert (
+        verify.differences(verify.eager(tiny_model("quickstart.py"), image(120, 150)), found).max()
+        < 1e-3
+    )
 
 
 def test_real_pictures_are_found_the_same(real_data: Path, weights: Path, pt2_file: Path) -> None:
@@ -138,7 +171,11 @@ def test_real_pictures_are_found_the_same(real_data: Path, weights: Path, pt2_fi
     cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"), overrides)
     predictor = gpvit.Predictor(cfg, str(weights), "cpu")
     paths = sorted((real_data / "fruits_nuts" / "images").iterdir())
-    report = verify.check(predictor.model, verify.load(pt2_file), [predictor.resize(read_image(path)) for path in paths])
+    report = verify.check(
+        predictor.model,
+        verify.load(pt2_file),
+        [predictor.resize(read_image(path)) for path in paths],
+    )
     assert report.startswith("on 18 pictures 100.0% of the detections")
 
 
@@ -154,7 +191,9 @@ def test_a_file_that_finds_something_else_is_not_left(
     monkeypatch.setattr(cli, "write", lambda predictor, path, metadata: path.write_text("wrong"))
     monkeypatch.setattr(cli, "load", lambda path: half_a_pixel_off)
     for before in ([], ["--overwrite"]):
-        with pytest.raises(UserError, match="^not exported: 100.0% of the detections are not PyTorch's"):
+        with pytest.raises(
+            UserError, match="^not exported: 100.0% of the detections are not PyTorch's"
+        ):
             export_it(weights, pictures, tmp_path / "model.onnx", *before)
         assert not before or (tmp_path / "model.onnx").read_text() == "precious"
         assert len(list(tmp_path.iterdir())) == len(before)
@@ -166,13 +205,17 @@ def test_a_file_that_finds_something_else_is_not_left(
         export_it(weights, pictures, tmp_path / "model.onnx", never)
 
 
-def test_what_cannot_be_exported_is_said_before_anything_is_done(weights: Path, pictures: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_said_before_anything_is_done(
+    weights: Path, pictures: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="name must end in .onnx or .pt2"):
         export_it(weights, pictures, tmp_path / "model.pth")
     with pytest.raises(UserError, match="is resized to 48 x 48, and 65 x 65 is the smallest"):
         export_it(weights, pictures, tmp_path / "model.onnx", "dataloader.short_side=48")
     (tmp_path / "model.onnx").write_text("precious")
-    with pytest.raises(UserError, match="there is .*model.onnx already; give another --output, or --overwrite"):
+    with pytest.raises(
+        UserError, match="there is .*model.onnx already; give another --output, or --overwrite"
+    ):
         export_it(weights, pictures, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_text() == "precious"
     model = tiny_model("quickstart.py")
@@ -196,9 +239,14 @@ def test_detections_are_compared_whatever_their_order() -> None:
         assert verify.differences(ours, changed).min() >= 0.05, name
     assert verify.differences(ours, reverse | {"classes": reverse["classes"] + 3}).isinf().all()
     fewer = {name: x[:-1] for name, x in ours.items()}
-    assert verify.differences(ours, fewer).max() > 0.01 and verify.differences(fewer, ours).max() > 0.01
+    assert (
+        verify.differences(ours, fewer).max() > 0.01
+        and verify.differences(fewer, ours).max() > 0.01
+    )
     none = {name: x[:0] for name, x in ours.items()}
-    assert verify.differences(ours, none).isinf().all() and len(verify.differences(ours, none)) == len(ours["scores"])
+    assert verify.differences(ours, none).isinf().all() and len(
+        verify.differences(ours, none)
+    ) == len(ours["scores"])
     assert len(verify.differences(none, none)) == 0
 
 

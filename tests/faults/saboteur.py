@@ -66,7 +66,9 @@ class Sabotage:
                 os.kill(os.getpid(), signal.Signals[name])
             if strikes(f"{name}_parent", self.iter):
                 os.kill(os.getppid(), signal.Signals[name])
-            if strikes(f"{name}_group", self.iter):  # as Ctrl-C in a terminal: to data-loading processes, too
+            if strikes(
+                f"{name}_group", self.iter
+            ):  # as Ctrl-C in a terminal: to data-loading processes, too
                 os.killpg(0, signal.Signals[name])
             if strikes(f"{name}_soon", self.iter):  # when it waits for data
                 threading.Timer(0.5, os.kill, (os.getpid(), signal.Signals[name])).start()
@@ -75,20 +77,27 @@ class Sabotage:
         if strikes("disk_full", self.iter):
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
         if strikes("disk_emptied", self.iter):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
         if strikes("folder_removed", self.iter):
             shutil.rmtree(self.output_dir)
         super().run_step(batches)
 
     def _write_metrics(self, values: dict[str, torch.Tensor]) -> None:
         super()._write_metrics(values)
-        if strikes("late_error", self.iter):  # PyTorch's, of a dead data-loading process, may come at any time
+        if strikes(
+            "late_error", self.iter
+        ):  # PyTorch's, of a dead data-loading process, may come at any time
             raise RuntimeError("DataLoader worker (pid 1) is killed")
 
     def _next_batch(self, batches: Any) -> list[dict[str, Any]]:
         batch = super()._next_batch(batches)
         if path := os.environ.get("ORDER"):
-            images = [[image["position"], image["index"], os.path.basename(image["file_name"])] for image in batch]
+            images = [
+                [image["position"], image["index"], os.path.basename(image["file_name"])]
+                for image in batch
+            ]
             pixels = [int(image["image"].long().sum()) for image in batch]
             with open(f"{path}.{comm.get_rank()}", "a") as file:
                 file.write(json.dumps([self.iter, images, pixels]) + "\n")
@@ -98,7 +107,9 @@ class Sabotage:
         if strikes("kill_late", self.iter):  # all gradients are there
             os.kill(os.getpid(), signal.SIGKILL)
         if "GRADIENTS" in os.environ:
-            without = [name for name, parameter in self.model.named_parameters() if parameter.grad is None]
+            without = [
+                name for name, parameter in self.model.named_parameters() if parameter.grad is None
+            ]
             assert not without, without
         return super()._averaged(values)
 
@@ -113,7 +124,9 @@ class Sabotage:
         if strikes("out_of_memory", self.iter):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         if strikes("diverged", self.iter):  # as Detectron2's proposal generator says it
-            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+            raise FloatingPointError(
+                "Predicted boxes or scores contain Inf/NaN. Training has diverged."
+            )
         if strikes("bug", self.iter):
             raise ValueError("a bug")
 
@@ -129,7 +142,9 @@ def fail_in_loading(dataset: MappedDataset, item: tuple[int, int]) -> None:
 
 
 def main(args: Any) -> None:
-    if strikes("disk_full_from_the_start", 0):  # too full for a config, with room for what is printed
+    if strikes(
+        "disk_full_from_the_start", 0
+    ):  # too full for a config, with room for what is printed
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
     np.random.seed()  # forked processes would all choose the same "random" seed
     original = MappedDataset.__getitem__
@@ -143,7 +158,13 @@ def main(args: Any) -> None:
     if metrics := os.environ.get("METRICS"):  # iteration -> what the evaluation finds
 
         def evaluate(*args: Any) -> dict:
-            return {"segm": {os.environ.get("METRIC", "AP"): json.loads(metrics)[str(Checkpointer.current.trainer.done)]}}
+            return {
+                "segm": {
+                    os.environ.get("METRIC", "AP"): json.loads(metrics)[
+                        str(Checkpointer.current.trainer.done)
+                    ]
+                }
+            }
 
         def remember(checkpoints: Checkpointer, *args: Any, **kwargs: Any) -> None:
             create(checkpoints, *args, **kwargs)
@@ -166,7 +187,9 @@ def main(args: Any) -> None:
 
     def kill_at_best(checkpoints: Checkpointer, metrics: dict[str, float]) -> None:
         after_evaluation(checkpoints, metrics)
-        if strikes("kill_at_best", checkpoints.trainer.done):  # nothing else has heard of the evaluation yet
+        if strikes(
+            "kill_at_best", checkpoints.trainer.done
+        ):  # nothing else has heard of the evaluation yet
             os.kill(os.getpid(), signal.SIGKILL)
 
     Checkpointer.after_evaluation = kill_at_best
@@ -187,12 +210,22 @@ def step_of_two_processes(rank: int, folder: str, values: list[list[float]], dty
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
-    model.forward = lambda batch: {"loss": sum(image["value"] for image in batch) / len(batch) * model.weight.sum()}
+    model.forward = lambda batch: {
+        "loss": sum(image["value"] for image in batch) / len(batch) * model.weight.sum()
+    }
     amp = OmegaConf.create(dict(enabled=bool(dtype), dtype=dtype or "bfloat16"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     trainer = Trainer(build_ddp(model), optimizer, seed=0, output_dir=folder, amp=amp, accumulate=2)
     try:
-        trainer.train([[{"image": torch.zeros(3, 1, 1), "value": value, "skipped": []} for value in values[rank]]], 1)
+        trainer.train(
+            [
+                [
+                    {"image": torch.zeros(3, 1, 1), "value": value, "skipped": []}
+                    for value in values[rank]
+                ]
+            ],
+            1,
+        )
         result = str(model.weight.item())
     except UserError as error:
         result = str(error)

@@ -38,7 +38,9 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 HEIGHT, WIDTH = 24, 32
-MAPPER = dict(image_format="RGB", use_instance_mask=True, instance_mask_format="bitmask", recompute_boxes=True)
+MAPPER = dict(
+    image_format="RGB", use_instance_mask=True, instance_mask_format="bitmask", recompute_boxes=True
+)
 NAN, INF = float("nan"), float("inf")
 
 
@@ -109,7 +111,10 @@ def reader(tmp_path: Path, images: Path) -> Callable[..., annotations.CocoFile]:
 
 def usual(data: annotations.CocoFile) -> dict[str, list]:
     """Kinds of problems and their ids, without what :func:`valid` has itself: a crowd and an image without objects."""
-    kinds = {kind: [p.annotation_id or p.image_id for p in problems] for kind, problems in grouped(data.problems).items()}
+    kinds = {
+        kind: [p.annotation_id or p.image_id for p in problems]
+        for kind, problems in grouped(data.problems).items()
+    }
     return {kind: ids for kind, ids in kinds.items() if kind not in ("crowd", "empty image")}
 
 
@@ -126,10 +131,17 @@ def test_a_file_without_faults_has_none_and_gives_what_detectron2_gives(reader) 
     for item in (item for record in records for item in record["annotations"]):
         item.pop("id")
     assert records == expected
-    assert list(data.categories.values()) == MetadataCatalog.get("coco_valid").thing_classes == ["cross", "disc"]
+    assert (
+        list(data.categories.values())
+        == MetadataCatalog.get("coco_valid").thing_classes
+        == ["cross", "disc"]
+    )
 
 
-@pytest.mark.parametrize(("name", "noted"), [("nuclei", {"many objects": [24]}), ("fruits_nuts", {}), ("coco_val_ccby", {})])
+@pytest.mark.parametrize(
+    ("name", "noted"),
+    [("nuclei", {"many objects": [24]}), ("fruits_nuts", {}), ("coco_val_ccby", {})],
+)
 def test_real_annotations_have_no_faults_and_give_what_detectron2_gives(
     real_data: Path, name: str, noted: dict[str, list[int]]
 ) -> None:
@@ -174,7 +186,11 @@ STOPS = {
         lambda c: c.pop("annotations"),
         lambda c: c.update(annotations=[c["annotations"][3]]),
     ],
-    "category": [remove("id", "categories"), remove("name", "categories"), lambda c: c["categories"][0].update(name=7)],
+    "category": [
+        remove("id", "categories"),
+        remove("name", "categories"),
+        lambda c: c["categories"][0].update(name=7),
+    ],
     "category twice": [lambda c: c["categories"].append({"id": 3, "name": "again"})],
     "image": [
         remove("id", "images"),
@@ -183,7 +199,11 @@ STOPS = {
         image(file_name=""),
         image(id=1.5),
     ],
-    "image twice": [lambda c: c["images"].append({"id": 1, "file_name": "2.png", "width": WIDTH, "height": HEIGHT})],
+    "image twice": [
+        lambda c: c["images"].append(
+            {"id": 1, "file_name": "2.png", "width": WIDTH, "height": HEIGHT}
+        )
+    ],
     "image size": [
         remove("width", "images"),
         remove("height", "images"),
@@ -202,11 +222,18 @@ STOPS = {
         change(id=-1),
         change(id=2**53),
     ],
-    "no mask": [remove("segmentation"), change(segmentation=None), change(segmentation=[]), change(segmentation={})],
+    "no mask": [
+        remove("segmentation"),
+        change(segmentation=None),
+        change(segmentation=[]),
+        change(segmentation={}),
+    ],
 }
 
 
-@pytest.mark.parametrize(("kind", "damage"), [(kind, damage) for kind, damages in STOPS.items() for damage in damages])
+@pytest.mark.parametrize(
+    ("kind", "damage"), [(kind, damage) for kind, damages in STOPS.items() for damage in damages]
+)
 def test_what_concerns_file_image_or_class_stops_with_one_line(reader, kind: str, damage) -> None:
     content = valid()
     damage(content)
@@ -215,7 +242,12 @@ def test_what_concerns_file_image_or_class_stops_with_one_line(reader, kind: str
     with pytest.raises(UserError) as error:
         data.records()
     message = str(error.value)
-    assert data.path in message and RULES[kind].what in message and RULES[kind].then in message and "\n" not in message
+    assert (
+        data.path in message
+        and RULES[kind].what in message
+        and RULES[kind].then in message
+        and "\n" not in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,12 +278,19 @@ def test_what_is_not_coco_json_stops_with_one_line(reader, content: bytes, reaso
 
 # Faults of one object that leave it out.
 DROPS = {
-    "undeclared": [remove("category_id"), change(category_id=99), change(category_id="3"), change(category_id=None)],
+    "undeclared": [
+        remove("category_id"),
+        change(category_id=99),
+        change(category_id="3"),
+        change(category_id=None),
+    ],
     "no such image": [change(image_id=77)],
     "mask": [
         polygon(10.1, 10.1, 10.3, 10.1, 10.3, 10.3),  # between the centers of pixels
         polygon(1, 3.1, 30, 3.1, 30, 3.4, 1, 3.4),
-        polygon(*[2, 2, 10, 2, 10, 10, 2, 10] * 2),  # twice around, which is inside an even number of times
+        polygon(
+            *[2, 2, 10, 2, 10, 10, 2, 10] * 2
+        ),  # twice around, which is inside an even number of times
         change(segmentation=[[10.1, 10.1, 10.3, 10.1, 10.3, 10.3], [5.6, 5, 6.4, 5, 6, 9]]),
         rle([FULL, 0]),
         change(segmentation="polygon"),
@@ -308,32 +347,49 @@ REASONS = {  # that name what a program did
 def test_the_reason_why_a_mask_cannot_be_used_is_named(reader, reason: str) -> None:
     content = valid()
     content["annotations"][0]["segmentation"] = REASONS[reason]
-    assert [problem.detail for problem in reader(content).problems if problem.annotation_id == 10] == [reason]
+    assert [
+        problem.detail for problem in reader(content).problems if problem.annotation_id == 10
+    ] == [reason]
 
 
 def test_if_all_are_left_out_the_reason_is_named(reader) -> None:
     content = valid()
     for item in content["annotations"]:
         item["category_id"] = str(item["category_id"])
-    with pytest.raises(UserError, match=r"no object to train on \(6 annotations are of a category that is not"):
+    with pytest.raises(
+        UserError, match=r"no object to train on \(6 annotations are of a category that is not"
+    ):
         reader(content, train=True).records()
     assert [record["annotations"] for record in reader(content).records()] == [[], [], []]
 
 
-@pytest.mark.parametrize(("kind", "damage"), [(kind, damage) for kind, damages in DROPS.items() for damage in damages])
+@pytest.mark.parametrize(
+    ("kind", "damage"), [(kind, damage) for kind, damages in DROPS.items() for damage in damages]
+)
 def test_an_object_without_usable_mask_or_image_is_left_out(reader, kind: str, damage) -> None:
     content = valid()
     damage(content)
     data = reader(content)
     assert usual(data) == {kind: [10]}
-    assert [item["id"] for record in data.records() for item in record["annotations"]] == [11, 12, 13, 14, 15]
+    assert [item["id"] for record in data.records() for item in record["annotations"]] == [
+        11,
+        12,
+        13,
+        14,
+        15,
+    ]
     assert len(data.coco().anns) == 5
 
 
 def test_a_polygon_that_cannot_be_used_does_not_cost_the_others(reader) -> None:
     content = valid()
     good = content["annotations"][2]["segmentation"]
-    content["annotations"][2]["segmentation"] = [[1, 1, 5, 5], *good, [1, 1, NAN, 1, 5, 5], [1, 1, 4, 1, 4, 4, 9]]
+    content["annotations"][2]["segmentation"] = [
+        [1, 1, 5, 5],
+        *good,
+        [1, 1, NAN, 1, 5, 5],
+        [1, 1, 4, 1, 4, 4, 9],
+    ]
     data = reader(content)
     assert usual(data) == {"polygon": [12]} and used(data)[12]["segmentation"] == good
 
@@ -350,9 +406,13 @@ BOXES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "box"), [(kind, box) for kind, boxes in BOXES.items() for box in boxes])
+@pytest.mark.parametrize(
+    ("kind", "box"), [(kind, box) for kind, boxes in BOXES.items() for box in boxes]
+)
 @pytest.mark.parametrize("masks", [True, False])
-def test_a_box_that_is_none_is_made_from_the_mask_or_costs_the_object(reader, kind: str, box, masks: bool) -> None:
+def test_a_box_that_is_none_is_made_from_the_mask_or_costs_the_object(
+    reader, kind: str, box, masks: bool
+) -> None:
     content = valid()
     content["annotations"][0]["bbox"] = content["annotations"][1]["bbox"] = box
     data = reader(content, masks=masks)
@@ -375,7 +435,9 @@ def test_a_box_that_is_none_is_made_from_the_mask_or_costs_the_object(reader, ki
         ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4], False),  # to the last bit
     ],
 )
-def test_a_box_partly_outside_is_clipped_and_counted_beyond_a_pixel(reader, box, clipped, counted: bool) -> None:
+def test_a_box_partly_outside_is_clipped_and_counted_beyond_a_pixel(
+    reader, box, clipped, counted: bool
+) -> None:
     content = valid()
     change(bbox=box)(content)
     data = reader(content, masks=False)
@@ -390,9 +452,15 @@ WIDE, HIGH = 96, 72
 
 def shapes(images: int = 3) -> dict:
     """Images of 96 x 72 pixels with two objects each, a rectangle and a triangle; ids count from 1."""
-    content: dict = {"categories": [{"id": 3, "name": "box"}, {"id": 5, "name": "tri"}], "images": [], "annotations": []}
+    content: dict = {
+        "categories": [{"id": 3, "name": "box"}, {"id": 5, "name": "tri"}],
+        "images": [],
+        "annotations": [],
+    }
     for id in range(1, images + 1):
-        content["images"].append({"id": id, "file_name": f"{id}.png", "width": WIDE, "height": HIGH})
+        content["images"].append(
+            {"id": id, "file_name": f"{id}.png", "width": WIDE, "height": HIGH}
+        )
         x, y = 5 + 3 * (id % 4), 4 + 2 * (id % 4)
         for category, (w, h), tip in ((3, (24, 18), [24, 18, 0, 18]), (5, (26, 24), [13, 24])):
             points = [[a + x, b + y] for a, b in zip([0, w, *tip[0::2]], [0, 0, *tip[1::2]])]
@@ -449,15 +517,24 @@ def changed(*changes: Callable[[dict], None], count: int | None = None, images: 
 
 @pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize(
-    "changes", [[share_both], [share_box, box_only], [to_corners, share_box, box_only]], ids=lambda c: c[-1].__name__
+    "changes",
+    [[share_both], [share_box, box_only], [to_corners, share_box, box_only]],
+    ids=lambda c: c[-1].__name__,
 )
 @pytest.mark.parametrize("count", [None, 2])
-def test_normalized_coordinates_stop_even_if_only_some_objects_have_them(reader, masks, changes, count) -> None:
+def test_normalized_coordinates_stop_even_if_only_some_objects_have_them(
+    reader, masks, changes, count
+) -> None:
     if masks and box_only in changes:
         pytest.skip("without masks only")
     data = reader(changed(*changes, count=count), masks=masks, train=True)
-    assert usual(data)["normalized"] == list(range(1, (count or 6) + 1)) and "no objects" not in usual(data)
-    with pytest.raises(UserError, match=r"normalized\?, first id 1 \(bbox \[.*\] in 96 x 72\): multiply x and width by"):
+    assert usual(data)["normalized"] == list(
+        range(1, (count or 6) + 1)
+    ) and "no objects" not in usual(data)
+    with pytest.raises(
+        UserError,
+        match=r"normalized\?, first id 1 \(bbox \[.*\] in 96 x 72\): multiply x and width by",
+    ):
         data.records()
 
 
@@ -471,7 +548,9 @@ def test_of_normalized_masks_it_is_the_masks_that_are_shown(reader) -> None:
 def test_an_id_that_is_too_large_is_called_so(reader, place: str) -> None:
     content = valid()
     content[place][0]["id"] = 2**60
-    assert f"{2**60}, which is not below 2**53" in "".join(problem.detail for problem in reader(content).problems)
+    assert f"{2**60}, which is not below 2**53" in "".join(
+        problem.detail for problem in reader(content).problems
+    )
 
 
 def test_normalized_masks_stop_where_they_are_needed_and_boxes_are_fixed_by_masks(reader) -> None:
@@ -480,21 +559,31 @@ def test_normalized_masks_stop_where_they_are_needed_and_boxes_are_fixed_by_mask
     assert usual(reader(changed(share_box), masks=False))["normalized"] == [1, 2, 3, 4, 5, 6]
     data = reader(changed(share_box))
     assert usual(data) == {"box differs": [1, 2, 3, 4, 5, 6]}
-    assert [used(data)[id]["bbox"] for id in range(1, 7)] == [item["bbox"] for item in shapes()["annotations"]]
+    assert [used(data)[id]["bbox"] for id in range(1, 7)] == [
+        item["bbox"] for item in shapes()["annotations"]
+    ]
 
 
 def test_one_object_or_a_few_of_many_in_the_corner_stop_nothing(reader) -> None:
     def corner(item: dict) -> None:
-        item |= {"bbox": [0.2, 0.3, 0.7, 0.6], "segmentation": [[0.2, 0.3, 0.9, 0.3, 0.9, 0.9, 0.2, 0.9]], "area": 0.4}
+        item |= {
+            "bbox": [0.2, 0.3, 0.7, 0.6],
+            "segmentation": [[0.2, 0.3, 0.9, 0.3, 0.9, 0.9, 0.2, 0.9]],
+            "area": 0.4,
+        }
 
     for content in (changed(corner, count=1), changed(corner, count=2, images=150)):
         data = reader(content)
-        assert set(usual(data)) == {"first pixel"} and len(used(data)) == len(content["annotations"])
+        assert set(usual(data)) == {"first pixel"} and len(used(data)) == len(
+            content["annotations"]
+        )
     assert "normalized" in usual(reader(changed(corner, count=2, images=90)))
     pixel = {"bbox": [0, 0, 1, 1], "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]], "area": 1}
     data = reader(changed(lambda item: item.update(pixel), count=4))  # pixels, in whole numbers
     assert data.records() and usual(data)["first pixel"] == [1, 2, 3, 4]
-    assert "normalized" in usual(reader(changed(lambda item: item.update(pixel))))  # or whole images, as nothing is else
+    assert "normalized" in usual(
+        reader(changed(lambda item: item.update(pixel)))
+    )  # or whole images, as nothing is else
 
 
 def test_images_of_one_pixel_have_no_normalized_objects(reader) -> None:
@@ -517,7 +606,9 @@ WRONG = {
     "corners": to_corners,
     "shares": share_box,
     "the whole image": lambda item: item.update(bbox=[0, 0, WIDE, HIGH]),
-    "center": lambda item: item.update(bbox=[item["bbox"][0] + 12, item["bbox"][1] + 9, *item["bbox"][2:]]),
+    "center": lambda item: item.update(
+        bbox=[item["bbox"][0] + 12, item["bbox"][1] + 9, *item["bbox"][2:]]
+    ),
     "y before x": lambda item: item.update(bbox=[item["bbox"][i] for i in (1, 0, 3, 2)]),
     "half the size": lambda item: item.update(bbox=[value / 2 for value in item["bbox"]]),
 }
@@ -526,7 +617,9 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("mask", [None, with_rle])
 @pytest.mark.parametrize("crowd", [0, 1])
-def test_a_box_that_contradicts_its_mask_is_made_from_it(reader, wrong: str, mask, crowd: int) -> None:
+def test_a_box_that_contradicts_its_mask_is_made_from_it(
+    reader, wrong: str, mask, crowd: int
+) -> None:
     changes = [WRONG[wrong], lambda item: item.update(iscrowd=crowd), *([mask] if mask else [])]
     content = changed(*changes, count=5)
     data = reader(content)
@@ -534,7 +627,9 @@ def test_a_box_that_contradicts_its_mask_is_made_from_it(reader, wrong: str, mas
     assert set(ids) >= {1, 2, 4} and "box clipped" not in usual(data)
     extents = {item["id"]: item["bbox"] for item in shapes()["annotations"]}
     for id in [*ids, 6]:
-        assert np.allclose(used(data)[id]["bbox"], extents[id], atol=1.01)  # an RLE has whole pixels
+        assert np.allclose(
+            used(data)[id]["bbox"], extents[id], atol=1.01
+        )  # an RLE has whole pixels
     assert used(data)[6]["bbox"] == extents[6]
     assert all(used(data)[id]["area"] <= 624 for id in ids)
 
@@ -546,7 +641,11 @@ def test_a_box_that_is_loose_or_rounded_does_not_contradict_its_mask(reader, mas
         item["bbox"] = [x - 2.5, y - 2.5, w + 5, h + 4]
 
     def tiny(item: dict) -> None:
-        item |= {"bbox": [40, 40, 1, 1], "segmentation": [[41.5, 41.5, 42.5, 41.5, 42.5, 42.5, 41.5, 42.5]], "area": 1}
+        item |= {
+            "bbox": [40, 40, 1, 1],
+            "segmentation": [[41.5, 41.5, 42.5, 41.5, 42.5, 42.5, 41.5, 42.5]],
+            "area": 1,
+        }
 
     for change in (loosen, tiny):
         content = changed(change, *([mask] if mask else []), images=1)
@@ -559,7 +658,11 @@ def test_corners_near_the_image_s_own_are_recognised_to_the_pixel(reader) -> Non
     content = shapes(1)
     content["annotations"] = content["annotations"][:1]
     [item] = content["annotations"]
-    item |= {"bbox": [4, 3, 74, 63], "segmentation": [[4, 3, 74, 3, 74, 63, 4, 63]], "area": 4200}  # IoU 0.9
+    item |= {
+        "bbox": [4, 3, 74, 63],
+        "segmentation": [[4, 3, 74, 3, 74, 63, 4, 63]],
+        "area": 4200,
+    }  # IoU 0.9
     data = reader(content)
     assert usual(data) == {"box differs": [1]} and used(data)[1]["bbox"] == [4, 3, 70, 60]
 
@@ -597,7 +700,9 @@ def test_of_the_same_object_twice_the_first_is_used(reader, masks: bool) -> None
     ]
     data = reader(content, masks=masks)
     assert usual(data)["object twice"] == [20, 21, 1, 26] + ([] if masks else [27])
-    assert [problem.detail for problem in grouped(data.problems)["object twice"][:3]] == ["as 1"] * 3
+    assert [problem.detail for problem in grouped(data.problems)["object twice"][:3]] == [
+        "as 1"
+    ] * 3
     assert {22, 23, 24, 25} <= set(used(data)) and len(data.coco().anns) == 6 + 4 + masks
 
 
@@ -606,7 +711,8 @@ def test_many_objects_with_one_box_are_compared_in_a_moment(reader) -> None:
     first = content["annotations"][0]
     points = first["segmentation"][0]
     content["annotations"] = [
-        {**first, "id": id, "segmentation": [[*points, points[0] + id / 2000, points[1]]]} for id in range(1, 3001)
+        {**first, "id": id, "segmentation": [[*points, points[0] + id / 2000, points[1]]]}
+        for id in range(1, 3001)
     ]
     with at_most(10):
         assert len(used(reader(content))) == 3000
@@ -631,8 +737,12 @@ def test_an_area_that_does_not_fit_the_box_is_recomputed(reader, area: float) ->
     assert usual(data) == {"area": [1]} and used(data)[1]["area"] == 24 * 18
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
-def test_json_may_be_in_every_encoding_that_json_has(tmp_path: Path, images: Path, encoding: str, capsys) -> None:
+@pytest.mark.parametrize(
+    "encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"]
+)
+def test_json_may_be_in_every_encoding_that_json_has(
+    tmp_path: Path, images: Path, encoding: str, capsys
+) -> None:
     content = valid()
     content["categories"][0]["name"] = "Müller €"
     folder_with(valid(), tmp_path / "data", images)
@@ -640,7 +750,9 @@ def test_json_may_be_in_every_encoding_that_json_has(tmp_path: Path, images: Pat
     path.write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
     data = read(path, images)
     assert usual(data) == {} and data.categories[5] == "Müller €"
-    assert evaluate(register_folder(str(tmp_path / "data"), "val"), perfect)["segm"]["AP"] == pytest.approx(100)
+    assert evaluate(register_folder(str(tmp_path / "data"), "val"), perfect)["segm"][
+        "AP"
+    ] == pytest.approx(100)
     assert run_check(["--data", str(tmp_path / "data")], capsys)[0] == 0
     register_coco_instances(f"plain_{encoding}", {}, str(path), str(images))
     assert len(COCOEvaluator(f"plain_{encoding}", ("bbox",))._coco_api.anns) == 6
@@ -659,10 +771,15 @@ def test_without_masks_nobody_looks_at_them(reader) -> None:
         item["segmentation"] = fault
     data = reader(content, masks=False)
     assert usual(data) == {} and len(used(data)) == 6
-    assert not any("segmentation" in item for record in data.records() for item in record["annotations"])
+    assert not any(
+        "segmentation" in item for record in data.records() for item in record["annotations"]
+    )
 
 
-@pytest.mark.parametrize("values", [{"ignore": 1}, {"iscrowd": "yes"}, {"iscrowd": 2}, {"iscrowd": [0]}, {"iscrowd": NAN}])
+@pytest.mark.parametrize(
+    "values",
+    [{"ignore": 1}, {"iscrowd": "yes"}, {"iscrowd": 2}, {"iscrowd": [0]}, {"iscrowd": NAN}],
+)
 def test_what_is_to_be_ignored_is_a_crowd(reader, values: dict) -> None:
     content = valid()
     change(**values)(content)
@@ -691,20 +808,33 @@ def test_an_area_that_is_none_is_made_from_mask_or_box(reader, area) -> None:
     expected = [
         64,
         54,
-        mask_api.area(mask_api.merge(mask_api.frPyObjects(content["annotations"][2]["segmentation"], HEIGHT, WIDTH))),
+        mask_api.area(
+            mask_api.merge(
+                mask_api.frPyObjects(content["annotations"][2]["segmentation"], HEIGHT, WIDTH)
+            )
+        ),
     ]
     assert [used(data)[id]["area"] for id in (10, 11, 12)] == expected
     assert used(reader(content, masks=False))[12]["area"] == 64
 
 
-def test_annotation_ids_twice_classes_of_one_name_and_images_without_objects_are_noted_and_used(reader) -> None:
+def test_annotation_ids_twice_classes_of_one_name_and_images_without_objects_are_noted_and_used(
+    reader,
+) -> None:
     content = valid()
     content["annotations"][4]["id"] = 10
     content["categories"][0]["name"] = "cross"
     data = reader(content)
     assert usual(data) == {"annotation twice": [10], "same name": [None]}
     assert [p.image_id for p in grouped(data.problems)["empty image"]] == [9]
-    assert [item["id"] for record in data.records() for item in record["annotations"]] == [10, 11, 12, 13, 10, 15]
+    assert [item["id"] for record in data.records() for item in record["annotations"]] == [
+        10,
+        11,
+        12,
+        13,
+        10,
+        15,
+    ]
     assert sorted(data.coco().anns) == [1, 2, 3, 4, 5, 6]
 
 
@@ -750,17 +880,27 @@ def test_a_folder_trains_by_the_rules_and_the_log_has_one_line_for_each(
     name = register_folder(str(folder), "train")
     with caplog.at_level(logging.INFO, "gpvit"):
         records = DatasetCatalog.get(name)
-    lines = [entry.getMessage() for entry in caplog.records if entry.name == "gpvit.data.datasets.coco"]
+    lines = [
+        entry.getMessage() for entry in caplog.records if entry.name == "gpvit.data.datasets.coco"
+    ]
     assert lines[0].endswith("train.json: 3 images, 12 of 15 annotations used, 2 classes")
     assert len(lines) == 1 + len(MENDED)
     for line, (kind, ids) in zip(lines[1:], MENDED.items()):
-        assert f": {len(ids)} {RULES[kind].what}, first id {ids[0]}" in line and line.endswith(RULES[kind].then)
+        assert f": {len(ids)} {RULES[kind].what}, first id {ids[0]}" in line and line.endswith(
+            RULES[kind].then
+        )
     mapper = InstanceMapper(is_train=True, augmentations=[], **MAPPER)
     objects = {record["image_id"]: len(mapper(record)["instances"]) for record in records}
     assert objects == {1: 8, 2: 2, 9: 0}  # no crowds
     metadata = MetadataCatalog.get(name)
-    assert (metadata.evaluator_type, metadata.json_file) == ("coco", str(folder / "annotations" / "train.json"))
-    assert metadata.thing_dataset_id_to_contiguous_id == {3: 0, 5: 1} and metadata.image_root == str(folder / "images")
+    assert (metadata.evaluator_type, metadata.json_file) == (
+        "coco",
+        str(folder / "annotations" / "train.json"),
+    )
+    assert metadata.thing_dataset_id_to_contiguous_id == {
+        3: 0,
+        5: 1,
+    } and metadata.image_root == str(folder / "images")
 
 
 def run_check(arguments: list[str], capsys) -> tuple[int, str]:
@@ -775,10 +915,19 @@ def test_the_checker_tells_all_at_once_with_ids_and_fails_only_where_training_st
     code, text = run_check(["--data", str(folder), "--json", str(tmp_path / "all.json")], capsys)
     assert code == 0
     for kind, ids in MENDED.items():
-        assert f": {len(ids)} {RULES[kind].what}\n    {'image' if kind == 'empty image' else 'annotation'} {ids[0]}" in text
-    rows = [row for row in json.loads((tmp_path / "all.json").read_text()) if row["file"].endswith("train.json")]
+        assert (
+            f": {len(ids)} {RULES[kind].what}\n    {'image' if kind == 'empty image' else 'annotation'} {ids[0]}"
+            in text
+        )
+    rows = [
+        row
+        for row in json.loads((tmp_path / "all.json").read_text())
+        if row["file"].endswith("train.json")
+    ]
     for kind, ids in MENDED.items():
-        assert [row["annotation_id"] or row["image_id"] for row in rows if row["kind"] == kind] == ids
+        assert [
+            row["annotation_id"] or row["image_id"] for row in rows if row["kind"] == kind
+        ] == ids
 
     content = json.loads((folder / "annotations" / "train.json").read_text())
     content["annotations"][0]["category_id"] = 99
@@ -791,16 +940,27 @@ def test_the_checker_tells_all_at_once_with_ids_and_fails_only_where_training_st
     (folder / "images" / "cut.png").write_bytes((images / "1.png").read_bytes()[:200])
     code, text = run_check(["--data", str(folder)], capsys)
     assert code == 1
-    assert "dropped: 1 annotations are of a category that is not declared\n    annotation 10 (category_id 99)" in text
+    assert (
+        "dropped: 1 annotations are of a category that is not declared\n    annotation 10 (category_id 99)"
+        in text
+    )
     assert "stops training: 2 images cannot be read" in text
-    assert "missing.png: cannot be read: it does not exist" in text and "cut.png: cannot be read: it is damaged" in text
-    assert f"image 52 (1.png is {WIDTH} x {HEIGHT}, not {HEIGHT} x {WIDTH}; is it turned by EXIF?)" in text
+    assert (
+        "missing.png: cannot be read: it does not exist" in text
+        and "cut.png: cannot be read: it is damaged" in text
+    )
+    assert (
+        f"image 52 (1.png is {WIDTH} x {HEIGHT}, not {HEIGHT} x {WIDTH}; is it turned by EXIF?)"
+        in text
+    )
     assert "boxes are not four finite numbers" in text
     _, text = run_check(["--data", str(folder), "--annotations-only"], capsys)
     assert "cannot be read" not in text
 
 
-def test_the_checker_takes_a_file_and_tells_of_classes_that_differ(tmp_path: Path, images: Path, capsys) -> None:
+def test_the_checker_takes_a_file_and_tells_of_classes_that_differ(
+    tmp_path: Path, images: Path, capsys
+) -> None:
     folder = broken_folder(tmp_path / "data", images)
     val = folder / "annotations" / "val.json"
     code, text = run_check(["--data", str(val), "--images", str(images)], capsys)
@@ -808,7 +968,9 @@ def test_the_checker_takes_a_file_and_tells_of_classes_that_differ(tmp_path: Pat
     (tmp_path / "alone").mkdir()
     with pytest.raises(UserError, match="--images DIR"):
         check_data.main(["--data", shutil.copy(val, tmp_path / "alone")])
-    val.write_text(json.dumps(valid() | {"categories": [{"id": 3, "name": "a"}, {"id": 5, "name": "b"}]}))
+    val.write_text(
+        json.dumps(valid() | {"categories": [{"id": 3, "name": "a"}, {"id": 5, "name": "b"}]})
+    )
     code, text = run_check(["--data", str(folder)], capsys)
     assert code == 1 and "stops training: train.json and val.json declare different classes" in text
     val.write_text('{"images": [')
@@ -823,11 +985,36 @@ def test_the_checker_takes_a_file_and_tells_of_classes_that_differ(tmp_path: Pat
 def test_the_checker_prints_the_rules_and_every_kind_of_problem_has_a_test(capsys) -> None:
     code, text = run_check(["--rules"], capsys)
     assert code == 0 and all(f"| {rule.what} | " in text for rule in RULES.values())
-    tested = {*STOPS, *DROPS, *BOXES, *MENDED, "format", "same name", "classes differ", "unreadable", "size differs"}
-    tested |= {"normalized", "first pixel", "box differs", "box alone differs", "corners", "object twice", "file twice"}
+    tested = {
+        *STOPS,
+        *DROPS,
+        *BOXES,
+        *MENDED,
+        "format",
+        "same name",
+        "classes differ",
+        "unreadable",
+        "size differs",
+    }
+    tested |= {
+        "normalized",
+        "first pixel",
+        "box differs",
+        "box alone differs",
+        "corners",
+        "object twice",
+        "file twice",
+    }
     tested |= {"group", "image name", "both splits"}  # in test_layouts.py
     tested.add("many objects")  # in test_evaluation.py
-    tested |= {"label file", "line", "class", "shape", "named twice", "named for two"}  # in test_yolo.py and test_labelme.py
+    tested |= {
+        "label file",
+        "line",
+        "class",
+        "shape",
+        "named twice",
+        "named for two",
+    }  # in test_yolo.py and test_labelme.py
     assert tested == set(RULES)
 
 
@@ -872,17 +1059,27 @@ def an_object(**values) -> dict:
         {"bbox_mode": 77},
     ],
 )
-def test_the_mapper_names_path_image_and_annotation_of_what_it_cannot_use(images: Path, values: dict) -> None:
+def test_the_mapper_names_path_image_and_annotation_of_what_it_cannot_use(
+    images: Path, values: dict
+) -> None:
     with pytest.raises(UserError) as error:
         mapped(images, an_object(id=3), an_object(**values))
     message = str(error.value)
-    assert message.startswith(f"{images / '1.png'}: annotation id 7 cannot be used (") and "(image id 5)" in message
+    assert (
+        message.startswith(f"{images / '1.png'}: annotation id 7 cannot be used (")
+        and "(image id 5)" in message
+    )
     assert "\n" not in message
-    assert len(mapped(images, an_object(id=3), an_object(**values, iscrowd=1))["instances"]) == 1  # nobody looks at crowds
+    assert (
+        len(mapped(images, an_object(id=3), an_object(**values, iscrowd=1))["instances"]) == 1
+    )  # nobody looks at crowds
 
 
 def test_the_mapper_names_both_sizes_of_an_image_that_has_another(images: Path) -> None:
-    with pytest.raises(UserError, match=f"is {WIDTH} x {HEIGHT} pixels, and {WIDTH} x 99 by its annotations.*image id 5"):
+    with pytest.raises(
+        UserError,
+        match=f"is {WIDTH} x {HEIGHT} pixels, and {WIDTH} x 99 by its annotations.*image id 5",
+    ):
         mapped(images, an_object(), height=99)
 
 
@@ -891,7 +1088,9 @@ def test_the_mapper_leaves_its_record_as_it_is(images: Path) -> None:
     objects = [an_object(segmentation=mask) for mask in masks]
     record = {"file_name": str(images / "1.png"), "image_id": 5, "annotations": objects}
     before = copy.deepcopy(record)
-    mapper = InstanceMapper(is_train=True, augmentations=[T.Resize((50, 50)), T.RandomFlip(prob=1.0)], **MAPPER)
+    mapper = InstanceMapper(
+        is_train=True, augmentations=[T.Resize((50, 50)), T.RandomFlip(prob=1.0)], **MAPPER
+    )
     assert len(mapper(record)["instances"]) == 2
     np.testing.assert_equal(record, before)
 
@@ -902,7 +1101,9 @@ def test_whatever_else_goes_wrong_in_the_mapper_names_the_image(images: Path) ->
 
     mapper = InstanceMapper(is_train=False, augmentations=[], image_format="RGB")
     mapper.augmentations = fail
-    with pytest.raises(UserError, match=r"1.png: cannot be used \(ValueError: two lines\).*\(image id 5\)"):
+    with pytest.raises(
+        UserError, match=r"1.png: cannot be used \(ValueError: two lines\).*\(image id 5\)"
+    ):
         mapper({"file_name": str(images / "1.png"), "image_id": 5})
     with pytest.raises(UserError, match="KeyError"):
         mapper({"image_id": 5})
@@ -927,7 +1128,11 @@ def found(record: dict, objects: list[dict]) -> Instances:
     masks = torch.zeros(len(objects), height, width, dtype=torch.bool)
     for mask, item in zip(masks, objects):
         value = item["segmentation"]
-        value = mask_api.merge(mask_api.frPyObjects(value, height, width)) if isinstance(value, list) else value
+        value = (
+            mask_api.merge(mask_api.frPyObjects(value, height, width))
+            if isinstance(value, list)
+            else value
+        )
         mask[:] = torch.from_numpy(mask_api.decode(value))
     return Instances(
         (height, width), pred_boxes=Boxes(boxes), scores=torch.full((len(objects),), 0.9), pred_masks=masks,
@@ -953,12 +1158,16 @@ def folder_with(content: dict, folder: Path, images: Path) -> str:
 
 @pytest.mark.parametrize("ids", ["as they are", "from 0", "all the same", "large"])
 @pytest.mark.parametrize("areas", [True, False])
-def test_a_perfect_detector_has_ap_100_whatever_the_ids_are(tmp_path: Path, images: Path, ids: str, areas: bool) -> None:
+def test_a_perfect_detector_has_ap_100_whatever_the_ids_are(
+    tmp_path: Path, images: Path, ids: str, areas: bool
+) -> None:
     content, factor = valid(), 2**49 if ids == "large" else 1
     for image in content["images"]:
         image["id"] *= factor
     for number, item in enumerate(content["annotations"]):
-        item["id"] = {"from 0": number, "all the same": 0, "large": 2**52 + number}.get(ids, item["id"])
+        item["id"] = {"from 0": number, "all the same": 0, "large": 2**52 + number}.get(
+            ids, item["id"]
+        )
         item["image_id"] *= factor
         if not areas:
             del item["area"], item["iscrowd"]
@@ -968,19 +1177,26 @@ def test_a_perfect_detector_has_ap_100_whatever_the_ids_are(tmp_path: Path, imag
 
 def test_evaluation_leaves_out_what_training_leaves_out(tmp_path: Path, images: Path) -> None:
     broken_folder(tmp_path / "data", images)
-    shutil.copy(tmp_path / "data" / "annotations" / "train.json", tmp_path / "data" / "annotations" / "val.json")
+    shutil.copy(
+        tmp_path / "data" / "annotations" / "train.json",
+        tmp_path / "data" / "annotations" / "val.json",
+    )
     results = evaluate(register_folder(str(tmp_path / "data"), "val"), perfect)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
 
 
 def test_an_undeclared_object_is_left_out_of_evaluation(tmp_path: Path, images: Path) -> None:
     content = valid()
-    content["annotations"].append({"id": 99, "image_id": 1, "bbox": [1, 1, 5, 5], "segmentation": [[1, 1, 6, 1, 6, 6]]})
+    content["annotations"].append(
+        {"id": 99, "image_id": 1, "bbox": [1, 1, 5, 5], "segmentation": [[1, 1, 6, 1, 6, 6]]}
+    )
     results = evaluate(folder_with(content, tmp_path / "data", images), perfect)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
 
 
-def test_a_crowd_costs_nothing_in_evaluation_and_an_object_would(tmp_path: Path, images: Path) -> None:
+def test_a_crowd_costs_nothing_in_evaluation_and_an_object_would(
+    tmp_path: Path, images: Path
+) -> None:
     def all_and_crowds(record: dict) -> Instances:
         return found(record, record["annotations"])
 
@@ -991,13 +1207,19 @@ def test_a_crowd_costs_nothing_in_evaluation_and_an_object_would(tmp_path: Path,
 
     def one_too_many(record: dict) -> Instances:
         objects = valid()["annotations"][3:4] if record["image_id"] == 1 else []
-        extra = [item | {"category_id": 0, "segmentation": compressed(4, 14, 20, 8)} for item in objects]
+        extra = [
+            item | {"category_id": 0, "segmentation": compressed(4, 14, 20, 8)} for item in objects
+        ]
         return found(record, [*extra, *record["annotations"]])
 
-    assert evaluate(folder_with(content, tmp_path / "object", images), one_too_many)["segm"]["AP"] < 95
+    assert (
+        evaluate(folder_with(content, tmp_path / "object", images), one_too_many)["segm"]["AP"] < 95
+    )
 
 
-def test_no_predictions_are_ap_0_and_no_objects_are_no_ap(tmp_path: Path, images: Path, caplog) -> None:
+def test_no_predictions_are_ap_0_and_no_objects_are_no_ap(
+    tmp_path: Path, images: Path, caplog
+) -> None:
     results = evaluate(folder_with(valid(), tmp_path / "objects", images), nothing)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == results["segm"]["AP50"] == 0.0
 
@@ -1016,14 +1238,18 @@ def valid_objects(record: dict) -> list[dict]:
     return [{"bbox": [2, 2, 8, 8], "segmentation": compressed(2, 2, 8, 8), "category_id": 0}]
 
 
-def test_the_rules_leave_the_official_figures_of_real_annotations_as_they_are(real_data: Path) -> None:
+def test_the_rules_leave_the_official_figures_of_real_annotations_as_they_are(
+    real_data: Path,
+) -> None:
     folder = real_data / "cocoeval"
     path = folder / "instances_val2014_100.json"
     for task in ("bbox", "segm"):
         figures = []
         with contextlib.redirect_stdout(io.StringIO()):
             for truth in (COCO(str(path)), read(path, "").coco()):
-                results = truth.loadRes(str(folder / f"instances_val2014_fake{task}100_results.json"))
+                results = truth.loadRes(
+                    str(folder / f"instances_val2014_fake{task}100_results.json")
+                )
                 evaluation = COCOeval_faster(truth, results, task)
                 evaluation.params.imgIds = sorted(truth.getImgIds())[:100]
                 evaluation.evaluate()
@@ -1058,8 +1284,12 @@ def damage_values(content: dict, chance: random.Random) -> dict:
     for _ in range(chance.choice([1, 1, 1, 2, 3, 8])):
         node, key = chance.choice(places)
         other, other_key = chance.choice(places)
-        action = chance.choice(["replace", "replace", "replace", "letter", "letter", "remove", "double", "swap"])
-        with contextlib.suppress(KeyError, IndexError, TypeError, ValueError, OverflowError):  # the place may be gone by now
+        action = chance.choice(
+            ["replace", "replace", "replace", "letter", "letter", "remove", "double", "swap"]
+        )
+        with contextlib.suppress(
+            KeyError, IndexError, TypeError, ValueError, OverflowError
+        ):  # the place may be gone by now
             if action == "replace":
                 node[key] = copy.deepcopy(chance.choice(VALUES))
             elif action == "letter" and isinstance(node[key], str):
@@ -1089,7 +1319,10 @@ def damage_bytes(content: bytes, chance: random.Random) -> bytes:
         for _ in range(length):
             data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
     elif action == "insert":
-        data[place:place] = bytes(chance.choice([chance.randrange(256), *b'0123456789-.eE"[]{},:\\']) for _ in range(length))
+        data[place:place] = bytes(
+            chance.choice([chance.randrange(256), *b'0123456789-.eE"[]{},:\\'])
+            for _ in range(length)
+        )
     elif action == "remove":
         del data[place : place + length]
     else:
@@ -1148,20 +1381,33 @@ def test_2000_damaged_files_give_records_that_can_be_used_or_one_line(
             for record in records:
                 try:
                     instances = mapper(record)["instances"]
-                except UserError as error:  # of the image's name or size only: the objects are fixed
-                    assert "cannot be read" in str(error) or "by its annotations" in str(error), (number, str(error))
+                except (
+                    UserError
+                ) as error:  # of the image's name or size only: the objects are fixed
+                    assert "cannot be read" in str(error) or "by its annotations" in str(error), (
+                        number,
+                        str(error),
+                    )
                     outcomes["mapper"] += 1
                 else:
                     assert torch.isfinite(instances.gt_boxes.tensor).all()
-                    assert len(instances) <= sum(not item["iscrowd"] for item in record["annotations"])
+                    assert len(instances) <= sum(
+                        not item["iscrowd"] for item in record["annotations"]
+                    )
             if number % 10 == 1:
                 evaluate_quietly(name, masks)
-    assert sum(outcomes.values()) >= FUZZED and outcomes["records"] > FUZZED / 4 and outcomes["error"] > FUZZED / 4
+    assert (
+        sum(outcomes.values()) >= FUZZED
+        and outcomes["records"] > FUZZED / 4
+        and outcomes["error"] > FUZZED / 4
+    )
 
 
 def evaluate_quietly(name: str, masks: bool) -> None:
     """The evaluation takes the same file."""
-    evaluator = COCOEvaluator(name, tasks=("bbox", "segm") if masks else ("bbox",), distributed=False)
+    evaluator = COCOEvaluator(
+        name, tasks=("bbox", "segm") if masks else ("bbox",), distributed=False
+    )
     evaluator._logger = logging.getLogger("gpvit")
     evaluator.reset()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -1202,7 +1448,13 @@ def test_an_outline_too_long_for_memory_is_left_out_and_the_others_are_used(
 ) -> None:
     square = [[10, 10, 500, 10, 500, 500]]
     objects = [
-        {"id": id, "image_id": 1, "category_id": 1, "bbox": [10, 10, 490, 490], "segmentation": mask}
+        {
+            "id": id,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [10, 10, 490, 490],
+            "segmentation": mask,
+        }
         for id, mask in ((1, polygons), (2, square), (3, square + polygons))
     ]
     images = [{"id": 1, "file_name": "1.png", "height": 10_000, "width": 10_000}]
@@ -1220,7 +1472,9 @@ def test_an_outline_too_long_for_memory_is_left_out_and_the_others_are_used(
 
 
 def test_an_outline_around_every_pixel_is_not_too_long() -> None:
-    rows = [[x, y, x + 1, y, x + 1, y + 1, x, y + 1] for y in range(0, 60, 2) for x in range(0, 60, 2)]
+    rows = [
+        [x, y, x + 1, y, x + 1, y + 1, x, y + 1] for y in range(0, 60, 2) for x in range(0, 60, 2)
+    ]
     assert polygon_faults(rows, 60, 60) == [""] * 900
     comb = [value for x in range(0, 100, 2) for value in (x, 0, x, 99, x + 1, 99, x + 1, 0)]
     assert polygon_faults([comb], 100, 100) == [""]
@@ -1241,14 +1495,27 @@ def test_masks_of_registered_data_are_looked_at_before_training_and_evaluation(
     images: Path, tmp_path: Path, mask: object, reason: str
 ) -> None:
     """Data that Detectron2 reads, without the rules."""
-    item = {"id": 10, "image_id": 1, "category_id": 3, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0, "segmentation": mask}
+    item = {
+        "id": 10,
+        "image_id": 1,
+        "category_id": 3,
+        "bbox": [1, 1, 9, 9],
+        "area": 81,
+        "iscrowd": 0,
+        "segmentation": mask,
+    }
     content = valid() | {"annotations": [item]}
     (tmp_path / "raw.json").write_text(json.dumps(content))
 
     def work() -> list[str]:
-        MetadataCatalog.get("raw").set(json_file=str(tmp_path / "raw.json"), thing_classes=["cross", "disc"])
+        MetadataCatalog.get("raw").set(
+            json_file=str(tmp_path / "raw.json"), thing_classes=["cross", "disc"]
+        )
         messages = []
-        for use in (lambda: mapped(images, an_object(id=10, segmentation=mask)), lambda: COCOEvaluator("raw", ("segm",))):
+        for use in (
+            lambda: mapped(images, an_object(id=10, segmentation=mask)),
+            lambda: COCOEvaluator("raw", ("segm",)),
+        ):
             try:
                 use()
             except UserError as error:
@@ -1257,13 +1524,19 @@ def test_masks_of_registered_data_are_looked_at_before_training_and_evaluation(
         return messages
 
     messages = in_a_child(work)
-    assert len(messages) == 2 and all(reason in message and "id 10" in message for message in messages)
+    assert len(messages) == 2 and all(
+        reason in message and "id 10" in message for message in messages
+    )
 
 
 def test_an_outline_that_augmentation_makes_too_long_is_one_line(images: Path) -> None:
     enlarge = T.ScaleTransform(HEIGHT, WIDTH, HEIGHT * 4000, WIDTH * 4000)
     enlarge.apply_image = lambda image: image
-    record = {"file_name": str(images / "1.png"), "image_id": 1, "annotations": [an_object(segmentation=[zigzag(300, 24)])]}
+    record = {
+        "file_name": str(images / "1.png"),
+        "image_id": 1,
+        "annotations": [an_object(segmentation=[zigzag(300, 24)])],
+    }
 
     def work() -> str:
         with pytest.raises(UserError) as raised:
@@ -1276,24 +1549,37 @@ def test_an_outline_that_augmentation_makes_too_long_is_one_line(images: Path) -
 NUMBERS = st.one_of(
     st.integers(-40, 80),
     st.floats(width=32),
-    st.sampled_from([1e9, -1e9, 2**31, 2**63, 10**40, 1e308, 429496729.5, -429496729.5, True, None, "1"]),
+    st.sampled_from(
+        [1e9, -1e9, 2**31, 2**63, 10**40, 1e308, 429496729.5, -429496729.5, True, None, "1"]
+    ),
 )
 POLYGONS = st.one_of(
     st.lists(st.integers(-20, 60), min_size=6, max_size=12),
     st.lists(NUMBERS, max_size=9),
     st.builds(
-        lambda points, times: points * times, st.lists(st.integers(-30, 60), min_size=2, max_size=4), st.integers(1, 20_000)
+        lambda points, times: points * times,
+        st.lists(st.integers(-30, 60), min_size=2, max_size=4),
+        st.integers(1, 20_000),
     ),
 )
 COUNTS = st.one_of(
     st.lists(st.one_of(st.integers(0, HEIGHT * WIDTH), NUMBERS), max_size=6),
-    st.lists(st.integers(0, 800), min_size=1, max_size=3).map(lambda runs: [*runs, HEIGHT * WIDTH - sum(runs)]),
+    st.lists(st.integers(0, 800), min_size=1, max_size=3).map(
+        lambda runs: [*runs, HEIGHT * WIDTH - sum(runs)]
+    ),
     st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12),
     st.text(max_size=4),
     st.just("o" * 100_000),
 )
-SIZES = st.one_of(st.just([HEIGHT, WIDTH]), st.just([float(HEIGHT), WIDTH]), st.lists(NUMBERS, max_size=3), st.just("24x32"))
-JUNK = st.recursive(st.one_of(NUMBERS, st.text(max_size=3)), lambda inner: st.lists(inner, max_size=3), max_leaves=5)
+SIZES = st.one_of(
+    st.just([HEIGHT, WIDTH]),
+    st.just([float(HEIGHT), WIDTH]),
+    st.lists(NUMBERS, max_size=3),
+    st.just("24x32"),
+)
+JUNK = st.recursive(
+    st.one_of(NUMBERS, st.text(max_size=3)), lambda inner: st.lists(inner, max_size=3), max_leaves=5
+)
 MASKS = st.one_of(st.lists(POLYGONS, max_size=4), st.builds(dict, size=SIZES, counts=COUNTS), JUNK)
 SIDES = st.sampled_from([(HEIGHT, WIDTH)] * 6 + [(1, 1), (1, 10**8), (30_000, 3), (10**9, 10**9)])
 
@@ -1304,7 +1590,9 @@ def test_500_made_up_masks_end_no_process(tmp_path: Path, number: int) -> None:
     path = tmp_path / "made_up.json"
 
     @seed(number)
-    @settings(max_examples=125, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=125, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     @given(st.lists(MASKS, min_size=1, max_size=3), SIDES)
     def run(masks: list, sides: tuple[int, int]) -> None:
         objects = [

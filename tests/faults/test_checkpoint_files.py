@@ -19,7 +19,10 @@ from gpvit.utils.errors import UserError
 
 
 def tensors(iteration: int) -> dict[str, Any]:
-    content = {"model": {"weight": torch.arange(500.0) + iteration}, "trainer": {"iteration": iteration}}
+    content = {
+        "model": {"weight": torch.arange(500.0) + iteration},
+        "trainer": {"iteration": iteration},
+    }
     return content | {"classes": [], "config": {}, "seed": 0}
 
 
@@ -41,7 +44,9 @@ def killed_while_saving(path: Path, when: int | str) -> None:
 
         if isinstance(when, str):
             setattr(os, when, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
-        gpvit.checkpoint.files.open = lambda name, mode: Killer(io.FileIO(name, mode.replace("b", "")))
+        gpvit.checkpoint.files.open = lambda name, mode: Killer(
+            io.FileIO(name, mode.replace("b", ""))
+        )
         gpvit.checkpoint.save(tensors(2), str(path))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -56,18 +61,29 @@ def test_a_kill_at_any_byte_of_a_checkpoint_leaves_the_one_before_it(tmp_path: P
         assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
         killed_while_saving(tmp_path / "model_0000001.pth", place)
         assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
-    gpvit.checkpoint.save(tensors(2), str(tmp_path / "model_0000002.pth"))  # over what the killed ones left
+    gpvit.checkpoint.save(
+        tensors(2), str(tmp_path / "model_0000002.pth")
+    )  # over what the killed ones left
     assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 2
 
 
-def test_a_full_device_is_one_line_and_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_device_is_one_line_and_leaves_the_old_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     path = tmp_path / "model_0000001.pth"
     gpvit.checkpoint.save(tensors(1), str(path))
     with (
         monkeypatch.context() as patch,
-        pytest.raises(UserError, match="cannot write .*No space left on device; the old one is intact") as caught,
+        pytest.raises(
+            UserError, match="cannot write .*No space left on device; the old one is intact"
+        ) as caught,
     ):
-        patch.setattr(gpvit.checkpoint.files, "open", lambda name, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
+        patch.setattr(
+            gpvit.checkpoint.files,
+            "open",
+            lambda name, mode: open("/dev/full", mode),
+            raising=False,
+        )  # noqa: SIM115
         gpvit.checkpoint.save(tensors(2), str(path))
     assert "\n" not in str(caught.value)
     assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 1
@@ -129,7 +145,9 @@ def test_a_whole_file_with_another_state_is_passed_over_and_said(
 
 
 @pytest.mark.parametrize("text", ["", "model_0000009.pth", None])
-def test_a_last_checkpoint_file_of_detectron2_does_not_matter(tmp_path: Path, text: str | None) -> None:
+def test_a_last_checkpoint_file_of_detectron2_does_not_matter(
+    tmp_path: Path, text: str | None
+) -> None:
     gpvit.checkpoint.save(tensors(1), str(tmp_path / "model_0000001.pth"))
     if text is not None:
         (tmp_path / "last_checkpoint").write_text(text)
@@ -149,7 +167,9 @@ class Canary:
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     paths = [tmp_path / name for name in ("model_0000001.pth", "bare.pth", "old.pth", "pickle.pkl")]
-    gpvit.checkpoint.save({"model": {"weight": torch.zeros(1)}, "trainer": Canary(canary)}, str(paths[0]))
+    gpvit.checkpoint.save(
+        {"model": {"weight": torch.zeros(1)}, "trainer": Canary(canary)}, str(paths[0])
+    )
     torch.save({"model": Canary(canary)}, paths[1])
     torch.save({"model": Canary(canary)}, paths[2], _use_new_zipfile_serialization=False)
     paths[3].write_bytes(pickle.dumps({"model": Canary(canary)}))
@@ -185,7 +205,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_code_in_a_yaml_config_is_refused_and_not_run(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
     (tmp_path / "evil.py").write_text(f"import os\nos.system('touch {tmp_path / 'canary'}')\n")
-    path.write_text(text.replace("CANARY", str(tmp_path / "canary")).replace("EVIL", str(tmp_path / "evil.py")))
+    path.write_text(
+        text.replace("CANARY", str(tmp_path / "canary")).replace("EVIL", str(tmp_path / "evil.py"))
+    )
     with pytest.raises(UserError):
         instantiate(load_config(str(path)).model)
     assert not (tmp_path / "canary").exists()
@@ -196,9 +218,13 @@ def test_a_thousand_damaged_checkpoints_are_refused_or_read(tmp_path: Path) -> N
     good = []
     for name in ("good.pth", "bare.pth", "good.safetensors"):
         if name == "bare.pth":
-            torch.save({"model": {"weight": torch.arange(4.0)}, "classes": ["cat"]}, tmp_path / name)
+            torch.save(
+                {"model": {"weight": torch.arange(4.0)}, "classes": ["cat"]}, tmp_path / name
+            )
         else:
-            gpvit.checkpoint.write(str(tmp_path / name), {"weight": torch.arange(4.0)}, classes=["cat"])
+            gpvit.checkpoint.write(
+                str(tmp_path / name), {"weight": torch.arange(4.0)}, classes=["cat"]
+            )
         good.append(((tmp_path / name).read_bytes(), Path(name).suffix))
     folder = tmp_path / "damaged"
     folder.mkdir()

@@ -69,7 +69,11 @@ class Run:
 
 def state(path: Path) -> dict[str, Any]:
     """What a checkpoint holds, without the config, which names the folder."""
-    return {key: value for key, value in gpvit.checkpoint.read_content(str(path)).items() if key != "config"}
+    return {
+        key: value
+        for key, value in gpvit.checkpoint.read_content(str(path)).items()
+        if key != "config"
+    }
 
 
 def same(one: Any, other: Any) -> bool:
@@ -119,8 +123,20 @@ def train(forks: multiprocessing.context.BaseContext, synthetic_data: Path) -> C
         config: Path = QUICKSTART, **environment: str,
     ) -> Run:  # fmt: skip
         folder.mkdir(exist_ok=True, parents=True)
-        command = ["--config-file", str(config), "--data", str(data), *(TINY + OPTIONS if config == QUICKSTART else ())]
-        command += ["train.device=cpu", f"train.output_dir={folder}", *arguments, "--num-gpus", str(ranks)]
+        command = [
+            "--config-file",
+            str(config),
+            "--data",
+            str(data),
+            *(TINY + OPTIONS if config == QUICKSTART else ()),
+        ]
+        command += [
+            "train.device=cpu",
+            f"train.output_dir={folder}",
+            *arguments,
+            "--num-gpus",
+            str(ranks),
+        ]
         environment = {"FAULTS": faults, "EVALUATION": "off"} | environment
         output = folder / "output.txt"
         process = forks.Process(target=saboteur.run, args=(command, environment, str(output)))
@@ -130,7 +146,9 @@ def train(forks: multiprocessing.context.BaseContext, synthetic_data: Path) -> C
             process.join(3 * WITHIN)
             assert process.exitcode is not None, f"the job hangs: {output.read_text()[-3000:]}"
             while left := session(process.pid):
-                assert time.perf_counter() - start < 3 * WITHIN, f"processes {left} go on without their parent"
+                assert time.perf_counter() - start < 3 * WITHIN, (
+                    f"processes {left} go on without their parent"
+                )
                 time.sleep(0.1)
         finally:
             for pid in session(process.pid):
@@ -155,7 +173,9 @@ def session(leader: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Run]:
+def undisturbed(
+    train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Run]:
     """Ranks -> the job that nothing happened to."""
 
     @functools.cache
@@ -199,23 +219,38 @@ RANDOM = random.Random()
     ],
 )
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
-    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, fault: str, code: int
+    train: Callable[..., Run],
+    undisturbed: Callable[[int], Run],
+    tmp_path: Path,
+    ranks: int,
+    fault: str,
+    code: int,
 ) -> None:
     iteration = RANDOM.randrange(1, ITERATIONS)
     rank = f":{RANDOM.randrange(ranks)}"
     stopped = train(tmp_path, ranks=ranks, faults=f"{fault}:{iteration}{rank}")
     assert stopped.code == code, (iteration, rank, stopped.output)
     assert "Traceback" not in stopped.output
-    assert fault == "kill_parent" or not (tmp_path / "model_final.pth").exists()  # the signal may come late
+    assert (
+        fault == "kill_parent" or not (tmp_path / "model_final.pth").exists()
+    )  # the signal may come late
     if code > 0:
-        assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] in (iteration, iteration + 1, iteration + 2)
+        assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] in (
+            iteration,
+            iteration + 1,
+            iteration + 2,
+        )
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
 
 
 @pytest.mark.parametrize("fault", ["kill", "exit"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_a_process_dies_the_job_ends_with_its_cause_and_can_be_resumed(
-    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, fault: str, rank: int
+    train: Callable[..., Run],
+    undisturbed: Callable[[int], Run],
+    tmp_path: Path,
+    fault: str,
+    rank: int,
 ) -> None:
     iteration = RANDOM.randrange(1, ITERATIONS)
     job = train(tmp_path, ranks=2, faults=f"{fault}:{iteration}:{rank}")
@@ -223,7 +258,9 @@ def test_when_a_process_dies_the_job_ends_with_its_cause_and_can_be_resumed(
     if fault == "kill":
         assert f"process {rank} was killed (SIGKILL)" in job.errors[-1]
     else:
-        assert any(f"process {rank} ended with exit code 3" in line for line in job.errors), job.output
+        assert any(f"process {rank} ended with exit code 3" in line for line in job.errors), (
+            job.output
+        )
     assert "Traceback" not in job.output
     assert_goes_on(train, tmp_path, undisturbed(2), 2)
 
@@ -231,12 +268,18 @@ def test_when_a_process_dies_the_job_ends_with_its_cause_and_can_be_resumed(
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("fault", ["worker_killed", "worker_hangs"])
 def test_a_data_loading_process_that_dies_or_hangs_is_a_named_error(
-    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, fault: str
+    train: Callable[..., Run],
+    undisturbed: Callable[[int], Run],
+    tmp_path: Path,
+    ranks: int,
+    fault: str,
 ) -> None:
     job = train(tmp_path, "dataloader.train.timeout=3", ranks=ranks, faults=f"{fault}:9")
     assert job.code == 1 and job.seconds < WITHIN
     assert "Traceback" not in job.output, job.output
-    assert any("data-loading process" in line and "iteration" in line for line in job.errors), job.output
+    assert any("data-loading process" in line and "iteration" in line for line in job.errors), (
+        job.output
+    )
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
 
 
@@ -250,19 +293,30 @@ def test_a_data_loading_process_that_dies_or_hangs_is_a_named_error(
     ],
 )
 def test_a_signal_while_waiting_for_data_stops_at_once_and_leaves_nobody_behind(
-    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, workers: int, fault: str
+    train: Callable[..., Run],
+    undisturbed: Callable[[int], Run],
+    tmp_path: Path,
+    ranks: int,
+    workers: int,
+    fault: str,
 ) -> None:
     undisturbed(ranks)
     options = [f"dataloader.train.num_workers={workers}", "dataloader.train.timeout=100"]
     job = train(tmp_path, *options, ranks=ranks, faults=f"{fault},worker_hangs:9")
-    assert job.code == (130 if "SIGINT" in fault else 143) and "Traceback" not in job.output, job.output
-    assert job.seconds < 15  # with 4 iterations, and not the 5 seconds that PyTorch gives each process of its
+    assert job.code == (130 if "SIGINT" in fault else 143) and "Traceback" not in job.output, (
+        job.output
+    )
+    assert (
+        job.seconds < 15
+    )  # with 4 iterations, and not the 5 seconds that PyTorch gives each process of its
     assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 4
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_signal_before_the_training_loop_ends_quietly(train: Callable[..., Run], tmp_path: Path, ranks: int) -> None:
+def test_a_signal_before_the_training_loop_ends_quietly(
+    train: Callable[..., Run], tmp_path: Path, ranks: int
+) -> None:
     job = train(tmp_path, ranks=ranks, faults="SIGTERM_before:0")
     assert job.code == 143 and "Traceback" not in job.output, job.output
     line = "error: stopped by SIGTERM outside of the training loop, where there is nothing to save"
@@ -282,13 +336,26 @@ def _mounts() -> None:
     [
         ("8k", ["dataloader.train.num_workers=1"], {}),
         ("100k", ["dataloader.train.num_workers=1"], {}),
-        ("100k", ["dataloader.test.num_workers=1", "dataloader.short_side=200"], {"EVALUATION": "on"}),
+        (
+            "100k",
+            ["dataloader.test.num_workers=1", "dataloader.short_side=200"],
+            {"EVALUATION": "on"},
+        ),
     ],
 )
 def test_a_full_shared_memory_is_named_at_once(
-    train: Callable[..., Run], tmp_path: Path, size: str, options: list[str], environment: dict[str, str]
+    train: Callable[..., Run],
+    tmp_path: Path,
+    size: str,
+    options: list[str],
+    environment: dict[str, str],
 ) -> None:
-    options = ["dataloader.train.num_workers=0", "dataloader.train.timeout=100", "train.eval_period=2", *options]
+    options = [
+        "dataloader.train.num_workers=0",
+        "dataloader.train.timeout=100",
+        "train.eval_period=2",
+        *options,
+    ]
     job = train(tmp_path, *options, SHARED_MEMORY=size, **environment)
     assert job.code == 1 and job.seconds < 20 and "Traceback" not in job.output, job.output
     (line,) = job.errors
@@ -299,12 +366,20 @@ def test_a_full_shared_memory_is_named_at_once(
 
 @pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)])
 def test_out_of_memory_stops_all_with_the_image_sizes_and_resumes(
-    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, rank: int
+    train: Callable[..., Run],
+    undisturbed: Callable[[int], Run],
+    tmp_path: Path,
+    ranks: int,
+    rank: int,
 ) -> None:
     job = train(tmp_path, ranks=ranks, faults=f"out_of_memory:4:{rank}")
     assert job.code == 1 and job.seconds < WITHIN
     (line,) = [line for line in job.errors if "out of memory" in line]
-    assert f"iteration 4 of process {rank}" in line and "x" in line and "lower dataloader.max_size" in line
+    assert (
+        f"iteration 4 of process {rank}" in line
+        and "x" in line
+        and "lower dataloader.max_size" in line
+    )
     assert "Traceback" not in job.output, job.output
     assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 4
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
@@ -331,14 +406,20 @@ def test_training_goes_on_with_a_full_disk_and_saves_when_there_is_room_again(
     assert "File too large" in line and "model_0000004.pth" in line and "training goes on" in line
 
     job = train(tmp_path / "full", *options, faults="disk_full:3")
-    assert job.code == 1 and len(job.errors) == 1 and "model_final.pth: " in job.errors[0], job.output
+    assert job.code == 1 and len(job.errors) == 1 and "model_final.pth: " in job.errors[0], (
+        job.output
+    )
     assert latest_checkpoint(str(job.folder))["trainer"]["iteration"] == 2
     assert not list(job.folder.glob("*.partial*"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     logs = {"log.txt", "output.txt", ".lock"}
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name not in logs}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.is_file() and path.name not in logs
+    }
 
 
 @pytest.mark.parametrize("kind", ["--resume", "--eval-only"])
@@ -370,20 +451,34 @@ def test_a_folder_that_is_removed_is_made_anew_and_the_training_goes_on(
     assert job.code == 0 and "Traceback" not in job.log
     assert job.log.count("metrics.json was removed") == 1
     assert same(job.final(), undisturbed(1).final())
-    assert list(losses(job.folder)) == list(range(4, ITERATIONS)) and (job.folder / "README.md").exists()
+    assert (
+        list(losses(job.folder)) == list(range(4, ITERATIONS))
+        and (job.folder / "README.md").exists()
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weights: weights.pop("backbone.net.pos_embed"), "1 missing .backbone.net.pos_embed"),
+        (
+            lambda weights: weights.pop("backbone.net.pos_embed"),
+            "1 missing .backbone.net.pos_embed",
+        ),
         (lambda weights: weights.update(surplus=torch.zeros(1)), "1 surplus .surplus"),
-        (lambda weights: weights.update({"backbone.net.pos_embed": torch.zeros(3)}), r"1 of another shape .*\(3,\) instead"),
+        (
+            lambda weights: weights.update({"backbone.net.pos_embed": torch.zeros(3)}),
+            r"1 of another shape .*\(3,\) instead",
+        ),
     ],
 )
 @pytest.mark.parametrize("part", ["model", "ema"])
 def test_a_checkpoint_that_does_not_fit_stops_with_its_keys(
-    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, part: str, change: Callable, message: str
+    train: Callable[..., Run],
+    undisturbed: Callable[[int], Run],
+    tmp_path: Path,
+    part: str,
+    change: Callable,
+    message: str,
 ) -> None:
     content = gpvit.checkpoint.read_content(str(undisturbed(1).folder / "model_0000003.pth"))
     change(content[part])
@@ -408,16 +503,28 @@ def test_another_config_is_refused_by_name_unless_the_weights_do_not_depend_on_i
     train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path
 ) -> None:
     shutil.copy(undisturbed(1).folder / "model_0000006.pth", tmp_path)
-    for change in ("dataloader.train.total_batch_size=4", "optimizer.lr=0.1", "train.max_iter=9", "train.seed=6"):
+    for change in (
+        "dataloader.train.total_batch_size=4",
+        "optimizer.lr=0.1",
+        "train.max_iter=9",
+        "train.seed=6",
+    ):
         job = train(tmp_path, "--resume", change)
         key, _, value = change.partition("=")
         assert job.code == 1 and f"{key}: " in job.errors[0] and f"-> {value}" in job.errors[0]
-    free = ("train.log_period=3", "train.checkpointer.period=4", "dataloader.train.num_workers=0", "train.eval_period=0")
+    free = (
+        "train.log_period=3",
+        "train.checkpointer.period=4",
+        "dataloader.train.num_workers=0",
+        "train.eval_period=0",
+    )
     job = train(tmp_path, "--resume", *free)
     assert job.code == 0 and same(job.final()["model"], undisturbed(1).final()["model"])
 
 
-def test_data_may_move_and_not_change(train: Callable[..., Run], synthetic_data: Path, tmp_path: Path) -> None:
+def test_data_may_move_and_not_change(
+    train: Callable[..., Run], synthetic_data: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(synthetic_data, data)
     train(tmp_path / "out", "train.max_iter=2", data=data)
@@ -428,7 +535,9 @@ def test_data_may_move_and_not_change(train: Callable[..., Run], synthetic_data:
     del content["annotations"][0]
     path.write_text(json.dumps(content))
     job = train(tmp_path / "out", "train.max_iter=2", "--resume", data=data)
-    assert job.code == 1 and len(job.errors) == 1 and "content of the training data: " in job.errors[0], job.output
+    assert (
+        job.code == 1 and len(job.errors) == 1 and "content of the training data: " in job.errors[0]
+    ), job.output
 
 
 def digest_of_version_1(data: Path) -> str:
@@ -436,18 +545,31 @@ def digest_of_version_1(data: Path) -> str:
     found = hashlib.sha256()
     for record in custom.read(str(data), "train").records():
         if any(not item["iscrowd"] for item in record["annotations"]):
-            image = os.path.basename(record["file_name"]), record["image_id"], record["width"], record["height"]
-            objects = [(item["category_id"], *map(float, item["bbox"])) for item in record["annotations"]]
+            image = (
+                os.path.basename(record["file_name"]),
+                record["image_id"],
+                record["width"],
+                record["height"],
+            )
+            objects = [
+                (item["category_id"], *map(float, item["bbox"])) for item in record["annotations"]
+            ]
             found.update(repr((image, objects)).encode())
     return found.hexdigest()[:16]
 
 
 def test_a_training_of_an_older_version_is_resumed_with_its_data_and_no_other(
-    train: Callable[..., Run], undisturbed: Callable[[int], Run], synthetic_data: Path, tmp_path: Path
+    train: Callable[..., Run],
+    undisturbed: Callable[[int], Run],
+    synthetic_data: Path,
+    tmp_path: Path,
 ) -> None:
     content = gpvit.checkpoint.read_content(str(undisturbed(1).folder / "model_0000006.pth"))
     key = "content of the training data"
-    for folder, digest in (("same", digest_of_version_1(synthetic_data)), ("other", "0123456789abcdef")):
+    for folder, digest in (
+        ("same", digest_of_version_1(synthetic_data)),
+        ("other", "0123456789abcdef"),
+    ):
         (tmp_path / folder).mkdir()
         old = content | {"config": content["config"] | {key: digest}}
         gpvit.checkpoint.save(old, str(tmp_path / folder / "model_0000006.pth"))
@@ -456,18 +578,26 @@ def test_a_training_of_an_older_version_is_resumed_with_its_data_and_no_other(
     saved = gpvit.checkpoint.read_content(str(job.folder / "model_final.pth"))["config"][key]
     assert saved.startswith("2:") and saved == content["config"][key]
     job = train(tmp_path / "other", "--resume")
-    assert job.code == 1 and f"{key}: 0123456789abcdef -> {digest_of_version_1(synthetic_data)}" in job.errors[0]
+    assert (
+        job.code == 1
+        and f"{key}: 0123456789abcdef -> {digest_of_version_1(synthetic_data)}" in job.errors[0]
+    )
 
 
 def test_masks_may_not_change_either(
-    train: Callable[..., Run], undisturbed: Callable[[int], Run], synthetic_data: Path, tmp_path: Path
+    train: Callable[..., Run],
+    undisturbed: Callable[[int], Run],
+    synthetic_data: Path,
+    tmp_path: Path,
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(synthetic_data / "annotations", data / "annotations")
     (data / "images").symlink_to(synthetic_data / "images")
     path = data / "annotations" / "train.json"
     content = json.loads(path.read_text())
-    polygon = next(a["segmentation"][0] for a in content["annotations"] if isinstance(a["segmentation"], list))
+    polygon = next(
+        a["segmentation"][0] for a in content["annotations"] if isinstance(a["segmentation"], list)
+    )
     polygon[0] += 0.25
     path.write_text(json.dumps(content))
     (tmp_path / "out").mkdir()
@@ -484,7 +614,9 @@ def test_a_run_in_a_folder_that_another_one_writes_to_is_refused(
     with lock_folder(folder):
         for arguments in ([], ["--resume"], ["--eval-only", "train.init_checkpoint=nothing.pth"]):
             job = train(folder, *arguments, ranks=ranks)
-            assert job.code == 1 and len(job.errors) == 1 and "Traceback" not in job.output, job.output
+            assert job.code == 1 and len(job.errors) == 1 and "Traceback" not in job.output, (
+                job.output
+            )
             assert f"another run writes to {folder} (process {os.getpid()} on " in job.errors[0]
             assert sorted(path.name for path in folder.iterdir()) == [".lock", "output.txt"]
     assert train(folder, "train.max_iter=1", ranks=ranks).code == 0
@@ -511,7 +643,9 @@ def one_cross(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) ->
     content = json.loads(path.read_text())
     cross = next(c["id"] for c in content["categories"] if c["name"] == "cross")
     (image, *_) = [a["image_id"] for a in content["annotations"] if a["category_id"] == cross]
-    keep = [a for a in content["annotations"] if a["category_id"] != cross or a["image_id"] == image]
+    keep = [
+        a for a in content["annotations"] if a["category_id"] != cross or a["image_id"] == image
+    ]
     path.write_text(json.dumps(content | {"annotations": keep}))
     return folder
 
@@ -531,22 +665,38 @@ def test_a_loss_that_is_not_finite_stops_all_before_the_weights_change_and_is_re
     weights["roi_heads.mask_head.predictor.bias"][classes.index("cross")] = float(value)
     gpvit.checkpoint.write(str(tmp_path / "init.pth"), weights, classes=classes)
     # With so many proposals, every object is among those that the heads learn from.
-    init = [f"train.init_checkpoint={tmp_path / 'init.pth'}", "model.roi_heads.batch_size_per_image=64"]
+    init = [
+        f"train.init_checkpoint={tmp_path / 'init.pth'}",
+        "model.roi_heads.batch_size_per_image=64",
+    ]
 
     job = train(tmp_path / "bad", *init, ranks=ranks, data=one_cross)
     assert job.code == 1 and len(job.errors) == 1 and "Traceback" not in job.output, job.output
     (path,) = job.folder.glob("not_finite_*.json")
     report = json.loads(path.read_text(), parse_constant=pytest.fail)
     iteration = report["iteration"]
-    assert f"iteration {iteration}: loss or gradient is not finite" in job.errors[0] and str(path) in job.errors[0]
+    assert (
+        f"iteration {iteration}: loss or gradient is not finite" in job.errors[0]
+        and str(path) in job.errors[0]
+    )
     assert len(report["processes"]) == ranks
-    bad = [process for process in report["processes"] if not math.isfinite(float(process["losses"]["loss_mask"]))]
+    bad = [
+        process
+        for process in report["processes"]
+        if not math.isfinite(float(process["losses"]["loss_mask"]))
+    ]
     assert len(bad) == 1
-    assert all(image["image_id"] and image["file_name"] for process in report["processes"] for image in process["images"])
+    assert all(
+        image["image_id"] and image["file_name"]
+        for process in report["processes"]
+        for image in process["images"]
+    )
     assert list(losses(job.folder)) == list(range(iteration))
 
     if iteration:
-        stopped = train(tmp_path / "stopped", *init, ranks=ranks, data=one_cross, faults=f"SIGTERM:{iteration}")
+        stopped = train(
+            tmp_path / "stopped", *init, ranks=ranks, data=one_cross, faults=f"SIGTERM:{iteration}"
+        )
         expected = state(stopped.folder / f"model_{iteration:07}.pth")
         assert same(state(job.folder / f"model_{iteration:07}.pth"), expected)
 
@@ -560,12 +710,20 @@ def test_a_loss_that_is_not_finite_stops_all_before_the_weights_change_and_is_re
 
 @pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)])
 def test_proposals_that_are_not_finite_stop_all_with_a_report(
-    train: Callable[..., Run], undisturbed: Callable[[int], Run], tmp_path: Path, ranks: int, rank: int
+    train: Callable[..., Run],
+    undisturbed: Callable[[int], Run],
+    tmp_path: Path,
+    ranks: int,
+    rank: int,
 ) -> None:
     job = train(tmp_path, ranks=ranks, faults=f"diverged:4:{rank}")
     assert job.code == 1 and "Traceback" not in job.output, job.output
-    assert any("iteration 4: Predicted boxes or scores contain Inf/NaN" in line for line in job.errors)
-    (process,) = json.loads((tmp_path / f"not_finite_0000004_rank{rank}.json").read_text())["processes"]
+    assert any(
+        "iteration 4: Predicted boxes or scores contain Inf/NaN" in line for line in job.errors
+    )
+    (process,) = json.loads((tmp_path / f"not_finite_0000004_rank{rank}.json").read_text())[
+        "processes"
+    ]
     assert process["rank"] == rank and process["images"]
     assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 4
     assert_goes_on(train, tmp_path, undisturbed(ranks), ranks)
@@ -588,15 +746,33 @@ def test_an_unreadable_image_stops_the_training_when_the_budget_is_used_up(
 ) -> None:
     data = unreadable.parent.parent
     job = train(tmp_path / "strict", ranks=ranks, data=data)
-    assert job.code == 1 and len(job.errors) == 1 and str(unreadable) in job.errors[0] and "Traceback" not in job.output
-    job = train(tmp_path / "budget", "train.skip_budget=2", "train.max_iter=30", ranks=ranks, data=data)
-    assert job.code == 1 and len(job.errors) == 1 and str(unreadable) in job.errors[0] and "Traceback" not in job.output
-    assert [f"{number} images left out so far, 2 allowed" in job.log for number in (1, 2, 3, 4)] == [True, True, True, False]
+    assert (
+        job.code == 1
+        and len(job.errors) == 1
+        and str(unreadable) in job.errors[0]
+        and "Traceback" not in job.output
+    )
+    job = train(
+        tmp_path / "budget", "train.skip_budget=2", "train.max_iter=30", ranks=ranks, data=data
+    )
+    assert (
+        job.code == 1
+        and len(job.errors) == 1
+        and str(unreadable) in job.errors[0]
+        and "Traceback" not in job.output
+    )
+    assert [
+        f"{number} images left out so far, 2 allowed" in job.log for number in (1, 2, 3, 4)
+    ] == [True, True, True, False]
     assert losses(job.folder)
 
 
 def test_a_training_goes_on_when_the_image_that_stopped_it_is_repaired(
-    train: Callable[..., Run], undisturbed: Callable[[int], Run], unreadable: Path, synthetic_data: Path, tmp_path: Path
+    train: Callable[..., Run],
+    undisturbed: Callable[[int], Run],
+    unreadable: Path,
+    synthetic_data: Path,
+    tmp_path: Path,
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(unreadable.parent.parent, data)
@@ -613,7 +789,9 @@ def test_a_smaller_skip_budget_than_was_used_is_one_line(
     assert train(tmp_path, "train.skip_budget=9", data=data).code == 0
     (tmp_path / "model_final.pth").unlink()
     job = train(tmp_path, "--resume", "train.skip_budget=0", data=data)
-    assert job.code == 1 and re.search(r"error: \d images were left out, and train.skip_budget allows 0", job.output)
+    assert job.code == 1 and re.search(
+        r"error: \d images were left out, and train.skip_budget allows 0", job.output
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -622,11 +800,19 @@ def test_an_unreadable_image_of_the_evaluation_is_named(
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(synthetic_data, data)
-    path = data / "images" / json.loads((data / "annotations" / "val.json").read_text())["images"][-1]["file_name"]
+    path = (
+        data
+        / "images"
+        / json.loads((data / "annotations" / "val.json").read_text())["images"][-1]["file_name"]
+    )
     path.write_bytes(path.read_bytes()[:1000])
     options = ["dataloader.test.num_workers=1", "train.eval_period=2"]
     job = train(tmp_path / "out", *options, ranks=ranks, data=data, EVALUATION="on")
-    assert job.code == 1 and any(str(path) in line for line in job.errors) and "Traceback" not in job.output, job.output
+    assert (
+        job.code == 1
+        and any(str(path) in line for line in job.errors)
+        and "Traceback" not in job.output
+    ), job.output
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -639,10 +825,22 @@ def test_batches_without_objects_give_finite_losses_and_gradients(
     path = data / "annotations" / "train.json"
     content = json.loads(path.read_text())
     one = content["images"][0]["id"]
-    path.write_text(json.dumps(content | {"annotations": [a for a in content["annotations"] if a["image_id"] == one]}))
-    job = train(tmp_path / "out", "dataloader.train.dataset.filter_empty=False", ranks=ranks, data=data, GRADIENTS="1")
+    path.write_text(
+        json.dumps(
+            content | {"annotations": [a for a in content["annotations"] if a["image_id"] == one]}
+        )
+    )
+    job = train(
+        tmp_path / "out",
+        "dataloader.train.dataset.filter_empty=False",
+        ranks=ranks,
+        data=data,
+        GRADIENTS="1",
+    )
     assert job.code == 0, job.output
-    assert list(losses(job.folder)) == list(range(ITERATIONS)) and all(map(math.isfinite, losses(job.folder).values()))
+    assert list(losses(job.folder)) == list(range(ITERATIONS)) and all(
+        map(math.isfinite, losses(job.folder).values())
+    )
 
 
 BETTER = {1: 10, 2: 30, 3: 20, 4: 20, 5: 30, 6: 40, 7: 40, 8: 40}
@@ -653,7 +851,11 @@ def test_the_best_checkpoint_is_kept_and_a_training_that_gets_no_better_ends_als
     train: Callable[..., Run], tmp_path: Path, fault: str
 ) -> None:
     options = ["train.eval_period=1", "train.best_metric=segm/AP", "train.patience=3"]
-    options += ["train.checkpointer.period=2", "train.ema_decay=0", "dataloader.train.num_workers=0"]
+    options += [
+        "train.checkpointer.period=2",
+        "train.ema_decay=0",
+        "dataloader.train.num_workers=0",
+    ]
     metrics = json.dumps(BETTER)
     job = train(tmp_path, *options, faults=fault, METRICS=metrics)
     if fault:
@@ -679,7 +881,11 @@ def damage(path: Path) -> None:
 def with_best(train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The job that nothing happened to, evaluated after 2, 4 and 6 iterations; the second time is the best."""
     options = [*BEST, "train.eval_period=2", "train.checkpointer.period=100"]
-    job = train(tmp_path_factory.mktemp("with_best"), *options, METRICS=json.dumps({2: 10, 4: 30, 6: 20, 8: 20}))
+    job = train(
+        tmp_path_factory.mktemp("with_best"),
+        *options,
+        METRICS=json.dumps({2: 10, 4: 30, 6: 20, 8: 20}),
+    )
     assert job.code == 0 and state(job.folder / "model_best.pth")["trainer"]["iteration"] == 4
     return job
 
@@ -699,7 +905,9 @@ def test_a_training_that_has_only_its_best_checkpoint_goes_on_from_there(
     assert same(state(tmp_path / "model_best.pth"), state(with_best.folder / "model_best.pth"))
 
 
-def test_the_best_checkpoint_stands_in_for_damaged_ones(train: Callable[..., Run], with_best: Run, tmp_path: Path) -> None:
+def test_the_best_checkpoint_stands_in_for_damaged_ones(
+    train: Callable[..., Run], with_best: Run, tmp_path: Path
+) -> None:
     options = [*BEST, "train.eval_period=2", "train.checkpointer.period=3"]
     metrics = json.dumps({2: 10, 4: 30, 6: 20, 8: 20})
     train(tmp_path, *options, faults="kill:7", METRICS=metrics)
@@ -732,15 +940,21 @@ def test_the_best_checkpoint_is_not_replaced_by_a_worse_one_after_a_restart(
     assert job.code == 0 and (tmp_path / "model_best.pth").read_bytes() == best
 
 
-def test_another_metric_has_its_own_best(train: Callable[..., Run], with_best: Run, tmp_path: Path) -> None:
+def test_another_metric_has_its_own_best(
+    train: Callable[..., Run], with_best: Run, tmp_path: Path
+) -> None:
     shutil.copy(with_best.folder / "model_best.pth", tmp_path)
     options = ["train.eval_period=2", "train.best_metric=segm/AP50", *BEST[1:]]
-    job = train(tmp_path, *options, "--resume", METRICS=json.dumps({4: 1, 6: 3, 8: 2}), METRIC="AP50")
+    job = train(
+        tmp_path, *options, "--resume", METRICS=json.dumps({4: 1, 6: 3, 8: 2}), METRIC="AP50"
+    )
     assert job.code == 0 and "was that by segm/AP, now segm/AP50 counts" in job.log, job.output
     assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == 6
 
 
-def test_new_checkpoints_are_kept_and_not_damaged_ones_in_their_place(train: Callable[..., Run], tmp_path: Path) -> None:
+def test_new_checkpoints_are_kept_and_not_damaged_ones_in_their_place(
+    train: Callable[..., Run], tmp_path: Path
+) -> None:
     train(tmp_path, "dataloader.train.num_workers=0", faults="kill:7")
     damage(tmp_path / "model_0000006.pth")
     options = ["--resume", "train.checkpointer.period=1", "train.checkpointer.max_to_keep=1"]
@@ -748,25 +962,41 @@ def test_new_checkpoints_are_kept_and_not_damaged_ones_in_their_place(train: Cal
     assert latest_checkpoint(str(tmp_path))["trainer"]["iteration"] == 5
 
 
-def test_old_checkpoints_are_removed_also_across_restarts(train: Callable[..., Run], tmp_path: Path) -> None:
-    options = ["train.checkpointer.period=1", "train.checkpointer.max_to_keep=2", "dataloader.train.num_workers=0"]
+def test_old_checkpoints_are_removed_also_across_restarts(
+    train: Callable[..., Run], tmp_path: Path
+) -> None:
+    options = [
+        "train.checkpointer.period=1",
+        "train.checkpointer.max_to_keep=2",
+        "dataloader.train.num_workers=0",
+    ]
     train(tmp_path, *options, faults="kill:3")
     assert len(list(tmp_path.glob("model_0*.pth"))) == 2
     train(tmp_path, *options, "--resume")
-    assert {path.name for path in tmp_path.glob("model_*")} == {"model_0000006.pth", "model_0000007.pth", "model_final.pth"}
+    assert {path.name for path in tmp_path.glob("model_*")} == {
+        "model_0000006.pth",
+        "model_0000007.pth",
+        "model_final.pth",
+    }
 
 
-def test_averaged_weights_are_evaluated_and_saved_beside_the_raw_ones(train: Callable[..., Run], tmp_path: Path) -> None:
+def test_averaged_weights_are_evaluated_and_saved_beside_the_raw_ones(
+    train: Callable[..., Run], tmp_path: Path
+) -> None:
     job = train(tmp_path, "train.max_iter=2", EVALUATION="on")
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert {"segm/AP", "ema_segm/AP", "bbox/AP", "ema_bbox/AP"} <= set().union(*rows)
     final = job.final()
-    assert final["model"].keys() == final["ema"].keys() and not same(dict(final["model"]), dict(final["ema"]))
+    assert final["model"].keys() == final["ema"].keys() and not same(
+        dict(final["model"]), dict(final["ema"])
+    )
     read = gpvit.checkpoint.read(str(tmp_path / "model_final.pth")).weights
     assert same(dict(read), dict(final["ema"]))
 
 
-def step_of_two_processes(forks: Any, folder: Path, values: list[list[float]], dtype: str = "") -> list[str]:
+def step_of_two_processes(
+    forks: Any, folder: Path, values: list[list[float]], dtype: str = ""
+) -> list[str]:
     step = saboteur.step_of_two_processes
     ranks = [forks.Process(target=step, args=(rank, str(folder), values, dtype)) for rank in (0, 1)]
     for process in ranks:
@@ -780,12 +1010,16 @@ def step_of_two_processes(forks: Any, folder: Path, values: list[list[float]], d
     return [(folder / str(rank)).read_text() for rank in (0, 1)]
 
 
-def test_processes_that_compute_their_batches_in_parts_make_one_step(forks: Any, tmp_path: Path) -> None:
+def test_processes_that_compute_their_batches_in_parts_make_one_step(
+    forks: Any, tmp_path: Path
+) -> None:
     assert step_of_two_processes(forks, tmp_path, [[1.0, 2.0], [4.0, 8.0]]) == ["-3.75", "-3.75"]
 
 
 @pytest.mark.parametrize("dtype", ["", "float16"])
-def test_all_processes_stop_when_the_loss_of_one_is_not_finite(forks: Any, tmp_path: Path, dtype: str) -> None:
+def test_all_processes_stop_when_the_loss_of_one_is_not_finite(
+    forks: Any, tmp_path: Path, dtype: str
+) -> None:
     results = step_of_two_processes(forks, tmp_path, [[1.0, 2.0], [4.0, math.nan]], dtype)
     assert all("loss or gradient is not finite" in result for result in results)
 
@@ -795,7 +1029,13 @@ def test_a_stop_behind_the_best_checkpoint_leaves_a_numbered_one_that_a_better_o
 ) -> None:
     options = ["train.eval_period=1", "train.best_metric=segm/AP", "train.checkpointer.period=3"]
     metrics = {1: 10, 2: 10, 3: 10, 4: 20, 5: 30}
-    train(tmp_path, *options, "dataloader.train.num_workers=0", faults="SIGTERM:4", METRICS=json.dumps(metrics))
+    train(
+        tmp_path,
+        *options,
+        "dataloader.train.num_workers=0",
+        faults="SIGTERM:4",
+        METRICS=json.dumps(metrics),
+    )
     assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == 4
     assert state(tmp_path / "model_0000004.pth")["trainer"]["iteration"] == 4
 
@@ -808,7 +1048,9 @@ def test_a_seed_that_was_not_given_is_the_same_for_all_processes_and_when_resume
     seed = latest_checkpoint(str(tmp_path))["seed"]
     job = train(tmp_path, *options, "--resume", ranks=2, ORDER=str(tmp_path / "order"))
     assert job.code == 0 and job.final()["seed"] == seed
-    train(tmp_path / "one", *options[1:], f"train.seed={seed}", ORDER=str(tmp_path / "one" / "order"))
+    train(
+        tmp_path / "one", *options[1:], f"train.seed={seed}", ORDER=str(tmp_path / "one" / "order")
+    )
     assert order(tmp_path / "order") == order(tmp_path / "one" / "order")
 
 
@@ -835,11 +1077,17 @@ def test_a_resumed_training_has_the_metrics_of_each_iteration_once(
     assert [row["iteration"] for row in rows if "total_loss" in row] == list(range(ITERATIONS))
 
 
-def test_a_used_folder_is_refused_without_resume(train: Callable[..., Run], undisturbed: Callable[[int], Run]) -> None:
+def test_a_used_folder_is_refused_without_resume(
+    train: Callable[..., Run], undisturbed: Callable[[int], Run]
+) -> None:
     folder = undisturbed(1).folder
     before = {path: path.read_bytes() for path in folder.glob("model_*")}
     job = train(folder)
-    assert job.code == 1 and "has checkpoints of a training" in job.errors[0] and "add --resume" in job.errors[0]
+    assert (
+        job.code == 1
+        and "has checkpoints of a training" in job.errors[0]
+        and "add --resume" in job.errors[0]
+    )
     assert {path: path.read_bytes() for path in folder.glob("model_*")} == before
 
 
@@ -848,7 +1096,11 @@ def test_processes_that_see_other_checkpoints_stop(
 ) -> None:
     shutil.copy(undisturbed(2).folder / "model_0000006.pth", tmp_path)
     job = train(tmp_path, "--resume", ranks=2, faults="blind:0:1")
-    assert job.code == 1 and len(job.errors) == 1 and "do not see the same checkpoints" in job.errors[0]
+    assert (
+        job.code == 1
+        and len(job.errors) == 1
+        and "do not see the same checkpoints" in job.errors[0]
+    )
 
 
 def test_an_error_behind_the_step_loses_the_iteration_and_nothing_else(
@@ -860,7 +1112,9 @@ def test_an_error_behind_the_step_loses_the_iteration_and_nothing_else(
     assert_goes_on(train, tmp_path, undisturbed(1), 1)
 
 
-def test_after_running_out_of_memory_a_training_goes_on_in_smaller_parts(train: Callable[..., Run], tmp_path: Path) -> None:
+def test_after_running_out_of_memory_a_training_goes_on_in_smaller_parts(
+    train: Callable[..., Run], tmp_path: Path
+) -> None:
     train(tmp_path, faults="out_of_memory:4")
     assert train(tmp_path, "--resume", "train.accumulate=2").code == 0
 
@@ -876,10 +1130,18 @@ def test_a_training_goes_on_with_its_own_config_file(
     assert job.code == 0 and same(job.final(), undisturbed(1).final()), job.output
 
 
-def test_a_full_disk_at_the_best_checkpoint_does_not_end_the_training(train: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_full_disk_at_the_best_checkpoint_does_not_end_the_training(
+    train: Callable[..., Run], tmp_path: Path
+) -> None:
     options = ["train.eval_period=1", "train.best_metric=segm/AP", "dataloader.train.num_workers=0"]
     metrics = json.dumps({iteration: iteration for iteration in range(1, 9)})
-    job = train(tmp_path, *options, "train.ema_decay=0", faults="disk_full:3,disk_emptied:4", METRICS=metrics)
+    job = train(
+        tmp_path,
+        *options,
+        "train.ema_decay=0",
+        faults="disk_full:3,disk_emptied:4",
+        METRICS=metrics,
+    )
     assert job.code == 0 and "model_best.pth: " in job.output
     assert state(tmp_path / "model_best.pth")["trainer"]["iteration"] == ITERATIONS
 
@@ -895,13 +1157,30 @@ def test_a_signal_in_an_evaluation_stops_at_once(
 
 
 RETINANET = [
-    *(option for option in TINY if not option.startswith(("model.roi_heads", "model.proposal", "model.backbone"))),
-    *("model.backbone.bottom_up.net.embed_dim=24", "model.backbone.bottom_up.net.group_tokens=[0,4]"),
+    *(
+        option
+        for option in TINY
+        if not option.startswith(("model.roi_heads", "model.proposal", "model.backbone"))
+    ),
+    *(
+        "model.backbone.bottom_up.net.embed_dim=24",
+        "model.backbone.bottom_up.net.group_tokens=[0,4]",
+    ),
     *("model.backbone.bottom_up.num_interactions=2", "model.backbone.bottom_up.stem_width=8"),
-    *("model.head.conv_dims=[16]", "train.init_checkpoint=''", "train.seed=5", f"train.max_iter={ITERATIONS}"),
+    *(
+        "model.head.conv_dims=[16]",
+        "train.init_checkpoint=''",
+        "train.seed=5",
+        f"train.max_iter={ITERATIONS}",
+    ),
     *("train.checkpointer.period=3", "dataloader.train.num_workers=1"),
 ]
-FLOAT16 = ["train.amp.enabled=True", "train.amp.dtype=float16", "train.clip_norm=1", "train.accumulate=2"]
+FLOAT16 = [
+    "train.amp.enabled=True",
+    "train.amp.dtype=float16",
+    "train.clip_norm=1",
+    "train.accumulate=2",
+]
 FLOAT16 += ["dataloader.train.total_batch_size=4"]
 
 
@@ -912,7 +1191,12 @@ FLOAT16 += ["dataloader.train.total_batch_size=4"]
 )
 @pytest.mark.parametrize(("ranks", "fault"), [(1, "bug:4"), (2, "SIGTERM_parent:4:0")])
 def test_other_models_and_precisions_go_on_as_if_nothing_had_been(
-    train: Callable[..., Run], tmp_path: Path, config: str, options: list[str], ranks: int, fault: str
+    train: Callable[..., Run],
+    tmp_path: Path,
+    config: str,
+    options: list[str],
+    ranks: int,
+    fault: str,
 ) -> None:
     path = REPOSITORY / "configs" / f"{config}.py"
     whole = train(tmp_path / "whole", *options, ranks=ranks, config=path)

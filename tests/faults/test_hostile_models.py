@@ -35,12 +35,28 @@ SCALARS = st.one_of(
     st.booleans(),
     st.integers(-3, 300),
     st.sampled_from([2**31, 10**12, -1, 1e30, float("nan"), float("inf")]),
-    st.sampled_from(["", "x", "BN", "LN", "RGB", "p2", "cpu", "cuda", "../../x", "/etc/passwd", "http://127.0.0.1:9/x"]),
+    st.sampled_from(
+        [
+            "",
+            "x",
+            "BN",
+            "LN",
+            "RGB",
+            "p2",
+            "cpu",
+            "cuda",
+            "../../x",
+            "/etc/passwd",
+            "http://127.0.0.1:9/x",
+        ]
+    ),
     st.text(max_size=8),
 )
 VALUES = st.recursive(
     SCALARS,
-    lambda children: st.one_of(st.lists(children, max_size=4), st.dictionaries(st.text(max_size=6), children, max_size=3)),
+    lambda children: st.one_of(
+        st.lists(children, max_size=4), st.dictionaries(st.text(max_size=6), children, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -60,10 +76,20 @@ def calls(canary: Path) -> list[dict[str, Any]]:
         {"_target_": "builtins.exec", "source": f"open({str(canary)!r}, 'w')"},
         {"_target_": "detectron2.layers.get_norm", "norm": system, "out_channels": command},
         {"_target_": load, "dataset_dicts": [], "proposal_file": str(proposals)},
-        {"_target_": "detectron2.evaluation.COCOEvaluator", "dataset_name": "x", "output_dir": str(canary)},
+        {
+            "_target_": "detectron2.evaluation.COCOEvaluator",
+            "dataset_name": "x",
+            "output_dir": str(canary),
+        },
         {"_target_": "gpvit.utils.files.atomic_write", "path": str(canary / "x")},
-        {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "args": str(canary)}},
-        {"_target_": {"_target_": "detectron2.utils.registry.locate", "name": "os.system"}, "command": command},
+        {
+            "_target_": "pathlib.Path.touch",
+            "self": {"_target_": "pathlib.Path", "args": str(canary)},
+        },
+        {
+            "_target_": {"_target_": "detectron2.utils.registry.locate", "name": "os.system"},
+            "command": command,
+        },
     ]
 
 
@@ -79,7 +105,13 @@ class Canary:
 
 def places(node: Any, path: tuple = ()) -> list[tuple]:
     """The path of every value in nested dicts and lists."""
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    children = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     found = []
     for key, value in children:
         found += [(*path, key), *places(value, (*path, key))]
@@ -128,7 +160,14 @@ def configs(draw: st.DrawFn, valid: dict[str, Any], nodes: list[dict[str, Any]])
             break
     text = yaml.safe_dump(content, allow_unicode=True)
     if draw(st.integers(0, 30)) == 0:
-        text = draw(st.sampled_from(["a: &a [1]\nb: *a\n", "!!python/object/apply:os.system ['x']", "[" * 999, "\0"])) + text
+        text = (
+            draw(
+                st.sampled_from(
+                    ["a: &a [1]\nb: *a\n", "!!python/object/apply:os.system ['x']", "[" * 999, "\0"]
+                )
+            )
+            + text
+        )
     return text
 
 
@@ -157,7 +196,9 @@ def try_configs(number: int, examples: int, folder: Path, *, checked: bool = Tru
         reached["canaries"] = 0
 
     @seed(number)
-    @settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     @given(configs(valid, calls(canary)))
     def run(text: str) -> None:
         reached["tried"] += 1
@@ -176,7 +217,11 @@ def try_configs(number: int, examples: int, folder: Path, *, checked: bool = Tru
         elif canary.exists():
             reached["canaries"] += 1
             canary.unlink() if canary.is_file() else shutil.rmtree(canary)
-        assert sorted(entry.name for entry in folder.iterdir()) == ["good.pth", "inside", "proposals.pkl"]
+        assert sorted(entry.name for entry in folder.iterdir()) == [
+            "good.pth",
+            "inside",
+            "proposals.pkl",
+        ]
         assert [entry.name for entry in inside.iterdir()] == ["model.pth"]
 
     run()
@@ -200,7 +245,20 @@ TENSORS: list[Callable[[], Any]] = [
     lambda: torch.ones(()),
     lambda: [torch.ones(2)],
 ]
-KEYS = st.sampled_from(["model", "ema", "state_dict", "classes", "inference_config", "trainer", "versions", "meta", 1, None])
+KEYS = st.sampled_from(
+    [
+        "model",
+        "ema",
+        "state_dict",
+        "classes",
+        "inference_config",
+        "trainer",
+        "versions",
+        "meta",
+        1,
+        None,
+    ]
+)
 
 
 @st.composite
@@ -208,12 +266,21 @@ def checkpoints(draw: st.DrawFn, canary: Path) -> bytes:
     """Files of checkpoints, most of them as they should be, in PyTorch's formats of today and before."""
     weights: dict[Any, Any] = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
     content: dict[Any, Any] = {"model": weights, "classes": ["a"], "versions": {"torch": "2"}}
-    kinds = ["good", "other entry", "array"] * 4 + ["entry", "tensor", "name", "pickle", "bytes", "bytes"]
+    kinds = ["good", "other entry", "array"] * 4 + [
+        "entry",
+        "tensor",
+        "name",
+        "pickle",
+        "bytes",
+        "bytes",
+    ]
     kind = draw(st.sampled_from(kinds))
     if kind == "entry":
         content[draw(KEYS)] = draw(VALUES)
     elif kind == "other entry":  # which changes nothing of the weights
-        content[draw(st.sampled_from(["versions", "iterations", "trainer", "meta", "licence", "x"]))] = draw(VALUES)
+        content[
+            draw(st.sampled_from(["versions", "iterations", "trainer", "meta", "licence", "x"]))
+        ] = draw(VALUES)
     elif kind == "tensor":
         weights[draw(st.sampled_from(["weight", "more"]))] = draw(st.sampled_from(TENSORS))()
     elif kind == "name":
@@ -221,7 +288,14 @@ def checkpoints(draw: st.DrawFn, canary: Path) -> bytes:
     elif kind == "pickle":
         content[draw(st.sampled_from(["model", "meta", "trainer"]))] = Canary(canary)
     elif kind == "array":
-        arrays = [np.ones(2), np.float64(1), np.dtype("f8"), np.array([{}], object), np.array(["a"]), np.zeros(1, "i4,f8")]
+        arrays = [
+            np.ones(2),
+            np.float64(1),
+            np.dtype("f8"),
+            np.array([{}], object),
+            np.array(["a"]),
+            np.zeros(1, "i4,f8"),
+        ]
         content["meta"] = {"seed": draw(st.sampled_from(arrays))}
     file = io.BytesIO()
     zipped = draw(st.booleans()) or kind == "tensor"
@@ -229,7 +303,9 @@ def checkpoints(draw: st.DrawFn, canary: Path) -> bytes:
     data = bytearray(file.getvalue())
     if kind == "bytes":
         for _ in range(draw(st.integers(1, 3))):
-            place = draw(st.floats(0, 1, exclude_max=True))  # the length may differ: pickles name equal texts once or twice
+            place = draw(
+                st.floats(0, 1, exclude_max=True)
+            )  # the length may differ: pickles name equal texts once or twice
             data[int(place * len(data))] = draw(st.integers(0, 255))
     return bytes(data)
 
@@ -243,7 +319,9 @@ def try_checkpoints(number: int, examples: int, folder: Path) -> Counter:
     reached: Counter = Counter()
 
     @seed(number)
-    @settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     @given(checkpoints(canary))
     def run(data: bytes) -> None:
         reached["tried"] += 1
@@ -263,7 +341,9 @@ def try_checkpoints(number: int, examples: int, folder: Path) -> Counter:
     return reached
 
 
-def in_children(work: Callable[..., Counter], examples: int, folder: Path, **options: Any) -> Counter:
+def in_children(
+    work: Callable[..., Counter], examples: int, folder: Path, **options: Any
+) -> Counter:
     """The work of several child processes, two at a time, with a seed and a folder each."""
 
     def part(number: int) -> Counter:
@@ -290,7 +370,9 @@ def test_the_canary_shows_if_names_are_not_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("examples", COUNTS)
-def test_no_checkpoint_runs_anything_or_loads_what_is_no_weight(tmp_path: Path, examples: int) -> None:
+def test_no_checkpoint_runs_anything_or_loads_what_is_no_weight(
+    tmp_path: Path, examples: int
+) -> None:
     reached = in_children(try_checkpoints, examples or 2000, tmp_path)
     print(dict(reached))
     assert 2 * reached["loaded"] >= reached["tried"] >= (examples or 2000)

@@ -62,7 +62,9 @@ def test_every_odd_image_is_in_the_list_of_what_is_expected(real_data: Path) -> 
 
 
 @pytest.mark.parametrize(("name", "expected"), ODD_IMAGES.items())
-def test_an_odd_image_is_converted_or_refused_with_its_reason(real_data: Path, name: str, expected) -> None:
+def test_an_odd_image_is_converted_or_refused_with_its_reason(
+    real_data: Path, name: str, expected
+) -> None:
     path = real_data / "odd_images" / name
     if isinstance(expected, str):
         assert expected in refusal(path)
@@ -73,7 +75,9 @@ def test_an_odd_image_is_converted_or_refused_with_its_reason(real_data: Path, n
 
 
 def test_pictures_turned_by_exif_are_the_same_picture(real_data: Path) -> None:
-    third, sixth = (read_image(real_data / "odd_images" / f"Landscape_{number}.jpg") for number in (3, 6))
+    third, sixth = (
+        read_image(real_data / "odd_images" / f"Landscape_{number}.jpg") for number in (3, 6)
+    )
     difference = np.abs(third.astype(int) - sixth).mean(axis=2)
     assert np.median(difference) < 5  # the number is written on each
 
@@ -95,8 +99,12 @@ def save(values: np.ndarray, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-@pytest.mark.parametrize(("low", "high"), [(0, 235), (0, 4095), (7301, 8206), (0, 65535), (32768, 32868), (5, 6)])
-def test_deep_gray_spans_black_to_white_by_its_own_range(tmp_path: Path, suffix: str, low: int, high: int) -> None:
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 235), (0, 4095), (7301, 8206), (0, 65535), (32768, 32868), (5, 6)]
+)
+def test_deep_gray_spans_black_to_white_by_its_own_range(
+    tmp_path: Path, suffix: str, low: int, high: int
+) -> None:
     values = np.linspace(low, high, GRAY.size).reshape(GRAY.shape).round().astype(np.uint16)
     image = read_image(save(values, tmp_path / f"deep.{suffix}"))
     expected = (values - float(low)) * 255 / (high - low)
@@ -104,8 +112,12 @@ def test_deep_gray_spans_black_to_white_by_its_own_range(tmp_path: Path, suffix:
     assert (image.min(), image.max()) == (0, 255)
 
 
-@pytest.mark.parametrize("values", [GRAY.astype(np.int32) * 1000 - 5000, GRAY.astype(np.int32) * 10**6])
-def test_integers_of_32_bits_signed_or_not_span_black_to_white(tmp_path: Path, values: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    "values", [GRAY.astype(np.int32) * 1000 - 5000, GRAY.astype(np.int32) * 10**6]
+)
+def test_integers_of_32_bits_signed_or_not_span_black_to_white(
+    tmp_path: Path, values: np.ndarray
+) -> None:
     image = read_image(save(values, tmp_path / "deep.tiff"))
     assert np.abs(image[..., 0] - GRAY * (255 / 98)).max() <= 0.5 + 1e-6
 
@@ -127,7 +139,9 @@ def test_16_bit_colour_fills_8_bits_without_changing_its_colours(
 
 def test_16_bit_colour_with_alpha_is_blended_over_white(tmp_path: Path) -> None:
     alpha = np.full((*GRAY.shape, 1), 65535 // 5, np.uint16)
-    image = read_image(save(np.concatenate([COLOUR * np.uint16(257), alpha], axis=2), tmp_path / "deep.png"))
+    image = read_image(
+        save(np.concatenate([COLOUR * np.uint16(257), alpha], axis=2), tmp_path / "deep.png")
+    )
     assert np.abs(image - (255 - (255.0 - COLOUR) / 5)).max() <= 0.51
 
 
@@ -146,13 +160,17 @@ def test_floats_from_0_to_1_become_0_to_255(tmp_path: Path) -> None:
         (GRAY.astype(np.float32) / 1e6, "would all become 0 of 255"),
     ],
 )
-def test_floats_that_say_nothing_of_black_and_white_are_refused(tmp_path: Path, values: np.ndarray, reason: str) -> None:
+def test_floats_that_say_nothing_of_black_and_white_are_refused(
+    tmp_path: Path, values: np.ndarray, reason: str
+) -> None:
     assert reason in refusal(save(values, tmp_path / "float.tiff"))
 
 
 def test_16_bit_colour_of_too_little_contrast_is_refused(tmp_path: Path) -> None:
     values = np.repeat(32768 + GRAY[..., None].astype(np.uint16) // 2, 3, axis=2)
-    assert "32768 to 32817, would all become 128 of 255" in refusal(save(values, tmp_path / "flat.png"))
+    assert "32768 to 32817, would all become 128 of 255" in refusal(
+        save(values, tmp_path / "flat.png")
+    )
 
 
 def test_alpha_is_blended_over_white_and_opaque_pixels_stay(tmp_path: Path) -> None:
@@ -164,7 +182,9 @@ def test_alpha_is_blended_over_white_and_opaque_pixels_stay(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_an_image_that_is_opaque_everywhere_loses_only_its_alpha(tmp_path: Path, suffix: str) -> None:
+def test_an_image_that_is_opaque_everywhere_loses_only_its_alpha(
+    tmp_path: Path, suffix: str
+) -> None:
     opaque = np.concatenate([COLOUR, np.full((*GRAY.shape, 1), 255, np.uint8)], axis=2)
     Image.fromarray(opaque).save(tmp_path / f"opaque.{suffix}", lossless=True)
     assert np.array_equal(read_image(tmp_path / f"opaque.{suffix}"), COLOUR)
@@ -176,12 +196,16 @@ def test_nothing_but_white_and_transparent_is_refused(tmp_path: Path, rgba: tupl
     assert "nothing can be seen" in refusal(tmp_path / "nothing.png")
 
 
-def test_gray_with_alpha_palettes_and_colours_declared_transparent_are_blended_over_white(tmp_path: Path) -> None:
+def test_gray_with_alpha_palettes_and_colours_declared_transparent_are_blended_over_white(
+    tmp_path: Path,
+) -> None:
     two = np.zeros((6, 8), np.uint8)
     two[:, 4:] = 1  # the left half is transparent, the right half gray 80
     Image.fromarray(np.stack([two * 80, two * 255], axis=2), "LA").save(tmp_path / "la.png")
     Image.fromarray(two * 80).save(tmp_path / "l.png", transparency=0)
-    Image.fromarray(np.repeat(two[..., None] * 80, 3, axis=2)).save(tmp_path / "rgb.png", transparency=(0, 0, 0))
+    Image.fromarray(np.repeat(two[..., None] * 80, 3, axis=2)).save(
+        tmp_path / "rgb.png", transparency=(0, 0, 0)
+    )
     palette = Image.fromarray(two, "P")
     palette.putpalette([0, 0, 0, 80, 80, 80])
     palette.save(tmp_path / "p.png", transparency=0)
@@ -248,18 +272,29 @@ def test_xmp_does_not_turn_an_image(tmp_path: Path, suffix: str) -> None:
 
 def chunk(name: bytes, content: bytes) -> bytes:
     """A chunk of a PNG file."""
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_exif_orientation_is_applied_to_16_bit_colour(tmp_path: Path, orientation: int) -> None:
     content = save(COLOUR * np.uint16(257), tmp_path / "deep.png").read_bytes()
     tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    (tmp_path / "deep.png").write_bytes(content[:33] + chunk(b"eXIf", tiff) + content[33:])  # after the header
-    assert np.array_equal(read_image(tmp_path / "deep.png"), np.rot90(COLOUR, {3: 2, 6: -1}[orientation]))
+    (tmp_path / "deep.png").write_bytes(
+        content[:33] + chunk(b"eXIf", tiff) + content[33:]
+    )  # after the header
+    assert np.array_equal(
+        read_image(tmp_path / "deep.png"), np.rot90(COLOUR, {3: 2, 6: -1}[orientation])
+    )
 
 
-@pytest.mark.parametrize("exif", [b"MM\0*\0\0\0\x08\xff\xff" + bytes(range(200)), b"no TIFF header", b"MM"])
+@pytest.mark.parametrize(
+    "exif", [b"MM\0*\0\0\0\x08\xff\xff" + bytes(range(200)), b"no TIFF header", b"MM"]
+)
 def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path, exif: bytes) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "damaged.png", exif=b"Exif\0\0" + exif)
     assert np.array_equal(read_image(tmp_path / "damaged.png"), COLOUR)
@@ -267,7 +302,9 @@ def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path, exif: bytes) -> 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
 def test_of_several_frames_the_first_is_read(tmp_path: Path, suffix: str) -> None:
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
+    frames = [
+        Image.new("RGB", (8, 6), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))
+    ]
     options = {"webp": {"lossless": True}}.get(suffix, {})
     frames[0].save(tmp_path / f"film.{suffix}", save_all=True, append_images=frames[1:], **options)
     assert (read_image(tmp_path / f"film.{suffix}") == (200, 0, 0)).all()
@@ -297,7 +334,9 @@ def test_truncated_16_bit_colour_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "bmp", "gif", "webp", "ppm", "jp2"])
-def test_damaged_bytes_give_a_picture_or_a_refusal_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+def test_damaged_bytes_give_a_picture_or_a_refusal_and_nothing_else(
+    tmp_path: Path, suffix: str
+) -> None:
     random = np.random.default_rng(0)
     path = tmp_path / f"damaged.{suffix}"
     noise().save(path)
@@ -318,7 +357,9 @@ def test_damaged_bytes_give_a_picture_or_a_refusal_and_nothing_else(tmp_path: Pa
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("no image")
-    (tmp_path / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    (tmp_path / "program.eps").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    )
     os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
     assert "it is empty (0 bytes)" in refusal(tmp_path / "empty.jpg")
     assert "it is no image in JPEG" in refusal(tmp_path / "text.jpg")
@@ -348,16 +389,23 @@ def test_an_image_that_cannot_be_opened_is_not_called_damaged(
     assert f"it cannot be opened ({os.strerror(number)}); check its path" in refusal(path)
 
 
-def test_the_limit_of_pixels_is_kept_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_pixels_is_kept_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.new("1", (10_001, 10_000)).save(tmp_path / "large.png")  # Pillow only warns of it
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0))
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"0")))
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"0"))
+    )
     for name in ("large.png", "bomb.png"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert "more than 100 million pixels; cut it into tiles" in refusal(tmp_path / name)
     monkeypatch.setattr(gpvit.data.image_io, "MAX_PIXELS", COLOUR[..., 0].size)
-    assert MAX_PIXELS == 100_000_000 and read_image(save(COLOUR, tmp_path / "just.png")).shape == COLOUR.shape
+    assert (
+        MAX_PIXELS == 100_000_000
+        and read_image(save(COLOUR, tmp_path / "just.png")).shape == COLOUR.shape
+    )
     monkeypatch.setattr(gpvit.data.image_io, "MAX_PIXELS", COLOUR[..., 0].size - 1)
     refusal(tmp_path / "just.png")
 
@@ -377,8 +425,12 @@ def test_the_mapper_names_path_and_image_id_of_an_image_that_cannot_be_read(
         path.write_bytes(content[: len(content) // 2] if fault == "truncated" else b"")
     mapper = InstanceMapper(is_train=train, augmentations=[], image_format="RGB")
     with pytest.raises(UserError) as error:
-        mapper({"file_name": str(path), "image_id": 77, "height": 40, "width": 60, "annotations": []})
-    assert str(error.value).startswith(f"{path}: cannot be read: ") and "(image id 77)" in str(error.value)
+        mapper(
+            {"file_name": str(path), "image_id": 77, "height": 40, "width": 60, "annotations": []}
+        )
+    assert str(error.value).startswith(f"{path}: cannot be read: ") and "(image id 77)" in str(
+        error.value
+    )
     assert "\n" not in str(error.value)
 
 

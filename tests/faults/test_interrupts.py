@@ -14,8 +14,15 @@ from gpvit.utils.errors import UserError
 from gpvit.utils.signals import interrupt
 
 COMMANDS = [
-    *(REPOSITORY / name for name in ("train_net.py", "tools/quickstart.py", "tools/make_synthetic_data.py")),
-    *(path for path in sorted((REPOSITORY / "tests" / "benchmarks").glob("*.py")) if path.name != "roofline.py"),
+    *(
+        REPOSITORY / name
+        for name in ("train_net.py", "tools/quickstart.py", "tools/make_synthetic_data.py")
+    ),
+    *(
+        path
+        for path in sorted((REPOSITORY / "tests" / "benchmarks").glob("*.py"))
+        if path.name != "roofline.py"
+    ),
 ]
 
 # Runs a command, and sends Ctrl-C when it comes to import a module.
@@ -55,7 +62,10 @@ def test_an_interrupt_while_importing_is_quiet(command: str, module: str) -> Non
         [sys.executable, "-c", INTERRUPTED, module, *command.split()],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True,
     )  # fmt: skip
-    assert (result.returncode, result.stderr) == (130, "") and result.stdout == f"importing {module}\n"
+    assert (result.returncode, result.stderr) == (
+        130,
+        "",
+    ) and result.stdout == f"importing {module}\n"
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
@@ -72,7 +82,9 @@ def test_each_script_prepares_before_it_imports_anything_else(path: Path) -> Non
     ("error", "code", "printed"),
     [(None, 0, ""), (KeyboardInterrupt(), 130, ""), (UserError("wrong"), 1, "error: wrong\n")],
 )
-def test_a_command_ends_with_at_most_one_line(error: BaseException | None, code: int, printed: str) -> None:
+def test_a_command_ends_with_at_most_one_line(
+    error: BaseException | None, code: int, printed: str
+) -> None:
     def main() -> int:
         assert signal.getsignal(signal.SIGINT) is interrupt
         if error is not None:
@@ -98,13 +110,20 @@ def test_a_second_interrupt_ends_a_command_at_once_and_quietly(tmp_path: Path) -
         "run_command(interrupt)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=50)
+    run = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=50
+    )
     assert (run.returncode, run.stderr) == (130, "")
 
 
 def backend_of(arguments: list[str], backend: str, path: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"MPLBACKEND": backend, "PYTHONPATH": f"{REPOSITORY / 'projects' / 'GPViT'}:{path}"}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "MPLBACKEND": backend,
+        "PYTHONPATH": f"{REPOSITORY / 'projects' / 'GPViT'}:{path}",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])

@@ -22,7 +22,9 @@ from gpvit.engine.resume import latest_checkpoint
 from gpvit.utils.errors import UserError
 
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join(str(REPOSITORY / folder) for folder in (".", "projects/GPViT", "tests")),
+    "PYTHONPATH": os.pathsep.join(
+        str(REPOSITORY / folder) for folder in (".", "projects/GPViT", "tests")
+    ),
     "OMP_NUM_THREADS": "1",
     "EVALUATION": "off",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # see the README
@@ -34,9 +36,25 @@ ITERATIONS = 8
 @pytest.fixture(scope="module")
 def command(synthetic_data: Path) -> list[str]:
     """What each process runs, but for its output_dir."""
-    command = [str(REPOSITORY / "tests" / "faults" / "saboteur.py"), "--config-file", "configs/quickstart.py"]
-    command += ["--data", str(synthetic_data), "--resume", *TINY, "train.device=cpu", "train.seed=5"]
-    return [*command, f"train.max_iter={ITERATIONS}", "train.checkpointer.period=3", "model.backbone.net.drop_path_rate=0.3"]
+    command = [
+        str(REPOSITORY / "tests" / "faults" / "saboteur.py"),
+        "--config-file",
+        "configs/quickstart.py",
+    ]
+    command += [
+        "--data",
+        str(synthetic_data),
+        "--resume",
+        *TINY,
+        "train.device=cpu",
+        "train.seed=5",
+    ]
+    return [
+        *command,
+        f"train.max_iter={ITERATIONS}",
+        "train.checkpointer.period=3",
+        "model.backbone.net.drop_path_rate=0.3",
+    ]
 
 
 @pytest.fixture
@@ -54,7 +72,9 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
     yield run
     for job in jobs:
-        if job.poll() is None:  # torchrun's processes are in sessions of their own, and only torchrun stops them
+        if (
+            job.poll() is None
+        ):  # torchrun's processes are in sessions of their own, and only torchrun stops them
             job.terminate()
             try:
                 job.wait(60)
@@ -64,7 +84,16 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
 def torchrun(machine: int, port: int) -> list[str]:
     """One of two machines with one process each, which are started anew once."""
-    command = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--max-restarts",
+        "1",
+    ]
     command += [
         "--rdzv-backend",
         "c10d",
@@ -93,7 +122,10 @@ def test_torchrun_starts_both_machines_anew_and_they_go_on_exactly(
 ) -> None:
     for faults in ("", "kill:4:1"):
         port, folder = free_port(), tmp_path / f"faults{faults}"
-        jobs = [start(*torchrun(i, port), *command, f"train.output_dir={folder}", faults=faults) for i in (0, 1)]
+        jobs = [
+            start(*torchrun(i, port), *command, f"train.output_dir={folder}", faults=faults)
+            for i in (0, 1)
+        ]
         outputs = [job.communicate(timeout=WITHIN)[0] for job in jobs]
         assert [job.returncode for job in jobs] == [0, 0], outputs
         assert ("resuming from" in outputs[0] + outputs[1]) == bool(faults)
@@ -117,12 +149,17 @@ def test_a_signal_to_torchrun_saves_and_ends_the_job(
 def test_a_signal_to_spawned_processes_saves_and_ends_with_its_code(
     start: Callable[..., subprocess.Popen], command: list[str], tmp_path: Path
 ) -> None:
-    job = start(*command, f"train.output_dir={tmp_path}", "train.max_iter=1000000", "--num-gpus", "2")
+    job = start(
+        *command, f"train.output_dir={tmp_path}", "train.max_iter=1000000", "--num-gpus", "2"
+    )
     wait_for(tmp_path / "model_0000003.pth", job)
     job.terminate()
     output = job.communicate(timeout=WITHIN)[0]
     assert job.returncode == 128 + signal.SIGTERM, output
-    assert f"stopping after {latest_checkpoint(str(tmp_path))['trainer']['iteration']} iterations" in output
+    assert (
+        f"stopping after {latest_checkpoint(str(tmp_path))['trainer']['iteration']} iterations"
+        in output
+    )
     assert "Traceback" not in output
 
 
@@ -136,7 +173,10 @@ def test_a_signal_to_one_of_two_machines_saves_and_ends_both(
     jobs[0].terminate()
     outputs = [job.communicate(timeout=WITHIN)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [128 + signal.SIGTERM] * 2, outputs
-    assert f"stopping after {latest_checkpoint(str(tmp_path))['trainer']['iteration']} iterations" in outputs[0]
+    assert (
+        f"stopping after {latest_checkpoint(str(tmp_path))['trainer']['iteration']} iterations"
+        in outputs[0]
+    )
 
 
 @pytest.mark.slow
@@ -166,7 +206,9 @@ def parsed(url: str, *arguments: str) -> argparse.Namespace:
 
 @pytest.mark.parametrize("arguments", [(), ("--num-machines", "2")])
 @pytest.mark.parametrize("address", ["127.0.0.1", ""])
-def test_a_port_in_use_is_one_line_before_anything_is_started(address: str, arguments: tuple[str, ...]) -> None:
+def test_a_port_in_use_is_one_line_before_anything_is_started(
+    address: str, arguments: tuple[str, ...]
+) -> None:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
         other.bind((address, 0))
@@ -201,9 +243,14 @@ def test_processes_that_do_not_meet_in_time_are_one_line(
     monkeypatch.setattr(detectron2.engine, "launch", in_a_second)
     url = f"tcp://127.0.0.1:{free_port()}"
     args = parsed(url, "--num-machines", "2", "--machine-rank", "1", "--num-gpus", "1")
-    with pytest.raises(UserError, match=f"the processes do not meet at --dist-url {url} .*timed out"):
+    with pytest.raises(
+        UserError, match=f"the processes do not meet at --dist-url {url} .*timed out"
+    ):
         launch(never, args, "cpu")
-    assert f"machine 1 of 2: waiting for the others at {url}, for up to 30 minutes" in capsys.readouterr().err
+    assert (
+        f"machine 1 of 2: waiting for the others at {url}, for up to 30 minutes"
+        in capsys.readouterr().err
+    )
 
 
 def wait_for(path: Path, job: subprocess.Popen) -> None:

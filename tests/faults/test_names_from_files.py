@@ -72,7 +72,9 @@ def data(base: Path, synthetic_data: Path) -> Path:
         content = json.loads((synthetic_data / "annotations" / f"{split}.json").read_text())
         content["images"] = content["images"][:number]
         kept = {image["id"] for image in content["images"]}
-        content["annotations"] = [item for item in content["annotations"] if item["image_id"] in kept]
+        content["annotations"] = [
+            item for item in content["annotations"] if item["image_id"] in kept
+        ]
         for category, name in zip(content["categories"], CLASSES):
             category["name"] = name
         for image in content["images"]:
@@ -87,13 +89,28 @@ def data(base: Path, synthetic_data: Path) -> Path:
 def training(base: Path, data: Path) -> tuple[Path, str]:
     """The folder of a training run on it, and what was printed meanwhile."""
     folder, printed = base / FOLDER, io.StringIO()
-    before = {name: list(logging.getLogger(name).handlers) for name in ("detectron2", "fvcore", "gpvit")}
-    options = ["train.device=cpu", f"train.output_dir={folder_override(folder)}", "train.eval_period=2"]
-    command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(data), *TINY, *options]
+    before = {
+        name: list(logging.getLogger(name).handlers) for name in ("detectron2", "fvcore", "gpvit")
+    }
+    options = [
+        "train.device=cpu",
+        f"train.output_dir={folder_override(folder)}",
+        "train.eval_period=2",
+    ]
+    command = [
+        "--config-file",
+        str(REPOSITORY / "configs" / "quickstart.py"),
+        "--data",
+        str(data),
+        *TINY,
+        *options,
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", printed)
         patch.setattr(sys, "argv", ["train_net.py", "--data", str(data)])
-        train_net.main(argument_parser().parse_intermixed_args([*command, "train.pictures=1", "train.seed=1"]))
+        train_net.main(
+            argument_parser().parse_intermixed_args([*command, "train.pictures=1", "train.seed=1"])
+        )
     for name, handlers in before.items():
         logging.getLogger(name).handlers = handlers
     return folder, printed.getvalue()
@@ -132,17 +149,23 @@ class Elements(html.parser.HTMLParser):
 
 
 def require_plain_markdown(text: str) -> None:
-    text = text.partition("\n---\n")[2] if text.startswith("---\n") else text  # what is before it is YAML
+    text = (
+        text.partition("\n---\n")[2] if text.startswith("---\n") else text
+    )  # what is before it is YAML
     require_plain(text)
     page = markdown.markdown(text, extensions=["tables", "fenced_code"])
     for tag, attributes in Elements(page).found:
         assert tag not in ("script", "b") and "Heading" not in str(attributes)
         assert "javascript" not in str(attributes) and "example.org" not in str(attributes)
-        assert tag != "img" or re.fullmatch(r"curves\.png|pictures/\d+\.png", attributes["src"] or "")
+        assert tag != "img" or re.fullmatch(
+            r"curves\.png|pictures/\d+\.png", attributes["src"] or ""
+        )
     assert not re.search(r"<h\d>Heading", page)
 
 
-def call(main: Callable[[list[str]], Any], capsys: pytest.CaptureFixture, *arguments: object) -> str:
+def call(
+    main: Callable[[list[str]], Any], capsys: pytest.CaptureFixture, *arguments: object
+) -> str:
     """Runs a command; returns what it printed. Its arguments are as the system gives them."""
     assert main(list(map(str, arguments))) in (0, None)
     printed = "".join(capsys.readouterr())
@@ -162,8 +185,12 @@ def test_a_training_run_prints_and_logs_plain_text(training: tuple[Path, str]) -
 def test_names_are_kept_as_they_are_where_programs_read_them(run: Path, data: Path) -> None:
     assert checkpoint.read(str(run)).classes == CLASSES
     metrics = {name for row in read_metrics(run / "metrics.json") for name in row}
-    assert {name for name in metrics if name.startswith("segm/AP-")} <= {f"segm/AP-{one_line(name)}" for name in CLASSES}
-    assert any(name.startswith("segm/AP-") for name in metrics)  # not of classes that have nothing to find
+    assert {name for name in metrics if name.startswith("segm/AP-")} <= {
+        f"segm/AP-{one_line(name)}" for name in CLASSES
+    }
+    assert any(
+        name.startswith("segm/AP-") for name in metrics
+    )  # not of classes that have nothing to find
 
 
 def test_the_page_of_a_run_has_no_markup_of_names(run: Path) -> None:
@@ -180,17 +207,32 @@ def test_pictures_go_to_tensorboard_under_plain_names(run: Path, tmp_path: Path)
     assert len(list(run.glob("pictures/*.png"))) == 2
 
 
-def test_a_card_has_no_markup_of_names_and_a_valid_header(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_card_has_no_markup_of_names_and_a_valid_header(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     for target in (run.parent / "shared", tmp_path / NAME):
         licence = "mit\x1b[31m\n---\nfoo: bar"
         call(share.main, capsys, "push", "--weights", run, "--output", target, "--license", licence)
         text = (target / "README.md").read_text(encoding="utf-8")
         require_plain_markdown(text)
         card = ModelCard(text)
-        assert card.data.license == one_line(licence) and card.data.to_dict().keys() >= {"tags", "model-index"}
+        assert card.data.license == one_line(licence) and card.data.to_dict().keys() >= {
+            "tags",
+            "model-index",
+        }
         assert "foo" not in card.data.to_dict()
     again = tmp_path / "again"
-    call(share.main, capsys, "push", "--weights", target, "--output", again, "--license", one_line(licence))
+    call(
+        share.main,
+        capsys,
+        "push",
+        "--weights",
+        target,
+        "--output",
+        again,
+        "--license",
+        one_line(licence),
+    )
     assert 'from_checkpoint("path/to/again")' in (again / "README.md").read_text(encoding="utf-8")
 
 
@@ -199,19 +241,32 @@ def test_a_card_has_no_markup_of_names_and_a_valid_header(run: Path, tmp_path: P
     [
         {"versions": {"gpvit": "1\n\n<script>alert(2)</script>", "x](javascript:1)": "\x1b[31m"}},
         {"versions": {3: [LONG]}, "trainer": {"iteration": "<b>\n# Heading"}, "source": 3},
-        {"versions": LONG, "trainer": None, "iterations": ["# Heading"], "source": "a/b\n# Heading"},
+        {
+            "versions": LONG,
+            "trainer": None,
+            "iterations": ["# Heading"],
+            "source": "a/b\n# Heading",
+        },
     ],
 )
-def test_what_a_strange_checkpoint_says_of_itself_is_no_markup(run: Path, tmp_path: Path, stated: dict[str, Any]) -> None:
-    checkpoint.save(checkpoint.read_content(str(run / "model_final.pth")) | stated, str(tmp_path / "model.pth"))
+def test_what_a_strange_checkpoint_says_of_itself_is_no_markup(
+    run: Path, tmp_path: Path, stated: dict[str, Any]
+) -> None:
+    checkpoint.save(
+        checkpoint.read_content(str(run / "model_final.pth")) | stated, str(tmp_path / "model.pth")
+    )
     with hub.new_folder(tmp_path / "card", overwrite=False) as folder:
         hub.write(str(tmp_path / "model.pth"), folder, licence="mit", address="path/to/card")
     require_plain_markdown((tmp_path / "card" / "README.md").read_text(encoding="utf-8"))
 
 
-def test_a_dataset_is_checked_and_drawn(data: Path, base: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_dataset_is_checked_and_drawn(
+    data: Path, base: Path, capsys: pytest.CaptureFixture
+) -> None:
     printed = call(check_data.main, capsys, "--data", data, "--json", base / "problems.json")
-    assert r"\x1b[31mRED" in printed and "<script>alert(1)</script>" in printed  # which is text on a terminal
+    assert (
+        r"\x1b[31mRED" in printed and "<script>alert(1)</script>" in printed
+    )  # which is text on a terminal
     call(view_data.main, capsys, "--data", data, "--output", base / "drawn", "--number", "2")
     drawn = sorted((base / "drawn").iterdir())
     assert len(drawn) == 3 and all(decoded(path).std() > 10 for path in drawn)
@@ -221,17 +276,25 @@ def decoded(path: Path) -> np.ndarray:
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
 
 
-def test_predictions_are_drawn_and_reported(run: Path, base: Path, capsys: pytest.CaptureFixture) -> None:
+def test_predictions_are_drawn_and_reported(
+    run: Path, base: Path, capsys: pytest.CaptureFixture
+) -> None:
     call(view_results.main, capsys, "--input", run, "--number", "1")
     assert decoded(run / "predictions" / "01.png").std() > 10
-    (run / "evaluation.json").write_text(json.dumps({"seconds_per_image": 1, "device": f"<script>{LONG}\x1b", "images": 3}))
+    (run / "evaluation.json").write_text(
+        json.dumps({"seconds_per_image": 1, "device": f"<script>{LONG}\x1b", "images": 3})
+    )
     call(view_results.main, capsys, "--input", run, "--report", "--output", base / "report.html")
     page = (base / "report.html").read_text(encoding="utf-8")
     require_plain(page)
     elements = Elements(page).found
     ours = [{"type": "application/json", "id": "figures"}, {}]
     assert [attributes for tag, attributes in elements if tag == "script"] == ours
-    assert all(attributes["src"].startswith("data:image/jpeg") for tag, attributes in elements if tag == "img")
+    assert all(
+        attributes["src"].startswith("data:image/jpeg")
+        for tag, attributes in elements
+        if tag == "img"
+    )
     assert not any("onerror" in attributes or "href" in attributes for _, attributes in elements)
 
 
@@ -256,7 +319,9 @@ def test_a_demo_writes_pictures_videos_and_cutouts_of_any_name(
     assert len(gpvit.Predictor.from_checkpoint(run, "cpu")(picture)) > 0
 
 
-def test_the_other_commands_take_such_names(run: Path, data: Path, base: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_other_commands_take_such_names(
+    run: Path, data: Path, base: Path, capsys: pytest.CaptureFixture
+) -> None:
     picture = sorted((data / "images").iterdir())[0]
     options = ("--weights", run, "--device", "cpu", "--output", base / "groups")
     call(view_attention.main, capsys, *options, "--input", picture)

@@ -22,9 +22,21 @@ X, Y = X / (WIDTH - 1), Y / (HEIGHT - 1)
 GRAY = ((X + 2 * Y) / 3)[..., None]
 COLOR = np.stack([X, 0.1 + 0.8 * Y, 1 - (X + Y) / 2], axis=2)
 ALPHA = (1 - X * Y)[..., None]
-KINDS = {"gray": (0, (1, 2, 4, 8, 16)), "RGB": (2, (8, 16)), "palette": (3, (1, 2, 4, 8))}  # color type, bits
+KINDS = {
+    "gray": (0, (1, 2, 4, 8, 16)),
+    "RGB": (2, (8, 16)),
+    "palette": (3, (1, 2, 4, 8)),
+}  # color type, bits
 KINDS |= {"gray with alpha": (4, (8, 16)), "RGB with alpha": (6, (8, 16))}
-ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+ADAM7 = [
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+]
 
 
 def reason_of(path: Path) -> str:
@@ -34,20 +46,29 @@ def reason_of(path: Path) -> str:
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
 
 
 def exif(orientation: int) -> bytes:
     return b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
 
 
-def png(samples: np.ndarray, color_type: int, bits: int, chunks: list[bytes], interlaced: bool) -> bytes:
+def png(
+    samples: np.ndarray, color_type: int, bits: int, chunks: list[bytes], interlaced: bool
+) -> bytes:
     """A file of samples (H, W, channels) whose rows are stored without a filter."""
     parts = [samples[y::down, x::right] for y, x, down, right in ADAM7] if interlaced else [samples]
     rows = b""
     for row in itertools.chain.from_iterable(part for part in parts if part.shape[1]):
         values = row.ravel()
-        ones = (values[:, None] >> np.arange(bits)[::-1]) & 1  # the bits of each sample, the most significant first
+        ones = (
+            values[:, None] >> np.arange(bits)[::-1]
+        ) & 1  # the bits of each sample, the most significant first
         rows += b"\0" + np.packbits(ones.astype(np.uint8)).tobytes()
     header = struct.pack(">IIBBBBB", *samples.shape[1::-1], bits, color_type, 0, 0, interlaced)
     body = b"".join(chunks) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
@@ -56,9 +77,16 @@ def png(samples: np.ndarray, color_type: int, bits: int, chunks: list[bytes], in
 
 @pytest.mark.parametrize("transparent", [False, True])
 @pytest.mark.parametrize("interlaced", [False, True])
-@pytest.mark.parametrize(("kind", "bits"), [(kind, bits) for kind, (_, depths) in KINDS.items() for bits in depths])
+@pytest.mark.parametrize(
+    ("kind", "bits"), [(kind, bits) for kind, (_, depths) in KINDS.items() for bits in depths]
+)
 def test_every_kind_of_png_is_read_right(
-    tmp_path: Path, capfd: pytest.CaptureFixture, kind: str, bits: int, interlaced: bool, transparent: bool
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+    kind: str,
+    bits: int,
+    interlaced: bool,
+    transparent: bool,
 ) -> None:
     full, path = 2**bits - 1, tmp_path / "image.png"
     values = COLOR if "RGB" in kind else GRAY
@@ -70,9 +98,9 @@ def test_every_kind_of_png_is_read_right(
         chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(200))),
     ]
     alpha = samples[..., -1:] / full if "alpha" in kind else np.ones((HEIGHT, WIDTH, 1))
-    palette = np.stack([np.arange(2**bits)[::-1], np.arange(2**bits) * 5 % 2**bits, np.arange(2**bits)], axis=1) * (
-        255 // full if kind == "palette" else 1
-    )
+    palette = np.stack(
+        [np.arange(2**bits)[::-1], np.arange(2**bits) * 5 % 2**bits, np.arange(2**bits)], axis=1
+    ) * (255 // full if kind == "palette" else 1)
     if kind == "palette":
         chunks.append(chunk(b"PLTE", palette.astype(np.uint8).tobytes()))
         expected = palette[samples[..., 0]].astype(float)
@@ -85,7 +113,9 @@ def test_every_kind_of_png_is_read_right(
         chunks.append(chunk(b"tRNS", opacity.tobytes()))
         alpha = opacity[samples] / 255
     elif transparent and "alpha" not in kind:
-        hidden = samples[5, 7] if bits > 1 else np.array([1])  # of black and white, something must be left to see
+        hidden = (
+            samples[5, 7] if bits > 1 else np.array([1])
+        )  # of black and white, something must be left to see
         chunks.append(chunk(b"tRNS", struct.pack(f">{len(hidden)}H", *hidden)))
         alpha = (samples != hidden).any(axis=2, keepdims=True)
     expected = 255 - (255 - expected) * alpha
@@ -98,7 +128,9 @@ def test_every_kind_of_png_is_read_right(
         assert np.abs(image - turned).max() <= 1.01
         with Image.open(path) as opened:
             if transparent and (kind, bits) == ("RGB", 16):
-                with pytest.raises(UserError, match="of which Pillow makes another image; give its path"):
+                with pytest.raises(
+                    UserError, match="of which Pillow makes another image; give its path"
+                ):
                     from_pillow(opened)
                 continue
             assert np.abs(from_pillow(opened) - turned).max() <= (2 if bits == 16 else 1.01)
@@ -106,7 +138,10 @@ def test_every_kind_of_png_is_read_right(
 
 
 def test_of_an_animated_png_the_first_frame_is_read(tmp_path: Path) -> None:
-    frames = [Image.fromarray((COLOR * 255).round().astype(np.uint8)), Image.new("RGB", (WIDTH, HEIGHT))]
+    frames = [
+        Image.fromarray((COLOR * 255).round().astype(np.uint8)),
+        Image.new("RGB", (WIDTH, HEIGHT)),
+    ]
     frames[0].save(tmp_path / "image.png", save_all=True, append_images=frames[1:])
     assert np.array_equal(read_image(tmp_path / "image.png"), np.asarray(frames[0]))
 
@@ -144,7 +179,9 @@ LIGHT = (255.0 - CMYK[..., :3]) * (255 - CMYK[..., 3:]) / 255
 
 
 def jpeg(samples: np.ndarray, stored: str, color: str) -> bytes:
-    return imagecodecs.jpeg8_encode(samples, 98, colorspace=color, outcolorspace=stored, subsampling="444")
+    return imagecodecs.jpeg8_encode(
+        samples, 98, colorspace=color, outcolorspace=stored, subsampling="444"
+    )
 
 
 def pillow_jpeg(**options: Any) -> bytes:
@@ -154,16 +191,25 @@ def pillow_jpeg(**options: Any) -> bytes:
 
 
 JPEGS = {
-    "gray": (jpeg(np.ascontiguousarray(RGB[..., 0]), "GRAYSCALE", "GRAYSCALE"), RGB[..., :1].repeat(3, axis=2)),
+    "gray": (
+        jpeg(np.ascontiguousarray(RGB[..., 0]), "GRAYSCALE", "GRAYSCALE"),
+        RGB[..., :1].repeat(3, axis=2),
+    ),
     "YCbCr": (jpeg(RGB, "YCBCR", "RGB"), RGB),
-    "YCbCr by Adobe's marker alone": (with_segment(without(jpeg(RGB, "YCBCR", "RGB"), 0xE0), adobe(1)), RGB),
+    "YCbCr by Adobe's marker alone": (
+        with_segment(without(jpeg(RGB, "YCBCR", "RGB"), 0xE0), adobe(1)),
+        RGB,
+    ),
     "YCbCr without a word": (without(jpeg(RGB, "YCBCR", "RGB"), 0xE0), RGB),
     "YCbCr of half the size": (pillow_jpeg(subsampling="4:2:0"), RGB),
     "progressive": (pillow_jpeg(progressive=True), RGB),
     "RGB by Adobe's marker": (jpeg(RGB, "RGB", "RGB"), RGB),
     "RGB by the names of its channels": (without(jpeg(RGB, "RGB", "RGB"), 0xEE), RGB),
     "CMYK, inverted as by Adobe": (jpeg(255 - CMYK, "CMYK", "CMYK"), LIGHT),
-    "CMYK, inverted without Adobe's marker": (without(jpeg(255 - CMYK, "CMYK", "CMYK"), 0xEE), LIGHT),
+    "CMYK, inverted without Adobe's marker": (
+        without(jpeg(255 - CMYK, "CMYK", "CMYK"), 0xEE),
+        LIGHT,
+    ),
     "YCCK": (jpeg(255 - CMYK, "YCCK", "CMYK"), LIGHT),
     "lossless": (imagecodecs.jpeg8_encode(RGB, lossless=True), RGB),
 }
@@ -185,7 +231,14 @@ def test_every_kind_of_jpeg_is_read_right(tmp_path: Path, kind: str) -> None:
 
 def test_of_a_jpeg_with_others_in_it_the_first_is_read(tmp_path: Path) -> None:
     first, second = Image.fromarray(RGB), Image.new("RGB", (9, 9))
-    first.save(tmp_path / "pair.jpg", "MPO", save_all=True, append_images=[second], quality=98, subsampling=0)
+    first.save(
+        tmp_path / "pair.jpg",
+        "MPO",
+        save_all=True,
+        append_images=[second],
+        quality=98,
+        subsampling=0,
+    )
     thumbnail = io.BytesIO()
     second.save(thumbnail, "JPEG")
     body = b"Exif\0\0" + exif(1) + thumbnail.getvalue()
@@ -203,11 +256,26 @@ def patched(content: bytes, place: int, value: int) -> bytes:
 
 DEEP = RGB.astype(np.uint16) * 16
 REFUSED = {
-    "12 bits": (imagecodecs.jpeg8_encode(DEEP, 98, bitspersample=12), "it is a JPEG of 12-bit samples in 3 channels"),
-    "12 bits, gray": (imagecodecs.jpeg8_encode(DEEP[..., 0].copy(), 98, bitspersample=12), "12-bit samples in 1 channels"),
-    "16 bits": (imagecodecs.jpeg8_encode(DEEP, lossless=True, bitspersample=16), "16-bit samples in 3 channels"),
-    "two channels": (patched(pillow_jpeg(), 9, 2), "it is a JPEG of 8-bit samples in 2 channels, which is not read"),
-    "JPEG-LS": (imagecodecs.jpegls_encode(RGB), "it is a JPEG of another kind (JPEG-LS), which is not read"),
+    "12 bits": (
+        imagecodecs.jpeg8_encode(DEEP, 98, bitspersample=12),
+        "it is a JPEG of 12-bit samples in 3 channels",
+    ),
+    "12 bits, gray": (
+        imagecodecs.jpeg8_encode(DEEP[..., 0].copy(), 98, bitspersample=12),
+        "12-bit samples in 1 channels",
+    ),
+    "16 bits": (
+        imagecodecs.jpeg8_encode(DEEP, lossless=True, bitspersample=16),
+        "16-bit samples in 3 channels",
+    ),
+    "two channels": (
+        patched(pillow_jpeg(), 9, 2),
+        "it is a JPEG of 8-bit samples in 2 channels, which is not read",
+    ),
+    "JPEG-LS": (
+        imagecodecs.jpegls_encode(RGB),
+        "it is a JPEG of another kind (JPEG-LS), which is not read",
+    ),
     "hierarchical": (patched(pillow_jpeg(), 1, 0xC5), "it is damaged or incomplete"),
     "JPEG XL": (imagecodecs.jpegxl_encode(RGB), "it is no image in JPEG, PNG"),
     "JPEG XR": (imagecodecs.jpegxr_encode(RGB), "it is no image in JPEG, PNG"),
@@ -237,13 +305,17 @@ REFUSED |= {
     for bits in (12, 16)
 }
 REFUSED["JPEG 2000 of 20 bits"] = (
-    imagecodecs.jpeg2k_encode((GRAY[..., 0] * (2**20 - 1)).astype(np.uint32), bitspersample=20, reversible=True),
+    imagecodecs.jpeg2k_encode(
+        (GRAY[..., 0] * (2**20 - 1)).astype(np.uint32), bitspersample=20, reversible=True
+    ),
     "it is a JPEG 2000 of 20-bit integers in 1 channels, which is not read; save it as 8-bit PNG",
 )
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_jpeg_of_another_kind_is_refused_for_it(tmp_path: Path, capfd: pytest.CaptureFixture, kind: str) -> None:
+def test_a_jpeg_of_another_kind_is_refused_for_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture, kind: str
+) -> None:
     (tmp_path / "image.jpg").write_bytes(REFUSED[kind][0])
     assert REFUSED[kind][1] in reason_of(tmp_path / "image.jpg")
     assert not capfd.readouterr().err
@@ -252,24 +324,34 @@ def test_a_jpeg_of_another_kind_is_refused_for_it(tmp_path: Path, capfd: pytest.
 @pytest.mark.parametrize("codec", ["jp2", "j2k"])
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_jpeg_2000_is_read_right_by_its_depth(tmp_path: Path, codec: str, bits: int, channels: int) -> None:
+def test_jpeg_2000_is_read_right_by_its_depth(
+    tmp_path: Path, codec: str, bits: int, channels: int
+) -> None:
     values = np.concatenate([COLOR, ALPHA], axis=2)[..., :channels]
-    samples = np.round(values * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16).squeeze()
+    samples = (
+        np.round(values * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16).squeeze()
+    )
     path = tmp_path / "image.jp2"
-    path.write_bytes(imagecodecs.jpeg2k_encode(samples, codecformat=codec, bitspersample=bits, reversible=True))
+    path.write_bytes(
+        imagecodecs.jpeg2k_encode(samples, codecformat=codec, bitspersample=bits, reversible=True)
+    )
     alpha = values[..., 3:] if channels == 4 else 1
     assert np.abs(read_image(path) - (255 - (255 - values[..., :3] * 255) * alpha)).max() <= 1.5
 
 
 @pytest.mark.parametrize("codec", ["jp2", "j2k"])
 @pytest.mark.parametrize(("channels", "bits"), [(2, 8), *itertools.product((1, 3, 4), (8, 12, 16))])
-def test_white_and_opaque_stay_so_in_jpeg_2000(tmp_path: Path, codec: str, bits: int, channels: int) -> None:
+def test_white_and_opaque_stay_so_in_jpeg_2000(
+    tmp_path: Path, codec: str, bits: int, channels: int
+) -> None:
     samples = np.full((HEIGHT, WIDTH, channels), 2**bits - 1, np.uint8 if bits == 8 else np.uint16)
     samples[:, :5, : 1 if channels < 3 else 3] = 0
     space = {"colorspace": 2} if channels == 2 else {}  # gray
     path = tmp_path / "image.jp2"
     path.write_bytes(
-        imagecodecs.jpeg2k_encode(samples.squeeze(), codecformat=codec, bitspersample=bits, reversible=True, **space)
+        imagecodecs.jpeg2k_encode(
+            samples.squeeze(), codecformat=codec, bitspersample=bits, reversible=True, **space
+        )
     )
     right = np.full((HEIGHT, WIDTH, 3), 255)
     right[:, :5] = 0
@@ -277,7 +359,9 @@ def test_white_and_opaque_stay_so_in_jpeg_2000(tmp_path: Path, codec: str, bits:
     for opened in (path, io.BytesIO(path.read_bytes())):
         with Image.open(opened) as image:
             if channels > 1 and bits > 8:
-                with pytest.raises(UserError, match="of which Pillow makes another image; give its path"):
+                with pytest.raises(
+                    UserError, match="of which Pillow makes another image; give its path"
+                ):
                     from_pillow(image)
             else:
                 assert np.array_equal(from_pillow(image), right)
@@ -312,7 +396,9 @@ def test_a_bitmap_in_letters_has_black_for_1(tmp_path: Path, body: bytes) -> Non
 def bmp(rows: bytes, bits: int, masks: tuple[int, ...] = (), height: int = HEIGHT) -> bytes:
     """A file of rows of which each fills whole groups of four bytes; masks: of red, green, blue and alpha."""
     size = 108 if masks else 40
-    header = struct.pack("<IiiHHIIiiII", size, WIDTH, height, 1, bits, 3 if masks else 0, 0, 0, 0, 0, 0)
+    header = struct.pack(
+        "<IiiHHIIiiII", size, WIDTH, height, 1, bits, 3 if masks else 0, 0, 0, 0, 0, 0
+    )
     header += struct.pack(f"<{len(masks)}I", *masks)
     header = header.ljust(size, b"\0")
     return b"BM" + struct.pack("<IHHI", 14 + size + len(rows), 0, 0, 14 + size) + header + rows
@@ -320,16 +406,37 @@ def bmp(rows: bytes, bits: int, masks: tuple[int, ...] = (), height: int = HEIGH
 
 def test_bitmaps_of_16_24_and_32_bits_are_read_right(tmp_path: Path) -> None:
     bgr = RGB[..., ::-1]
-    opaque, alpha = np.full((HEIGHT, WIDTH, 1), 255, np.uint8), (ALPHA * 255).round().astype(np.uint8)
-    packed = (RGB[..., 0] >> 3).astype("<u2") << 11 | (RGB[..., 1] >> 2).astype("<u2") << 5 | RGB[..., 2] >> 3
+    opaque, alpha = (
+        np.full((HEIGHT, WIDTH, 1), 255, np.uint8),
+        (ALPHA * 255).round().astype(np.uint8),
+    )
+    packed = (
+        (RGB[..., 0] >> 3).astype("<u2") << 11
+        | (RGB[..., 1] >> 2).astype("<u2") << 5
+        | RGB[..., 2] >> 3
+    )
     masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     cases = {
         "from below": (bmp(bgr[::-1].tobytes(), 24), RGB, 0),
         "from above": (bmp(bgr.tobytes(), 24, height=-HEIGHT), RGB, 0),
-        "32 bits, of which 24 count": (bmp(np.dstack([bgr, opaque * 0])[::-1].tobytes(), 32), RGB, 0),
-        "alpha": (bmp(np.dstack([bgr, alpha])[::-1].tobytes(), 32, masks), 255 - (255.0 - RGB) * (alpha / 255), 1),
-        "16 bits": (bmp(packed[::-1].astype("<u2").tobytes(), 16, (0xF800, 0x7E0, 0x1F, 0)), RGB, 8),
+        "32 bits, of which 24 count": (
+            bmp(np.dstack([bgr, opaque * 0])[::-1].tobytes(), 32),
+            RGB,
+            0,
+        ),
+        "alpha": (
+            bmp(np.dstack([bgr, alpha])[::-1].tobytes(), 32, masks),
+            255 - (255.0 - RGB) * (alpha / 255),
+            1,
+        ),
+        "16 bits": (
+            bmp(packed[::-1].astype("<u2").tobytes(), 16, (0xF800, 0x7E0, 0x1F, 0)),
+            RGB,
+            8,
+        ),
     }
     for name, (content, expected, tolerance) in cases.items():
         (tmp_path / "image.bmp").write_bytes(content)
-        assert np.abs(read_image(tmp_path / "image.bmp") - expected.astype(float)).max() <= tolerance, name
+        assert (
+            np.abs(read_image(tmp_path / "image.bmp") - expected.astype(float)).max() <= tolerance
+        ), name

@@ -16,16 +16,22 @@ from omegaconf import OmegaConf
 from torch import nn
 
 
-def batches(monkeypatch: pytest.MonkeyPatch, world_size: int, start: int, number: int) -> list[list[tuple[int, int]]]:
+def batches(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, start: int, number: int
+) -> list[list[tuple[int, int]]]:
     parts = []
     for rank in range(world_size):
         monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: world_size)
         monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
-        parts.append([batch for batch, _ in zip(BatchSampler([0, 1, 1] * 5, 4, 7, start), range(number))])
+        parts.append(
+            [batch for batch, _ in zip(BatchSampler([0, 1, 1] * 5, 4, 7, start), range(number))]
+        )
     return [sum(together, []) for together in zip(*parts)]
 
 
-def test_the_order_of_images_depends_on_the_seed_alone_and_begins_at_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_images_depends_on_the_seed_alone_and_begins_at_any_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     expected = batches(monkeypatch, 1, 0, 20)
     assert [position for batch in expected for _, position in batch] == list(range(80))
     assert all(len({index % 3 == 0 for index, _ in batch}) == 1 for batch in expected)
@@ -54,13 +60,17 @@ class Draws(nn.Module):
         return {"loss": self.weight.sum()}
 
 
-def trainer_of(model: nn.Module, folder: Path, seed: int = 0, dtype: str = "", **options: Any) -> Trainer:
+def trainer_of(
+    model: nn.Module, folder: Path, seed: int = 0, dtype: str = "", **options: Any
+) -> Trainer:
     amp = OmegaConf.create(dict(enabled=bool(dtype), dtype=dtype or "bfloat16"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     return Trainer(model, optimizer, seed=seed, output_dir=str(folder), amp=amp, **options)
 
 
-def test_each_seed_process_and_iteration_draws_other_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_seed_process_and_iteration_draws_other_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = []
     for seed in (5, 6):
         for rank in (0, 1):
@@ -88,7 +98,10 @@ def test_what_is_random_about_an_image_depends_on_seed_and_position_alone() -> N
 def test_each_pass_over_the_data_has_each_image_once_in_an_order_of_its_own() -> None:
     passes = []
     for seed in (5, 6):
-        indices = sum(([i for i, _ in batch] for batch, _ in zip(BatchSampler([0] * 10, 4, seed), range(10))), [])
+        indices = sum(
+            ([i for i, _ in batch] for batch, _ in zip(BatchSampler([0] * 10, 4, seed), range(10))),
+            [],
+        )
         passes += [tuple(indices[i : i + 10]) for i in range(0, 40, 10)]
     assert all(sorted(each) == list(range(10)) for each in passes)
     assert len({*passes, tuple(range(10))}) == 9
@@ -96,7 +109,9 @@ def test_each_pass_over_the_data_has_each_image_once_in_an_order_of_its_own() ->
 
 def test_a_batch_has_images_of_one_orientation() -> None:
     records = [{"width": 4 + number % 3, "height": 5, "number": number} for number in range(12)]
-    loader = build_train_loader(records, mapper=lambda record: {"wide": record["width"] > 5}, total_batch_size=2, seed=0)
+    loader = build_train_loader(
+        records, mapper=lambda record: {"wide": record["width"] > 5}, total_batch_size=2, seed=0
+    )
     wide = [{image["wide"] for image in batch} for batch, _ in zip(loader, range(12))]
     assert {len(each) for each in wide} == {1} and set().union(*wide) == {False, True}
 
@@ -133,9 +148,13 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path:
 
 
 @pytest.mark.parametrize("request_before", [143, 0])
-def test_a_signal_is_not_forgotten_when_the_training_ends_early(tmp_path: Path, request_before: int) -> None:
+def test_a_signal_is_not_forgotten_when_the_training_ends_early(
+    tmp_path: Path, request_before: int
+) -> None:
     dataloader = {"test": {"mapper": {}, "dataset": {"names": "val"}}}
-    cfg = OmegaConf.create({"model": {}, "dataloader": dataloader, "train": {"output_dir": str(tmp_path)}})
+    cfg = OmegaConf.create(
+        {"model": {}, "dataloader": dataloader, "train": {"output_dir": str(tmp_path)}}
+    )
     checkpoints = Checkpointer(cfg, [], "", period=1, max_to_keep=1, best_metric="AP", patience=1)
     trainer = trainer_of(Draws(), tmp_path)
     trainer.register_hooks([checkpoints])
@@ -152,10 +171,17 @@ def test_the_image_that_takes_the_place_of_another_is_the_one_that_is_named() ->
         return record
 
     dataset = MappedDataset([{"number": number} for number in range(4)], read, 0, True)
-    assert dataset[1, 7] == {"number": 3, "index": 3, "position": 7, "skipped": ["1 cannot be read", "2 cannot be read"]}
+    assert dataset[1, 7] == {
+        "number": 3,
+        "index": 3,
+        "position": 7,
+        "skipped": ["1 cannot be read", "2 cannot be read"],
+    }
 
 
 @pytest.mark.parametrize("option", [{"accumulate": 0}, {"clip_norm": -1.0}, {"ema_decay": 2.0}])
-def test_a_value_without_meaning_is_refused_by_name(tmp_path: Path, option: dict[str, float]) -> None:
+def test_a_value_without_meaning_is_refused_by_name(
+    tmp_path: Path, option: dict[str, float]
+) -> None:
     with pytest.raises(UserError, match=f"train.{next(iter(option))}"):
         trainer_of(Draws(), tmp_path, **option)

@@ -55,10 +55,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             images.append({"id": number, "file_name": name, "height": height, "width": width})
             for x, w in ((0, width), (width // 3, max(1, width // 2))):
                 outline = [[x, 0, x + w, 0, x + w, height, x, height]]
-                item = {"id": len(objects) + 1, "image_id": number, "category_id": 1, "bbox": [x, 0, w, height]}
+                item = {
+                    "id": len(objects) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": [x, 0, w, height],
+                }
                 objects.append(item | {"area": w * height, "iscrowd": 0, "segmentation": outline})
         (root / "annotations").mkdir(exist_ok=True)
-        content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "line"}]}
+        content = {
+            "images": images,
+            "annotations": objects,
+            "categories": [{"id": 1, "name": "line"}],
+        }
         (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
     return root
 
@@ -80,7 +89,10 @@ def test_a_thin_drawing_shows_the_image(weights: Path) -> None:
     image[:, 2560:] = (200, 100, 50)
     drawn = draw_predictions(image, Predictor.from_checkpoint(weights, "cpu")(image)[:0], [])
     assert drawn.shape == (1, 2560, 3)
-    assert not drawn[0, :1270].any() and np.abs(drawn[0, 1290:] - np.array([200.0, 100, 50])).max() <= 1
+    assert (
+        not drawn[0, :1270].any()
+        and np.abs(drawn[0, 1290:] - np.array([200.0, 100, 50])).max() <= 1
+    )
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
@@ -93,9 +105,15 @@ def test_an_image_without_pixels_is_refused(weights: Path, size: tuple[int, int]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_thin_image_and_its_objects_go_through_every_recipe(data: Path, recipe: str, size: tuple[int, int]) -> None:
+def test_a_thin_image_and_its_objects_go_through_every_recipe(
+    data: Path, recipe: str, size: tuple[int, int]
+) -> None:
     mapper = gpvit.data.InstanceMapper(
-        True, augmentations=RECIPES[recipe], image_format="RGB", use_instance_mask=True, recompute_boxes=True
+        True,
+        augmentations=RECIPES[recipe],
+        image_format="RGB",
+        use_instance_mask=True,
+        recompute_boxes=True,
     )
     record = DatasetCatalog.get(gpvit.data.register_folder(str(data), "train"))[SIZES.index(size)]
     np.random.seed(0)
@@ -134,7 +152,10 @@ def test_the_demo_and_the_views_take_thin_images(weights: Path, data: Path, tmp_
     detector, images = ("--weights", weights, "--device", "cpu"), data / "images"
     options = ("--json", "--cutouts", "--score-threshold", "0.2")
     files = [images / f"train_{number + 1}.png" for number in range(len(SIZES))]
-    assert call(predict.main, *detector, "--input", *files, "--output", tmp_path / "demo", *options) == 0
+    assert (
+        call(predict.main, *detector, "--input", *files, "--output", tmp_path / "demo", *options)
+        == 0
+    )
     written = json.loads((tmp_path / "demo" / "images.json").read_text())["images"]
     assert {(image["height"], image["width"]) for image in written} == set(SIZES)
     assert json.loads((tmp_path / "demo" / "predictions.json").read_text())
@@ -142,12 +163,36 @@ def test_the_demo_and_the_views_take_thin_images(weights: Path, data: Path, tmp_
         drawn = cv2.imread(str(tmp_path / "demo" / image["file_name"]))
         assert drawn is not None and min(drawn.shape) >= 1
     assert call(view_data.main, "--data", data, "--output", tmp_path / "data") == 0
-    assert call(view_attention.main, *detector, "--input", files[0], files[3], "--output", tmp_path / "groups") == 0
+    assert (
+        call(
+            view_attention.main,
+            *detector,
+            "--input",
+            files[0],
+            files[3],
+            "--output",
+            tmp_path / "groups",
+        )
+        == 0
+    )
 
 
-def test_a_detector_is_trained_on_thin_images_evaluated_and_viewed(data: Path, tmp_path: Path) -> None:
-    command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py"), "--data", str(data), *TINY]
-    command += ["train.device=cpu", f"train.output_dir={tmp_path}", "train.max_iter=3", "train.eval_period=3"]
+def test_a_detector_is_trained_on_thin_images_evaluated_and_viewed(
+    data: Path, tmp_path: Path
+) -> None:
+    command = [
+        "--config-file",
+        str(REPOSITORY / "configs" / "quickstart.py"),
+        "--data",
+        str(data),
+        *TINY,
+    ]
+    command += [
+        "train.device=cpu",
+        f"train.output_dir={tmp_path}",
+        "train.max_iter=3",
+        "train.eval_period=3",
+    ]
     command += ["train.pictures=2"]
     train_net.main(argument_parser().parse_intermixed_args(command))
     found = json.loads((tmp_path / "coco_instances_results.json").read_text())

@@ -20,11 +20,27 @@ from gpvit.utils.errors import UserError
 from PIL import Image, UnidentifiedImageError
 
 HEIGHT, WIDTH = 17, 24
-COLORS = {"white is 0": 1, "black is 0": 1, "RGB": 3, "palette": 1, "CMYK": 4, "YCbCr": 3, "CIELAB": 3}  # channels
-PHOTOMETRIC = dict(zip(COLORS, ("miniswhite", "minisblack", "rgb", "minisblack", "separated", "ycbcr", "cielab")))
+COLORS = {
+    "white is 0": 1,
+    "black is 0": 1,
+    "RGB": 3,
+    "palette": 1,
+    "CMYK": 4,
+    "YCbCr": 3,
+    "CIELAB": 3,
+}  # channels
+PHOTOMETRIC = dict(
+    zip(COLORS, ("miniswhite", "minisblack", "rgb", "minisblack", "separated", "ycbcr", "cielab"))
+)
 EXTRA = {"none": (), "unspecified": (0,), "premultiplied": (1,), "alpha": (2,), "two": (0, 0)}
 LOSSLESS = {"none": None, "reversed bits": None}
-LOSSLESS |= {"LZW": "lzw", "deflate": "deflate", "PackBits": "packbits", "Zstandard": "zstd", "LZMA": "lzma"}
+LOSSLESS |= {
+    "LZW": "lzw",
+    "deflate": "deflate",
+    "PackBits": "packbits",
+    "Zstandard": "zstd",
+    "LZMA": "lzma",
+}
 OPTIONAL = ("Zstandard", "LZMA", "WebP")  # compressions that only some builds of the decoders read
 LOSSY = {"JPEG": "jpeg", "WebP": "webp", "JPEG 2000": "jpeg2000"}
 
@@ -77,16 +93,19 @@ def can_be_written(kind: Kind) -> bool:
     predictable = kind.compression in ("LZW", "deflate", "Zstandard", "LZMA")
     rules = (
         kind.planes == "interleaved" or kind.channels > 1,
-        kind.color != "palette" or (kind.depth in ("u1", "u2", "u4", "u8") and kind.extra == "none"),
+        kind.color != "palette"
+        or (kind.depth in ("u1", "u2", "u4", "u8") and kind.extra == "none"),
         kind.color != "YCbCr" or kind.depth == "u8",
         kind.predictor == "none" or (predictable and whole),
         kind.predictor != "float" or kind.depth[0] == "f",
         kind.predictor != "horizontal" or kind.depth[0] != "f",
         whole or kind.depth == "u1" or kind.compression in ("none", "reversed bits"),
-        kind.depth != "u1" or (kind.channels == 1 and (kind.gray or kind.compression in ("none", "reversed bits"))),
+        kind.depth != "u1"
+        or (kind.channels == 1 and (kind.gray or kind.compression in ("none", "reversed bits"))),
         kind.depth != "u12" or kind.order == "<",
         kind.compression != "JPEG" or (kind.depth == "u8" and kind.extra == "none"),
-        kind.compression != "WebP" or (kind.depth == "u8" and kind.channels in (3, 4) and kind.planes == "interleaved"),
+        kind.compression != "WebP"
+        or (kind.depth == "u8" and kind.channels in (3, 4) and kind.planes == "interleaved"),
         kind.compression != "JPEG 2000" or kind.depth in ("u8", "u16"),
         kind.compression != "CCITT" or (kind.gray and kind.depth == "u1" and kind.extra == "none"),
     )
@@ -96,8 +115,12 @@ def can_be_written(kind: Kind) -> bool:
 def pairwise(accept: Callable[[Kind], bool]) -> list[Kind]:
     """Kinds that are accepted, in which any two values of :data:`VALUES` meet that can; found greedily."""
     chance = random.Random(0)
-    limited = VALUES.index(ORIENTATIONS)  # the columns before limit each other, the others go with all of them
-    contents = [content for content in itertools.product(*VALUES[:limited]) if accept(Kind(*content))]
+    limited = VALUES.index(
+        ORIENTATIONS
+    )  # the columns before limit each other, the others go with all of them
+    contents = [
+        content for content in itertools.product(*VALUES[:limited]) if accept(Kind(*content))
+    ]
     values = [*map(set, zip(*contents)), *VALUES[limited:]]
     wanted = set()
     for i, j in itertools.combinations(range(len(values)), 2):
@@ -145,14 +168,23 @@ def samples_of(kind: Kind) -> np.ndarray:
 def colormap(bits: int) -> np.ndarray:
     """(3, 2 ** bits), 16-bit, that is neither gray nor in order."""
     places = np.arange(2**bits)
-    return np.stack([places[::-1], places * 5 % 2**bits, places]).astype(np.uint16) * np.uint16(65535 // (2**bits - 1))
+    return np.stack([places[::-1], places * 5 % 2**bits, places]).astype(np.uint16) * np.uint16(
+        65535 // (2**bits - 1)
+    )
 
 
 def write(path: Path, kind: Kind) -> np.ndarray:
     """Writes a file by tifffile, and gives the samples in it, (HEIGHT, WIDTH, channels), as tifffile reads them."""
     samples = samples_of(kind)
-    options: dict = {"photometric": PHOTOMETRIC[kind.color], "extrasamples": EXTRA[kind.extra] or None, "metadata": None}
-    options |= {"compression": (LOSSLESS | LOSSY | {"CCITT": "packbits"})[kind.compression], "rowsperstrip": HEIGHT}
+    options: dict = {
+        "photometric": PHOTOMETRIC[kind.color],
+        "extrasamples": EXTRA[kind.extra] or None,
+        "metadata": None,
+    }
+    options |= {
+        "compression": (LOSSLESS | LOSSY | {"CCITT": "packbits"})[kind.compression],
+        "rowsperstrip": HEIGHT,
+    }
     if kind.channels > 1:
         options["planarconfig"] = "separate" if kind.planes == "separate" else "contig"
     if kind.depth == "u1" and kind.gray:
@@ -170,7 +202,13 @@ def write(path: Path, kind: Kind) -> np.ndarray:
         tags.append((269, "H", 1, 2, True))
     if kind.color == "palette":
         tags.append((320, "H", 3 * 2**kind.bits, colormap(kind.bits).ravel(), True))
-    data = samples[..., 0] if kind.channels == 1 else np.moveaxis(samples, 2, 0) if kind.planes == "separate" else samples
+    data = (
+        samples[..., 0]
+        if kind.channels == 1
+        else np.moveaxis(samples, 2, 0)
+        if kind.planes == "separate"
+        else samples
+    )
     with tifffile.TiffWriter(path, bigtiff=kind.file == "BigTIFF", byteorder=kind.order) as writer:
         if kind.compression == "CCITT":
             parts = ccitt_parts(data, kind.layout)
@@ -190,7 +228,13 @@ def write(path: Path, kind: Kind) -> np.ndarray:
     read = tifffile.imread(path, key=0)
     if kind.compression not in LOSSY:
         assert np.array_equal(read, data)
-    return read[..., None] if read.ndim == 2 else np.moveaxis(read, 0, 2) if kind.planes == "separate" else read
+    return (
+        read[..., None]
+        if read.ndim == 2
+        else np.moveaxis(read, 0, 2)
+        if kind.planes == "separate"
+        else read
+    )
 
 
 def ccitt_parts(bits: np.ndarray, layout: str) -> Iterator[bytes]:
@@ -200,7 +244,9 @@ def ccitt_parts(bits: np.ndarray, layout: str) -> Iterator[bytes]:
         bits = np.pad(bits, ((0, -HEIGHT % 16), (0, -WIDTH % 16)))
     for y, x in itertools.product(range(0, len(bits), height), range(0, bits.shape[1], width)):
         file = io.BytesIO()
-        Image.fromarray(bits[y : y + height, x : x + width]).save(file, "TIFF", compression="group4")
+        Image.fromarray(bits[y : y + height, x : x + width]).save(
+            file, "TIFF", compression="group4"
+        )
         with Image.open(file) as image:
             start, length = image.tag_v2[273][0], image.tag_v2[279][0]
         yield file.getvalue()[start : start + length]
@@ -237,7 +283,11 @@ def is_read(kind: Kind) -> bool:
     }
     if kind.depth != "u8":
         of_one_plane = "none unspecified premultiplied alpha"
-        extra = {("RGB", "interleaved"): of_one_plane, ("RGB", "separate"): f"{of_one_plane} two", ("CMYK", "separate"): ""}
+        extra = {
+            ("RGB", "interleaved"): of_one_plane,
+            ("RGB", "separate"): f"{of_one_plane} two",
+            ("CMYK", "separate"): "",
+        }
     if kind.compression == "reversed bits":
         depths = {
             "RGB": "u16 f32 f64",
@@ -255,7 +305,9 @@ def refusal(kind: Kind) -> str | None:
     """What must be said of a kind if it is refused; None if it must be read."""
     further = len(EXTRA[kind.extra])
     if kind.order == ">" and kind.file == "BigTIFF":
-        return "it is a BigTIFF in big-endian order, which is not read; save it in little-endian order"
+        return (
+            "it is a BigTIFF in big-endian order, which is not read; save it in little-endian order"
+        )
     if kind.color == "CIELAB":
         return "it has the color space CIELAB; save it as RGB"
     if kind.gray and kind.extra in ("unspecified", "two"):
@@ -296,7 +348,9 @@ def expected(samples: np.ndarray, kind: Kind) -> np.ndarray:
         rgb = (255 - rgb[..., :3]) * (255 - rgb[..., 3:]) / 255
     elif kind.color == "YCbCr" and kind.compression != "JPEG":  # tifffile makes RGB of JPEG
         y, blue, red = rgb[..., :1], rgb[..., 1:2] - 128, rgb[..., 2:] - 128
-        rgb = np.concatenate([y + 1.402 * red, y - 0.344136 * blue - 0.714136 * red, y + 1.772 * blue], axis=2)
+        rgb = np.concatenate(
+            [y + 1.402 * red, y - 0.344136 * blue - 0.714136 * red, y + 1.772 * blue], axis=2
+        )
     if alpha is not None:
         rgb = 255 - (255 - rgb) * alpha
     turn = TURNS.get(kind.orientation)
@@ -335,7 +389,9 @@ def test_every_kind_is_read_right_or_refused_for_what_it_is(
         assert reason is None or kind.compression in OPTIONAL or new, kind
         deviation = np.abs(image - expected(samples, kind)).max()
         # Pillow makes RGB of CMYK of 8 bits.
-        assert deviation <= (8 if kind.compression in LOSSY else 2 if kind.color == "CMYK" else 1.01), kind
+        assert deviation <= (
+            8 if kind.compression in LOSSY else 2 if kind.color == "CMYK" else 1.01
+        ), kind
         assert size_of(path) == image.shape[:2], kind
         counts["right"] += 1
     assert not capfd.readouterr().err
@@ -344,7 +400,9 @@ def test_every_kind_is_read_right_or_refused_for_what_it_is(
     assert len(kinds) <= 400 and counts["right"] > 100
 
 
-def test_an_image_that_pillow_has_opened_is_right_or_refused(tmp_path: Path, kinds: list[Kind]) -> None:
+def test_an_image_that_pillow_has_opened_is_right_or_refused(
+    tmp_path: Path, kinds: list[Kind]
+) -> None:
     path = tmp_path / "image.tiff"
     for kind in kinds:
         if refusal(kind) is not None:
@@ -362,7 +420,9 @@ def test_an_image_that_pillow_has_opened_is_right_or_refused(tmp_path: Path, kin
                 assert kind.bits > 8, kind
                 continue
         deviation = np.abs(image - expected(samples, kind)).max()
-        assert deviation <= (8 if kind.compression in LOSSY else 3 if kind.bits == 16 else 1.01), kind
+        assert deviation <= (8 if kind.compression in LOSSY else 3 if kind.bits == 16 else 1.01), (
+            kind
+        )
 
 
 def change(path: Path, tag: int, value: int) -> None:
@@ -384,21 +444,61 @@ def reason_of(path: Path) -> str:
         (Kind(), 257, 10**7, "it has more than 100 million pixels"),
         (Kind(depth="u16"), 257, 10**7, "it has more than 100 million pixels"),
         (Kind(), 257, 900, "it is damaged or incomplete (it has 1 of 53 strips or tiles)"),
-        (Kind(depth="u16", planes="separate"), 257, 900, "it is damaged or incomplete (it has 3 of 159 strips or tiles)"),
-        (Kind(layout="tiles"), 323, 0, "it is damaged or incomplete (its strips or tiles have no pixels)"),
+        (
+            Kind(depth="u16", planes="separate"),
+            257,
+            900,
+            "it is damaged or incomplete (it has 3 of 159 strips or tiles)",
+        ),
+        (
+            Kind(layout="tiles"),
+            323,
+            0,
+            "it is damaged or incomplete (its strips or tiles have no pixels)",
+        ),
         (Kind(), 278, 0, "it is damaged or incomplete (its strips or tiles have no pixels)"),
-        (Kind(color="black is 0"), 262, 2, "it is damaged or incomplete (1 channels are too few for RGB)"),
-        (Kind(), 277, 65535, "it is a TIFF of RGB with 65532 further channels, 8-bit integers, which is not read"),
-        (Kind(color="black is 0"), 262, 32803, "it has the color space color filter array; save it as RGB"),
+        (
+            Kind(color="black is 0"),
+            262,
+            2,
+            "it is damaged or incomplete (1 channels are too few for RGB)",
+        ),
+        (
+            Kind(),
+            277,
+            65535,
+            "it is a TIFF of RGB with 65532 further channels, 8-bit integers, which is not read",
+        ),
+        (
+            Kind(color="black is 0"),
+            262,
+            32803,
+            "it has the color space color filter array; save it as RGB",
+        ),
         (Kind(color="black is 0"), 262, 4711, "it has the color space number 4711; save it as RGB"),
         (Kind(color="CMYK"), 277, 3, "it has inks other than CMYK; save it as RGB"),
         (Kind(), 259, 34887, "its compression, LERC, cannot be decoded here"),
         (Kind(depth="u16"), 259, 4711, "its compression, number 4711, cannot be decoded here"),
         (Kind(), 259, 5, "it is damaged or incomplete (decoder error -2)"),
         (Kind(depth="u16"), 259, 5, "it is damaged or incomplete (its pixels cannot be decoded)"),
-        (Kind(color="black is 0", depth="f32"), 339, 4, "it is a TIFF of gray, 32-bit data, which is not read"),
-        (Kind(color="black is 0", depth="f64"), 339, 6, "it is a TIFF of gray, 64-bit complex floats, which is not read"),
-        (Kind(color="black is 0", depth="f32"), 258, 24, "it is a TIFF of gray, 24-bit floats, which is not read"),
+        (
+            Kind(color="black is 0", depth="f32"),
+            339,
+            4,
+            "it is a TIFF of gray, 32-bit data, which is not read",
+        ),
+        (
+            Kind(color="black is 0", depth="f64"),
+            339,
+            6,
+            "it is a TIFF of gray, 64-bit complex floats, which is not read",
+        ),
+        (
+            Kind(color="black is 0", depth="f32"),
+            258,
+            24,
+            "it is a TIFF of gray, 24-bit floats, which is not read",
+        ),
     ],
 )
 def test_a_page_that_is_not_read_is_refused_for_what_its_tags_say(
@@ -427,7 +527,9 @@ def test_a_header_without_tags_is_damaged(tmp_path: Path, content: bytes, reason
 
 
 @pytest.mark.parametrize("depth", ["u16", "i16", "u32", "i32", "f32", "f64"])
-def test_uncompressed_deep_gray_in_big_endian_order_is_read_right(tmp_path: Path, depth: str) -> None:
+def test_uncompressed_deep_gray_in_big_endian_order_is_read_right(
+    tmp_path: Path, depth: str
+) -> None:
     path = tmp_path / "image.tiff"
     for color, layout, orientation in itertools.product(
         ("black is 0", "white is 0"), ("strip", "strips", "tiles"), range(1, 9)
@@ -440,7 +542,8 @@ def test_uncompressed_deep_gray_in_big_endian_order_is_read_right(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("planes", "depth"), [("contig", "u8"), *itertools.product(("contig", "separate"), ("u16", "f32", "f64"))]
+    ("planes", "depth"),
+    [("contig", "u8"), *itertools.product(("contig", "separate"), ("u16", "f32", "f64"))],
 )
 def test_a_premultiplied_color_larger_than_its_alpha_does_not_darken_the_others(
     tmp_path: Path, planes: str, depth: str
@@ -456,7 +559,12 @@ def test_a_premultiplied_color_larger_than_its_alpha_does_not_darken_the_others(
     else:
         stored = (samples / 255).astype(depth.replace("f", "float"))
     stored = np.moveaxis(stored, 2, 0) if planes == "separate" else stored
-    options = {"photometric": "rgb", "extrasamples": ["assocalpha"], "planarconfig": planes, "metadata": None}
+    options = {
+        "photometric": "rgb",
+        "extrasamples": ["assocalpha"],
+        "planarconfig": planes,
+        "metadata": None,
+    }
     tifffile.imwrite(tmp_path / "image.tiff", stored, **options)
     assert np.abs(read_image(tmp_path / "image.tiff") - right).max() <= 1
 
@@ -482,19 +590,25 @@ def test_a_premultiplied_color_larger_than_its_alpha_does_not_darken_the_others(
 )
 @pytest.mark.parametrize("empty", [("Offsets", "ByteCounts"), ("Offsets",), ("ByteCounts",)])
 @pytest.mark.parametrize("layout", ["strips", "tiles"])
-def test_a_sparse_file_is_refused(tmp_path: Path, kind: Kind, empty: tuple[str, ...], layout: str) -> None:
+def test_a_sparse_file_is_refused(
+    tmp_path: Path, kind: Kind, empty: tuple[str, ...], layout: str
+) -> None:
     path = tmp_path / "image.tiff"
     write(path, kind._replace(layout=layout))
     with tifffile.TiffFile(path, mode="r+") as file:
         for name in empty:
             tag = file.pages[0].tags[("Tile" if layout == "tiles" else "Strip") + name]
             tag.overwrite((tag.value[0], 0, *tag.value[2:]))
-    assert "it has strips or tiles without data (a sparse TIFF), which is not read" in reason_of(path)
+    assert "it has strips or tiles without data (a sparse TIFF), which is not read" in reason_of(
+        path
+    )
 
 
 @pytest.mark.parametrize("depth", ["u16", "f32"])
 @pytest.mark.parametrize("planes", ["contig", "separate"])
-def test_alpha_behind_another_further_channel_is_not_left_out(tmp_path: Path, planes: str, depth: str) -> None:
+def test_alpha_behind_another_further_channel_is_not_left_out(
+    tmp_path: Path, planes: str, depth: str
+) -> None:
     samples = samples_of(Kind(depth=depth, extra="two"))
     samples = np.moveaxis(samples, 2, 0) if planes == "separate" else samples
     options = {"photometric": "rgb", "extrasamples": (0, 2), "planarconfig": planes}
@@ -524,7 +638,9 @@ def test_a_fourth_channel_without_a_meaning_is_alpha(tmp_path: Path, depth: str)
     kind = Kind(depth=depth, extra="alpha")
     samples = write(tmp_path / "image.tiff", kind)
     content = (tmp_path / "image.tiff").read_bytes()
-    (tmp_path / "image.tiff").write_bytes(content.replace(struct.pack("<HH", 338, 3), struct.pack("<HH", 337, 3)))
+    (tmp_path / "image.tiff").write_bytes(
+        content.replace(struct.pack("<HH", 338, 3), struct.pack("<HH", 337, 3))
+    )
     assert np.abs(read_image(tmp_path / "image.tiff") - expected(samples, kind)).max() <= 1
 
 
@@ -542,7 +658,9 @@ def test_a_damaged_or_truncated_tiff_ends_in_one_line(
         reason_of(path)
     for _ in range(40):
         damaged = content.copy()
-        damaged[random.integers(0, len(content) if random.random() < 0.5 else 300, 8)] = random.integers(0, 256, 8)
+        damaged[random.integers(0, len(content) if random.random() < 0.5 else 300, 8)] = (
+            random.integers(0, 256, 8)
+        )
         path.write_bytes(damaged.tobytes())
         try:
             assert read_image(path).shape[2] == 3

@@ -53,7 +53,9 @@ def config(folder: Path, version: int) -> None:
 
 def metrics(folder: Path, version: int) -> None:
     if not (folder / "all").exists():
-        (folder / "all").write_text("".join(f'{{"iteration": {i}, "loss": 1.5}}\n' for i in range(300)))
+        (folder / "all").write_text(
+            "".join(f'{{"iteration": {i}, "loss": 1.5}}\n' for i in range(300))
+        )
         (folder / "metrics.json").symlink_to("all")  # which is written over, by way of the link
     # Each version is shorter than the one before it, and so never comes back.
     trainer = SimpleNamespace(done=300 - version)
@@ -61,7 +63,10 @@ def metrics(folder: Path, version: int) -> None:
 
 
 def evaluation(folder: Path, version: int) -> None:
-    results, about = {"bbox": {"AP": float(version)}, "text": TEXT}, {"weights": None, "iteration": version}
+    results, about = (
+        {"bbox": {"AP": float(version)}, "text": TEXT},
+        {"weights": None, "iteration": version},
+    )
     save_evaluation(str(folder), results, about, images=1, seconds_per_image=1.0, device="cpu")
 
 
@@ -81,14 +86,18 @@ def starts(folder: Path, version: int) -> None:
 
 def coco_results(folder: Path, version: int) -> None:
     evaluator = COCOEvaluator.__new__(COCOEvaluator)
-    evaluator._metadata = SimpleNamespace(as_dict=lambda: {"thing_dataset_id_to_contiguous_id": {7: 0}})
+    evaluator._metadata = SimpleNamespace(
+        as_dict=lambda: {"thing_dataset_id_to_contiguous_id": {7: 0}}
+    )
     found = [{"image_id": 1, "category_id": 0, "bbox": [0, 0, 1, version], "score": 0.5}] * 100
     evaluator._write([{"image_id": 1, "instances": found}], folder)
 
 
 def predictions(folder: Path, version: int) -> None:
     results = ResultsWriter(folder, ["cat"])
-    found = Instances((90, 120), pred_boxes=Boxes(torch.ones(20, 4)), scores=torch.full((20,), 1 / (version + 2)))
+    found = Instances(
+        (90, 120), pred_boxes=Boxes(torch.ones(20, 4)), scores=torch.full((20,), 1 / (version + 2))
+    )
     found.pred_classes = torch.zeros(20, dtype=torch.int64)
     try:
         for _ in range(5 + version):
@@ -124,7 +133,9 @@ WRITERS: dict[str, Callable[[Path, int], None]] = {
     "instances_predictions.pth": coco_results,
     "predictions.json": predictions,
     "images.json": predictions,
-    "sheet.png": lambda folder, version: view_data.save_sheet([("a", noise(version))], folder / "sheet.png"),
+    "sheet.png": lambda folder, version: view_data.save_sheet(
+        [("a", noise(version))], folder / "sheet.png"
+    ),
     "cv2.png": lambda folder, version: save_image(folder / "cv2.png", noise(version)),
     "pil.png": pil_picture,
     "video.mp4": video,
@@ -193,14 +204,18 @@ def fill_the_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
 
 
-@pytest.mark.parametrize("name", sorted(WRITERS.keys() - {"README.md", "run.json", "model/README.md", "images.json"}))
+@pytest.mark.parametrize(
+    "name", sorted(WRITERS.keys() - {"README.md", "run.json", "model/README.md", "images.json"})
+)
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path, 0)
     before = contents(tmp_path)
 
     def write() -> None:
         fill_the_disk()
-        with pytest.raises(UserError, match="cannot write .*|would hold 0 of 1 frames; is the disk full") as caught:
+        with pytest.raises(
+            UserError, match="cannot write .*|would hold 0 of 1 frames; is the disk full"
+        ) as caught:
             WRITERS[name](tmp_path, 1)
         assert "\n" not in str(caught.value)
 
@@ -209,7 +224,11 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(name: str, tmp_path: Pa
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -217,11 +236,17 @@ def folder(tmp_path: Path, synthetic_data: Path) -> Path:
     """What the commands below read."""
     content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
     keys = ("image_id", "category_id", "bbox", "segmentation")
-    found = [{key: item[key] for key in keys} | {"score": 0.9} for item in content["annotations"] if not item["iscrowd"]]
+    found = [
+        {key: item[key] for key in keys} | {"score": 0.9}
+        for item in content["annotations"]
+        if not item["iscrowd"]
+    ]
     for item in found:
         item.pop("segmentation")
     (tmp_path / "results.json").write_text(json.dumps(found))
-    (tmp_path / "metrics.json").write_text('{"iteration": 0, "segm/AP": 1}\n{"iteration": 1, "segm/AP": 2}\n')
+    (tmp_path / "metrics.json").write_text(
+        '{"iteration": 0, "segm/AP": 1}\n{"iteration": 1, "segm/AP": 2}\n'
+    )
     gpvit.checkpoint.write(str(tmp_path / "in.pth"), {"weight": torch.arange(3.0)}, classes=["cat"])
     save_image(tmp_path / "a.png", noise(0))
     return tmp_path
@@ -230,7 +255,10 @@ def folder(tmp_path: Path, synthetic_data: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "old"),
     [
-        ("view-results --report --input results.json --data DATA --output report.html", "report.html"),
+        (
+            "view-results --report --input results.json --data DATA --output report.html",
+            "report.html",
+        ),
         ("view-results --input results.json --data DATA --output out --number 1", "out/01.png"),
         ("view-data --data DATA --split val --output out --ids 1", "out/1_val_00000.png"),
         ("view-attention --weights none --input a.png --output out", "out/a_groups.png"),
@@ -254,7 +282,9 @@ def test_a_command_on_a_full_disk_says_one_line_and_leaves_the_old_file(
     options += ["--overwrite"] if command != "check-data" else []
     code, output = run_command(command, options)
     assert code == 1 and len([line for line in output if line.startswith("error: ")]) == 1, output
-    assert output[-1].startswith(f"error: cannot write {old}") and output[-1].endswith("; the old one is intact")
+    assert output[-1].startswith(f"error: cannot write {old}") and output[-1].endswith(
+        "; the old one is intact"
+    )
     assert not any("Traceback" in line for line in output)
     assert contents(folder) == before
 
@@ -286,7 +316,9 @@ def run_command(command: str, options: list[str]) -> tuple[int, list[str]]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), lines
 
 
-def test_cutouts_stay_until_the_new_ones_are_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cutouts_stay_until_the_new_ones_are_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = tmp_path / "cutouts" / "a.png"
     folder.mkdir(parents=True)
     old = ["001_cat_90.png", "002_cat_80.png", "notes.png", "notes.txt"]
@@ -326,7 +358,9 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
 def test_a_pipe_or_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     read: list[str] = []
-    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()), daemon=True)
+    reader = threading.Thread(
+        target=lambda: read.append((tmp_path / "pipe").read_text()), daemon=True
+    )
     reader.start()
     with atomic_write(tmp_path / "pipe") as path:
         path.write_text("new")
@@ -359,7 +393,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, name: str) -> 
         make_folder(tmp_path / name)
     assert "\n" not in str(caught.value) and (tmp_path / "file").read_text() == "old"
     if name != "null\0":
-        with pytest.raises(UserError, match="cannot write"), atomic_write(tmp_path / name / "a.txt") as path:
+        with (
+            pytest.raises(UserError, match="cannot write"),
+            atomic_write(tmp_path / name / "a.txt") as path,
+        ):
             path.write_text("new")
 
 

@@ -16,15 +16,27 @@ from gpvit.config.values import SECTIONS, check_config, kind_of
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
 
-CONFIGS = sorted(path for folder in ("configs", "configs/published") for path in (REPOSITORY / folder).glob("*.py"))
+CONFIGS = sorted(
+    path
+    for folder in ("configs", "configs/published")
+    for path in (REPOSITORY / folder).glob("*.py")
+)
 MAPPER = "mapper: {_target_: gpvit.data.InstanceMapper, is_train: false, augmentations: [], image_format: RGB}"
 GOOD = f"model: {{_target_: gpvit.modeling.RetinaNet}}\ndataloader: {{test: {{{MAPPER}}}}}\n"
 # What an argument is called that names a file to open, a place to write, or code to load.
 NAMES_A_FILE = re.compile(
-    r"file|path|dir|folder|root|url|weights|checkpoint|module|import|command|proposals?_", re.IGNORECASE
+    r"file|path|dir|folder|root|url|weights|checkpoint|module|import|command|proposals?_",
+    re.IGNORECASE,
 )
 # Numbers and modules that such a word is part of.
-HARMLESS = {"drop_path_rate", "proposal_generator", "proposal_matchers", "proposal_append_gt", "weights", "loss_weight"}
+HARMLESS = {
+    "drop_path_rate",
+    "proposal_generator",
+    "proposal_matchers",
+    "proposal_append_gt",
+    "weights",
+    "loss_weight",
+}
 HARMLESS |= {"use_act_checkpoint", "get_fed_loss_cls_weights"}
 
 
@@ -34,7 +46,9 @@ def without_a_row(content: Any, key: str = "") -> Iterator[str]:
         child = f"{key}.{name}" if key else name
         if kind_of(child) is None and name != "_target_":
             yield child
-        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
+        if isinstance(value, dict) or (
+            isinstance(value, list) and any(isinstance(item, dict) for item in value)
+        ):
             yield from without_a_row(value, child)
 
 
@@ -59,7 +73,9 @@ def test_a_name_in_the_table_is_how_its_object_is_written(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODEL_CALLS))
 def test_nothing_that_a_checkpoint_may_call_takes_a_file(name: str) -> None:
     assert not [
-        key for key in inspect.signature(locate(name)).parameters if NAMES_A_FILE.search(key) and key not in HARMLESS
+        key
+        for key in inspect.signature(locate(name)).parameters
+        if NAMES_A_FILE.search(key) and key not in HARMLESS
     ]
 
 
@@ -77,11 +93,20 @@ def test_the_config_of_a_checkpoint_is_that_of_a_detector() -> None:
         (GOOD.replace("[]", str([0] * 1001)), "1001 items"),
         (GOOD.replace("test:", "short_side: 1000000000, test:"), "at most 10000 pixels"),
         (GOOD.replace("test:", "short_side: 1.0e+9, test:"), "at most 10000 pixels"),
-        (f"far: 1000000000\n{GOOD}".replace("test:", "short_side: '${far}', test:"), "at most 10000 pixels"),
+        (
+            f"far: 1000000000\n{GOOD}".replace("test:", "short_side: '${far}', test:"),
+            "at most 10000 pixels",
+        ),
         (GOOD.replace("[]", "[{_target_: torch.optim.AdamW}]"), "would call torch.optim.AdamW"),
         (GOOD + "1: 2", "keys must be text"),
-        (GOOD.replace("RetinaNet}", "RetinaNet, head: {pre_nms_topk: [1000000, 1]}}"), "pre_nms_topk"),
-        (GOOD.replace("RetinaNet}", "RetinaNet, head: {output_size: 700}}"), "output_size is 700, at most 64"),
+        (
+            GOOD.replace("RetinaNet}", "RetinaNet, head: {pre_nms_topk: [1000000, 1]}}"),
+            "pre_nms_topk",
+        ),
+        (
+            GOOD.replace("RetinaNet}", "RetinaNet, head: {output_size: 700}}"),
+            "output_size is 700, at most 64",
+        ),
         (f"x: [{'1, ' * 30_000}]", "more than 20000 values"),
         ("e: '$'\nx: '${e}{oc.env:HOME}'", "refer to its own values only"),
     ):
@@ -90,10 +115,10 @@ def test_the_config_of_a_checkpoint_is_that_of_a_detector() -> None:
         assert "\n" not in str(error.value)
 
 
-LOADER = "dataset: {_target_: detectron2.data.get_detection_dataset_dicts, names: x, proposal_files: %s}"
-EVALUATOR = (
-    "train: {output_dir: out}\nevaluator: {_target_: gpvit.evaluation.COCOEvaluator, dataset_name: x, output_dir: %s}"
+LOADER = (
+    "dataset: {_target_: detectron2.data.get_detection_dataset_dicts, names: x, proposal_files: %s}"
 )
+EVALUATOR = "train: {output_dir: out}\nevaluator: {_target_: gpvit.evaluation.COCOEvaluator, dataset_name: x, output_dir: %s}"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +150,9 @@ EVALUATOR = (
     ],
     ids=str,
 )
-def test_what_opens_or_writes_or_grows_is_one_line_at_once(tmp_path: Path, text: str, message: str) -> None:
+def test_what_opens_or_writes_or_grows_is_one_line_at_once(
+    tmp_path: Path, text: str, message: str
+) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     start = time.process_time()

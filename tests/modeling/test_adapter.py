@@ -39,7 +39,9 @@ def image(seed: int = 0) -> Tensor:
 def arrays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """What the parts of the published L1 adapter give, under the names of the reference file."""
     path = official.save(tmp_path_factory.mktemp("weights") / "mask_rcnn.pth", "maskrcnn", "L1")
-    model = instantiate(load_config(str(REPOSITORY / "configs/published/mask_rcnn_gpvit_l1_1x.py")).model).eval()
+    model = instantiate(
+        load_config(str(REPOSITORY / "configs/published/mask_rcnn_gpvit_l1_1x.py")).model
+    ).eval()
     checkpoint.load(model, path)
     with torch.no_grad():
         return parts(model.backbone.bottom_up)
@@ -52,7 +54,10 @@ def parts(adapter: GPViTAdapter) -> dict[str, Tensor]:
         assert level.shape[1:3] == shape
         results[name] = level.flatten(1, 2)
 
-    for scale, factor in (("unit", 1), ("tiny", 1e-3)):  # tiny tokens make each norm's epsilon visible
+    for scale, factor in (
+        ("unit", 1),
+        ("tiny", 1e-3),
+    ):  # tiny tokens make each norm's epsilon visible
         x = (official.feature(220, (2, 96, 216)) * factor).unflatten(1, SHAPES[0])
         c = official.feature(221, (2, 126, 216)) * factor
         results[f"{scale}_injector0"] = adapter.injectors[0](x, c, SHAPES).flatten(1, 2)
@@ -81,27 +86,41 @@ def test_every_part_gives_the_published_numbers(name: str, arrays: dict[str, Ten
     REFERENCE.check(name, arrays[name])
 
 
-def literal_sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+def literal_sample(
+    value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
     """The samples one level after the other, stacked, weighted and summed, as published."""
     heads = value.shape[2]
     levels = []
     for level, (height, width) in enumerate(shapes):
         grid, value = value[:, : height * width], value[:, height * width :]
-        grid = grid.permute(0, 2, 3, 1).unflatten(-1, (height, width)).flatten(0, 1)  # (B * heads, C / heads, h, w)
-        points = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1  # (B * heads, L, points, 2)
-        levels.append(F.grid_sample(grid, points, mode="bilinear", padding_mode="zeros", align_corners=False))
+        grid = (
+            grid.permute(0, 2, 3, 1).unflatten(-1, (height, width)).flatten(0, 1)
+        )  # (B * heads, C / heads, h, w)
+        points = (
+            2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
+        )  # (B * heads, L, points, 2)
+        levels.append(
+            F.grid_sample(grid, points, mode="bilinear", padding_mode="zeros", align_corners=False)
+        )
     weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B * heads, 1, L, levels, points)
     samples = (torch.stack(levels, dim=-2) * weights).sum((-2, -1))  # (B * heads, C / heads, L)
     return samples.unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)
 
 
-@pytest.mark.parametrize("spread", [0.3, 1, 20])  # inside of the image, around its border, far outside
+@pytest.mark.parametrize(
+    "spread", [0.3, 1, 20]
+)  # inside of the image, around its border, far outside
 @pytest.mark.parametrize("shapes", [[(5, 7), (3, 4), (1, 2)], [(6, 3)], [(1, 1), (2, 9)]])
-def test_sampling_and_its_gradients_agree_with_their_literal_form(shapes: list[tuple[int, int]], spread: float) -> None:
+def test_sampling_and_its_gradients_agree_with_their_literal_form(
+    shapes: list[tuple[int, int]], spread: float
+) -> None:
     torch.manual_seed(0)
     cells, levels = sum(height * width for height, width in shapes), len(shapes)
     value = torch.randn(2, cells, 3, 4, dtype=torch.float64, requires_grad=True)
-    locations = (0.5 + spread * (torch.rand(2, 11, 3, levels, 5, 2, dtype=torch.float64) - 0.5)).requires_grad_()
+    locations = (
+        0.5 + spread * (torch.rand(2, 11, 3, levels, 5, 2, dtype=torch.float64) - 0.5)
+    ).requires_grad_()
     weights = torch.randn(2, 11, 3, levels, 5, dtype=torch.float64, requires_grad=True)
     fast = sample(value, shapes, locations, weights)
     literal = literal_sample(value, shapes, locations, weights)
@@ -116,7 +135,12 @@ def test_sampling_and_its_gradients_agree_with_their_literal_form(shapes: list[t
 
 @pytest.mark.parametrize("place", [-1e9, 1e9])
 def test_a_sample_however_far_away_is_zero(place: float) -> None:
-    out = sample(torch.ones(1, 6, 1, 4), [(2, 3)], torch.full((1, 1, 1, 1, 1, 2), place), torch.ones(1, 1, 1, 1, 1))
+    out = sample(
+        torch.ones(1, 6, 1, 4),
+        [(2, 3)],
+        torch.full((1, 1, 1, 1, 1, 2), place),
+        torch.ones(1, 1, 1, 1, 1),
+    )
     assert torch.equal(out, torch.zeros(1, 1, 4))
 
 
@@ -146,7 +170,9 @@ def test_a_fresh_injector_changes_nothing() -> None:
 
 def test_fresh_level_embeddings_are_standard_normal() -> None:
     torch.manual_seed(0)
-    adapter = GPViTAdapter(GPViT(embed_dim=2400, group_tokens=(0,), final_norm=False), num_interactions=1)
+    adapter = GPViTAdapter(
+        GPViT(embed_dim=2400, group_tokens=(0,), final_norm=False), num_interactions=1
+    )
     assert adapter.level_embed.shape == (3, 2400)
     assert adapter.level_embed.mean().abs() < 0.05
     assert adapter.level_embed.std().item() == pytest.approx(1, abs=0.05)
@@ -156,7 +182,11 @@ def test_fresh_level_embeddings_are_standard_normal() -> None:
     ("net_options", "options", "message"),
     [
         (dict(group_tokens=(0,) * 5), {}, "5 blocks do not fall into 4 equal groups"),
-        ({}, dict(out_features=("f1", "f3")), r"out_features \['f1'\] are none of \['f2', 'f3', 'f4', 'f5'\]"),
+        (
+            {},
+            dict(out_features=("f1", "f3")),
+            r"out_features \['f1'\] are none of \['f2', 'f3', 'f4', 'f5'\]",
+        ),
         (dict(final_norm=True), {}, "build GPViT with final_norm=False"),
     ],
 )
@@ -172,7 +202,9 @@ def test_other_sides_are_an_error_that_names_them(height: int, width: int) -> No
         tiny()(torch.randn(1, 3, height, width))
 
 
-@pytest.mark.parametrize("out_features", [("f2", "f3", "f4", "f5"), ("f3", "f4", "f5"), ("f2", "f4")])
+@pytest.mark.parametrize(
+    "out_features", [("f2", "f3", "f4", "f5"), ("f3", "f4", "f5"), ("f2", "f4")]
+)
 @torch.no_grad()
 def test_the_maps_are_as_announced(out_features: tuple[str, ...]) -> None:
     adapter = tiny(out_features)
@@ -190,9 +222,17 @@ def test_without_the_map_at_stride_4_its_layers_are_gone_and_the_others_unchange
     adapter, single_stage = tiny().eval(), tiny(("f3", "f4", "f5")).eval()
     weights = adapter.state_dict()
     surplus = weights.keys() - single_stage.state_dict().keys()
-    assert surplus == {key for key in weights if key.startswith(("spatial_prior.projection4.", "up.", "norms.f2."))}
-    assert {key.rpartition(".")[0] for key in surplus} == {"spatial_prior.projection4", "up", "norms.f2"}
-    single_stage.load_state_dict({key: tensor for key, tensor in weights.items() if key not in surplus})
+    assert surplus == {
+        key for key in weights if key.startswith(("spatial_prior.projection4.", "up.", "norms.f2."))
+    }
+    assert {key.rpartition(".")[0] for key in surplus} == {
+        "spatial_prior.projection4",
+        "up",
+        "norms.f2",
+    }
+    single_stage.load_state_dict(
+        {key: tensor for key, tensor in weights.items() if key not in surplus}
+    )
     outputs = adapter(image())
     for name, output in single_stage(image()).items():
         assert torch.equal(output, outputs[name]), name
@@ -211,10 +251,16 @@ class LiteralBatchNorm(nn.Module):
         return (x - mean) / (variance + self.eps).sqrt() * scale + shift
 
 
-def outputs_and_gradients(adapter: GPViTAdapter, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def outputs_and_gradients(
+    adapter: GPViTAdapter, x: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     outputs = adapter.train()(x)
-    directions = [official.feature(i, tuple(output.shape)) for i, output in enumerate(outputs.values())]
-    sum((output * direction).mean() for output, direction in zip(outputs.values(), directions)).backward()
+    directions = [
+        official.feature(i, tuple(output.shape)) for i, output in enumerate(outputs.values())
+    ]
+    sum(
+        (output * direction).mean() for output, direction in zip(outputs.values(), directions)
+    ).backward()
     return outputs, {name: parameter.grad for name, parameter in adapter.named_parameters()}
 
 
@@ -239,8 +285,13 @@ def test_gradients_are_right_in_every_memory_format(memory_format: torch.memory_
 
 def test_every_parameter_gets_a_gradient() -> None:
     _, gradients = outputs_and_gradients(tiny(), image())
-    assert "injectors.3.attn.offsets.weight" in gradients and "extractors.5.attn.offsets.bias" in gradients
-    assert not [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
+    assert (
+        "injectors.3.attn.offsets.weight" in gradients
+        and "extractors.5.attn.offsets.bias" in gradients
+    )
+    assert not [
+        name for name, gradient in gradients.items() if gradient is None or not gradient.any()
+    ]
 
 
 def test_under_autocast_the_deformable_attention_stays_in_float32() -> None:
@@ -249,8 +300,12 @@ def test_under_autocast_the_deformable_attention_stays_in_float32() -> None:
     inside, around = [], []
     for attention in attentions:
         for linear in attention.children():
-            linear.register_forward_hook(lambda module, args, out: inside.extend([args[0].dtype, out.dtype]))
-    adapter.net.blocks[0].attn.proj.register_forward_hook(lambda module, args, out: around.append(out.dtype))
+            linear.register_forward_hook(
+                lambda module, args, out: inside.extend([args[0].dtype, out.dtype])
+            )
+    adapter.net.blocks[0].attn.proj.register_forward_hook(
+        lambda module, args, out: around.append(out.dtype)
+    )
     with torch.autocast("cpu", torch.bfloat16):
         outputs = adapter(image())
     assert inside == [torch.float32] * 2 * 4 * len(attentions)
@@ -263,7 +318,9 @@ def test_checkpointing_leaves_outputs_and_gradients_unchanged() -> None:
     results, calls = [], []
     for use_act_checkpoint in (False, True):
         adapter = tiny(use_act_checkpoint=use_act_checkpoint)
-        adapter.net.blocks[0].attn.register_forward_hook(lambda *_, used=use_act_checkpoint: calls.append(used))
+        adapter.net.blocks[0].attn.register_forward_hook(
+            lambda *_, used=use_act_checkpoint: calls.append(used)
+        )
         outputs, gradients = outputs_and_gradients(adapter, image())
         results.append([*outputs.values(), *gradients.values(), *adapter.buffers()])
     for plain, recomputed in zip(*results):

@@ -23,7 +23,9 @@ def test_it_gives_the_published_tokens_after_every_block(size: str) -> None:
     reference = official.Reference(f"backbone_{size.lower()}")
     for i, block in enumerate(net.blocks):
         name = f"layer{i:02}_256x352"
-        block.register_forward_hook(lambda module, args, out, name=name: reference.check(name, out.flatten(1, 2)))
+        block.register_forward_hook(
+            lambda module, args, out, name=name: reference.check(name, out.flatten(1, 2))
+        )
     reference.check("out_256x352", net(official.image(1, (1, 3, 256, 352)))["last_feat"])
 
 
@@ -37,12 +39,16 @@ def test_it_gives_the_published_output_in_training() -> None:
 def test_its_weights_are_those_of_the_backbone(size: str) -> None:
     with torch.device("meta"):
         ours, literal = GPViT(**SIZES[size]).state_dict(), LiteralGPViT(**SIZES[size]).state_dict()
-    assert {key: tensor.shape for key, tensor in ours.items()} == {key: tensor.shape for key, tensor in literal.items()}
+    assert {key: tensor.shape for key, tensor in ours.items()} == {
+        key: tensor.shape for key, tensor in literal.items()
+    }
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 64, 96), (1, 3, 224, 224), (1, 3, 16, 16)])
-def test_the_backbone_agrees_with_it_in_outputs_and_gradients(shape: tuple[int, int, int, int], training: bool) -> None:
+def test_the_backbone_agrees_with_it_in_outputs_and_gradients(
+    shape: tuple[int, int, int, int], training: bool
+) -> None:
     torch.manual_seed(0)
     ours = GPViT(**TINY).train(training)
     literal = LiteralGPViT(**TINY).train(training)

@@ -22,7 +22,9 @@ from gpvit.config import load_config
 from torch import Tensor, nn
 
 CONFIGS = {"maskrcnn": "mask_rcnn", "retinanet": "retinanet"}
-MASK_RCNN, MASK_RCNN_PARTS, RETINANET = map(official.Reference, ("maskrcnn_l1", "maskrcnn_l1_parts", "retinanet_l1"))
+MASK_RCNN, MASK_RCNN_PARTS, RETINANET = map(
+    official.Reference, ("maskrcnn_l1", "maskrcnn_l1_parts", "retinanet_l1")
+)
 ALL_SIZES = pytest.mark.parametrize("size", SIZES)
 BOTH = pytest.mark.parametrize("kind", CONFIGS)
 
@@ -30,7 +32,9 @@ BOTH = pytest.mark.parametrize("kind", CONFIGS)
 def detector(kind: str, size: str = "L1") -> nn.Module:
     """The detector of a published config, for images that are normalised already."""
     path = REPOSITORY / "configs" / "published" / f"{CONFIGS[kind]}_gpvit_{size.lower()}_1x.py"
-    cfg = load_config(str(path), ["model.pixel_mean=[0.0,0.0,0.0]", "model.pixel_std=[1.0,1.0,1.0]"])
+    cfg = load_config(
+        str(path), ["model.pixel_mean=[0.0,0.0,0.0]", "model.pixel_std=[1.0,1.0,1.0]"]
+    )
     return instantiate(cfg.model).eval()
 
 
@@ -69,7 +73,9 @@ class Results(NamedTuple):
 def detect(model: nn.Module, hooks: dict[nn.Module, Callable[[Any], Any]]) -> Instances:
     """The detections in the reference image; every hook gets the output of its module."""
     handles = [
-        module.register_forward_hook(lambda module, args, output, keep=keep: keep(output))  # returns nothing
+        module.register_forward_hook(
+            lambda module, args, output, keep=keep: keep(output)
+        )  # returns nothing
         for module, keep in hooks.items()
     ]
     image = official.image(3, (1, 3, 250, 310))[0]
@@ -83,7 +89,12 @@ def detect(model: nn.Module, hooks: dict[nn.Module, Callable[[Any], Any]]) -> In
 def box_set(instances: Instances) -> Tensor:
     """(N, 6): x1, y1, x2, y2, score, label."""
     return torch.cat(
-        [instances.pred_boxes.tensor, instances.scores[:, None], instances.pred_classes[:, None].float()], dim=1
+        [
+            instances.pred_boxes.tensor,
+            instances.scores[:, None],
+            instances.pred_classes[:, None].float(),
+        ],
+        dim=1,
     )
 
 
@@ -100,7 +111,9 @@ def mask_rcnn(loaded: dict[str, Loaded]) -> Results:
 
     def keep_rpn(output: tuple[list[Tensor], list[Tensor]]) -> None:
         for i, (logits, deltas) in enumerate(zip(*output)):
-            arrays.update({f"rpn_logits_p{i + 2}": logits.clone(), f"rpn_deltas_p{i + 2}": deltas.clone()})
+            arrays.update(
+                {f"rpn_logits_p{i + 2}": logits.clone(), f"rpn_deltas_p{i + 2}": deltas.clone()}
+            )
 
     detections = detect(
         model,
@@ -125,16 +138,24 @@ def their_maps(maps: dict[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def second_stage(roi_heads: nn.Module, features: list[Tensor]) -> dict[str, Tensor]:
     """The heads in the fixed boxes of the reference file, and the masks in its first detections."""
-    rois, detected, labels = (torch.from_numpy(MASK_RCNN.arrays[name]) for name in ("rois", "det_boxes", "det_labels"))
+    rois, detected, labels = (
+        torch.from_numpy(MASK_RCNN.arrays[name]) for name in ("rois", "det_boxes", "det_labels")
+    )
     boxes = [Boxes(rois[:, 1:])]
     box_features = roi_heads.box_pooler(features, boxes)
     cls_logits, box_deltas = roi_heads.box_predictor(roi_heads.box_head(box_features))
     mask_features = roi_heads.mask_pooler(features, boxes)
-    det_mask_logits = roi_heads.mask_head.layers(roi_heads.mask_pooler(features, [Boxes(detected[:10])]))
+    det_mask_logits = roi_heads.mask_head.layers(
+        roi_heads.mask_pooler(features, [Boxes(detected[:10])])
+    )
     pooler = roi_heads.box_pooler
     return {
         "rois_level": assign_boxes_to_levels(
-            boxes, pooler.min_level, pooler.max_level, pooler.canonical_box_size, pooler.canonical_level
+            boxes,
+            pooler.min_level,
+            pooler.max_level,
+            pooler.canonical_box_size,
+            pooler.canonical_level,
         ),
         "roi_box_feats": box_features,
         "roi_cls_logits": cls_logits,
@@ -209,19 +230,27 @@ def test_every_step_of_retinanet_gives_the_published_numbers(name: str, retinane
 
 def test_mask_rcnn_makes_the_published_proposals(mask_rcnn: Results) -> None:
     proposals, _ = mask_rcnn.inside
-    actual = torch.cat([proposals.proposal_boxes.tensor, proposals.objectness_logits.sigmoid()[:, None]], dim=1)
+    actual = torch.cat(
+        [proposals.proposal_boxes.tensor, proposals.objectness_logits.sigmoid()[:, None]], dim=1
+    )
     MASK_RCNN.check_boxes("proposals", actual, torch.from_numpy(MASK_RCNN.arrays["proposals"]))
 
 
 def test_mask_rcnn_makes_the_published_detections_and_masks(mask_rcnn: Results) -> None:
-    same = MASK_RCNN.check_boxes("detections", box_set(mask_rcnn.detections), reference_box_set(MASK_RCNN))
+    same = MASK_RCNN.check_boxes(
+        "detections", box_set(mask_rcnn.detections), reference_box_set(MASK_RCNN)
+    )
     found, ours = same[:, :10].max(dim=0)
     assert found.all()
     _, logits = mask_rcnn.inside
     logits = logits[ours, mask_rcnn.detections.pred_classes[ours]]
     # The corners of the boxes differ by rounding; with exactly the same boxes the masks are compared above.
-    torch.testing.assert_close(logits, torch.from_numpy(MASK_RCNN.arrays["det_mask_logits"]), rtol=0, atol=2e-3)
-    expected = np.unpackbits(MASK_RCNN.arrays["det_masks_packed"], axis=1, count=250 * 310).reshape(-1, 250, 310)
+    torch.testing.assert_close(
+        logits, torch.from_numpy(MASK_RCNN.arrays["det_mask_logits"]), rtol=0, atol=2e-3
+    )
+    expected = np.unpackbits(MASK_RCNN.arrays["det_masks_packed"], axis=1, count=250 * 310).reshape(
+        -1, 250, 310
+    )
     masks = mask_rcnn.detections.pred_masks[ours].numpy()
     assert (masks != expected).sum((1, 2)).max() <= 20
 
@@ -259,7 +288,9 @@ def test_the_parts_of_mask_rcnn_give_the_published_numbers(
 
 def on_meta(kind: str, size: str) -> dict[str, Tensor]:
     """A published state dict without its numbers."""
-    return {key: torch.empty(shape, device="meta") for key, shape in official.keys(kind, size).items()}
+    return {
+        key: torch.empty(shape, device="meta") for key, shape in official.keys(kind, size).items()
+    }
 
 
 def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -268,7 +299,9 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 @ALL_SIZES
 @BOTH
-def test_the_name_table_covers_every_tensor_of_a_detector_in_both_directions(kind: str, size: str) -> None:
+def test_the_name_table_covers_every_tensor_of_a_detector_in_both_directions(
+    kind: str, size: str
+) -> None:
     with torch.device("meta"):
         ours = detector(kind, size).state_dict()
     theirs = on_meta(kind, size)
@@ -281,7 +314,10 @@ def test_the_name_table_covers_every_tensor_of_a_detector_in_both_directions(kin
 def test_of_other_models_every_tensor_of_the_backbone_is_taken(kind: str, size: str) -> None:
     last = ("last_feat",)
     with torch.device("meta"):
-        net = GPViT(**SIZES[size], out_features=last if kind == "classifier" else ("block2", "block5", "block8", *last))
+        net = GPViT(
+            **SIZES[size],
+            out_features=last if kind == "classifier" else ("block2", "block5", "block8", *last),
+        )
     theirs = on_meta(kind, size)
     found = kind_of(theirs)
     assert shapes(converted(theirs, found)) == shapes(net.state_dict())
@@ -291,13 +327,19 @@ def test_of_other_models_every_tensor_of_the_backbone_is_taken(kind: str, size: 
 
 
 @ALL_SIZES
-@pytest.mark.parametrize("kind", ["backbone", "classifier", "maskrcnn", "retinanet", "segformer", "upernet"])
+@pytest.mark.parametrize(
+    "kind", ["backbone", "classifier", "maskrcnn", "retinanet", "segformer", "upernet"]
+)
 @pytest.mark.parametrize("prefix", [True, False])
-def test_the_backbone_of_every_published_model_is_had_by_one_call(kind: str, size: str, prefix: bool) -> None:
+def test_the_backbone_of_every_published_model_is_had_by_one_call(
+    kind: str, size: str, prefix: bool
+) -> None:
     norms = {"segformer", "upernet"}
     features = ("block2", "block5", "block8", "last_feat") if kind in norms else ("last_feat",)
     with torch.device("meta"):
-        net = GPViT(**SIZES[size], out_features=features, final_norm=kind not in ("maskrcnn", "retinanet"))
+        net = GPViT(
+            **SIZES[size], out_features=features, final_norm=kind not in ("maskrcnn", "retinanet")
+        )
     theirs = on_meta(kind, size)
     bare = {key.removeprefix("backbone."): tensor for key, tensor in theirs.items()}
     if not prefix and kind not in ("maskrcnn", "retinanet"):
@@ -313,14 +355,17 @@ def test_what_is_no_part_of_a_published_model_is_an_error() -> None:
         from_published(theirs | {"backbone.strange": theirs["head.fc.weight"]})
     with pytest.raises(ValueError, match=r"head\.of_another"):
         from_published(
-            {key: theirs[key] for key in theirs if not key.startswith("head.")} | {"head.of_another": torch.ones(1)}
+            {key: theirs[key] for key in theirs if not key.startswith("head.")}
+            | {"head.of_another": torch.ones(1)}
         )
     with pytest.raises(ValueError, match="part must be \"backbone\", got 'neck'"):
         from_published(theirs, part="neck")
 
 
 @BOTH
-def test_a_detector_goes_back_to_the_file_it_came_from(kind: str, loaded: dict[str, Loaded], tmp_path: Path) -> None:
+def test_a_detector_goes_back_to_the_file_it_came_from(
+    kind: str, loaded: dict[str, Loaded], tmp_path: Path
+) -> None:
     model, path = loaded[kind]
     original = checkpoint.read(path)
     torch.save(to_published(model.state_dict(), original.require_classes()), tmp_path / "back.pth")
@@ -353,7 +398,9 @@ def test_a_detector_has_the_published_number_of_parameters(kind: str, size: str)
     counts = json.loads((official.FOLDER / "complexity.json").read_text())["parameters"][kind]
     with torch.device("meta"):
         model = detector(kind, size)
-    assert sum(parameter.numel() for parameter in model.parameters()) == counts[size.lower()]["total"]
+    assert (
+        sum(parameter.numel() for parameter in model.parameters()) == counts[size.lower()]["total"]
+    )
 
 
 @pytest.fixture(params=["proposal_generator", "roi_heads.box_predictor", "RetinaNet"])
@@ -369,21 +416,29 @@ def test_boxes_grow_and_shrink_by_1000_sixteenths_at_most(box_transform: Box2Box
     deltas = torch.tensor([[0.0, 0.0, -99.0, 99.0, 0.0, 0.0, 99.0, -99.0]])
     x1, y1, x2, y2 = box_transform.apply_deltas(deltas, boxes).view(2, 4).unbind(1)
     largest = 1000 / 16
-    torch.testing.assert_close(x2 - x1, torch.tensor([100 / largest, 100 * largest]), rtol=1e-4, atol=0)
-    torch.testing.assert_close(y2 - y1, torch.tensor([50 * largest, 50 / largest]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        x2 - x1, torch.tensor([100 / largest, 100 * largest]), rtol=1e-4, atol=0
+    )
+    torch.testing.assert_close(
+        y2 - y1, torch.tensor([50 * largest, 50 / largest]), rtol=1e-4, atol=0
+    )
     torch.testing.assert_close((x1 + x2) / 2, torch.tensor([60.0, 60.0]))
 
 
 def test_within_these_limits_boxes_are_decoded_as_usual(box_transform: Box2BoxTransform) -> None:
     torch.manual_seed(0)
     boxes = torch.rand(50, 4).cumsum(1) * 100
-    limit = torch.tensor([3, 3, math.log(1000 / 16), math.log(1000 / 16)]) * torch.tensor(box_transform.weights)
+    limit = torch.tensor([3, 3, math.log(1000 / 16), math.log(1000 / 16)]) * torch.tensor(
+        box_transform.weights
+    )
     deltas = ((2 * torch.rand(50, 3, 4) - 1) * limit).flatten(1)
     expected = Box2BoxTransform(tuple(box_transform.weights)).apply_deltas(deltas, boxes)
     assert torch.equal(box_transform.apply_deltas(deltas, boxes), expected)
 
 
-def test_retinanet_clips_boxes_before_it_suppresses_those_that_overlap(loaded: dict[str, Loaded]) -> None:
+def test_retinanet_clips_boxes_before_it_suppresses_those_that_overlap(
+    loaded: dict[str, Loaded],
+) -> None:
     anchors = Boxes(torch.tensor([[50.0, 50.0, 100.0, 100.0], [50.0, 50.0, 400.0, 400.0]]))
     scores = torch.zeros(2, 80)
     scores[:, 7] = torch.tensor([0.8, 0.9])

@@ -32,7 +32,9 @@ class OneMap(Backbone):
         return {"map": F.avg_pool2d(x, self.stride).repeat(1, self.channels // 3, 1, 1)}
 
 
-def pyramid(net: Backbone | None = None, scale_factors=(2.0, 1.0, 0.5, 0.25), **options) -> SimpleFeaturePyramid:
+def pyramid(
+    net: Backbone | None = None, scale_factors=(2.0, 1.0, 0.5, 0.25), **options
+) -> SimpleFeaturePyramid:
     torch.manual_seed(0)
     return SimpleFeaturePyramid(net or OneMap(), "map", 16, scale_factors, **options)
 
@@ -51,12 +53,17 @@ def test_the_default_factors_give_p2_to_p6() -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm", "factors"), [("LN", (4.0, 2.0, 1.0, 0.5)), ("BN", (4.0, 2.0, 1.0, 0.5)), ("", (2.0, 1.0, 0.5))]
+    ("norm", "factors"),
+    [("LN", (4.0, 2.0, 1.0, 0.5)), ("BN", (4.0, 2.0, 1.0, 0.5)), ("", (2.0, 1.0, 0.5))],
 )
 @torch.no_grad()
-def test_where_detectron2s_pyramid_works_the_numbers_and_names_are_the_same(norm: str, factors: tuple[float, ...]) -> None:
+def test_where_detectron2s_pyramid_works_the_numbers_and_names_are_the_same(
+    norm: str, factors: tuple[float, ...]
+) -> None:
     ours = pyramid(OneMap(stride=16), factors, norm=norm, top_block=LastLevelMaxPool())
-    theirs = Detectron2Pyramid(OneMap(stride=16), "map", 16, factors, norm=norm, top_block=LastLevelMaxPool())
+    theirs = Detectron2Pyramid(
+        OneMap(stride=16), "map", 16, factors, norm=norm, top_block=LastLevelMaxPool()
+    )
     weights = ours.state_dict()
     for name, shape in {k: v.shape for k, v in theirs.state_dict().items()}.items():
         assert weights[name].shape == shape
@@ -75,7 +82,9 @@ def test_the_channel_norm_is_detectron2s() -> None:
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-@pytest.mark.parametrize(("factors", "names"), [((4.0, 1.0), ["p1", "p3"]), ((1.0,), ["p3"]), ((0.125,), ["p6"])])
+@pytest.mark.parametrize(
+    ("factors", "names"), [((4.0, 1.0), ["p1", "p3"]), ((1.0,), ["p3"]), ((0.125,), ["p6"])]
+)
 @torch.no_grad()
 def test_other_factors_give_other_levels(factors: tuple[float, ...], names: list[str]) -> None:
     out = pyramid(scale_factors=factors)(torch.randn(1, 3, 64, 64))
@@ -95,6 +104,8 @@ def test_images_are_padded_to_what_the_coarsest_level_needs() -> None:
     for square_pad, expected in ((0, (64, 96)), (128, (128, 128))):
         net = pyramid(square_pad=square_pad)
         batch = ImageList.from_tensors(
-            [torch.zeros(3, 50, 70)], net.size_divisibility, padding_constraints=net.padding_constraints
+            [torch.zeros(3, 50, 70)],
+            net.size_divisibility,
+            padding_constraints=net.padding_constraints,
         )
         assert batch.tensor.shape[-2:] == expected

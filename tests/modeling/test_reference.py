@@ -21,7 +21,9 @@ def published_backbone(size: str, keys: str = "", **options) -> GPViT:
 @ALL_SIZES
 @pytest.mark.parametrize(("seed", "height", "width"), [(0, 224, 224), (1, 256, 352)])
 @torch.no_grad()
-def test_every_block_gives_the_published_tokens(size: str, seed: int, height: int, width: int) -> None:
+def test_every_block_gives_the_published_tokens(
+    size: str, seed: int, height: int, width: int
+) -> None:
     reference = official.Reference(f"backbone_{size.lower()}")
     net = published_backbone(size)
 
@@ -77,19 +79,25 @@ def test_steps_inside_a_block_are_the_published_ones(index: int, scale: str) -> 
         del steps["norm2"]
     else:
         steps["qkv"] = block.attn.qkv(steps["norm1"])  # the block takes it half by half
-        steps["attns_0"], steps["attns_1"] = steps.pop("attns").chunk(2, dim=-1)  # vertical, horizontal
+        steps["attns_0"], steps["attns_1"] = steps.pop("attns").chunk(
+            2, dim=-1
+        )  # vertical, horizontal
         steps["ffn"] = steps["ffn"].permute(0, 2, 3, 1)
         del steps["dw"]  # the output
     reference = official.Reference("blocks_l1")
     prefix = f"layer{index}_{scale}_"
-    assert {prefix + name for name in steps} == {name for name in reference.manifest["arrays"] if name.startswith(prefix)}
+    assert {prefix + name for name in steps} == {
+        name for name in reference.manifest["arrays"] if name.startswith(prefix)
+    }
     for name, tensor in steps.items():
         reference.check(prefix + name, tensor.reshape(2, -1, tensor.shape[-1]))
 
 
 # In float32, rounding may give the input of a ReLU another sign, which changes gradients by up to 1e-3.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.float32, 3e-3)])
-def test_a_training_step_gives_the_published_gradients_and_statistics(dtype: torch.dtype, tolerance: float) -> None:
+def test_a_training_step_gives_the_published_gradients_and_statistics(
+    dtype: torch.dtype, tolerance: float
+) -> None:
     net = published_backbone("L1").to(dtype).train()
     reference = official.Reference("backbone_l1_train")
     output = net(official.image(6, (2, 3, 96, 128)).to(dtype))["last_feat"]
@@ -103,7 +111,9 @@ def test_a_training_step_gives_the_published_gradients_and_statistics(dtype: tor
     assert len(norms) == len(gradients)
     for expected, (name, gradient) in zip(norms, sorted(gradients.items())):
         if not without_effect(name):
-            torch.testing.assert_close(gradient.norm(), expected.to(dtype), rtol=tolerance, atol=0, msg=name)
+            torch.testing.assert_close(
+                gradient.norm(), expected.to(dtype), rtol=tolerance, atol=0, msg=name
+            )
     for name, entry in reference.manifest["arrays"].items():
         what, _, key = name.partition("|")
         if what == "grad":
@@ -120,7 +130,9 @@ def our_name(published_name: str) -> str:
 def parameter_names() -> dict[str, str]:
     """Published names of the L1 parameters, and ours."""
     buffers = ("running_mean", "running_var", "num_batches_tracked")
-    return {key: our_name(key) for key in official.keys("backbone", "L1") if not key.endswith(buffers)}
+    return {
+        key: our_name(key) for key in official.keys("backbone", "L1") if not key.endswith(buffers)
+    }
 
 
 def without_effect(name: str) -> bool:
@@ -138,16 +150,25 @@ def test_parameter_counts_are_the_published_ones(size: str) -> None:
 
 @pytest.mark.parametrize("keys", ["L1", "L2", "L3", "L4", "l1_multi"])
 def test_the_name_table_covers_every_tensor_in_both_directions(keys: str) -> None:
-    multi = {"out_features": ("block2", "block5", "block8", "last_feat")} if keys == "l1_multi" else {}
+    multi = (
+        {"out_features": ("block2", "block5", "block8", "last_feat")} if keys == "l1_multi" else {}
+    )
     with torch.device("meta"):
         net = GPViT(**SIZES[keys[:2].upper()], **multi)
-    theirs = {key: torch.empty(shape, device="meta") for key, shape in official.keys("backbone", keys).items()}
+    theirs = {
+        key: torch.empty(shape, device="meta")
+        for key, shape in official.keys("backbone", keys).items()
+    }
     ours = rename(theirs, BACKBONE)
     assert len(ours) == len(theirs)
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in net.state_dict().items()}
+    assert {k: v.shape for k, v in ours.items()} == {
+        k: v.shape for k, v in net.state_dict().items()
+    }
 
 
-@pytest.mark.parametrize("key", ["layers.0.qkv.wieght.x", "head.fc.weight", "layers.1.attn.qkv.weight", "norm.weight"])
+@pytest.mark.parametrize(
+    "key", ["layers.0.qkv.wieght.x", "head.fc.weight", "layers.1.attn.qkv.weight", "norm.weight"]
+)
 def test_a_name_that_is_not_published_is_an_error(key: str) -> None:
     with pytest.raises(ValueError, match=key):
         rename({key: torch.empty(1)}, BACKBONE)

@@ -49,12 +49,14 @@ def wheel(tmp_path):
         "tools/__init__.py": "",
         "tools/train_net.py": "pass\n",
         info + "LICENSE": "Apache License\n",
-        info + "METADATA": "Metadata-Version: 2.1\nName: sal-detectron2\nVersion: 0.7.2\nSummary: Detectron2\n"
+        info
+        + "METADATA": "Metadata-Version: 2.1\nName: sal-detectron2\nVersion: 0.7.2\nSummary: Detectron2\n"
         "License-File: LICENSE\nRequires-Dist: Pillow>=7.1\nRequires-Dist: numpy<2\n"
         'Requires-Dist: dataclasses; python_version < "3.7"\nRequires-Dist: black\n'
         "Requires-Dist: omegaconf<2.4,>=2.1\nProvides-Extra: all\n"
         'Requires-Dist: timm; extra == "all"\n',
-        info + "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp310-cp310-linux_x86_64\n",
+        info
+        + "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp310-cp310-linux_x86_64\n",
         info + "top_level.txt": "detectron2\ntools\n",
         info + "RECORD": "",
     }
@@ -91,15 +93,21 @@ def scratch(install, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("setting", ["target = ELSEWHERE", "prefix = ELSEWHERE", "root = ELSEWHERE", "user = true"])
-def test_a_pip_conf_sends_no_package_elsewhere_and_its_index_counts(install, scratch, monkeypatch, setting):
+@pytest.mark.parametrize(
+    "setting", ["target = ELSEWHERE", "prefix = ELSEWHERE", "root = ELSEWHERE", "user = true"]
+)
+def test_a_pip_conf_sends_no_package_elsewhere_and_its_index_counts(
+    install, scratch, monkeypatch, setting
+):
     elsewhere = scratch / "elsewhere"
     (scratch / "pip.conf").write_text(
         f"[global]\nno-index = true\nfind-links =\n    {scratch}/none\n    {scratch}/wheels\n"
         f"[install]\n{setting.replace('ELSEWHERE', str(elsewhere))}\n"
     )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(scratch / "pip.conf"))
-    target = install.Target(scratch / "env" / "bin" / "python", scratch / "install.log", isolated=True)
+    target = install.Target(
+        scratch / "env" / "bin" / "python", scratch / "install.log", isolated=True
+    )
     target.leave_settings_behind()
     target.pip("install", "small")
     assert target.version("small") == "1" and not elsewhere.exists()
@@ -135,8 +143,17 @@ def test_the_repacked_wheel_has_neither_the_extension_nor_the_tools_package(inst
 
 def test_the_repacked_wheel_needs_what_detectron2_imports(install, wheel):
     metadata = read(install.repack(wheel))["sal_detectron2-0.7.2+pure.dist-info/METADATA"].decode()
-    needs = [line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Requires-Dist")]
-    assert sorted(needs) == ["Pillow>=7.1", "fvcore", "iopath", "numpy", "omegaconf<2.4,>=2.1", "torch"]
+    needs = [
+        line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Requires-Dist")
+    ]
+    assert sorted(needs) == [
+        "Pillow>=7.1",
+        "fvcore",
+        "iopath",
+        "numpy",
+        "omegaconf<2.4,>=2.1",
+        "torch",
+    ]
     assert "Provides-Extra" not in metadata
 
 
@@ -147,7 +164,9 @@ def test_the_record_of_the_repacked_wheel_is_right(install, wheel):
     assert set(rows) == set(files)
     assert rows.pop(name) == ["", ""]
     for path, (digest, size) in rows.items():
-        expected = base64.urlsafe_b64encode(hashlib.sha256(files[path]).digest()).rstrip(b"=").decode()
+        expected = (
+            base64.urlsafe_b64encode(hashlib.sha256(files[path]).digest()).rstrip(b"=").decode()
+        )
         assert (digest, size) == (f"sha256={expected}", str(len(files[path]))), path
 
 
@@ -233,7 +252,11 @@ def test_a_broken_venv_is_made_anew(install, monkeypatch, capsys):
     (install.VENV / "bin").mkdir(parents=True)
     (install.VENV / "pyvenv.cfg").touch()
     (install.VENV / "bin" / "python").symlink_to("/nowhere/python3")
-    monkeypatch.setattr(install.subprocess, "run", lambda command, **_: namedtuple("Done", "returncode stdout")(0, ""))
+    monkeypatch.setattr(
+        install.subprocess,
+        "run",
+        lambda command, **_: namedtuple("Done", "returncode stdout")(0, ""),
+    )
     make = target(install)
     monkeypatch.setattr(make, "ask", lambda code: "")
     install.make_venv(make)
@@ -247,7 +270,9 @@ def test_a_package_with_a_torn_file_is_forgotten_and_a_whole_one_kept(install, t
         (tmp_path / f"{name}.py").write_text("a=1")
         (info / "RECORD").write_text(f"{name}.py,sha256=x,{size}\n")
     install.forget_torn_packages(tmp_path)
-    assert (tmp_path / "whole-1.0.dist-info").exists() and not (tmp_path / "torn-1.0.dist-info").exists()
+    assert (tmp_path / "whole-1.0.dist-info").exists() and not (
+        tmp_path / "torn-1.0.dist-info"
+    ).exists()
 
 
 # --- an environment of the user's own ---
@@ -256,12 +281,18 @@ def test_a_package_with_a_torn_file_is_forgotten_and_a_whole_one_kept(install, t
 def test_here_holds_the_torch_and_the_opencv_that_are_there(install, monkeypatch):
     install.REQUIREMENTS.write_text("torch>=2.6\ntorchvision\nopencv-python-headless\n# end\n")
     monkeypatch.setattr(install.Target, "has", lambda self, module: module == "cv2")
-    monkeypatch.setattr(install.Target, "version", lambda self, package: "2.11.0+cu130" if package == "torch" else "")
+    monkeypatch.setattr(
+        install.Target,
+        "version",
+        lambda self, package: "2.11.0+cu130" if package == "torch" else "",
+    )
     seen = []
     monkeypatch.setattr(
         install,
         "install_requirements",
-        lambda target, step, requirements, c, held, *options: seen.extend([requirements.read_text(), c, held.read_text()]),
+        lambda target, step, requirements, c, held, *options: seen.extend(
+            [requirements.read_text(), c, held.read_text()]
+        ),
     )
     monkeypatch.setattr(install, "install_detectron2", lambda *_: None)
     monkeypatch.setattr(install, "install_gpvit", lambda *_: None)
@@ -277,9 +308,13 @@ def target(install):
 
 
 def test_a_missing_network_is_named(install, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
+    for name in [
+        name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")
+    ]:
         monkeypatch.delenv(name)
-    for name, value in dict(INDEX_URL="http://127.0.0.1:9/simple", RETRIES="1", CONFIG_FILE=os.devnull).items():
+    for name, value in dict(
+        INDEX_URL="http://127.0.0.1:9/simple", RETRIES="1", CONFIG_FILE=os.devnull
+    ).items():
         monkeypatch.setenv("PIP_" + name, value)
     with pytest.raises(install.Failure, match="no network"):
         target(install).pip("download", "--no-deps", "--dest", install.ROOT, "a-package")
@@ -292,24 +327,33 @@ def test_another_failure_of_pip_shows_its_last_lines_and_names_the_log(install):
 
 def test_a_disk_that_fills_up_is_named(install):
     assert install.reason(
-        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", False
+        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+        False,
     ).startswith("no room")
     assert install.reason("killed", True).startswith("no room")
 
 
 @pytest.mark.parametrize("free, outcome", [(5, "refused"), (10, "no cache"), (50, "fits")])
 def test_room_is_checked_before_anything_is_fetched(install, monkeypatch, tmp_path, free, outcome):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(0, 0, free * 1e9))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(0, 0, free * 1e9)
+    )
     if outcome == "refused":
         with pytest.raises(install.Failure, match="no room: 9 GB are needed"):
             install.check_room(tmp_path, tmp_path / "project")  # two folders of one disk
     else:
-        assert install.check_room(tmp_path, tmp_path / "project") == (["--no-cache-dir"] if outcome == "no cache" else [])
+        assert install.check_room(tmp_path, tmp_path / "project") == (
+            ["--no-cache-dir"] if outcome == "no cache" else []
+        )
 
 
 def test_a_missing_venv_module_names_the_package_to_install(install, monkeypatch):
-    monkeypatch.setattr(install.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else name)
-    with pytest.raises(install.Failure, match=r"lacks the module ensurepip.*apt install python3\.\d+-venv"):
+    monkeypatch.setattr(
+        install.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else name
+    )
+    with pytest.raises(
+        install.Failure, match=r"lacks the module ensurepip.*apt install python3\.\d+-venv"
+    ):
         install.make_venv(target(install))
 
 

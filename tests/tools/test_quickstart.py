@@ -28,17 +28,38 @@ signal.signal(signal.SIGTERM, stop)
 @pytest.mark.parametrize(
     ("script", "code", "message"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "killed (SIGKILL), perhaps for want of memory; call make quickstart"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "killed (SIGSEGV); call make quickstart again to go on"),
-        ("os.kill(os.getppid(), signal.SIGINT); time.sleep(60)", 130, "interrupted; the next call goes on"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            137,
+            "killed (SIGKILL), perhaps for want of memory; call make quickstart",
+        ),
+        (
+            "os.kill(os.getpid(), signal.SIGSEGV)",
+            139,
+            "killed (SIGSEGV); call make quickstart again to go on",
+        ),
+        (
+            "os.kill(os.getppid(), signal.SIGINT); time.sleep(60)",
+            130,
+            "interrupted; the next call goes on",
+        ),
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted; the next call goes on"),
-        ("os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)", 143, "interrupted; the next call goes on"),
+        (
+            "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)",
+            143,
+            "interrupted; the next call goes on",
+        ),
         ("sys.exit('error: what it says itself')", 1, ""),
         ("", 0, ""),
     ],
 )
 def test_a_quick_start_whose_training_run_ends_early_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture, script: str, code: int, message: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+    script: str,
+    code: int,
+    message: str,
 ) -> None:
     (tmp_path / "train_net.py").write_text(STAGE + script)
     monkeypatch.setattr(quickstart, "REPOSITORY", tmp_path)
@@ -49,9 +70,15 @@ def test_a_quick_start_whose_training_run_ends_early_says_what_to_do(
     assert (tmp_path / "saved").exists() == (code in (130, 143))
 
 
-@pytest.mark.parametrize(("ap", "overrides", "told"), [(35.0, [], ""), (10.0, [], "is below 20"), (0.0, ["a=b"], "")])
+@pytest.mark.parametrize(
+    ("ap", "overrides", "told"), [(35.0, [], ""), (10.0, [], "is below 20"), (0.0, ["a=b"], "")]
+)
 def test_a_quick_start_that_learned_nothing_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, ap: float, overrides: list[str], told: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    ap: float,
+    overrides: list[str],
+    told: str,
 ) -> None:
     for name in ("make_data_set", "draw"):
         monkeypatch.setattr(quickstart, name, lambda *_: None)

@@ -39,5 +39,10 @@ def test_inner_parts_are_not_measured_twice(monkeypatch: pytest.MonkeyPatch) -> 
     model = torch.nn.Sequential(torch.nn.Identity())
     outer, inner = profiler.Meter(model, "cpu"), profiler.Meter(model[0], "cpu")
     model(torch.zeros(1))
-    assert (outer.seconds, outer.own_seconds, inner.seconds, inner.own_seconds) == ([7], [5], [2], [2])
+    assert (outer.seconds, outer.own_seconds, inner.seconds, inner.own_seconds) == (
+        [7],
+        [5],
+        [2],
+        [2],
+    )
     assert (outer.peaks, outer.own_peaks, inner.peaks, inner.own_peaks) == ([25], [15], [24], [25])

@@ -39,12 +39,18 @@ def seen_by_torch(command: Path, **variables: str) -> dict[str, str | None]:
     code = AT_TORCH % (NAMES,)
     arguments = [str(command), *(["predict"] if command.name == "__main__.py" else []), "--help"]
     run = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize("command", ["train_net.py", "tools/quickstart.py", "projects/GPViT/gpvit/__main__.py"])
+@pytest.mark.parametrize(
+    "command", ["train_net.py", "tools/quickstart.py", "projects/GPViT/gpvit/__main__.py"]
+)
 def test_a_command_sets_how_threads_wait_before_pytorch_is_imported(command: str) -> None:
     assert all(seen_by_torch(REPOSITORY / command).values())
 

@@ -13,7 +13,10 @@ from gpvit.utils.events import read_metrics
 from gpvit.visualization.curves import save_curves
 from gpvit.visualization.report import read_speed, training_charts
 
-GOOD = [{"iteration": 19, "total_loss": 2.5, "bbox/AP": 10.0}, {"iteration": 39, "total_loss": 1.5, "bbox/AP": 20.0}]
+GOOD = [
+    {"iteration": 19, "total_loss": 2.5, "bbox/AP": 10.0},
+    {"iteration": 39, "total_loss": 1.5, "bbox/AP": 20.0},
+]
 VALUES = ['"a"', "[1]", "{}", "null", "true", "NaN", "-Infinity", "1e400", "1" + "0" * 400, "1e200"]
 STRANGE = [
     "[" * 1_000_000,
@@ -21,7 +24,10 @@ STRANGE = [
     "7",
     "null",
     '{"iteration": ' + "1" * 5000 + "}",
-    *(f'{{"iteration": {value}, "total_loss": 1.0, "bbox/AP": 1.0}}' for value in [*VALUES, "1.5", "-1"]),
+    *(
+        f'{{"iteration": {value}, "total_loss": 1.0, "bbox/AP": 1.0}}'
+        for value in [*VALUES, "1.5", "-1"]
+    ),
     *(f'{{"iteration": 29, "total_loss": {value}, "bbox/AP": {value}}}' for value in VALUES),
     '{"iteration": 30, "loss_$x$_{\\\\frac": 1.0, "loss_\\\\ud800": 2.0}',
 ]
@@ -86,7 +92,9 @@ def test_a_report_of_another_kind_is_one_line(tmp_path: Path, content: str) -> N
     assert "\n" not in str(raised.value)
 
 
-def test_the_evaluation_at_the_end_is_under_the_iteration_behind_which_it_was(tmp_path: Path) -> None:
+def test_the_evaluation_at_the_end_is_under_the_iteration_behind_which_it_was(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "metrics.json"
     rows = [
         {"iteration": 0, "total_loss": 2.0, "bbox/AP": 1.0},
@@ -94,8 +102,12 @@ def test_the_evaluation_at_the_end_is_under_the_iteration_behind_which_it_was(tm
         {"iteration": 3, "total_loss": 1.0},
     ]
     for last in (3, 4):  # as written now, and by version 0.1
-        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"iteration": last, "bbox/AP": 3.0}]))
-        measured = {row["iteration"]: row["bbox/AP"] for row in read_metrics(path) if "bbox/AP" in row}
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in [*rows, {"iteration": last, "bbox/AP": 3.0}])
+        )
+        measured = {
+            row["iteration"]: row["bbox/AP"] for row in read_metrics(path) if "bbox/AP" in row
+        }
         assert measured == {0: 1.0, 1: 2.0, 3: 3.0}
 
 
@@ -107,7 +119,10 @@ def test_the_evaluation_at_the_end_is_under_the_iteration_behind_which_it_was(tm
         ("/data/bbox/photos:val/segm/APs", ("/data/bbox/photos:val", False, "segm", "APs")),
         ("bbox/AP-x/segm/AP", ("", False, "bbox", "AP-x/segm/AP")),
         ("segm/AP-a\nb", ("", False, "segm", "AP-a\nb")),
-        *((name, None) for name in ("total_loss", "segm/AR", "segm/APx", "keypoints/AP", "segm", "segm/AP-")),
+        *(
+            (name, None)
+            for name in ("total_loss", "segm/AR", "segm/APx", "keypoints/AP", "segm", "segm/AP-")
+        ),
     ],
 )
 def test_the_name_of_a_metric_is_taken_apart(name: str, parts: tuple | None) -> None:

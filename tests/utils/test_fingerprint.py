@@ -30,7 +30,10 @@ def records() -> list[dict[str, Any]]:
             "height": 8,
             "width": 9,
             "sem_seg_file_name": "/here/labels/a.png",
-            "annotations": [box | {"segmentation": [[0, 0, 3, 0, 3, 3], [1, 1, 2, 2, 3, 1]]}, box | {"segmentation": rle}],
+            "annotations": [
+                box | {"segmentation": [[0, 0, 3, 0, 3, 3], [1, 1, 2, 2, 3, 1]]},
+                box | {"segmentation": rle},
+            ],
         },
         {"file_name": "/here/b.png", "image_id": 2, "height": 8, "width": 9, "annotations": []},
     ]
@@ -46,11 +49,15 @@ CHANGES: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
     "box": lambda data: data[0]["annotations"][0].update(bbox=[1.0, 2.0, 3.0, 4.0001]),
     "meaning of the box": lambda data: data[0]["annotations"][0].update(bbox_mode=0),
     "polygon": lambda data: data[0]["annotations"][0]["segmentation"][1].__setitem__(0, 1.5),
-    "polygons": lambda data: data[0]["annotations"][0].update(segmentation=[[0, 0, 3, 0, 3, 3, 1, 1, 2, 2, 3, 1]]),
+    "polygons": lambda data: data[0]["annotations"][0].update(
+        segmentation=[[0, 0, 3, 0, 3, 3, 1, 1, 2, 2, 3, 1]]
+    ),
     "run lengths": lambda data: data[0]["annotations"][1]["segmentation"].update(counts=b"0<"),
     "no mask": lambda data: data[0]["annotations"][1].pop("segmentation"),
     "an object less": lambda data: data[0]["annotations"].pop(),
-    "an object of another image": lambda data: data[1]["annotations"].append(data[0]["annotations"].pop()),
+    "an object of another image": lambda data: data[1]["annotations"].append(
+        data[0]["annotations"].pop()
+    ),
     "an image less": lambda data: data.pop(),
     "order": lambda data: data.reverse(),
 }
@@ -64,7 +71,10 @@ def test_every_change_of_the_content_changes_it(what: str) -> None:
 
 
 def test_it_depends_on_the_classes_and_their_order() -> None:
-    prints = {dataset_fingerprint(records(), classes) for classes in (CLASSES, CLASSES[::-1], ["cat"], ["cat", "dogs"])}
+    prints = {
+        dataset_fingerprint(records(), classes)
+        for classes in (CLASSES, CLASSES[::-1], ["cat"], ["cat", "dogs"])
+    }
     assert len(prints) == 4
 
 
@@ -73,12 +83,16 @@ def test_it_does_not_depend_on_where_the_files_are_or_how_a_mask_is_kept() -> No
     moved[0] |= {"file_name": "elsewhere/a.png", "sem_seg_file_name": "a.png"}
     polygons, rle = moved[0]["annotations"]
     rle["segmentation"]["counts"] = rle["segmentation"]["counts"].decode()
-    polygons["segmentation"] = [np.array(polygon, np.float64) for polygon in polygons["segmentation"]]
+    polygons["segmentation"] = [
+        np.array(polygon, np.float64) for polygon in polygons["segmentation"]
+    ]
     polygons["bbox"] = (1, 2, 3, 4)
     assert dataset_fingerprint(moved, CLASSES) == dataset_fingerprint(records(), CLASSES)
 
 
-@pytest.mark.parametrize("strange", [None, "text", ["1", 2], [[1, 2], [3]], [10**400], float("nan"), {"a": 1}])
+@pytest.mark.parametrize(
+    "strange", [None, "text", ["1", 2], [[1, 2], [3]], [10**400], float("nan"), {"a": 1}]
+)
 def test_nothing_in_the_data_is_an_error(strange: Any) -> None:
     data = records()
     data[0]["annotations"][0] |= {"bbox": strange, "segmentation": strange}
@@ -88,7 +102,9 @@ def test_nothing_in_the_data_is_an_error(strange: Any) -> None:
 
 def test_an_older_one_is_compared_by_its_rule() -> None:
     older = "9c1d3f6a0b8e2d47"
-    assert ":" not in like(older, records(), CLASSES) and len(like(older, records(), CLASSES)) == len(older)
+    assert ":" not in like(older, records(), CLASSES) and len(
+        like(older, records(), CLASSES)
+    ) == len(older)
     changed = records()
     changed[0]["annotations"][0]["iscrowd"] = 1  # which the older rule did not look at
     assert like(older, changed, CLASSES) == like(older, records(), CLASSES)
@@ -110,7 +126,9 @@ def test_data_has_the_same_one_by_its_folder_by_its_name_and_by_its_file(
     name = f"fingerprint_{masks}"
     register_coco_instances(name, {}, str(path), str(tmp_path / "images"))
     MetadataCatalog.get(name)
-    of_folder = evaluated_data(gpvit.data.register_folder(str(tmp_path), "val", masks=masks), masks=True)
+    of_folder = evaluated_data(
+        gpvit.data.register_folder(str(tmp_path), "val", masks=masks), masks=True
+    )
     of_name = evaluated_data(name, masks=masks)
     assert of_folder["masks"] == of_name["masks"] == masks
     of_file = coco_fingerprint(annotations.read(path, tmp_path / "images", masks=masks))
@@ -126,7 +144,9 @@ def test_the_names_in_the_file_count_whether_images_are_found_under_others_or_no
         image["file_name"] = f"D:\\images\\{image['file_name']}"
     path = tmp_path / "val.json"
     path.write_text(json.dumps(content))
-    found, not_found = (annotations.read(path, folder) for folder in (synthetic_data / "images", tmp_path))
+    found, not_found = (
+        annotations.read(path, folder) for folder in (synthetic_data / "images", tmp_path)
+    )
     assert len(found.written) == len(found.images) and not not_found.written
     assert coco_fingerprint(found) == coco_fingerprint(not_found)
 
@@ -138,9 +158,15 @@ def test_data_that_is_not_in_coco_format_has_none() -> None:
 def test_it_takes_seconds_for_a_hundred_thousand_objects() -> None:
     points = np.random.default_rng(0).uniform(0, 500, (1000, 40)).tolist()
     item = {"bbox": [1.5, 2.5, 3.5, 4.5], "bbox_mode": 1, "iscrowd": 0, "category_id": 0}
-    objects = [[item | {"segmentation": [points[(7 * i + j) % 1000]]} for j in range(10)] for i in range(100)]
+    objects = [
+        [item | {"segmentation": [points[(7 * i + j) % 1000]]} for j in range(10)]
+        for i in range(100)
+    ]
     image = {"height": 8, "width": 9}
-    data = [image | {"file_name": f"{i}.png", "image_id": i, "annotations": objects[i % 100]} for i in range(10_000)]
+    data = [
+        image | {"file_name": f"{i}.png", "image_id": i, "annotations": objects[i % 100]}
+        for i in range(10_000)
+    ]
     start = time.process_time()
     dataset_fingerprint(data, CLASSES)
     assert time.process_time() - start < 5

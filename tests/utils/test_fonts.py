@@ -26,14 +26,18 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(fonts, "_families", {})
     monkeypatch.setattr(detectron2.utils.logger, "_LOG_COUNTER", Counter())
     before = list(fontManager.ttflist)
-    fontManager.ttflist = [entry for entry in before if entry.name.startswith(("DejaVu", "Last Resort"))]
+    fontManager.ttflist = [
+        entry for entry in before if entry.name.startswith(("DejaVu", "Last Resort"))
+    ]
     yield
     fontManager.ttflist = before
     fontManager._findfont_cached.cache_clear()
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+def log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.LogCaptureFixture]:
     """What is logged, also after training runs of other tests, which let nothing through to the root."""
     logger = logging.getLogger(fonts.__name__)
     monkeypatch.setattr(logger, "propagate", False)
@@ -75,7 +79,9 @@ def drawn(text: str, **style: str) -> tuple[str, np.ndarray]:
     return artist.get_text(), np.asarray(canvas.buffer_rgba())[..., 0]
 
 
-def test_a_font_of_the_system_draws_what_the_usual_one_lacks(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+def test_a_font_of_the_system_draws_what_the_usual_one_lacks(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     install(tmp_path / "tiny.ttf", "Tiny", UP)
     for style in ({}, {"weight": "bold"}):
         text, picture = drawn(f"a{UP}", **style)
@@ -84,7 +90,9 @@ def test_a_font_of_the_system_draws_what_the_usual_one_lacks(tmp_path: Path, log
     assert not log.records
 
 
-def test_characters_of_several_fonts_stand_in_one_text(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+def test_characters_of_several_fonts_stand_in_one_text(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     install(tmp_path / "up.ttf", "Up", UP)
     install(tmp_path / "down.ttf", "Down", DOWN)
     assert drawn(f"{UP} and {DOWN}")[0] == f"{UP} and {DOWN}"
@@ -93,7 +101,9 @@ def test_characters_of_several_fonts_stand_in_one_text(tmp_path: Path, log: pyte
 
 def test_without_a_font_there_are_boxes_and_one_line_says_so(log: pytest.LogCaptureFixture) -> None:
     assert [drawn(text)[0] for text in (UP, f"x{DOWN}\n{UP}")] == [BOX, f"x{BOX}\n{BOX}"]
-    assert [UP in record.getMessage() and "install" in record.getMessage() for record in log.records] == [True]
+    assert [
+        UP in record.getMessage() and "install" in record.getMessage() for record in log.records
+    ] == [True]
 
 
 def test_joiners_and_selectors_that_no_font_has_leave_no_box(
@@ -105,11 +115,15 @@ def test_joiners_and_selectors_that_no_font_has_leave_no_box(
     assert not log.records
 
 
-def test_fonts_that_cannot_draw_are_passed_over(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+def test_fonts_that_cannot_draw_are_passed_over(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     install(tmp_path / "layers.ttf", "B Sans of colored layers", UP, empty=True)
     for name, file in (("A Sans", "broken.ttf"), ("C Sans", "missing.ttf")):
-        entry = FontEntry(str(tmp_path / file), name=name, style="normal", weight=400, size="scalable")
+        entry = FontEntry(
+            str(tmp_path / file), name=name, style="normal", weight=400, size="scalable"
+        )
         fontManager.ttflist.append(entry)
     assert drawn(UP)[0] == BOX and len(log.records) == 1
     install(tmp_path / "tiny.ttf", "Tiny", UP)

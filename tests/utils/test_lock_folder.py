@@ -44,7 +44,9 @@ def test_a_second_run_is_refused_by_one_line_that_names_the_first(tmp_path: Path
         pass
 
 
-def test_a_killed_process_leaves_the_folder_free_though_its_workers_live(tmp_path: Path, holder) -> None:
+def test_a_killed_process_leaves_the_folder_free_though_its_workers_live(
+    tmp_path: Path, holder
+) -> None:
     process, worker = holder
     process.kill()
     process.join()
@@ -56,7 +58,11 @@ def test_a_killed_process_leaves_the_folder_free_though_its_workers_live(tmp_pat
 def test_a_folder_is_free_again_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError), lock_folder(tmp_path / "new"):
         raise ValueError
-    with lock_folder(tmp_path / "new"), pytest.raises(UserError, match="another run"), lock_folder(tmp_path / "new"):
+    with (
+        lock_folder(tmp_path / "new"),
+        pytest.raises(UserError, match="another run"),
+        lock_folder(tmp_path / "new"),
+    ):
         pass
 
 
@@ -78,5 +84,8 @@ def test_what_cannot_be_a_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write to .*file"), lock_folder(tmp_path / "file"):
         pass
     (tmp_path / "folder" / ".lock").mkdir(parents=True)
-    with pytest.raises(UserError, match="cannot write to .*folder"), lock_folder(tmp_path / "folder"):
+    with (
+        pytest.raises(UserError, match="cannot write to .*folder"),
+        lock_folder(tmp_path / "folder"),
+    ):
         pass

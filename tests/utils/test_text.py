@@ -10,7 +10,14 @@ from html import escape
 import markdown as markdown_library  # TensorBoard brings it
 import pytest
 from gpvit.utils.errors import UserError, preview
-from gpvit.utils.text import markdown, markdown_code, one_line, print_anything, several_lines, show_control_characters
+from gpvit.utils.text import (
+    markdown,
+    markdown_code,
+    one_line,
+    print_anything,
+    several_lines,
+    show_control_characters,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,16 +60,22 @@ def test_a_long_text_is_cut_where_the_limit_says() -> None:
     ],
 )
 def test_nothing_in_a_name_is_markup(text: str) -> None:
-    html = render(f"# Title\n\n- classes: {markdown(text, 500)}\n\n| name |\n|---|\n| {markdown(text, 500)} |\n")
+    html = render(
+        f"# Title\n\n- classes: {markdown(text, 500)}\n\n| name |\n|---|\n| {markdown(text, 500)} |\n"
+    )
     visible = escape(text.replace("\n", r"\n"), quote=False)
     assert f"<li>classes: {visible}</li>" in html
     assert f"<td>{visible}</td>" in html
     assert "http" not in markdown(text).lower() and "www" not in markdown(text).lower()
 
 
-@pytest.mark.parametrize("text", ["a`b", "|", "<b>x", "&lt;", "plain_name*", "`", "a\nb`", "``` `` `"])
+@pytest.mark.parametrize(
+    "text", ["a`b", "|", "<b>x", "&lt;", "plain_name*", "`", "a\nb`", "``` `` `"]
+)
 def test_code_in_markdown_is_code_alone(text: str) -> None:
-    html = render(f"# Title\n\n- config: {markdown_code(text)}\n\n| name |\n|---|\n| {markdown_code(text)} |\n")
+    html = render(
+        f"# Title\n\n- config: {markdown_code(text)}\n\n| name |\n|---|\n| {markdown_code(text)} |\n"
+    )
     visible = escape(text.replace("\n", r"\n"), quote=False)
     assert f"<li>config: <code>{visible}</code></li>" in html
     assert f"<td><code>{visible}</code></td>" in html

@@ -60,7 +60,10 @@ def test_ordinary_yaml_is_what_safe_load_gives(read: Callable, text: str | bytes
         ("a: [1, 2", "line [12]: "),
         ("a: b: c", "line 1: mapping values are not allowed"),
         ("--- a\n--- b\n", "expected a single document"),
-        ("a: !!python/object/apply:os.system [ls]", "line 1: has the tag .*os.system, which is not"),
+        (
+            "a: !!python/object/apply:os.system [ls]",
+            "line 1: has the tag .*os.system, which is not",
+        ),
         ("%TAG ! tag:yaml.org,2002:python/\n---\n!name:os.system x", "line 3: has the tag"),
         ("a: !foo x", "line 1: has the tag !foo"),
         ("a: " + "1" * 10_000, "line 1: has a number of 10000 characters"),
@@ -77,7 +80,9 @@ def test_ordinary_yaml_is_what_safe_load_gives(read: Callable, text: str | bytes
         ('"\\e[2J": 1\n"\\e[2J": 2', r"the key \\x1b\[2J twice"),
     ],
 )
-def test_what_a_reader_would_choke_on_is_refused_in_one_line(read: Callable, text: str | bytes, reason: str) -> None:
+def test_what_a_reader_would_choke_on_is_refused_in_one_line(
+    read: Callable, text: str | bytes, reason: str
+) -> None:
     start = time.process_time()
     with pytest.raises(UserError, match=reason) as raised:
         read(text, "data\n.yaml")

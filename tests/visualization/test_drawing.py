@@ -23,7 +23,9 @@ def test_predictions_are_drawn_where_they_are() -> None:
         pred_classes=torch.tensor([1]),
         pred_masks=mask,
     )
-    picture = visualize.draw_predictions(np.full((700, 700, 3), 128, np.uint8), instances, ["cat", "dog"])
+    picture = visualize.draw_predictions(
+        np.full((700, 700, 3), 128, np.uint8), instances, ["cat", "dog"]
+    )
     changed = np.argwhere(np.any(picture != 128, axis=2))
     assert picture.shape == (700, 700, 3)
     assert changed.min(0)[0] > 150 and changed.max(0)[0] < 310  # rows; the label may stand above
@@ -33,7 +35,9 @@ def test_predictions_are_drawn_where_they_are() -> None:
 
 
 def test_names_with_dollars_are_drawn_as_they_are() -> None:
-    record = {"annotations": [{"category_id": 0, "bbox": [10, 20, 30, 40], "bbox_mode": BoxMode.XYWH_ABS}]}
+    record = {
+        "annotations": [{"category_id": 0, "bbox": [10, 20, 30, 40], "bbox_mode": BoxMode.XYWH_ABS}]
+    }
     picture = visualize.draw_annotations(np.full((700, 700, 3), 128, np.uint8), record, ["a$b_$c"])
     assert np.any(picture != 128)
 
@@ -41,22 +45,34 @@ def test_names_with_dollars_are_drawn_as_they_are() -> None:
 def test_sheet_and_curves_are_pictures(tmp_path: Path) -> None:
     picture = np.zeros((40, 60, 3), np.uint8)
     visualize.save_sheet([(picture, picture)] * 3, tmp_path / "sheet.png")
-    rows = [{"iteration": i, "total_loss": 2.0 / (i + 1), "loss_cls": 1.0 / (i + 1)} for i in range(5)]
+    rows = [
+        {"iteration": i, "total_loss": 2.0 / (i + 1), "loss_cls": 1.0 / (i + 1)} for i in range(5)
+    ]
     rows.append({"iteration": 5, "bbox/AP": 30.0, "segm/AP": 25.0})
-    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)) + '\n{"iteration": 6, "bbo')  # cut short
+    (tmp_path / "metrics.json").write_text(
+        "\n".join(map(json.dumps, rows)) + '\n{"iteration": 6, "bbo'
+    )  # cut short
     save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
     for name in ("sheet.png", "curves.png"):
         assert cv2.imread(str(tmp_path / name)).std() > 10
 
 
-def test_curves_of_several_validation_sets_have_their_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_curves_of_several_validation_sets_have_their_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     labels: list[str] = []
 
     def remember(figure: Figure, *_: object, **__: object) -> None:
         labels.extend(text.get_text() for text in figure.axes[1].get_legend().get_texts())
 
     monkeypatch.setattr(Figure, "savefig", remember)
-    found = {"day/segm/AP": 1.0, "a/$b/segm/AP": 2.0, "a/$b/bbox/AP": 2.0, "day/ema_segm/AP": 3.0, "day/segm/AP-cat": 4.0}
+    found = {
+        "day/segm/AP": 1.0,
+        "a/$b/segm/AP": 2.0,
+        "a/$b/bbox/AP": 2.0,
+        "day/ema_segm/AP": 3.0,
+        "day/segm/AP-cat": 4.0,
+    }
     (tmp_path / "metrics.json").write_text(json.dumps({"iteration": 5, "total_loss": 1.0} | found))
     save_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
     assert labels == ["a/$b boxes", "a/$b masks", "day masks"]

@@ -31,7 +31,9 @@ base = dict(
     ),
 )
 
-resize = L(OpenCVResize)(short_edge_length="${dataloader.short_side}", max_size="${dataloader.max_size}")
+resize = L(OpenCVResize)(
+    short_edge_length="${dataloader.short_side}", max_size="${dataloader.max_size}"
+)
 dataloader.train.mapper.augmentations = [resize, L(T.RandomFlip)(prob=0.5, horizontal=True)]
 dataloader.train.mapper.recompute_boxes = False
 dataloader.test.mapper.augmentations = [resize]

@@ -39,7 +39,12 @@ class Predictor:
         UserError: the checkpoint cannot be read or is not the config's, or the device cannot be used.
     """
 
-    def __init__(self, cfg: DictConfig, weights: str | os.PathLike | checkpoint.File, device: str | None = None) -> None:
+    def __init__(
+        self,
+        cfg: DictConfig,
+        weights: str | os.PathLike | checkpoint.File,
+        device: str | None = None,
+    ) -> None:
         set_defaults()  # where oneDNN has not computed yet: images of many sizes would take memory without end
         file = weights if isinstance(weights, checkpoint.File) else checkpoint.read(str(weights))
         self.path, self.cfg = file.path, cfg
@@ -47,7 +52,9 @@ class Predictor:
         set_num_classes(cfg.model, len(self.classes))
         self.model = _to_device(instantiate(cfg.model), device).eval()
         checkpoint.load(self.model, file, self.classes)
-        self.augmentations = T.AugmentationList(instantiate(cfg.dataloader.test.mapper.augmentations))
+        self.augmentations = T.AugmentationList(
+            instantiate(cfg.dataloader.test.mapper.augmentations)
+        )
         self.channels = CHANNELS[cfg.dataloader.test.mapper.image_format]
 
     @classmethod
@@ -82,13 +89,17 @@ class Predictor:
         except UserError:
             raise
         except Exception as error:  # whatever the values in the config cause where they are used
-            raise UserError(f"cannot build the detector of {file.path}: {reason_of(error)}") from error
+            raise UserError(
+                f"cannot build the detector of {file.path}: {reason_of(error)}"
+            ) from error
 
     @overload
     def __call__(self, pictures: ImageInput, batch_size: int = ...) -> Output: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, pictures: Sequence[ImageInput], batch_size: int = ...) -> list[Output]: ...
-    def __call__(self, pictures: ImageInput | Sequence[ImageInput], batch_size: int = 4) -> Output | list[Output]:
+    def __call__(
+        self, pictures: ImageInput | Sequence[ImageInput], batch_size: int = 4
+    ) -> Output | list[Output]:
         """What the model gives, on the CPU: of one picture, or a list for a list.
 
         Of a detector, its "instances" in the coordinates of the picture; of other models whatever is in their output, such
@@ -129,7 +140,9 @@ class Predictor:
     def _run(self, batch: list[dict[str, Any]]) -> list[Output]:
         try:
             return [_on_cpu(output) for output in self.model(batch)]
-        except Exception as error:  # of a config whose parts do not go together, or a lack of memory
+        except (
+            Exception
+        ) as error:  # of a config whose parts do not go together, or a lack of memory
             height, width = batch[0]["image"].shape[1:]
             raise UserError(
                 f"the detector of {self.path} failed on an image of {width} x {height} pixels: {reason_of(error)}"
@@ -156,20 +169,32 @@ def _to_device(model: nn.Module, device: str | None) -> nn.Module:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name, no driver, or a PyTorch without GPU support
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # an unknown name, no driver, or a PyTorch without GPU support
         raise UserError(f"cannot run on device {device}: {str(error).splitlines()[0]}") from None
 
 
 def _on_cpu(output: dict[str, Any]) -> Output:
     """What a model gives of an image: "instances" of a detector, "sem_seg" or "scores"; of several, all by their names."""
-    found = {name: value.to("cpu") for name, value in output.items() if isinstance(value, Instances | Tensor)}
+    found = {
+        name: value.to("cpu")
+        for name, value in output.items()
+        if isinstance(value, Instances | Tensor)
+    }
     return next(iter(found.values())) if len(found) == 1 else found
 
 
 def as_rgb(picture: ImageInput) -> np.ndarray:
     """A picture as (H, W, 3), RGB, uint8, of at least one pixel. Raises a UserError if it cannot be."""
     if isinstance(picture, np.ndarray):
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
+        if (
+            picture.ndim != 3
+            or picture.shape[2] != 3
+            or picture.dtype != np.uint8
+            or not picture.size
+        ):
             raise UserError(
                 f"an array must be (height, width, 3), RGB, uint8, got {picture.shape} of {picture.dtype}; "
                 "a path or a PIL image is converted"
@@ -187,5 +212,9 @@ def config_of(file: checkpoint.File) -> DictConfig:
     if file.config is not None:
         return config_from_yaml(file.config, f"the config in {file.path}")
     if file.kind and file.kind.config and file.size:
-        return load_config(str(CONFIGS / "published" / f"{file.kind.config.format(file.size.lower())}.py"))
-    raise UserError(f"{file.path} carries no config: give that of its training (--config-file, or Predictor(cfg, ...))")
+        return load_config(
+            str(CONFIGS / "published" / f"{file.kind.config.format(file.size.lower())}.py")
+        )
+    raise UserError(
+        f"{file.path} carries no config: give that of its training (--config-file, or Predictor(cfg, ...))"
+    )

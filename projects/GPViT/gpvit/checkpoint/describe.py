@@ -22,7 +22,9 @@ class Architecture(NamedTuple):
     class_layers: re.Pattern[str]
 
 
-_RCNN_LAYERS = re.compile(r"roi_heads\.(box_predictor(\.\d)?\.(cls_score|bbox_pred)|mask_head\.predictor)\..*")
+_RCNN_LAYERS = re.compile(
+    r"roi_heads\.(box_predictor(\.\d)?\.(cls_score|bbox_pred)|mask_head\.predictor)\..*"
+)
 RETINANET = Architecture("RetinaNet", "head.", re.compile(r"head\.cls_score\..*"))
 CASCADE_MASK_RCNN = Architecture("Cascade Mask R-CNN", "roi_heads.box_predictor.0.", _RCNN_LAYERS)
 MASK_RCNN = Architecture("Mask R-CNN", "roi_heads.box_predictor.", _RCNN_LAYERS)
@@ -31,18 +33,26 @@ ARCHITECTURES = (RETINANET, CASCADE_MASK_RCNN, MASK_RCNN)
 
 def width(weights: Mapping[str, Tensor]) -> int:
     """The channels of the GPViT among the tensors, by whichever names; 0 without one."""
-    embeddings = (tensor for key, tensor in weights.items() if key.split(".")[-1] == "pos_embed" and tensor.ndim)
+    embeddings = (
+        tensor
+        for key, tensor in weights.items()
+        if key.split(".")[-1] == "pos_embed" and tensor.ndim
+    )
     return next((tensor.shape[-1] for tensor in embeddings), 0)
 
 
 def size_name(weights: Mapping[str, Tensor]) -> str:
     """ "L1" to "L4" by the channels, "" for others."""
-    return next((size for size, options in SIZES.items() if options["embed_dim"] == width(weights)), "")
+    return next(
+        (size for size, options in SIZES.items() if options["embed_dim"] == width(weights)), ""
+    )
 
 
 def architecture_of(weights: Mapping[str, Tensor]) -> Architecture | None:
     """The line of :data:`ARCHITECTURES`; None of a backbone alone, and of a model that has none."""
-    return next((kind for kind in ARCHITECTURES if any(key.startswith(kind.mark) for key in weights)), None)
+    return next(
+        (kind for kind in ARCHITECTURES if any(key.startswith(kind.mark) for key in weights)), None
+    )
 
 
 def architecture(weights: Mapping[str, Tensor]) -> str:

@@ -72,7 +72,9 @@ def find_checkpoint(folder: str) -> str:
     names = ("model_best.pth", "model_final.pth", "model_[0-9]*.pth", "model.safetensors")
     found = next((paths[-1] for name in names if (paths := sorted(Path(folder).glob(name)))), None)
     if found is None:
-        raise UserError(f"folder {folder} has no checkpoint of a detector (looked for {', '.join(names)})")
+        raise UserError(
+            f"folder {folder} has no checkpoint of a detector (looked for {', '.join(names)})"
+        )
     return str(found)
 
 
@@ -146,14 +148,20 @@ def read(path: str) -> File:
     if key in ("model", "ema"):
         classes, config = content.get("classes"), content.get("inference_config")
         if not isinstance(config, str | None) or not (classes is None or _are_names(classes)):
-            raise UserError(f"cannot use {path}: its 'classes' are no list of names, or its 'inference_config' is no text")
+            raise UserError(
+                f"cannot use {path}: its 'classes' are no list of names, or its 'inference_config' is no text"
+            )
         return File(path, tensors, classes, config=config, about=_facts(content))
     try:
         kind = published.kind_of(tensors)
         weights = published.converted(tensors, kind)
     except ValueError as error:
         raise UserError(f"cannot use {path}: {error}") from None
-    classes = published.classes_of(tensors, meta if isinstance(meta, dict) else {}) if kind.is_detector else None
+    classes = (
+        published.classes_of(tensors, meta if isinstance(meta, dict) else {})
+        if kind.is_detector
+        else None
+    )
     dropped = [name for name in tensors if name.startswith(kind.dropped)]
     return File(path, weights, classes, dropped, kind)
 
@@ -176,8 +184,15 @@ def require_weights(tensors: Any, what: str) -> None:
 
 def _weight_fault(tensor: Any) -> str:
     if type(tensor) not in (Tensor, nn.Parameter) or vars(tensor):
-        return f"is a {type(tensor).__name__}" + (" with attributes of its own" if isinstance(tensor, Tensor) else "")
-    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_neg():
+        return f"is a {type(tensor).__name__}" + (
+            " with attributes of its own" if isinstance(tensor, Tensor) else ""
+        )
+    if (
+        tensor.layout is not torch.strided
+        or tensor.is_nested
+        or tensor.is_quantized
+        or tensor.is_neg()
+    ):
         return "is sparse, nested, quantized or negated"
     if tensor.device.type != "cpu":
         return f"has no values (device {tensor.device})"
@@ -217,7 +232,9 @@ def read_content(path: str) -> dict[str, Any]:
             with utf8_path(local_path) as readable, safe_open(readable, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
-            return {"model": tensors} | {key: _parsed(value) for key, value in metadata.items() if key != "format"}
+            return {"model": tensors} | {
+                key: _parsed(value) for key, value in metadata.items() if key != "format"
+            }
         if fault := content_fault(local_path, [name for _, name in _STAND_INS]):
             raise UserError(f"cannot read {path}: {fault}")
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
@@ -234,9 +251,13 @@ def read_content(path: str) -> dict[str, Any]:
     # Many tensors of the same bytes, or of bytes that are not in the file, would take more memory than it has.
     for key in ("model", "ema", "state_dict"):
         values: Iterable[Any] = content[key].values() if isinstance(content.get(key), dict) else ()
-        held = sum(value.numel() * value.element_size() for value in values if type(value) is Tensor)
+        held = sum(
+            value.numel() * value.element_size() for value in values if type(value) is Tensor
+        )
         if held > 2 * os.path.getsize(local_path):
-            raise UserError(f"cannot read {path}: the tensors in its '{key}' are larger than the file")
+            raise UserError(
+                f"cannot read {path}: the tensors in its '{key}' are larger than the file"
+            )
     return content
 
 
@@ -254,7 +275,11 @@ def _why_unread(local_path: str, path: str, error: Exception) -> str:
             "it is a plain pickle, as Detectron2's model zoo has them, which is not read since a pickle may run code; give "
             "a published GPViT or a checkpoint of this project"
         )
-    again = "" if local_path == path else f"; delete {os.path.realpath(local_path)} to download it again"
+    again = (
+        ""
+        if local_path == path
+        else f"; delete {os.path.realpath(local_path)} to download it again"
+    )
     return f"the file is damaged{again}"
 
 
@@ -322,9 +347,22 @@ _STAND_INS: list[Any] = [
     (_Unread, "numpy.dtype"),
     (_Unread, "numpy.ndarray"),
     # As NumPy 1 and 2 call them.
-    *((_Unread, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *((_Unread, f"numpy.dtypes.{name}DType") for name in ("Float32", "Float64", "Int32", "Int64", "Bool", "Str")),
-    *((_Unread, f"numpy.{name}") for name in ("float32", "float64", "int32", "int64", "bool_", "str_")),
-    *((_Unread, f"pathlib.{name}") for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *(
+        (_Unread, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    *(
+        (_Unread, f"numpy.dtypes.{name}DType")
+        for name in ("Float32", "Float64", "Int32", "Int64", "Bool", "Str")
+    ),
+    *(
+        (_Unread, f"numpy.{name}")
+        for name in ("float32", "float64", "int32", "int64", "bool_", "str_")
+    ),
+    *(
+        (_Unread, f"pathlib.{name}")
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    ),
     (_Unread, "datetime.datetime"),
 ]

@@ -52,7 +52,9 @@ def parsed(address: str) -> HfUri:
     # huggingface_hub's cache has files under these names.
     parts = re.split(r"[/\\]", f"{uri.revision or 'main'}/{uri.path_in_repo or WEIGHTS}")
     if not address.isprintable() or {"", ".", ".."} & {*parts}:
-        raise UserError(f"cannot use {one_line(address)}: its revision and file may have no part that is empty, . or ..")
+        raise UserError(
+            f"cannot use {one_line(address)}: its revision and file may have no part that is empty, . or .."
+        )
     if uri.type != "model":
         raise UserError(f"{address} is a {uri.type}; give hf://USER/NAME of a model")
     return uri
@@ -66,19 +68,23 @@ def errors_in_one_line(address: str, api: HfApi) -> Iterator[None]:
     except UserError:
         raise
     except GatedRepoError:
-        reason = f"its owner asks for consent: give it at {api.endpoint}/{parsed(address).id}; {LOG_IN}"
+        reason = (
+            f"its owner asks for consent: give it at {api.endpoint}/{parsed(address).id}; {LOG_IN}"
+        )
     except RepositoryNotFoundError:
         reason = f"there is no such repository on {api.endpoint}, or it is private: {LOG_IN}"
     except RevisionNotFoundError:
         reason = "it has no such branch, tag or commit"
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = (
-            f"{api.endpoint} cannot be reached, and it was not downloaded before ({_first_line(error.__cause__ or error)})"
-        )
+        reason = f"{api.endpoint} cannot be reached, and it was not downloaded before ({_first_line(error.__cause__ or error)})"
     except EntryNotFoundError:
         reason = f"it has no {parsed(address).path_in_repo or WEIGHTS}"
     except HfHubHTTPError as error:
-        hint = f": {LOG_IN} with a token that may do this" if error.response.status_code in (401, 403) else ""
+        hint = (
+            f": {LOG_IN} with a token that may do this"
+            if error.response.status_code in (401, 403)
+            else ""
+        )
         reason = f"{api.endpoint} answered: {error.server_message or _first_line(error)}{hint}"
     except (HTTPError, OSError, RuntimeError) as error:
         reason = f"the transfer to or from {api.endpoint} failed ({_first_line(error.__cause__ or error)})"

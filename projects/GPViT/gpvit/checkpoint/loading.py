@@ -82,7 +82,9 @@ def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Matc
     wanted = target.state_dict()
     _check_kind(file, wanted)
     # Batch norm's step counter: frozen batch norm has none, and nothing here reads it.
-    counters = {key for key in wanted.keys() ^ file.weights.keys() if key.endswith("num_batches_tracked")}
+    counters = {
+        key for key in wanted.keys() ^ file.weights.keys() if key.endswith("num_batches_tracked")
+    }
     dropped = {
         "that are not of the backbone": file.dropped,
         "step counters of batch norm": [key for key in file.weights if key in counters],
@@ -91,14 +93,20 @@ def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Matc
     outside = 0
     if file.is_backbone:
         norms = "out_norms."  # of the maps that leave the backbone, which are not the same ones everywhere
-        dropped["norms that the model lacks"] = [key for key in file.weights if key.startswith(norms) and key not in wanted]
-        fresh["norms that it lacks"] = [key for key in wanted if key.startswith(norms + "block") and key not in file.weights]
+        dropped["norms that the model lacks"] = [
+            key for key in file.weights if key.startswith(norms) and key not in wanted
+        ]
+        fresh["norms that it lacks"] = [
+            key for key in wanted if key.startswith(norms + "block") and key not in file.weights
+        ]
         outside = len(model.state_dict()) - len(wanted)
     elif layers := _layers_of_other_classes(file, wanted, classes):
         dropped["that belong to other classes"] = fresh["that depend on the classes"] = layers
     gone = {key for keys in dropped.values() for key in keys}
     kept = {key: tensor for key, tensor in file.weights.items() if key not in gone}
-    _require_same(wanted, kept, file.path, may_miss={key for keys in fresh.values() for key in keys})
+    _require_same(
+        wanted, kept, file.path, may_miss={key for keys in fresh.values() for key in keys}
+    )
 
     path, total = one_line(file.path, PATH_LIMIT), len(file.weights) + len(file.dropped)
     parts = [f"{file.title} {path}: {len(kept)} of {total} tensors loaded"]
@@ -107,7 +115,9 @@ def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Matc
         if what == "starting afresh" and outside:
             counts["outside of the backbone"] = outside
         if counts:
-            parts.append(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+            parts.append(
+                f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items())
+            )
         for reason, keys in groups.items():
             if keys:
                 names = one_line(", ".join(keys), PAGE_LIMIT)
@@ -118,7 +128,9 @@ def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Matc
 def _backbone_in(model: nn.Module, file: File) -> GPViT:
     backbones = [module for module in model.modules() if isinstance(module, GPViT)]
     if len(backbones) != 1:
-        raise UserError(f"{file.path} ({file.title}) goes into a GPViT, and the model has {len(backbones)} of them")
+        raise UserError(
+            f"{file.path} ({file.title}) goes into a GPViT, and the model has {len(backbones)} of them"
+        )
     return backbones[0]
 
 
@@ -133,19 +145,29 @@ def _check_kind(file: File, wanted: Mapping[str, Tensor]) -> None:
     channels, wanted_channels = width(file.weights), width(wanted)
     if channels and wanted_channels and channels != wanted_channels:
         size = f"is {size_name(wanted)} and " if size_name(wanted) else ""
-        raise UserError(f"{file.path} ({file.title}) has {channels} channels, the model {size}has {wanted_channels}")
+        raise UserError(
+            f"{file.path} ({file.title}) has {channels} channels, the model {size}has {wanted_channels}"
+        )
 
 
-def _layers_of_other_classes(file: File, wanted: Mapping[str, Tensor], classes: Sequence[str] | None) -> list[str]:
+def _layers_of_other_classes(
+    file: File, wanted: Mapping[str, Tensor], classes: Sequence[str] | None
+) -> list[str]:
     """The layers that the file cannot give to the model, since they belong to other classes."""
     kind = architecture_of(wanted)
-    layers = [key for key in wanted if kind and kind.class_layers.fullmatch(key) and key in file.weights]
+    layers = [
+        key for key in wanted if kind and kind.class_layers.fullmatch(key) and key in file.weights
+    ]
     other_shape = [key for key in layers if file.weights[key].shape != wanted[key].shape]
     if classes is None or file.classes is None:
         others = bool(other_shape)
     else:
         others = list(classes) != list(file.classes)
-    return [key for key in layers if key in other_shape or not _is_for_any_class(key, wanted)] if others else []
+    return (
+        [key for key in layers if key in other_shape or not _is_for_any_class(key, wanted)]
+        if others
+        else []
+    )
 
 
 def _is_for_any_class(key: str, wanted: Mapping[str, Tensor]) -> bool:
@@ -171,7 +193,10 @@ def require_same(model: nn.Module, weights: Any, path: str) -> None:
 
 
 def _require_same(
-    wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str, may_miss: Collection[str] = ()
+    wanted: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    path: str,
+    may_miss: Collection[str] = (),
 ) -> None:
     """Raises a UserError for other names or shapes than wanted, but for those that may be missing."""
     problems = {
@@ -184,5 +209,7 @@ def _require_same(
         ],
     }
     if any(problems.values()):
-        details = "; ".join(f"{len(keys)} {what} ({preview(keys)})" for what, keys in problems.items() if keys)
+        details = "; ".join(
+            f"{len(keys)} {what} ({preview(keys)})" for what, keys in problems.items() if keys
+        )
         raise UserError(f"{path} does not fit the model: {details}")

@@ -192,7 +192,13 @@ _BACKBONE_OF_OTHERS = _below("backbone.", "", BACKBONE)
 KINDS = (
     Kind("Mask R-CNN", "roi_head.", MASK_RCNN, describe.MASK_RCNN, config="mask_rcnn_gpvit_{}_1x"),
     Kind("RetinaNet", "bbox_head.", RETINANET, describe.RETINANET, config="retinanet_gpvit_{}_1x"),
-    Kind("semantic segmentation model", "decode_head.", _BACKBONE_OF_OTHERS, None, ("decode_head.", "auxiliary_head.")),
+    Kind(
+        "semantic segmentation model",
+        "decode_head.",
+        _BACKBONE_OF_OTHERS,
+        None,
+        ("decode_head.", "auxiliary_head."),
+    ),
     Kind("ImageNet classifier", "head.fc.", _BACKBONE_OF_OTHERS, None, ("neck.", "head.")),
 )
 
@@ -206,7 +212,9 @@ def kind_of(state_dict: Mapping[str, Tensor]) -> Kind:
 
 
 def _kind(state_dict: Mapping[str, Tensor]) -> Kind | None:
-    return next((kind for kind in KINDS if any(key.startswith(kind.mark) for key in state_dict)), None)
+    return next(
+        (kind for kind in KINDS if any(key.startswith(kind.mark) for key in state_dict)), None
+    )
 
 
 def converted(state_dict: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
@@ -237,8 +245,16 @@ def from_published(state_dict: Mapping[str, Tensor], part: str = "backbone") -> 
     if kind is not None and kind.is_detector:
         ours = "backbone.bottom_up.net."
         weights = converted(state_dict, kind)
-        return {key.removeprefix(ours): tensor for key, tensor in weights.items() if key.startswith(ours)}
-    kept = {key: tensor for key, tensor in state_dict.items() if kind is None or not key.startswith(kind.dropped)}
+        return {
+            key.removeprefix(ours): tensor
+            for key, tensor in weights.items()
+            if key.startswith(ours)
+        }
+    kept = {
+        key: tensor
+        for key, tensor in state_dict.items()
+        if kind is None or not key.startswith(kind.dropped)
+    }
     prefix = "backbone." if any(key.startswith("backbone.") for key in kept) else ""
     names = _below(prefix, "", BACKBONE)
     if kind is None:  # the backbone of a detector may come with its adapter
@@ -249,10 +265,17 @@ def from_published(state_dict: Mapping[str, Tensor], part: str = "backbone") -> 
 
 def classes_of(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str] | None:
     """The class names in a published detector's file; COCO's where it names none and has as many."""
-    outputs = {"roi_head.bbox_head.fc_reg.weight": 4, "bbox_head.retina_cls.weight": 9}  # for each class
+    outputs = {
+        "roi_head.bbox_head.fc_reg.weight": 4,
+        "bbox_head.retina_cls.weight": 9,
+    }  # for each class
     counts = {len(t) // outputs[key] for key, t in state_dict.items() if key in outputs and t.ndim}
     named = meta.get("CLASSES")
-    if isinstance(named, (list, tuple)) and counts == {len(named)} and all(isinstance(name, str) for name in named):
+    if (
+        isinstance(named, (list, tuple))
+        and counts == {len(named)}
+        and all(isinstance(name, str) for name in named)
+    ):
         return list(named)
     return COCO_CLASSES if counts == {len(COCO_CLASSES)} else None
 
@@ -264,26 +287,42 @@ def to_published(weights: Mapping[str, Tensor], classes: Sequence[str] | None) -
         ValueError: there is no such published detector, for example with a simple feature pyramid.
     """
     architecture = architecture_of(weights)
-    kind = next((kind for kind in KINDS if kind.is_detector and kind.architecture is architecture), None)
+    kind = next(
+        (kind for kind in KINDS if kind.is_detector and kind.architecture is architecture), None
+    )
     if kind is None or "backbone.bottom_up.level_embed" not in weights:
-        raise ValueError("only Mask R-CNN and RetinaNet with the adapter have a counterpart in the published code")
-    groups = {int(match[1]) for match in map(re.compile(r".*\.blocks\.(\d+)\.group_token").fullmatch, weights) if match}
+        raise ValueError(
+            "only Mask R-CNN and RetinaNet with the adapter have a counterpart in the published code"
+        )
+    groups = {
+        int(match[1])
+        for match in map(re.compile(r".*\.blocks\.(\d+)\.group_token").fullmatch, weights)
+        if match
+    }
     if groups != GROUP_BLOCKS or not size_name(weights):
         raise ValueError("its GPViT is none of the published sizes")
     state_dict = rename(_reorder_anchors(weights), kind.names, inverse=True)
-    for key in [key for key in state_dict if key.endswith("running_var")]:  # frozen batch norm does not count its steps
+    for key in [
+        key for key in state_dict if key.endswith("running_var")
+    ]:  # frozen batch norm does not count its steps
         state_dict.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     return {"meta": {"CLASSES": tuple(classes)} if classes else {}, "state_dict": state_dict}
 
 
-def rename(tensors: Mapping[str, Tensor], names: Names, *, inverse: bool = False, what: str = "GPViT") -> dict[str, Tensor]:
+def rename(
+    tensors: Mapping[str, Tensor], names: Names, *, inverse: bool = False, what: str = "GPViT"
+) -> dict[str, Tensor]:
     """Tensors under our names, or under theirs if ``inverse``. Raises a ValueError, about ``what``, on an unknown name."""
     rules = [(ours, theirs) if inverse else (theirs, ours) for theirs, ours in names.items()]
     compiled = [(_pattern(source), _offsets(source), target) for source, target in rules]
     renamed, unknown = {}, []
     for name, tensor in tensors.items():
-        matches = ((pattern.fullmatch(name), offsets, target) for pattern, offsets, target in compiled)
-        candidates = (_fill(target, match.groups(), offsets) for match, offsets, target in matches if match)
+        matches = (
+            (pattern.fullmatch(name), offsets, target) for pattern, offsets, target in compiled
+        )
+        candidates = (
+            _fill(target, match.groups(), offsets) for match, offsets, target in matches if match
+        )
         new_name = next(filter(None, candidates), None)
         if new_name is None or new_name in renamed:
             unknown.append(name)
@@ -299,7 +338,9 @@ _PLACEHOLDER = re.compile(r"#([+-]\d)?|\*")
 
 def _pattern(template: str) -> re.Pattern[str]:
     literals = [re.escape(part) for part in _PLACEHOLDER.sub("\0", template).split("\0")]
-    groups = [r"(\w+)" if match[0] == "*" else r"(\d+)" for match in _PLACEHOLDER.finditer(template)]
+    groups = [
+        r"(\w+)" if match[0] == "*" else r"(\d+)" for match in _PLACEHOLDER.finditer(template)
+    ]
     return re.compile("".join(part for pair in zip(literals, [*groups, ""]) for part in pair))
 
 
@@ -328,4 +369,7 @@ def _reorder_anchors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return tensor.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)
 
     prefixes = ("head.cls_score.", "head.bbox_pred.")
-    return {name: swap(tensor) if name.startswith(prefixes) else tensor for name, tensor in weights.items()}
+    return {
+        name: swap(tensor) if name.startswith(prefixes) else tensor
+        for name, tensor in weights.items()
+    }

@@ -26,14 +26,28 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser("check-data", __doc__)
     what = "a dataset, as for training, or one JSON file"
     parser.add_argument("--data", type=Path, metavar="PATH", help=what)
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of a JSON file")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the images of a JSON file"
+    )
     parser.add_argument("--boxes", action="store_true", help="masks are not needed (RetinaNet)")
-    parser.add_argument("--annotations-only", action="store_true", help="do not open the images, which takes longest")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all problems with all ids to this file")
-    parser.add_argument("--rules", action="store_true", help="print what is done about each kind of problem, and end")
+    parser.add_argument(
+        "--annotations-only",
+        action="store_true",
+        help="do not open the images, which takes longest",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all problems with all ids to this file"
+    )
+    parser.add_argument(
+        "--rules",
+        action="store_true",
+        help="print what is done about each kind of problem, and end",
+    )
     args = parser.parse_args(arguments)
     if args.rules:
-        print("| problem | | what training and evaluation make of it, or what to do |\n|---|---|---|")
+        print(
+            "| problem | | what training and evaluation make of it, or what to do |\n|---|---|---|"
+        )
         for rule in RULES.values():
             print(f"| {rule.what} | {MEANING[rule.action]} | {rule.then} |")
         return 0
@@ -44,12 +58,18 @@ def main(arguments: Sequence[str]) -> int:
         show(data)
     if args.json:
         if args.json.resolve() in {Path(data.path).resolve() for data in files}:
-            raise UserError(f"--json {args.json} is the file of annotations itself; give another name")
-        rows = [{"file": data.path} | problem._asdict() for data in files for problem in data.problems]
+            raise UserError(
+                f"--json {args.json} is the file of annotations itself; give another name"
+            )
+        rows = [
+            {"file": data.path} | problem._asdict() for data in files for problem in data.problems
+        ]
         with atomic_write(args.json) as partial:
             partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         print(f"\n{len(rows)} problems are in {one_line(args.json, PATH_LIMIT)}")
-    return int(any(RULES[problem.kind].action == "stop" for data in files for problem in data.problems))
+    return int(
+        any(RULES[problem.kind].action == "stop" for data in files for problem in data.problems)
+    )
 
 
 def refuse_to_replace_data(json_file: Path, data: Path) -> None:
@@ -58,20 +78,32 @@ def refuse_to_replace_data(json_file: Path, data: Path) -> None:
     if target == given:
         raise UserError(f"--json {json_file} is the data itself; give another name")
     if target.exists() and target.is_relative_to(given):
-        raise UserError(f"--json {json_file} is there already, in the data; remove it, or give another name")
+        raise UserError(
+            f"--json {json_file} is there already, in the data; remove it, or give another name"
+        )
 
 
 def check(path: Path | None, images: Path | None, masks: bool, open_images: bool) -> list[CocoFile]:
     """The files that are to be checked, with their problems; prints what they hold."""
     if path is None or not path.exists():
-        raise UserError(f"{path} does not exist" if path else "give a folder or a JSON file by --data; see --help")
+        raise UserError(
+            f"{path} does not exist"
+            if path
+            else "give a folder or a JSON file by --data; see --help"
+        )
     if path.is_file() and (images or not open_images) and path.suffix.lower() not in layouts.YAML:
         file = read(path, images or "", masks=masks, open_images=open_images)
         print(f"{one_line(path, PATH_LIMIT)}\n{layouts.table({'all': file})}")
         return [file]
     layout = detected(path)
     files = {
-        split: read(json_file, images or folder, masks=masks, train=split == "train", open_images=open_images)
+        split: read(
+            json_file,
+            images or folder,
+            masks=masks,
+            train=split == "train",
+            open_images=open_images,
+        )
         for split, (json_file, folder) in layout.splits.items()
     }
     for split, data in files.items():
@@ -91,7 +123,9 @@ def detected(path: Path) -> layouts.Layout:
     except UserError as error:
         if path.suffix.lower() != ".json":
             raise
-        raise UserError(f"{error}; give the folder of its images by --images DIR, or --annotations-only") from None
+        raise UserError(
+            f"{error}; give the folder of its images by --images DIR, or --annotations-only"
+        ) from None
 
 
 def show(data: CocoFile) -> None:

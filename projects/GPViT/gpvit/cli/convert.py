@@ -26,13 +26,19 @@ from .options import add_output, command_parser
 
 def main(arguments: Sequence[str]) -> None:
     parser = command_parser("convert", __doc__)
-    parser.add_argument("--weights", required=True, metavar="PATH", help="checkpoint: path or address")
+    parser.add_argument(
+        "--weights", required=True, metavar="PATH", help="checkpoint: path or address"
+    )
     add_output(parser, "FILE", "file to write")
-    parser.add_argument("--to-published", action="store_true", help="write the layout of the published files")
+    parser.add_argument(
+        "--to-published", action="store_true", help="write the layout of the published files"
+    )
     args = parser.parse_args(arguments)
     refuse_to_replace([args.output], args.overwrite)
     if args.to_published and args.output.suffix == ".safetensors":
-        raise UserError("published files are in PyTorch's format; give the output a name that ends in .pth")
+        raise UserError(
+            "published files are in PyTorch's format; give the output a name that ends in .pth"
+        )
     file = checkpoint.read(args.weights)
     try:
         content = convert(file, str(args.output), args.to_published)

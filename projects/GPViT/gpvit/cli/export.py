@@ -30,7 +30,13 @@ from .options import add_detector, add_output, command_parser, detector
 def main(arguments: Sequence[str]) -> None:
     parser = command_parser("export", __doc__)
     add_detector(parser, device="cpu")
-    parser.add_argument("--input", required=True, nargs="+", metavar="IMAGE", help="pictures or globs to check it with")
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="IMAGE",
+        help="pictures or globs to check it with",
+    )
     add_output(parser, "FILE", "to write, .onnx or .pt2")
     args = parser.parse_intermixed_args(arguments)
 
@@ -67,10 +73,18 @@ def metadata(predictor: Predictor) -> dict[str, int | list[str]]:
 def write(predictor: Predictor, path: Path, metadata: dict[str, int | list[str]]) -> None:
     if path.suffix == ".pt2":
         content = io.BytesIO()  # on a full disk, PyTorch would end the process
-        torch.export.save(graph.export(predictor.model), content, extra_files={"metadata.json": json.dumps(metadata)})
+        torch.export.save(
+            graph.export(predictor.model),
+            content,
+            extra_files={"metadata.json": json.dumps(metadata)},
+        )
         path.write_bytes(content.getbuffer())
     else:
-        logging.getLogger("onnxscript").setLevel(logging.ERROR)  # its optimizer tells what it leaves alone
+        logging.getLogger("onnxscript").setLevel(
+            logging.ERROR
+        )  # its optimizer tells what it leaves alone
         program = graph.export_onnx(predictor.model)
-        program.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
+        program.model.metadata_props.update(
+            {key: json.dumps(value) for key, value in metadata.items()}
+        )
         program.save(path)

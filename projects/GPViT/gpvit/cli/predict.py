@@ -57,7 +57,9 @@ def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
     if args.show:
         require_window()
-    sources = [Source(args.webcam, "webcam.mp4")] if args.webcam else sources_of(args.input, args.output)
+    sources = (
+        [Source(args.webcam, "webcam.mp4")] if args.webcam else sources_of(args.input, args.output)
+    )
     check_targets(sources, args)
     predictor = detector(args)
     try:
@@ -69,7 +71,9 @@ def main(arguments: Sequence[str]) -> int:
                 if source.is_video and not run.stopped:
                     run.video(source)
     except OSError as error:  # inputs that cannot be read are among the run's problems
-        raise UserError(f"cannot write to {one_line(args.output, PATH_LIMIT)}: {error.strerror or error}") from None
+        raise UserError(
+            f"cannot write to {one_line(args.output, PATH_LIMIT)}: {error.strerror or error}"
+        ) from None
     return run.report()
 
 
@@ -77,16 +81,32 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("predict", __doc__)
     add_detector(parser)
     inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument("--input", nargs="+", metavar="PATH", help="pictures, globs, folders, videos")
-    inputs.add_argument("--webcam", nargs="?", const="0", metavar="N", help="number of a camera (0), or a stream's address")
+    inputs.add_argument(
+        "--input", nargs="+", metavar="PATH", help="pictures, globs, folders, videos"
+    )
+    inputs.add_argument(
+        "--webcam",
+        nargs="?",
+        const="0",
+        metavar="N",
+        help="number of a camera (0), or a stream's address",
+    )
     add_output(parser, "DIR", "where all goes", default="output/predict")
-    parser.add_argument("--json", action="store_true", help="write predictions.json and images.json")
+    parser.add_argument(
+        "--json", action="store_true", help="write predictions.json and images.json"
+    )
     parser.add_argument("--cutouts", action="store_true", help="write each object alone, as PNG")
     parser.add_argument("--show", action="store_true", help="show the pictures in a window; Q ends")
     parser.add_argument(
-        "--score-threshold", default=0.5, type=SCORE, metavar="S", help="take what scores at least this (%(default)s)"
+        "--score-threshold",
+        default=0.5,
+        type=SCORE,
+        metavar="S",
+        help="take what scores at least this (%(default)s)",
     )
-    parser.add_argument("--batch-size", default=1, type=COUNT, metavar="N", help="run so many of one size together")
+    parser.add_argument(
+        "--batch-size", default=1, type=COUNT, metavar="N", help="run so many of one size together"
+    )
     return parser.parse_intermixed_args(arguments)
 
 
@@ -98,7 +118,9 @@ def require_window() -> None:
             "--show out"
         )
     # In a process of its own: without a display, OpenCV may end the process.
-    if subprocess.run([sys.executable, "-c", "import cv2; cv2.namedWindow('')"], capture_output=True).returncode:
+    if subprocess.run(
+        [sys.executable, "-c", "import cv2; cv2.namedWindow('')"], capture_output=True
+    ).returncode:
         raise UserError("--show: there is no display to open a window on; leave --show out")
 
 
@@ -118,7 +140,9 @@ def check_targets(sources: list[Source], args: argparse.Namespace) -> None:
     seen: set[Path] = {Path(source.path).resolve() for source in sources}
     for target in targets:
         if target.resolve() in seen:
-            raise UserError(f"{target} is an input, or would be written twice; give another --output, or run in parts")
+            raise UserError(
+                f"{target} is an input, or would be written twice; give another --output, or run in parts"
+            )
         seen.add(target.resolve())
     refuse_to_replace(targets, args.overwrite)
 
@@ -128,13 +152,17 @@ class Run:
 
     def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
         self.predictor, self.args = predictor, args
-        for module in predictor.model.modules():  # so that masks, of the picture's size, are made of the others only
+        for module in (
+            predictor.model.modules()
+        ):  # so that masks, of the picture's size, are made of the others only
             if hasattr(module, "test_score_thresh"):
                 module.test_score_thresh = max(module.test_score_thresh, args.score_threshold)
         self.counts = Counter(dict.fromkeys(("picture", "frame", "object"), 0))
         self.problems: list[str] = []
         self.stopped, self.exit_code = False, 0
-        self.cutouts: defaultdict[Path, set[str]] = defaultdict(set)  # folder -> names that were written
+        self.cutouts: defaultdict[Path, set[str]] = defaultdict(
+            set
+        )  # folder -> names that were written
         make_folder(args.output)
         self.results = ResultsWriter(args.output, predictor.classes) if args.json else None
 
@@ -185,7 +213,9 @@ class Run:
         target = target_of(source, self.args.output)
         with VideoWriter(target, reader.fps) as writer:
             for picture, instances in self.detect(self.frames(source, reader)):
-                drawn = draw_predictions(picture.image, instances, self.predictor.classes, resize=False)
+                drawn = draw_predictions(
+                    picture.image, instances, self.predictor.classes, resize=False
+                )
                 writer.write(drawn)
                 self.counts["frame"] += 1
                 self.show(drawn, hold=False)
@@ -197,13 +227,17 @@ class Run:
             print(one_line(f"{source.path}: {found} -> {target}", LINE_LIMIT))
 
     def frames(self, source: Source, reader: VideoReader) -> Iterator[InputImage]:
-        bar = tqdm(reader, desc=one_line(source.name), total=reader.frames, unit="frame", disable=None)
+        bar = tqdm(
+            reader, desc=one_line(source.name), total=reader.frames, unit="frame", disable=None
+        )
         try:
             for number, image in enumerate(bar):
                 yield InputImage(source, image, number)
                 if self.stopped:
                     return
-        except UserError as error:  # not one that the detector could see, which has earlier frames to finish
+        except (
+            UserError
+        ) as error:  # not one that the detector could see, which has earlier frames to finish
             self.problems.append(str(error))
 
     def detect(self, pictures: Iterable[InputImage]) -> Iterator[tuple[InputImage, Instances]]:
@@ -217,7 +251,9 @@ class Run:
 
         for instances in self.predictor.stream(images(), self.args.batch_size):
             if not isinstance(instances, Instances):
-                raise UserError(f"{self.predictor.path} is no detector, whose objects could be drawn")
+                raise UserError(
+                    f"{self.predictor.path} is no detector, whose objects could be drawn"
+                )
             picture = waiting.popleft()
             instances = instances[instances.scores >= self.args.score_threshold]
             self.counts["object"] += len(instances)
@@ -255,16 +291,28 @@ class Run:
             return
         cv2.imshow("GPViT", drawn[..., ::-1])
         key = cv2.waitKey(1)
-        while hold and key < 0 and not self.stopped and cv2.getWindowProperty("GPViT", cv2.WND_PROP_VISIBLE) > 0:
+        while (
+            hold
+            and key < 0
+            and not self.stopped
+            and cv2.getWindowProperty("GPViT", cv2.WND_PROP_VISIBLE) > 0
+        ):
             key = cv2.waitKey(50)
         self.stopped |= key in map(ord, "qQ")
 
     def report(self) -> int:
         """Says what was done; the exit code."""
-        done = ", ".join(counted(number, what) for what, number in self.counts.items() if number or what == "object")
+        done = ", ".join(
+            counted(number, what)
+            for what, number in self.counts.items()
+            if number or what == "object"
+        )
         print(f"{done} -> {one_line(self.args.output, PATH_LIMIT)}")
         if self.problems:
-            print(f"error: {counted(len(self.problems), 'input')} cannot be used, or not whole:", file=sys.stderr)
+            print(
+                f"error: {counted(len(self.problems), 'input')} cannot be used, or not whole:",
+                file=sys.stderr,
+            )
             print(*(f"  {problem}" for problem in self.problems), sep="\n", file=sys.stderr)
         return self.exit_code or (1 if self.problems else 0)
 

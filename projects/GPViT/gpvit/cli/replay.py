@@ -27,7 +27,9 @@ from .options import add_device, command_parser
 
 def main(arguments: Sequence[str]) -> int:
     parser = command_parser("replay", __doc__)
-    parser.add_argument("--input", required=True, type=Path, metavar="FILE", help="not_finite_*.json")
+    parser.add_argument(
+        "--input", required=True, type=Path, metavar="FILE", help="not_finite_*.json"
+    )
     what = "the custom dataset, if it is no longer where the training run had it"
     parser.add_argument("--data", metavar="PATH", help=what)
     add_device(parser)
@@ -37,23 +39,36 @@ def main(arguments: Sequence[str]) -> int:
         processes, iteration, seed = report["processes"], report["iteration"], report["seed"]
         _require_whole(iteration, seed)
         for process in processes:
-            numbers = [process["rank"], *(image[key] for image in process["images"] for key in ("index", "position"))]
+            numbers = [
+                process["rank"],
+                *(image[key] for image in process["images"] for key in ("index", "position")),
+            ]
             _require_whole(*numbers)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{args.input} is no report of a training that stopped ({reason})") from None
+        raise UserError(
+            f"{args.input} is no report of a training that stopped ({reason})"
+        ) from None
     try:
         trainer, dataset = prepared(args, iteration, seed)
     except UserError:
         raise
-    except Exception as error:  # whatever the values in config and checkpoint cause where they are used
+    except (
+        Exception
+    ) as error:  # whatever the values in config and checkpoint cause where they are used
         reason = one_line(f"{type(error).__name__}: {error}", LINE_LIMIT)
-        raise UserError(f"{args.input.parent} is not the folder of a run that can be repeated ({reason})") from error
+        raise UserError(
+            f"{args.input.parent} is not the folder of a run that can be repeated ({reason})"
+        ) from error
     if any(image["index"] >= len(dataset) for process in processes for image in process["images"]):
-        raise UserError(f"{args.input} is of other data: this has {len(dataset)} images to train on")
+        raise UserError(
+            f"{args.input} is of other data: this has {len(dataset)} images to train on"
+        )
     found = [repeat(trainer, dataset, process, iteration) for process in processes]
     if not any(found):
-        print("all losses and gradients are finite here: the numbers depend on what differs, such as the device")
+        print(
+            "all losses and gradients are finite here: the numbers depend on what differs, such as the device"
+        )
     return 0 if any(found) else 1
 
 
@@ -72,7 +87,10 @@ def prepared(args: argparse.Namespace, iteration: int, seed: int) -> tuple[Train
     trainer = Trainer(model, instantiate(cfg.optimizer), **options)
     trainer.loss_normalizer = state["trainer"]["loss_normalizer"]
     trainer.grad_scaler.load_state_dict(state["trainer"]["grad_scaler"])
-    records, mapper = instantiate(cfg.dataloader.train.dataset), instantiate(cfg.dataloader.train.mapper)
+    records, mapper = (
+        instantiate(cfg.dataloader.train.dataset),
+        instantiate(cfg.dataloader.train.mapper),
+    )
     return trainer, MappedDataset(records, mapper, seed, False)
 
 
@@ -87,8 +105,16 @@ def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: i
     first: list[str] = []
 
     def check(name: str, output: object) -> None:
-        tensors = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else [output]
-        if not first and any(isinstance(t, torch.Tensor) and not t.detach().isfinite().all() for t in tensors):
+        tensors = (
+            output.values()
+            if isinstance(output, dict)
+            else output
+            if isinstance(output, (list, tuple))
+            else [output]
+        )
+        if not first and any(
+            isinstance(t, torch.Tensor) and not t.detach().isfinite().all() for t in tensors
+        ):
             first.append(name)
 
     handles = [
@@ -100,7 +126,9 @@ def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: i
     seed_everything(trainer.seed, iteration, rank)
     with EventStorage(iteration):
         try:
-            losses = {name: float(loss) for name, loss in trainer.forward_and_backward(batch).items()}
+            losses = {
+                name: float(loss) for name, loss in trainer.forward_and_backward(batch).items()
+            }
         except FloatingPointError as error:  # Detectron2's, of proposals
             print(one_line(f"process {rank}: {error}", PATH_LIMIT))
             losses = {"proposals": float("nan")}
@@ -112,7 +140,9 @@ def repeat(trainer: Trainer, dataset: MappedDataset, process: dict, iteration: i
     trainer.optimizer.zero_grad()
     print(f"process {rank}: {', '.join(f'{name} {loss:.4g}' for name, loss in losses.items())}")
     for image in process["images"]:
-        print(f"  image {one_line(image.get('image_id'))}: {one_line(image.get('file_name'), PATH_LIMIT)}")
+        print(
+            f"  image {one_line(image.get('image_id'))}: {one_line(image.get('file_name'), PATH_LIMIT)}"
+        )
     if first:
         print(f"  the first output that is not finite is of {first[0]}")
     if bad_gradients:

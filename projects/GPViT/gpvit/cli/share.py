@@ -27,17 +27,32 @@ def main(arguments: Sequence[str]) -> None:
     parser = command_parser("share", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     push_parser = commands.add_parser("push", help="write a folder, or a repository of the Hub")
-    push_parser.add_argument("--weights", required=True, help="checkpoint, or the folder of a training or model")
-    push_parser.add_argument("--output", required=True, metavar="USER/NAME or ./FOLDER", help="where the model goes")
-    push_parser.add_argument("--license", "--licence", required=True, help="of the weights, such as apache-2.0")
-    push_parser.add_argument("--private", action="store_true", help="make a repository that only its owners see")
-    push_parser.add_argument("--config-file", default="", metavar="FILE", help="if the checkpoint does not carry its config")
+    push_parser.add_argument(
+        "--weights", required=True, help="checkpoint, or the folder of a training or model"
+    )
+    push_parser.add_argument(
+        "--output", required=True, metavar="USER/NAME or ./FOLDER", help="where the model goes"
+    )
+    push_parser.add_argument(
+        "--license", "--licence", required=True, help="of the weights, such as apache-2.0"
+    )
+    push_parser.add_argument(
+        "--private", action="store_true", help="make a repository that only its owners see"
+    )
+    push_parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="if the checkpoint does not carry its config",
+    )
     pull_parser = commands.add_parser("pull", help="copy a model of the Hub to a folder")
     address = "on the Hub; @REVISION may follow: a branch, tag or commit"
     pull_parser.add_argument("--weights", required=True, metavar="USER/NAME", help=address)
     pull_parser.add_argument("--output", metavar="FOLDER", help="where it goes (output/NAME)")
     for subparser in (push_parser, pull_parser):
-        subparser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+        subparser.add_argument(
+            "--overwrite", action="store_true", help="replace a model that is there"
+        )
     args = parser.parse_args(arguments)
     if args.command == "push":
         push(args)
@@ -51,7 +66,11 @@ def push(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write(args, Path(folder), address)
             page = hub.push(Path(folder), address, private=args.private, overwrite=args.overwrite)
-        print(one_line(f'{page}: load it with gpvit.Predictor.from_checkpoint("{address}")', LINE_LIMIT))
+        print(
+            one_line(
+                f'{page}: load it with gpvit.Predictor.from_checkpoint("{address}")', LINE_LIMIT
+            )
+        )
         return
     if args.private:
         raise UserError(f"--private is for the Hub, and {args.output} is a folder")
@@ -59,11 +78,15 @@ def push(args: argparse.Namespace) -> None:
     with hub.new_folder(target, args.overwrite) as folder:
         write(args, folder, hub.local_address(target))
     files = ", ".join(hub.FILES)
-    print(f"{one_line(target, PATH_LIMIT)}: {files}; complete {hub.CARD} by what others should know")
+    print(
+        f"{one_line(target, PATH_LIMIT)}: {files}; complete {hub.CARD} by what others should know"
+    )
 
 
 def write(args: argparse.Namespace, folder: Path, address: str) -> None:
-    hub.write(args.weights, folder, licence=args.license, address=address, config_file=args.config_file)
+    hub.write(
+        args.weights, folder, licence=args.license, address=address, config_file=args.config_file
+    )
 
 
 def pull(args: argparse.Namespace) -> None:
@@ -84,5 +107,7 @@ def address_of(target: str) -> str:
     if target.startswith((".", "/", "~")) or target.count("/") != 1 or target.endswith("/"):
         return ""
     if Path(target).parent.is_dir():
-        raise UserError(f"--output {target} could be a folder or a repository: say ./{target} or hf://{target}")
+        raise UserError(
+            f"--output {target} could be a folder or a repository: say ./{target} or hf://{target}"
+        )
     return f"hf://{target}"

@@ -47,7 +47,9 @@ def start(run: Callable, arguments: Sequence[str] | None = None, prog: str | Non
     validation_names(cfg)
     if cfg.train.init_checkpoint and not args.resume:
         checkpoint.fetch(cfg.train.init_checkpoint)
-    launch(run if spawns_processes(args) else functools.partial(run, cfg=cfg), args, cfg.train.device)
+    launch(
+        run if spawns_processes(args) else functools.partial(run, cfg=cfg), args, cfg.train.device
+    )
 
 
 def argument_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -58,16 +60,30 @@ def argument_parser(prog: str | None = None) -> argparse.ArgumentParser:
         epilog="Several machines: start the same command on each with its --machine-rank and a common --dist-url, "
         "or use torchrun, which needs none of --num-gpus, --num-machines, --machine-rank and --dist-url.",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="LazyConfig file; it is run as code")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in train.output_dir")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate train.init_checkpoint, without training")
     parser.add_argument(
-        "--num-gpus", type=argument(whole(1)), default=1, help="GPUs per machine; processes with train.device=cpu"
+        "--config-file", required=True, metavar="FILE", help="LazyConfig file; it is run as code"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
+    )
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate train.init_checkpoint, without training"
+    )
+    parser.add_argument(
+        "--num-gpus",
+        type=argument(whole(1)),
+        default=1,
+        help="GPUs per machine; processes with train.device=cpu",
     )
     parser.add_argument("--num-machines", type=argument(whole(1)), default=1)
-    parser.add_argument("--machine-rank", type=argument(whole(0)), default=0, help="rank of this machine, from 0")
     parser.add_argument(
-        "--dist-url", type=_meeting_point, default="auto", help="tcp://HOST:PORT of the first machine; one machine: auto"
+        "--machine-rank", type=argument(whole(0)), default=0, help="rank of this machine, from 0"
+    )
+    parser.add_argument(
+        "--dist-url",
+        type=_meeting_point,
+        default="auto",
+        help="tcp://HOST:PORT of the first machine; one machine: auto",
     )
     parser.add_argument(
         "--data",
@@ -85,8 +101,12 @@ def _meeting_point(url: str) -> str:
         fits = bool(parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path)
     except ValueError:  # a port that is none
         fits = False
-    if not fits and url != "auto" and not url.startswith(("file://", "env://")):  # which PyTorch knows, too
-        raise argparse.ArgumentTypeError(f"must be auto or tcp://HOST:PORT with a port up to 65535, got {one_line(url)}")
+    if (
+        not fits and url != "auto" and not url.startswith(("file://", "env://"))
+    ):  # which PyTorch knows, too
+        raise argparse.ArgumentTypeError(
+            f"must be auto or tcp://HOST:PORT with a port up to 65535, got {one_line(url)}"
+        )
     return url
 
 
@@ -113,5 +133,7 @@ def configure(args: argparse.Namespace) -> DictConfig:
     if train:
         check_best_metric(cfg.train.get("best_metric"), cfg, classes)
         if cfg.train.get("wandb"):
-            import_module("gpvit.engine.monitoring.wandb_writer")  # if it is missing, that is said before anything begins
+            import_module(
+                "gpvit.engine.monitoring.wandb_writer"
+            )  # if it is missing, that is said before anything begins
     return cfg

@@ -26,13 +26,24 @@ from .options import INDEX, add_detector, add_output, command_parser, detector
 def main(arguments: Sequence[str]) -> int:
     parser = command_parser("view-attention", __doc__)
     add_detector(parser)
-    parser.add_argument("--input", required=True, nargs="+", metavar="PICTURE", help="pictures or globs")
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="PICTURE", help="pictures or globs"
+    )
     add_output(parser, "DIR", "where the sheets go", default="output/attention")
-    parser.add_argument("--tokens", nargs="+", type=INDEX, metavar="N", help="numbers of the group tokens to show, from 0")
+    parser.add_argument(
+        "--tokens",
+        nargs="+",
+        type=INDEX,
+        metavar="N",
+        help="numbers of the group tokens to show, from 0",
+    )
     args = parser.parse_intermixed_args(arguments)
 
     paths = expanded(args.input)
-    targets = [[args.output / f"{path.stem}_{sheet}.png" for sheet in ("groups", "features")] for path in paths]
+    targets = [
+        [args.output / f"{path.stem}_{sheet}.png" for sheet in ("groups", "features")]
+        for path in paths
+    ]
     check_targets(targets, args.overwrite)
     predictor = detector(args)
     make_folder(args.output)
@@ -51,7 +62,10 @@ def main(arguments: Sequence[str]) -> int:
         ):
             with atomic_write(target) as partial:
                 figure.savefig(partial, dpi=DPI)
-        print(one_line(f"[{number}/{len(paths)}] {path} -> {groups}, {features}", LINE_LIMIT), flush=True)
+        print(
+            one_line(f"[{number}/{len(paths)}] {path} -> {groups}, {features}", LINE_LIMIT),
+            flush=True,
+        )
     return 1 if failed else 0
 
 
@@ -59,5 +73,7 @@ def check_targets(targets: Sequence[Sequence[Path]], overwrite: bool) -> None:
     """Raises a UserError if a sheet would be written over another one."""
     files = [path for pair in targets for path in pair]
     if len(set(files)) < len(files):
-        raise UserError("two inputs have the same name and would be drawn to the same file; give them in two calls")
+        raise UserError(
+            "two inputs have the same name and would be drawn to the same file; give them in two calls"
+        )
     refuse_to_replace(files, overwrite)

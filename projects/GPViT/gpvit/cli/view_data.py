@@ -36,18 +36,32 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser("view-data", __doc__)
     what = "a dataset, as for training, or one JSON file"
     parser.add_argument("--data", required=True, type=Path, metavar="PATH", help=what)
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of a JSON file, if not found")
-    parser.add_argument("--split", choices=("train", "val"), help="which part of a folder; train if there is one")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the images of a JSON file, if not found",
+    )
+    parser.add_argument(
+        "--split", choices=("train", "val"), help="which part of a folder; train if there is one"
+    )
     add_output(parser, "DIR", "where the pictures go", default="output/view_data")
-    parser.add_argument("--number", default=16, type=COUNT, help="how many images, chosen at random")
+    parser.add_argument(
+        "--number", default=16, type=COUNT, help="how many images, chosen at random"
+    )
     parser.add_argument("--seed", default=0, type=INDEX, help="another one chooses other images")
     parser.add_argument("--ids", nargs="+", type=INDEX, metavar="ID", help="these images instead")
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="only objects of these, and images with them")
+    parser.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="only objects of these, and images with them"
+    )
     args = parser.parse_args(arguments)
     json_file, images = locate(args.data, args.images, args.split)
     records, classes = load(json_file, images)
     records = choose(records, classes, args)
-    targets = [args.output / f"{record['image_id']}_{cut(Path(record['file_name']).stem)}.png" for record in records]
+    targets = [
+        args.output / f"{record['image_id']}_{cut(Path(record['file_name']).stem)}.png"
+        for record in records
+    ]
     refuse_to_replace([*targets, args.output / "sheet.png"], args.overwrite)
     make_folder(args.output)
     drawn, errors = draw(records, targets, classes)
@@ -71,7 +85,11 @@ def locate(data: Path, images: Path | None, split: str | None) -> layouts.Split:
     if images:
         raise UserError(f"{data} is no JSON file; --images is for those")
     splits = layouts.find(str(data))
-    there = [name for name in ([split] if split else ("train", "val")) if name in splits and splits[name].json_file.exists()]
+    there = [
+        name
+        for name in ([split] if split else ("train", "val"))
+        if name in splits and splits[name].json_file.exists()
+    ]
     if not there:
         raise UserError(f"{data} has no annotations for {split or 'train or val'}")
     return splits[there[0]]
@@ -82,25 +100,35 @@ def load(json_file: Path, images: Path) -> tuple[list[dict[str, Any]], list[str]
     boxes, masks = (annotations.read(json_file, images, masks=masks) for masks in (False, True))
     if not any(problem.kind == "no mask" for problem in masks.problems):
         return masks.records(), list(masks.categories.values())
-    outlines = {item["id"]: item["segmentation"] for items in masks.objects.values() for item in items}
+    outlines = {
+        item["id"]: item["segmentation"] for items in masks.objects.values() for item in items
+    }
     records = boxes.records()
     for item in (item for record in records for item in record["annotations"]):
         item["segmentation"] = outlines.get(item["id"], [])
     return records, list(boxes.categories.values())
 
 
-def choose(records: list[dict[str, Any]], classes: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
+def choose(
+    records: list[dict[str, Any]], classes: list[str], args: argparse.Namespace
+) -> list[dict[str, Any]]:
     """The images that are asked for, with the objects that are."""
     if args.classes:
         if unknown := sorted({*args.classes} - {*classes}):
-            raise UserError(f"there are no classes {preview(unknown)}; there are {preview(classes)}")
+            raise UserError(
+                f"there are no classes {preview(unknown)}; there are {preview(classes)}"
+            )
         for record in records:
-            record["annotations"] = [o for o in record["annotations"] if classes[o["category_id"]] in args.classes]
+            record["annotations"] = [
+                o for o in record["annotations"] if classes[o["category_id"]] in args.classes
+            ]
         records = [record for record in records if record["annotations"]]
     if args.ids:
         known = {record["image_id"]: record for record in records}
         if unknown := [str(id) for id in args.ids if id not in known]:
-            raise UserError(f"there are no images with id {preview(unknown)}{' and these classes' if args.classes else ''}")
+            raise UserError(
+                f"there are no images with id {preview(unknown)}{' and these classes' if args.classes else ''}"
+            )
         return [known[id] for id in dict.fromkeys(args.ids)]
     if not records:
         raise UserError("there is no image to draw")
@@ -125,8 +153,12 @@ def draw(
         smaller = reduced(picture, CELL / max(picture.shape[:2]))
         objects = len(record["annotations"])
         name = one_line(Path(path).name)
-        drawn.append((f"{record['image_id']}: {name}, {objects} object{'s' * (objects != 1)}", smaller))
-        print(one_line(f"[{number}/{len(records)}] {path}: {objects} objects -> {target}", LINE_LIMIT))
+        drawn.append(
+            (f"{record['image_id']}: {name}, {objects} object{'s' * (objects != 1)}", smaller)
+        )
+        print(
+            one_line(f"[{number}/{len(records)}] {path}: {objects} objects -> {target}", LINE_LIMIT)
+        )
     return drawn, errors
 
 
@@ -142,7 +174,9 @@ def save_sheet(pictures: list[tuple[str, np.ndarray]], path: Path) -> None:
         for x, (title, picture) in zip(range(GAP // 2, width * columns, width), row):
             figure.figimage(picture, x, top - picture.shape[0])
             place = x / width / columns, (top + 6) / sum(heights)
-            figure.text(*place, cut_in_the_middle(title, width // 9), fontsize=12, parse_math=False)  # a name may have two $
+            figure.text(
+                *place, cut_in_the_middle(title, width // 9), fontsize=12, parse_math=False
+            )  # a name may have two $
     draw_all_characters(figure)
     with atomic_write(path) as partial:
         figure.savefig(partial)

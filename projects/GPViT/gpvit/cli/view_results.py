@@ -41,17 +41,33 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("view-results", __doc__)
-    parser.add_argument("--input", required=True, type=Path, metavar="PATH", help=f"folder with {RESULTS}, or such a file")
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help=f"folder with {RESULTS}, or such a file",
+    )
     what = "what the results are of: a dataset, or one JSON file; default: what the config in the folder says"
     parser.add_argument("--data", type=Path, metavar="PATH", help=what)
     parser.add_argument(
-        "--split", choices=("train", "val"), help="of the dataset (val); of a JSON file, as training divides it"
+        "--split",
+        choices=("train", "val"),
+        help="of the dataset (val); of a JSON file, as training divides it",
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images of a JSON file")
-    parser.add_argument("--report", action="store_true", help="write an HTML report instead of drawings")
-    parser.add_argument("--output", type=Path, metavar="PATH", help="folder of the drawings, or file of the report")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the images of a JSON file"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write an HTML report instead of drawings"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="PATH", help="folder of the drawings, or file of the report"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument("--number", type=COUNT, default=16, metavar="N", help="how many drawings (%(default)s)")
+    parser.add_argument(
+        "--number", type=COUNT, default=16, metavar="N", help="how many drawings (%(default)s)"
+    )
     what = "leave out what scores less; default: 0.5, in a report that of the best F1"
     parser.add_argument("--score-threshold", type=SCORE, metavar="S", help=what)
     parser.add_argument(
@@ -77,7 +93,9 @@ def draw(inputs: Inputs, args: argparse.Namespace) -> int:
     make_folder(output)
     failures: list[str] = []
     pictures = []
-    for case, figure in drawings(inputs, worst_first(inputs.truth, found, cases), args.number, failures):
+    for case, figure in drawings(
+        inputs, worst_first(inputs.truth, found, cases), args.number, failures
+    ):
         pictures.append(as_picture(figure))
         target = targets[len(pictures) - 1]
         with atomic_write(target) as partial:
@@ -101,7 +119,10 @@ def report(inputs: Inputs, args: argparse.Namespace) -> int:
     text = page(content)
     with atomic_write(output) as partial:
         partial.write_text(text, encoding="utf-8")
-    figures = ", ".join(f"{TASKS[task].label} AP {percent(table['AP'])}" for task, table in content["overall"].items())
+    figures = ", ".join(
+        f"{TASKS[task].label} AP {percent(table['AP'])}"
+        for task, table in content["overall"].items()
+    )
     print(one_line(f"{output}: {figures}, {content['worst_note']}", LINE_LIMIT))
     if content["limit_note"]:
         print(f"note: {content['limit_note']}", file=sys.stderr)

@@ -20,7 +20,16 @@ from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from ..utils.text import one_line
 from .saved import RENAMED, load_yaml, move_keys
-from .values import A_NUMBER, assignment, check_value, check_values, correction, kind_like, kind_of, parse
+from .values import (
+    A_NUMBER,
+    assignment,
+    check_value,
+    check_values,
+    correction,
+    kind_like,
+    kind_of,
+    parse,
+)
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"  # of this repository
 
@@ -45,7 +54,9 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
             text for a number.
     """
     if not os.path.isfile(path):
-        raise UserError(f"config file {path or '(none given)'} does not exist; see configs/, and give --config-file")
+        raise UserError(
+            f"config file {path or '(none given)'} does not exist; see configs/, and give --config-file"
+        )
     cfg = load_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path)
     move_keys(cfg)
     return with_overrides(cfg, overrides)
@@ -114,7 +125,12 @@ def inference_config(cfg: DictConfig) -> str:
     everything = _plain(OmegaConf.to_container(cfg, resolve=False))
     data = everything["dataloader"]
     shared = {key: data[key] for key in ("short_side", "max_size", "max_detections") if key in data}
-    return _yaml({"model": everything["model"], "dataloader": shared | {"test": {"mapper": data["test"]["mapper"]}}})
+    return _yaml(
+        {
+            "model": everything["model"],
+            "dataloader": shared | {"test": {"mapper": data["test"]["mapper"]}},
+        }
+    )
 
 
 def _yaml(content: dict[str, Any]) -> str:
@@ -124,7 +140,9 @@ def _yaml(content: dict[str, Any]) -> str:
 def _plain(node: Any) -> Any:
     """A config without objects: functions and classes by their names."""
     if isinstance(node, ShapeSpec):
-        node = {"_target_": ShapeSpec} | {key: value for key, value in vars(node).items() if value is not None}
+        node = {"_target_": ShapeSpec} | {
+            key: value for key, value in vars(node).items() if value is not None
+        }
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
@@ -167,7 +185,9 @@ def _check_override(cfg: DictConfig, override: str, in_one: str) -> None:
     """
     key, equals, _ = override.lstrip("+").partition("=")
     if not key or not equals:
-        likely, _, written = (part.strip() for part in in_one.partition("=" if "=" in in_one else " "))
+        likely, _, written = (
+            part.strip() for part in in_one.partition("=" if "=" in in_one else " ")
+        )
         kind = kind_of(likely)
         meant = kind.meant(written, written) if kind and written and override else []
         hint = f"; write {assignment(likely, meant[0])}" if meant else ""
@@ -178,10 +198,16 @@ def _check_override(cfg: DictConfig, override: str, in_one: str) -> None:
     for i, part in enumerate(parts):
         known = _known_keys(node)
         if not known:
-            raise UserError(f"override {override}: there are no keys below a value, {'.'.join(parts[:i])}")
+            raise UserError(
+                f"override {override}: there are no keys below a value, {'.'.join(parts[:i])}"
+            )
         if part not in known:
             close = difflib.get_close_matches(part, known, n=1)
-            hint = f"did you mean {'.'.join([*parts[:i], close[0]])}?" if close else f"known here: {', '.join(known)}"
+            hint = (
+                f"did you mean {'.'.join([*parts[:i], close[0]])}?"
+                if close
+                else f"known here: {', '.join(known)}"
+            )
             raise UserError(f"override {key}: the config has no {'.'.join(parts[: i + 1])}; {hint}")
         node = OmegaConf.select(node, part)  # None for a parameter that the config leaves out
 

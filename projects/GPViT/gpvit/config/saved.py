@@ -116,8 +116,18 @@ MAX_REFERENCES = 1000
 MAX_VALUES = 20_000
 MAX_LIST = 100  # items; anchors are made for all levels, sizes and shapes
 # The largest values in a config of a checkpoint of what takes memory or time for each image, by the ends of their keys.
-MAX_NUMBERS = {"output_size": 64, "resolution": 64, "sampling_ratio": 16, "square_pad": MAX_SIDE, "topk": 10_000}
-MAX_NUMBERS |= {"topk_per_image": 10_000, "topk_candidates": 10_000, "max_detections_per_image": 10_000}
+MAX_NUMBERS = {
+    "output_size": 64,
+    "resolution": 64,
+    "sampling_ratio": 16,
+    "square_pad": MAX_SIDE,
+    "topk": 10_000,
+}
+MAX_NUMBERS |= {
+    "topk_per_image": 10_000,
+    "topk_candidates": 10_000,
+    "max_detections_per_image": 10_000,
+}
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
 
 
@@ -150,20 +160,28 @@ def config_from_yaml(text: str, path: str) -> DictConfig:
     for key, allowed in required.items():
         value = _entry(content, key)
         if not isinstance(value, str) or value not in allowed:
-            raise UserError(f"{path} is not the config of a detector: {key} must be one of {preview(sorted(allowed))}")
+            raise UserError(
+                f"{path} is not the config of a detector: {key} must be one of {preview(sorted(allowed))}"
+            )
     if not isinstance(_entry(content, "dataloader.test.mapper.augmentations"), list):
-        raise UserError(f"{path} is not the config of a detector: dataloader.test.mapper.augmentations must be a list")
+        raise UserError(
+            f"{path} is not the config of a detector: dataloader.test.mapper.augmentations must be a list"
+        )
     for key, value in _values(content):
         if isinstance(value, list) and len(value) > MAX_LIST:
             raise UserError(f"{path}: {key} has {len(value)} items, at most {MAX_LIST} are allowed")
     for key, value in _values(content["model"]):
-        limit = next((limit for end, limit in MAX_NUMBERS.items() if str(key).endswith(end)), math.inf)
+        limit = next(
+            (limit for end, limit in MAX_NUMBERS.items() if str(key).endswith(end)), math.inf
+        )
         numbers = value if isinstance(value, list) else [value]
         if any(isinstance(number, int | float) and number > limit for number in numbers):
             raise UserError(f"{path}: {key} is {one_line(value)}, at most {limit} is allowed")
     for key, value in _values(content["dataloader"]):
         if isinstance(value, int | float) and abs(value) > MAX_SIDE:
-            raise UserError(f"{path}: {key} is {value}, and images may be resized to at most {MAX_SIDE} pixels")
+            raise UserError(
+                f"{path}: {key} is {value}, and images may be resized to at most {MAX_SIDE} pixels"
+            )
     return cfg
 
 
@@ -176,7 +194,9 @@ def _entry(content: Any, key: str) -> Any:
 
 def _from_yaml(text: str, path: str, calls: Collection[str]) -> DictConfig:
     """The config in a YAML text that calls nothing but ``calls``. Raises a UserError for anything else."""
-    read_yaml(text, path, MAX_VALUES)  # OmegaConf reads what this accepts, slowly, and by other rules for numbers
+    read_yaml(
+        text, path, MAX_VALUES
+    )  # OmegaConf reads what this accepts, slowly, and by other rules for numbers
     try:
         cfg: Any = OmegaConf.create(text)
         content = renamed(OmegaConf.to_container(cfg, resolve=False))
@@ -185,7 +205,9 @@ def _from_yaml(text: str, path: str, calls: Collection[str]) -> DictConfig:
         _check_calls(content, path, calls)
         _check_references(cfg, path)
     except (YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read {path}: {one_line(error, 500) or type(error).__name__}") from None
+        raise UserError(
+            f"cannot read {path}: {one_line(error, 500) or type(error).__name__}"
+        ) from None
     return DictConfig(content, flags={"allow_objects": True})  # as LazyConfig does
 
 
@@ -207,7 +229,9 @@ def _check_calls(content: dict[Any, Any], path: str, calls: Collection[str]) -> 
         _check_arguments(node, target, path, {None, "${train.output_dir}", output_dir})
 
 
-def _check_arguments(node: dict[str, Any], target: str, path: str, output_dirs: Collection[Any]) -> None:
+def _check_arguments(
+    node: dict[str, Any], target: str, path: str, output_dirs: Collection[Any]
+) -> None:
     """Raises a UserError for arguments that are unknown, or that name a file to open or a folder to write to."""
     parameters = inspect.signature(locate(target)).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -218,7 +242,9 @@ def _check_arguments(node: dict[str, Any], target: str, path: str, output_dirs: 
     for key, allowed in {"proposal_files": {None}, "output_dir": output_dirs}.items():
         value = node.get(key)
         if not isinstance(value, str | None) or value not in allowed:
-            raise UserError(f"{path}: {key} of {target} may not be {one_line(value)} in a YAML config")
+            raise UserError(
+                f"{path}: {key} of {target} may not be {one_line(value)} in a YAML config"
+            )
 
 
 def _check_references(cfg: DictConfig, path: str) -> None:
@@ -235,12 +261,16 @@ def _check_references(cfg: DictConfig, path: str) -> None:
             continue
         references += 1
         if not _REFERENCE.fullmatch(value):
-            raise UserError(f"{path} would compute {one_line(value)}: a YAML config may refer to its own values only")
+            raise UserError(
+                f"{path} would compute {one_line(value)}: a YAML config may refer to its own values only"
+            )
         if references > MAX_REFERENCES:
             raise UserError(f"{path} has more than {MAX_REFERENCES} references")
     for node, key in _nodes(cfg):
         if OmegaConf.is_interpolation(node, key) and not _is_single(node[key]):
-            raise UserError(f"{path}: {one_line(key)} refers to more than a single value or a list of these")
+            raise UserError(
+                f"{path}: {one_line(key)} refers to more than a single value or a list of these"
+            )
 
 
 def _nodes(node: Any) -> Iterator[tuple[Any, Any]]:
@@ -257,13 +287,21 @@ def _is_single(value: Any) -> bool:
     """Whether a value is no dict, and if it is a list, a short one of values that are neither lists nor references."""
     if isinstance(value, ListConfig):
         items: list[Any] = OmegaConf.to_container(value, resolve=False)  # type: ignore[assignment]
-        return len(items) <= MAX_LIST and not any(isinstance(item, dict | list) or "${" in str(item) for item in items)
+        return len(items) <= MAX_LIST and not any(
+            isinstance(item, dict | list) or "${" in str(item) for item in items
+        )
     return not isinstance(value, DictConfig)
 
 
 def _values(node: Any) -> Iterator[tuple[Any, Any]]:
     """All values of a config, however deep, with their keys or numbers."""
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    children = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for key, value in children:
         yield key, value
         yield from _values(value)

@@ -22,14 +22,21 @@ from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 MAX_SIDE = 10_000  # pixels that an image may be resized to
 MAX_SEED = 2**63 - 1
-MOST_DETECTIONS = 10_000  # that may be given of an image; a checkpoint's config may have no higher number, either
+MOST_DETECTIONS = (
+    10_000  # that may be given of an image; a checkpoint's config may have no higher number, either
+)
 MAX_WORKERS = 1024
 MAX_DEPTH = 100  # sections within each other
 
-SECTION = Kind("a section with keys of its own", lambda value: not isinstance(value, str | int | float | list | None))
+SECTION = Kind(
+    "a section with keys of its own",
+    lambda value: not isinstance(value, str | int | float | list | None),
+)
 AUGMENTATIONS = Kind(
     "a list of augmentations, or a section that makes one",
-    lambda value: SECTION.fits(value) or (isinstance(value, list) and all(map(SECTION.fits, value))),
+    lambda value: (
+        SECTION.fits(value) or (isinstance(value, list) and all(map(SECTION.fits, value)))
+    ),
 )
 DATASET = text("a dataset", "a dataset")
 DATASETS = either(DATASET, several(DATASET, "a list of them"))
@@ -43,7 +50,10 @@ POSITIVE = number(above=0)
 NOT_NEGATIVE = number(0)
 ITERATIONS = whole(1, of="iterations")
 FRACTIONS = several(
-    number(above=0, below=1), "a list of increasing fractions of train.max_iter between 0 and 1", least=0, ordered=True
+    number(above=0, below=1),
+    "a list of increasing fractions of train.max_iter between 0 and 1",
+    least=0,
+    ordered=True,
 )
 
 
@@ -57,7 +67,9 @@ def free(kind: Kind) -> Kind:
 KINDS: dict[str, Kind] = {
     "train": SECTION,
     "train.output_dir": free(path("a folder", "a folder")),
-    "train.init_checkpoint": free(path("the path or address of a file of weights", "a file", "random weights")),
+    "train.init_checkpoint": free(
+        path("the path or address of a file of weights", "a file", "random weights")
+    ),
     "train.max_iter": ITERATIONS,
     "train.seed": whole(most=MAX_SEED, note="negative: another one each time"),
     "train.deterministic": FLAG,
@@ -135,7 +147,9 @@ KINDS: dict[str, Kind] = {
     "dataloader.*.mapper.augmentations.**.target_width": PIXELS,
     "dataloader.*.mapper.augmentations.**.intensity_min": NOT_NEGATIVE,
     "dataloader.*.mapper.augmentations.**.intensity_max": NOT_NEGATIVE,
-    "dataloader.*.mapper.augmentations.**.crop_type": choice("relative_range", "relative", "absolute", "absolute_range"),
+    "dataloader.*.mapper.augmentations.**.crop_type": choice(
+        "relative_range", "relative", "absolute", "absolute_range"
+    ),
     "dataloader.evaluator.dataset_name": DATASETS,
     "dataloader.evaluator.tasks": either(
         several(choice("bbox", "segm", "keypoints"), "a list of bbox, segm and keypoints"), NULL
@@ -154,7 +168,9 @@ KINDS: dict[str, Kind] = {
     "**.max_detections_per_image": free(whole(1, MOST_DETECTIONS)),
     "optimizer": SECTION,
     "optimizer.lr": POSITIVE,
-    "optimizer.betas": several(DECAY, "two numbers, such as [0.9,0.999], from 0 to below 1", length=2),
+    "optimizer.betas": several(
+        DECAY, "two numbers, such as [0.9,0.999], from 0 to below 1", length=2
+    ),
     "optimizer.eps": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.momentum": DECAY,
@@ -210,7 +226,18 @@ OF_EVALUATION = (
     "dataloader.evaluator",
 )
 OF_TRAINING = (
-    *(f"train.{key}" for key in ("max_iter", "seed", "amp.dtype", "clip_norm", "accumulate", "ema_decay", "skip_budget")),
+    *(
+        f"train.{key}"
+        for key in (
+            "max_iter",
+            "seed",
+            "amp.dtype",
+            "clip_norm",
+            "accumulate",
+            "ema_decay",
+            "skip_budget",
+        )
+    ),
     *(f"train.{key}" for key in ("ddp", "checkpointer", "eval_period", "log_period")),
     "dataloader.train",
     "optimizer.params",
@@ -225,7 +252,11 @@ A_TEXT = Kind("a text", lambda value: isinstance(value, str))
 
 def _pattern(key: str) -> re.Pattern[str]:
     parts = key.split(".")
-    return re.compile(r"\.".join({"*": r"[^.]+", "**": r".+", "#": r"\d+"}.get(part, re.escape(part)) for part in parts))
+    return re.compile(
+        r"\.".join(
+            {"*": r"[^.]+", "**": r".+", "#": r"\d+"}.get(part, re.escape(part)) for part in parts
+        )
+    )
 
 
 def _expanded() -> Iterator[tuple[re.Pattern[str], Kind]]:
@@ -270,10 +301,14 @@ def hydra_text(value: Any, inside: str = "{}") -> str:
     if not isinstance(value, str):
         return str(value)
     try:
-        as_it_is = OverridesParser.create().parse_rule(inside.format(value), "value") if value else None
+        as_it_is = (
+            OverridesParser.create().parse_rule(inside.format(value), "value") if value else None
+        )
     except HydraException:
         as_it_is = None
-    return value if as_it_is in (value, [value]) else QuotedString(value, Quote.double).with_quotes()
+    return (
+        value if as_it_is in (value, [value]) else QuotedString(value, Quote.double).with_quotes()
+    )
 
 
 def assignment(key: str, value: Any) -> str:
@@ -332,7 +367,9 @@ def check_values(node: DictConfig | ListConfig, key: str = "") -> None:
 def _entries(node: Any, key: str, referred: bool) -> Iterator[tuple[str, Any, bool]]:
     """The keys and values below a node, and whether each is ``referred`` to: what a reference leads to, is."""
     if key.count(".") > MAX_DEPTH:
-        raise UserError(f"{one_line(key)} leads back to itself: a section refers to one that it is part of")
+        raise UserError(
+            f"{one_line(key)} leads back to itself: a section refers to one that it is part of"
+        )
     names: Sequence[Any] = list(node) if isinstance(node, DictConfig) else range(len(node))
     if not key:  # a file may define more sections for its own use, which need not make sense alone
         names = [section for section in SECTIONS if section in names]
@@ -342,7 +379,9 @@ def _entries(node: Any, key: str, referred: bool) -> Iterator[tuple[str, Any, bo
             value = node[name]
         except OmegaConfBaseException as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{child} has no value that can be found ({one_line(reason, LINE_LIMIT)})") from None
+            raise UserError(
+                f"{child} has no value that can be found ({one_line(reason, LINE_LIMIT)})"
+            ) from None
         is_reference = referred or OmegaConf.is_interpolation(node, name)
         yield child, value, is_reference
         if isinstance(value, DictConfig | ListConfig):
@@ -361,14 +400,19 @@ def check_config(cfg: DictConfig, *, train: bool) -> None:
     check_values(cfg)
     for key in (*OF_EVALUATION, *(OF_TRAINING if train else ())):
         if OmegaConf.select(cfg, key, default=NULL) is NULL:  # null is a value
-            raise UserError(f"the config has no {key}; configs/mask_rcnn_gpvit_l1.py has all that it takes")
+            raise UserError(
+                f"the config has no {key}; configs/mask_rcnn_gpvit_l1.py has all that it takes"
+            )
     sizes = cfg.dataloader.get("short_side"), cfg.dataloader.get("max_size")
     if None not in sizes and sizes[1] < sizes[0]:
         raise UserError(
             f"dataloader.max_size={sizes[1]} is less than dataloader.short_side={sizes[0]}, which no image would reach; "
             "raise or lower one of them"
         )
-    counted, given = cfg.dataloader.evaluator.get("max_dets_per_image"), cfg.dataloader.get("max_detections")
+    counted, given = (
+        cfg.dataloader.evaluator.get("max_dets_per_image"),
+        cfg.dataloader.get("max_detections"),
+    )
     if None not in (counted, given) and counted > given:
         raise UserError(
             f"dataloader.evaluator.max_dets_per_image={counted} counts more than the {given} detections of an image "
@@ -379,8 +423,14 @@ def check_config(cfg: DictConfig, *, train: bool) -> None:
     if cfg.train.get("patience") and not cfg.train.get("best_metric"):
         raise UserError(f"train.patience={cfg.train.patience} needs train.best_metric")
     mapper = cfg.dataloader.train.get("mapper")
-    if isinstance(mapper, DictConfig) and mapper.get("recompute_boxes") and not mapper.get("use_instance_mask"):
-        raise UserError("dataloader.train.mapper.recompute_boxes=True needs dataloader.train.mapper.use_instance_mask=True")
+    if (
+        isinstance(mapper, DictConfig)
+        and mapper.get("recompute_boxes")
+        and not mapper.get("use_instance_mask")
+    ):
+        raise UserError(
+            "dataloader.train.mapper.recompute_boxes=True needs dataloader.train.mapper.use_instance_mask=True"
+        )
     _check_schedule(cfg)
     _check_optimizer(cfg)
 
@@ -393,14 +443,20 @@ def _check_schedule(cfg: DictConfig) -> None:
         milestones = list(milestones) if isinstance(milestones, ListConfig) else milestones
         if not FRACTIONS.fits(milestones):
             fractions = [round(milestone / max_iter, 4) for milestone in milestones or ()]
-            meant = f"; write {assignment(key, fractions)}" if fractions and FRACTIONS.fits(fractions) else ""
+            meant = (
+                f"; write {assignment(key, fractions)}"
+                if fractions and FRACTIONS.fits(fractions)
+                else ""
+            )
             raise UserError(f"{key} {FRACTIONS.fault(milestones)}{meant}")
     _try_to_make("lr_multiplier", schedule)
 
 
 def _check_optimizer(cfg: DictConfig) -> None:
     """Raises a UserError if an optimizer does not take its values, which is tried with a single layer."""
-    if _is_target(cfg.optimizer.params, "get_default_optimizer_params"):  # another one may want parts of the model
+    if _is_target(
+        cfg.optimizer.params, "get_default_optimizer_params"
+    ):  # another one may want parts of the model
         of_layer = copy.deepcopy(cfg.optimizer)
         of_layer.params.model = nn.Linear(1, 1)
         _try_to_make("optimizer", of_layer)

@@ -127,7 +127,9 @@ class CroppedMasks(BitMasks):
         pixels: 1-D, bool: those of all boxes, row by row.
     """
 
-    def __init__(self, image_size: Sequence[int], boxes: np.ndarray, starts: np.ndarray, pixels: Tensor) -> None:
+    def __init__(
+        self, image_size: Sequence[int], boxes: np.ndarray, starts: np.ndarray, pixels: Tensor
+    ) -> None:
         self.image_size = torch.Size(image_size)
         self.boxes, self.starts, self.pixels = boxes, starts, pixels
 
@@ -154,7 +156,9 @@ class CroppedMasks(BitMasks):
         return self.pixels.device
 
     def to(self, *args: Any, **kwargs: Any) -> "CroppedMasks":
-        return CroppedMasks(self.image_size, self.boxes, self.starts, self.pixels.to(*args, **kwargs))
+        return CroppedMasks(
+            self.image_size, self.boxes, self.starts, self.pixels.to(*args, **kwargs)
+        )
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -187,7 +191,10 @@ class CroppedMasks(BitMasks):
         assert len({part.image_size for part in masks}) == 1
         offsets = np.cumsum([0, *(len(part.pixels) for part in masks)])
         starts = [part.starts + offset for part, offset in zip(masks, offsets)]
-        boxes, pixels = np.concatenate([part.boxes for part in masks]), torch.cat([part.pixels for part in masks])
+        boxes, pixels = (
+            np.concatenate([part.boxes for part in masks]),
+            torch.cat([part.pixels for part in masks]),
+        )
         return CroppedMasks(masks[0].image_size, boxes, np.concatenate(starts), pixels)
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
@@ -210,9 +217,14 @@ class CroppedMasks(BitMasks):
         sampled = [torch.zeros(0, mask_size, mask_size, dtype=torch.bool, device=self.device)]
         for start in range(0, len(self), step):
             part = boxes[start : start + step].to(self.device)
-            painted = [self._paint(mask[0], start + place) for place, mask in enumerate(canvas[: len(part)])]
+            painted = [
+                self._paint(mask[0], start + place)
+                for place, mask in enumerate(canvas[: len(part)])
+            ]
             places = torch.arange(len(part), device=self.device).to(part.dtype)[:, None]
-            sampled.append(align(canvas[: len(part)], torch.cat([places, part], dim=1)).squeeze(1) >= 0.5)
+            sampled.append(
+                align(canvas[: len(part)], torch.cat([places, part], dim=1)).squeeze(1) >= 0.5
+            )
             for region in painted:
                 region.zero_()
         return torch.cat(sampled)

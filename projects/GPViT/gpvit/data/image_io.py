@@ -43,7 +43,18 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from ..utils.text import PATH_LIMIT, one_line
-from .tiff import BGR_TO_RGB, FLOAT, PALETTE, PREMULTIPLIED, SIGNED, TAGS, UNSPECIFIED, WHITE_IS_ZERO, Page, Refused
+from .tiff import (
+    BGR_TO_RGB,
+    FLOAT,
+    PALETTE,
+    PREMULTIPLIED,
+    SIGNED,
+    TAGS,
+    UNSPECIFIED,
+    WHITE_IS_ZERO,
+    Page,
+    Refused,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 JPEG = b"\xff\xd8"
@@ -52,9 +63,20 @@ FRAMES, JPEG_LS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xF7
 EXIF = ("exif", "Raw profile type exif")  # where Pillow keeps it; the second in PNG by ImageMagick
 MAX_PIXELS = 100_000_000
 NOT_OPENED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # of Pillow's others, some run programs
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "TIFF",
+    "BMP",
+    "GIF",
+    "WEBP",
+    "JPEG2000",
+    "PPM",
+)  # of Pillow's others, some run programs
 # JPEG's reader takes MPO as well, which is several JPEG in one file.
-SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+SUFFIXES = {
+    suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")
+}
 PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "YCbCr", "CMYK")  # Pillow's names, as below
 
 # What turns the stored picture into the one to be seen, by its EXIF orientation.
@@ -80,7 +102,9 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, and of less than MAX_PIXELS
+            warnings.filterwarnings(
+                "ignore", module="PIL"
+            )  # of damaged metadata, and of less than MAX_PIXELS
             return _read(Path(path))
     except Refused as reason:
         problem = str(reason)
@@ -90,7 +114,9 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         with open(path, "rb") as file:
             kind = _jpeg_kind(file.read(1_000_000))  # all that comes before the pixels
         problem = f"it is no image in {', '.join(FORMATS)}, or its header is damaged; convert or replace it"
-        problem = f"it is a JPEG of {kind}, which is not read; save it as 8-bit RGB" if kind else problem
+        problem = (
+            f"it is a JPEG of {kind}, which is not read; save it as 8-bit RGB" if kind else problem
+        )
     except OSError as error:
         if error.errno in NOT_OPENED:
             problem = f"it cannot be opened ({error.strerror}); check its path and its permissions"
@@ -155,19 +181,31 @@ def from_pillow(image: Image.Image) -> np.ndarray:
         UserError: it cannot be converted.
     """
     try:
-        if isinstance(image, PngImageFile) and _is_deep_color(image) and "transparency" in image.info:
-            raise Refused("it is 16-bit color with a transparent one, of which Pillow makes another image; give its path")
-        if isinstance(image, ImageFile) and image.format == "JPEG2000" and image.tile and image.fp:  # not loaded yet
+        if (
+            isinstance(image, PngImageFile)
+            and _is_deep_color(image)
+            and "transparency" in image.info
+        ):
+            raise Refused(
+                "it is 16-bit color with a transparent one, of which Pillow makes another image; give its path"
+            )
+        if (
+            isinstance(image, ImageFile) and image.format == "JPEG2000" and image.tile and image.fp
+        ):  # not loaded yet
             image.fp.seek(0)
             if _jpeg2000_bits(image.fp.read()) > 8 and _is_deep_color(image):
                 # It rounds to the upper 8 bits, and the brightest to 256, of which it keeps 0.
-                raise Refused("it is a JPEG 2000 of deep color, of which Pillow makes another image; give its path")
+                raise Refused(
+                    "it is a JPEG 2000 of deep color, of which Pillow makes another image; give its path"
+                )
         if not isinstance(image, TiffImageFile):
             return _upright(image, _convert(image))
         page = Page.of(image.tag_v2)
         page.require_readable()
         if page.is_swapped_by_pillow or (page.is_deep_color and page.planes):
-            raise Refused(f"it is a TIFF of {page}, of which Pillow makes another image; give its path")
+            raise Refused(
+                f"it is a TIFF of {page}, of which Pillow makes another image; give its path"
+            )
         filename, image.filename = image.filename, ""  # so that it is not mapped, as above
         try:
             return _from_pillow_tiff(image, page)
@@ -188,7 +226,9 @@ def _from_pillow_tiff(image: Image.Image, page: Page) -> np.ndarray:
         # Pillow takes all integers of 8 bits as unsigned, and all of 32 bits as signed.
         values = np.asarray(image)
         if values.dtype.itemsize * 8 == page.bits:
-            values = values.view(page.dtype.newbyteorder(values.dtype.byteorder))  # it may be that of the file
+            values = values.view(
+                page.dtype.newbyteorder(values.dtype.byteorder)
+            )  # it may be that of the file
         return _from_samples(values, page)
     if page.color == PALETTE and max(page.tags[TAGS["ColorMap"]]) < 256:
         # Some programs write 8 bits where 16 are due, of which Pillow would make black.
@@ -254,20 +294,26 @@ def _is_deep_color(image: ImageFile) -> bool:
     if image.mode not in ("RGB", "RGBA") or not image.tile:
         return False
     if image.format == "PPM":
-        return isinstance(image.tile[0].args, tuple) and image.tile[0].args[-1] > 255  # the file's white
+        return (
+            isinstance(image.tile[0].args, tuple) and image.tile[0].args[-1] > 255
+        )  # the file's white
     return image.format == "JPEG2000" or (image.format == "PNG" and ";16" in str(image.tile))
 
 
 def _jpeg2000_bits(content: bytes) -> int:
     """The depth of a JPEG 2000. Raises Refused for one that decoders would change, or would not decode."""
     size = content[content.index(b"\xff\x4f\xff\x51") :]  # where the codestream begins
-    depths = size[42 : 42 + 3 * int.from_bytes(size[40:42], "big") : 3]  # each less one, and 128 more if it is signed
+    depths = size[
+        42 : 42 + 3 * int.from_bytes(size[40:42], "big") : 3
+    ]  # each less one, and 128 more if it is signed
     bits, signed = [(depth & 127) + 1 for depth in depths], max(depths) >= 128
     # Of deeper ones Pillow makes black of white, and OpenCV does not read them; nor any gray with alpha.
     too_deep = max(bits) > (8 if len(bits) == 2 else 16)
     if min(bits) < 8 or (signed and len(bits) > 1) or too_deep:
         kind = f"{max(bits) if too_deep else min(bits)}-bit {'signed ' * signed}integers"
-        raise Refused(f"it is a JPEG 2000 of {kind} in {len(bits)} channels, which is not read; save it as 8-bit PNG")
+        raise Refused(
+            f"it is a JPEG 2000 of {kind} in {len(bits)} channels, which is not read; save it as 8-bit PNG"
+        )
     return max(bits)
 
 
@@ -314,7 +360,9 @@ def _without_metadata(content: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _from_color(values: np.ndarray, *, opaque: int = 65535, premultiplied: bool = False) -> np.ndarray:
+def _from_color(
+    values: np.ndarray, *, opaque: int = 65535, premultiplied: bool = False
+) -> np.ndarray:
     """Color of 16 bits or floats.
 
     Args:
@@ -347,12 +395,16 @@ def _over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         return _rounded(rgb)
     blended = _rounded(255 - (255 - rgb) * alpha[..., None])
     if (blended == 255).all():
-        raise Refused("it is white or transparent everywhere, so that nothing can be seen; save it without alpha")
+        raise Refused(
+            "it is white or transparent everywhere, so that nothing can be seen; save it without alpha"
+        )
     return blended
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    return values.copy() if values.dtype == np.uint8 else (values + np.float32(0.5)).astype(np.uint8)
+    return (
+        values.copy() if values.dtype == np.uint8 else (values + np.float32(0.5)).astype(np.uint8)
+    )
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -373,7 +425,9 @@ def read_annotated_image(path: str | os.PathLike, height: int, width: int) -> np
     image = read_image(path)
     if image.shape[:2] != (height, width):
         found = "{1} x {0}".format(*image.shape)
-        raise UserError(f"{path}: is {found} pixels, and {width} x {height} by its annotations; correct them")
+        raise UserError(
+            f"{path}: is {found} pixels, and {width} x {height} by its annotations; correct them"
+        )
     return image
 
 

@@ -48,7 +48,9 @@ class InstanceMapper:
         recompute_boxes: bool = False,
     ) -> None:
         if image_format not in CHANNELS:
-            raise UserError(f"image_format must be one of {', '.join(CHANNELS)}, got {image_format}")
+            raise UserError(
+                f"image_format must be one of {', '.join(CHANNELS)}, got {image_format}"
+            )
         if recompute_boxes and not use_instance_mask:
             raise UserError("recompute_boxes needs use_instance_mask")
         self.is_train = is_train
@@ -57,7 +59,9 @@ class InstanceMapper:
         self.use_instance_mask = use_instance_mask
         self.instance_mask_format = instance_mask_format
         self.recompute_boxes = recompute_boxes
-        logger.info("Augmentations in %s: %s", "training" if is_train else "evaluation", augmentations)
+        logger.info(
+            "Augmentations in %s: %s", "training" if is_train else "evaluation", augmentations
+        )
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """Makes of an image's record what the model takes.
@@ -99,7 +103,11 @@ class InstanceMapper:
                 if annotation.get("iscrowd"):
                     continue
                 try:
-                    mapped.append(self._map_object(annotation, (height, width), transforms, augmented.image.shape[:2]))
+                    mapped.append(
+                        self._map_object(
+                            annotation, (height, width), transforms, augmented.image.shape[:2]
+                        )
+                    )
                 except Exception as error:
                     id = annotation.get("id")
                     raise UserError(
@@ -109,13 +117,21 @@ class InstanceMapper:
         return record
 
     def _map_object(
-        self, annotation: dict[str, Any], size: tuple[int, int], transforms: T.Transform, new_size: tuple[int, int]
+        self,
+        annotation: dict[str, Any],
+        size: tuple[int, int],
+        transforms: T.Transform,
+        new_size: tuple[int, int],
     ) -> dict[str, Any]:
         """An object of the augmented image; sizes are height and width of the image before and after."""
         box = [float(value) for value in annotation["bbox"]]
         if not np.isfinite(box).all():
             raise ValueError(f"its box is {box}")
-        mapped = {"bbox": box, "bbox_mode": annotation["bbox_mode"], "category_id": int(annotation["category_id"])}
+        mapped = {
+            "bbox": box,
+            "bbox_mode": annotation["bbox_mode"],
+            "category_id": int(annotation["category_id"]),
+        }
         if self.use_instance_mask:
             mask = annotation.get("segmentation")
             fault = mask_fault(mask, *size)
@@ -136,14 +152,28 @@ class InstanceMapper:
                 mapped["mask"] = crop_of_polygons(mapped.pop("segmentation"), *new_size)
         return mapped
 
-    def _instances(self, objects: list[dict[str, Any]], transforms: T.Transform, size: tuple[int, int]) -> Instances:
+    def _instances(
+        self, objects: list[dict[str, Any]], transforms: T.Transform, size: tuple[int, int]
+    ) -> Instances:
         masks = [item["mask"] for item in objects if "mask" in item]
-        rest = iter(transformed([mask for mask in masks if isinstance(mask, dict)], transforms.apply_segmentation, size))
+        rest = iter(
+            transformed(
+                [mask for mask in masks if isinstance(mask, dict)],
+                transforms.apply_segmentation,
+                size,
+            )
+        )
         crops = [next(rest) if isinstance(mask, dict) else mask for mask in masks]
         if objects:
-            instances = utils.annotations_to_instances(objects, size, mask_format=self.instance_mask_format)
+            instances = utils.annotations_to_instances(
+                objects, size, mask_format=self.instance_mask_format
+            )
         else:
-            instances = Instances(size, gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
+            instances = Instances(
+                size,
+                gt_boxes=Boxes(torch.zeros(0, 4)),
+                gt_classes=torch.zeros(0, dtype=torch.int64),
+            )
         if self.use_instance_mask and not instances.has("gt_masks"):
             instances.gt_masks = CroppedMasks.of(crops, size)
         if self.recompute_boxes:

@@ -82,7 +82,9 @@ def images_per_process(total_batch_size: int, processes: int) -> int:
     return total_batch_size // processes
 
 
-def into_shared_memory(batch: list[Any], collate: Callable[[list[Any]], Any] = trivial_batch_collator) -> Any:
+def into_shared_memory(
+    batch: list[Any], collate: Callable[[list[Any]], Any] = trivial_batch_collator
+) -> Any:
     """A batch of a data-loading process, put where the training process finds it.
 
     PyTorch does so, too, but in a thread whose errors nobody hears of: if there is no room, the training process waits.
@@ -129,8 +131,14 @@ def loading_failure(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return text
     if isinstance(error, OSError):  # a queue or a lock for such a process
-        return no_shared_memory(text) if error.errno == errno.ENOSPC and _shared_memory_is_full() else None
-    if "shared memory" in text:  # "... killed by signal: Bus error. It is possible that ... out of shared memory"
+        return (
+            no_shared_memory(text)
+            if error.errno == errno.ENOSPC and _shared_memory_is_full()
+            else None
+        )
+    if (
+        "shared memory" in text
+    ):  # "... killed by signal: Bus error. It is possible that ... out of shared memory"
         return no_shared_memory(text)
     return f"a data-loading process failed: {text}" if "DataLoader" in text else None
 
@@ -197,7 +205,9 @@ class BatchSampler(Sampler):
         mine = slice(self.rank * part, (self.rank + 1) * part)
         for number, batch in enumerate(self._batches()):
             if number >= self.start:
-                yield [(index, number * self.batch_size + place) for place, index in enumerate(batch)][mine]
+                yield [
+                    (index, number * self.batch_size + place) for place, index in enumerate(batch)
+                ][mine]
 
     def _batches(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -217,7 +227,9 @@ class MappedDataset(Dataset):
     would not come out of a data-loading process as one line.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]], mapper: Callable, seed: int, skip: bool) -> None:
+    def __init__(
+        self, records: Sequence[dict[str, Any]], mapper: Callable, seed: int, skip: bool
+    ) -> None:
         self.records = DatasetFromList(list(records), copy=False)
         self.mapper, self.seed, self.skip = mapper, seed, skip
 
@@ -236,7 +248,11 @@ class MappedDataset(Dataset):
                 skipped.append(str(error))
             else:
                 return image | {"index": nearby, "position": position, "skipped": skipped}
-        return {"index": index, "position": position, "skipped": skipped}  # no image: the trainer stops
+        return {
+            "index": index,
+            "position": position,
+            "skipped": skipped,
+        }  # no image: the trainer stops
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
@@ -245,7 +261,9 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     os.setpgid(0, 0)
     # A trainer that is stopped while it fetches a batch hangs up, which the thread that hands it over would show.
     show = sys.excepthook
-    sys.excepthook = lambda kind, *rest: None if issubclass(kind, EOFError | ConnectionError) else show(kind, *rest)
+    sys.excepthook = lambda kind, *rest: (
+        None if issubclass(kind, EOFError | ConnectionError) else show(kind, *rest)
+    )
 
 
 def check_batches(cfg: DictConfig, processes: int) -> None:

@@ -24,7 +24,9 @@ class Outline(NamedTuple):
 
 def polygon_faults(polygons: list[Any], height: int, width: int) -> list[str]:
     """What is wrong with each polygon of an object in an image of that size, or ""; what is too long for the others, too."""
-    return with_too_long([outline_of(polygon, height, width) for polygon in polygons], height, width)
+    return with_too_long(
+        [outline_of(polygon, height, width) for polygon in polygons], height, width
+    )
 
 
 def with_too_long(outlines: list[Outline], height: int, width: int) -> list[str]:
@@ -49,8 +51,14 @@ def with_too_long(outlines: list[Outline], height: int, width: int) -> list[str]
 def outline_of(polygon: Any, height: int, width: int) -> Outline:
     numbers = as_numbers(polygon)
     if numbers is None:
-        pairs = isinstance(polygon, list) and polygon and all(isinstance(point, list) for point in polygon)
-        return Outline("points in lists of their own, not x, y, x, y" if pairs else "not a list of numbers")
+        pairs = (
+            isinstance(polygon, list)
+            and polygon
+            and all(isinstance(point, list) for point in polygon)
+        )
+        return Outline(
+            "points in lists of their own, not x, y, x, y" if pairs else "not a list of numbers"
+        )
     if len(numbers) % 2:
         return Outline("an odd number of coordinates")
     if len(numbers) < 6:
@@ -100,7 +108,9 @@ def mask_fault(mask: Any, height: int, width: int) -> str:
 
 def outlines_fault(polygons: Sequence[np.ndarray], limit: int = OUTLINE_PIXELS) -> str:
     """What would make pycocotools ask for more memory than for ``limit`` pixels of outline, or ""."""
-    if not all((np.abs(polygon) <= OUTLINE_PIXELS).all() for polygon in polygons):  # NaN, too, is not
+    if not all(
+        (np.abs(polygon) <= OUTLINE_PIXELS).all() for polygon in polygons
+    ):  # NaN, too, is not
         return "a polygon is not finite or far outside of the image"
     if sum(map(outline_length, polygons)) > limit:
         return f"its polygons have an outline of more than {limit} pixels"
@@ -113,7 +123,9 @@ def run_length_fault(mask: dict[str, Any], height: int, width: int) -> str:
     if size != [height, width]:
         return f"size {shown(size)}, the image has {[height, width]}"
     if isinstance(counts, (str, bytes)):
-        lengths = run_lengths(counts) if len(counts) <= 7 * (height * width + 1) else None  # 7 characters for a pixel
+        lengths = (
+            run_lengths(counts) if len(counts) <= 7 * (height * width + 1) else None
+        )  # 7 characters for a pixel
     else:
         lengths = as_numbers(counts)
     if lengths is None or not ((lengths >= 0) & (lengths <= height * width)).all():
@@ -128,7 +140,9 @@ def compressed(mask: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     counts = mask["counts"]
     if isinstance(counts, (str, bytes)):
         return {"size": [height, width], "counts": counts}
-    return mask_api.frPyObjects({"size": [height, width], "counts": list(map(int, counts))}, height, width)
+    return mask_api.frPyObjects(
+        {"size": [height, width], "counts": list(map(int, counts))}, height, width
+    )
 
 
 def run_lengths(text: str | bytes) -> np.ndarray | None:

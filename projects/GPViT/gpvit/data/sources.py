@@ -11,7 +11,20 @@ import numpy as np
 from ..utils.errors import UserError
 from .image_io import SUFFIXES
 
-VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
+VIDEOS = {
+    ".avi",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ogv",
+    ".ts",
+    ".webm",
+    ".wmv",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,9 @@ def sources_of(patterns: list[str], output: Path) -> list[Source]:
         for match in matches:
             for path in pictures_below(match, output) if match.is_dir() else [match]:
                 name = path.relative_to(root)
-                name = Path(name.name) if ".." in name.parts else name  # else it could leave the output folder
+                name = (
+                    Path(name.name) if ".." in name.parts else name
+                )  # else it could leave the output folder
                 found.setdefault(path.absolute(), Source(str(path), name.as_posix()))
     return list(found.values())
 
@@ -75,7 +90,9 @@ def pictures_below(folder: Path, output: Path) -> list[Path]:
         and not (below and path.resolve().is_relative_to(below))
     ]
     if not paths:
-        raise UserError(f"{folder}: there are no pictures below it; give another folder, or the files themselves")
+        raise UserError(
+            f"{folder}: there are no pictures below it; give another folder, or the files themselves"
+        )
     return paths
 
 

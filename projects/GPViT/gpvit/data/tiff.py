@@ -25,18 +25,40 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, PREFIXES, ImageFileDirectory_v
 
 # Both decoders would print on stderr what is wrong with a file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-with suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one that cannot be reached
+with suppress(
+    OSError, AttributeError
+):  # a Pillow without libtiff, or with one that cannot be reached
     ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 BGR_TO_RGB = [2, 1, 0, 3]  # OpenCV's order of channels, with alpha if there is any
 
 TAGS = {info.name: number for number, info in TiffTags.TAGS_V2.items()}
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
-COLORS = {WHITE_IS_ZERO: "gray", BLACK_IS_ZERO: "gray", RGB: "RGB", PALETTE: "palette", SEPARATED: "CMYK", YCBCR: "YCbCr"}
-OTHER_COLORS = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32803: "color filter array", 32844: "LogL", 32845: "LogLuv"}
+COLORS = {
+    WHITE_IS_ZERO: "gray",
+    BLACK_IS_ZERO: "gray",
+    RGB: "RGB",
+    PALETTE: "palette",
+    SEPARATED: "CMYK",
+    YCBCR: "YCbCr",
+}
+OTHER_COLORS = {
+    8: "CIELAB",
+    9: "ICCLAB",
+    10: "ITULAB",
+    32803: "color filter array",
+    32844: "LogL",
+    32845: "LogLuv",
+}
 CHANNELS = {RGB: 3, SEPARATED: 4, YCBCR: 3}  # others have one
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
-FORMATS = {UNSIGNED: "integers", SIGNED: "signed integers", FLOAT: "floats", 5: "complex integers", 6: "complex floats"}
+FORMATS = {
+    UNSIGNED: "integers",
+    SIGNED: "signed integers",
+    FLOAT: "floats",
+    5: "complex integers",
+    6: "complex floats",
+}
 DTYPES = {UNSIGNED: "u", SIGNED: "i", FLOAT: "f"}
 UNSPECIFIED, PREMULTIPLIED, STRAIGHT = 0, 1, 2  # what a further channel is; the last two are alpha
 KINDS = {  # which formats and bits of a color are read
@@ -50,10 +72,30 @@ KINDS = {  # which formats and bits of a color are read
 KINDS[WHITE_IS_ZERO] = KINDS[BLACK_IS_ZERO] - {(UNSIGNED, 12), (SIGNED, 8)}
 USUAL_COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946}  # which every libtiff decodes
 OLD_JPEG = 6
-OTHER_COMPRESSIONS = {OLD_JPEG: "old-style JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC"}
-OTHER_COMPRESSIONS |= {34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"}
+OTHER_COMPRESSIONS = {
+    OLD_JPEG: "old-style JPEG",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34887: "LERC",
+}
+OTHER_COMPRESSIONS |= {
+    34925: "LZMA",
+    50000: "Zstandard",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
 # What is the same for each plane; of StripOffsets and the like each has its part.
-OF_ALL_PLANES = ["ImageWidth", "ImageLength", "Compression", "FillOrder", "Orientation", "RowsPerStrip", "Predictor"]
+OF_ALL_PLANES = [
+    "ImageWidth",
+    "ImageLength",
+    "Compression",
+    "FillOrder",
+    "Orientation",
+    "RowsPerStrip",
+    "Predictor",
+]
 OF_ALL_PLANES += ["TileWidth", "TileLength"]
 
 
@@ -101,7 +143,9 @@ class Page:
         """
         header = file.read(16)
         if header[:4] == b"MM\0+":
-            raise Refused("it is a BigTIFF in big-endian order, which is not read; save it in little-endian order")
+            raise Refused(
+                "it is a BigTIFF in big-endian order, which is not read; save it in little-endian order"
+            )
         if not header.startswith(tuple(PREFIXES)):
             return None
         tags = ImageFileDirectory_v2(header if header[2:3] == b"+" else header[:8])
@@ -114,7 +158,9 @@ class Page:
         """By tags that Pillow has read. Raises Refused if they cannot be understood."""
         bits, formats = _numbers(tags, "BitsPerSample", 1), _numbers(tags, "SampleFormat", UNSIGNED)
         if len({*bits}) > 1 or len({*formats}) > 1:
-            raise Refused("its channels are of different depths, which is not read; save it as 8-bit RGB")
+            raise Refused(
+                "its channels are of different depths, which is not read; save it as 8-bit RGB"
+            )
         samples = _numbers(tags, "SamplesPerPixel", 1)[0]
         height, width = _numbers(tags, "ImageLength")[0], _numbers(tags, "ImageWidth")[0]
         if min(samples, height, width) < 1:
@@ -175,12 +221,18 @@ class Page:
             name = OTHER_COLORS.get(self.color, f"number {self.color}")
             raise Refused(f"it has the color space {name}; save it as RGB")
         if self.is_gray and self.further > 0 and not any(self.extra):
-            raise Refused(f"it has {self.samples} channels that are not called RGB; save three of them as RGB")
-        if self.color == SEPARATED and (self.further < 0 or _numbers(self.tags, "InkSet", 1)[0] != 1):
+            raise Refused(
+                f"it has {self.samples} channels that are not called RGB; save three of them as RGB"
+            )
+        if self.color == SEPARATED and (
+            self.further < 0 or _numbers(self.tags, "InkSet", 1)[0] != 1
+        ):
             raise Refused("it has inks other than CMYK; save it as RGB")
         if self.further < 0:
             raise damaged(f"{self.samples} channels are too few for {COLORS[self.color]}")
-        if self.color == YCBCR and self.compression == 1:  # Pillow takes its pixels for larger or smaller ones
+        if (
+            self.color == YCBCR and self.compression == 1
+        ):  # Pillow takes its pixels for larger or smaller ones
             raise Refused("it is YCbCr without compression, which is not read; save it as RGB")
         if (self.format, self.bits) not in KINDS[self.color] or not self._is_known():
             raise self.not_read()
@@ -192,7 +244,9 @@ class Page:
     def _is_known(self) -> bool:
         """Whether its channels and their order are such that this color and depth are decoded right."""
         stated = len(self.extra) == self.further or (self.further == 1 and not self.extra)
-        if not stated or (self.bits_reversed and self.bits <= 8 and not (self.is_gray and self.bits == 1)):
+        if not stated or (
+            self.bits_reversed and self.bits <= 8 and not (self.is_gray and self.bits == 1)
+        ):
             return False
         if self.is_deep_color:
             # Interleaved, only one further channel; in planes, any number, of which the first may be alpha.
@@ -201,7 +255,12 @@ class Page:
             alpha = self.color == RGB and self.extra == (STRAIGHT,)
             return self.color in (RGB, SEPARATED) and self.bits == 8 and (alpha or not self.further)
         if self.is_gray and self.further:
-            return (self.color, self.format, self.bits, self.further) == (BLACK_IS_ZERO, UNSIGNED, 8, 1)
+            return (self.color, self.format, self.bits, self.further) == (
+                BLACK_IS_ZERO,
+                UNSIGNED,
+                8,
+                1,
+            )
         if self.bits == 12:
             return not self.is_big_endian and self.compression == 1
         if self.color == SEPARATED:
@@ -212,18 +271,27 @@ class Page:
         """Raises Refused if strips or tiles are missing or empty, of which decoders make black areas or show the header."""
         kind = "Tile" if TAGS["TileOffsets"] in self.tags else "Strip"
         if kind == "Tile":
-            rows, columns = _numbers(self.tags, "TileLength")[0], _numbers(self.tags, "TileWidth")[0]
+            rows, columns = (
+                _numbers(self.tags, "TileLength")[0],
+                _numbers(self.tags, "TileWidth")[0],
+            )
         else:
             rows, columns = _numbers(self.tags, "RowsPerStrip", self.height)[0], self.width
         if rows < 1 or columns < 1:
             raise damaged("its strips or tiles have no pixels")
-        needed = -(-self.height // rows) * -(-self.width // columns) * (self.samples if self.planes else 1)
+        needed = (
+            -(-self.height // rows)
+            * -(-self.width // columns)
+            * (self.samples if self.planes else 1)
+        )
         offsets = _numbers(self.tags, f"{kind}Offsets")
         if len(offsets) < needed:
             raise damaged(f"it has {len(offsets)} of {needed} strips or tiles")
         sizes = _numbers(self.tags, f"{kind}ByteCounts", 1)  # which old files may lack
         if 0 in offsets[:needed] or 0 in sizes[:needed]:
-            raise Refused("it has strips or tiles without data (a sparse TIFF), which is not read; save it with all of them")
+            raise Refused(
+                "it has strips or tiles without data (a sparse TIFF), which is not read; save it with all of them"
+            )
 
     def not_read(self) -> Refused:
         return Refused(f"it is a TIFF of {self}, which is not read; save it as 8-bit RGB")
@@ -233,10 +301,16 @@ class Page:
         if self.compression in USUAL_COMPRESSIONS:
             return damaged(details)
         name = OTHER_COMPRESSIONS.get(self.compression, f"number {self.compression}")
-        return Refused(f"its compression, {name}, cannot be decoded here; save it with LZW or uncompressed")
+        return Refused(
+            f"its compression, {name}, cannot be decoded here; save it with LZW or uncompressed"
+        )
 
     def __str__(self) -> str:
-        further = f" with {self.further} further channel{'s' * (self.further > 1)}" if self.further > 0 else ""
+        further = (
+            f" with {self.further} further channel{'s' * (self.further > 1)}"
+            if self.further > 0
+            else ""
+        )
         further += " (premultiplied)" if PREMULTIPLIED in self.extra else ""
         planes = " in separate planes" if self.planes else ""
         bits = " in reversed order of bits" if self.bits_reversed else ""
@@ -255,12 +329,16 @@ class Page:
             Refused: they cannot be decoded.
         """
         kind = "Tile" if TAGS["TileOffsets"] in self.tags else "Strip"
-        offsets, sizes = (_numbers(self.tags, f"{kind}{name}") for name in ("Offsets", "ByteCounts"))
+        offsets, sizes = (
+            _numbers(self.tags, f"{kind}{name}") for name in ("Offsets", "ByteCounts")
+        )
         if any(offset + size > len(content) for offset, size in zip(offsets, sizes)):
             raise damaged("it ends before its pixels do")
         if self.planes:  # of which OpenCV would make another image
             shown = min(self.samples, 4)
-            return np.stack([self._decode(self._plane(content, number)) for number in range(shown)], axis=2)
+            return np.stack(
+                [self._decode(self._plane(content, number)) for number in range(shown)], axis=2
+            )
         return self._decode(content)
 
     def _decode(self, content: bytes) -> np.ndarray:
@@ -273,7 +351,9 @@ class Page:
 
     def _plane(self, content: bytes, number: int) -> bytes:
         """A TIFF of one channel, as gray: other tags, behind the same content."""
-        fields = {name: _numbers(self.tags, name) for name in OF_ALL_PLANES if TAGS[name] in self.tags}
+        fields = {
+            name: _numbers(self.tags, name) for name in OF_ALL_PLANES if TAGS[name] in self.tags
+        }
         for name in ("StripOffsets", "StripByteCounts", "TileOffsets", "TileByteCounts"):
             if TAGS[name] in self.tags:
                 values = _numbers(self.tags, name)

@@ -61,7 +61,9 @@ def multi_scale_crop(short_sides: Sequence[int], max_size: int) -> list[T.Augmen
         short_sides: shorter sides in pixels to choose from.
         max_size: no longer side is longer than this.
     """
-    crop = T.AugmentationList([OpenCVResize((400, 500, 600), max_size), T.RandomCrop("absolute_range", (384, 600))])
+    crop = T.AugmentationList(
+        [OpenCVResize((400, 500, 600), max_size), T.RandomCrop("absolute_range", (384, 600))]
+    )
     return [
         T.RandomFlip(prob=0.5, horizontal=True),
         T.RandomApply(crop, prob=0.5),
@@ -86,7 +88,9 @@ def train_augmentations(
     recipes = {
         "resize": [T.ResizeShortestEdge(short_side, max_size, sample_style="choice")],
         "lsj": [
-            T.ResizeScale(min_scale=0.1, max_scale=2.0, target_height=lsj_size, target_width=lsj_size),
+            T.ResizeScale(
+                min_scale=0.1, max_scale=2.0, target_height=lsj_size, target_width=lsj_size
+            ),
             T.FixedSizeCrop(crop_size=(lsj_size, lsj_size), pad=False),
         ],
     }

@@ -43,10 +43,17 @@ class VideoReader:
             with utf8_path(source) as path:
                 self._capture = cv2.VideoCapture(path)
         if not self._capture.isOpened() and source.isdecimal():
-            raise UserError(f"camera {source}: cannot be opened; is it there, unused, and may it be read?")
+            raise UserError(
+                f"camera {source}: cannot be opened; is it there, unused, and may it be read?"
+            )
         if not self._capture.isOpened():
-            raise UserError(f"{source}: cannot be opened as a video; check it, or convert it to MP4")
-        fps, frames = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+            raise UserError(
+                f"{source}: cannot be opened as a video; check it, or convert it to MP4"
+            )
+        fps, frames = (
+            self._capture.get(cv2.CAP_PROP_FPS),
+            self._capture.get(cv2.CAP_PROP_FRAME_COUNT),
+        )
         self.fps = fps if 0 < fps < 1000 else DEFAULT_FPS
         self.frames = int(frames) if 0 < frames < 2**31 else None
 
@@ -63,13 +70,17 @@ class VideoReader:
                 break
             size = size or frame.shape
             if frame.shape != size:
-                raise UserError(f"{self.source}: the size changes after {read} frames; convert it to one size")
+                raise UserError(
+                    f"{self.source}: the size changes after {read} frames; convert it to one size"
+                )
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             read += 1
         if not read:
             raise UserError(f"{self.source}: gives no picture; check it, or convert it to MP4")
         if self.frames is not None and self.frames - read > max(2, MISSING * self.frames):
-            raise UserError(f"{self.source}: breaks off after {read} of {self.frames} frames; what was read is kept")
+            raise UserError(
+                f"{self.source}: breaks off after {read} of {self.frames} frames; what was read is kept"
+            )
 
 
 class VideoWriter:
@@ -104,13 +115,19 @@ class VideoWriter:
             self._partial = file.enter_context(atomic_write(self.path))
             # MPEG-4 Part 2: what OpenCV's packages bring along; for H.264 they have no encoder.
             path = file.enter_context(utf8_path(self._partial))
-            writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
+            writer = cv2.VideoWriter(
+                path, cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height)
+            )
             if not writer.isOpened():
-                raise UserError(f"cannot write {self.path}: OpenCV cannot make this file ({width} x {height} pixels)")
+                raise UserError(
+                    f"cannot write {self.path}: OpenCV cannot make this file ({width} x {height} pixels)"
+                )
             self._file = file.pop_all()
         return writer
 
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self._writer is None:
             return
         self._writer.release()
@@ -120,7 +137,9 @@ class VideoWriter:
         try:
             with self._file:
                 if frames != self.written:
-                    raise UserError(f"{self.path} would hold {frames:.0f} of {self.written} frames; is the disk full?")
+                    raise UserError(
+                        f"{self.path} would hold {frames:.0f} of {self.written} frames; is the disk full?"
+                    )
         except UserError:
             if error is None:  # else that is what is to be told
                 raise

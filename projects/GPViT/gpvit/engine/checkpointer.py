@@ -49,7 +49,9 @@ class Checkpointer(StopHook):
         patience: int = 0,
     ) -> None:
         if period < 1 or max_to_keep < 1:
-            raise UserError(f"train.checkpointer.period={period} and max_to_keep={max_to_keep} must be at least 1")
+            raise UserError(
+                f"train.checkpointer.period={period} and max_to_keep={max_to_keep} must be at least 1"
+            )
         if patience and not best_metric:
             raise UserError(f"train.patience={patience} needs train.best_metric")
         check_best_metric(best_metric, cfg, classes)
@@ -60,24 +62,35 @@ class Checkpointer(StopHook):
         self.config = flattened(cfg) | {DATA: data}
         self.saved = -1  # iterations that were done at the last save
         self.ended = -1  # at the end that the training is resumed from
-        self.best, self.without_better, self.evaluated = float("-inf"), 0, -1  # iterations done then
+        self.best, self.without_better, self.evaluated = (
+            float("-inf"),
+            0,
+            -1,
+        )  # iterations done then
 
     def before_train(self) -> None:
-        if self.patience and self.without_better >= self.patience:  # a training that had ended is resumed
+        if (
+            self.patience and self.without_better >= self.patience
+        ):  # a training that had ended is resumed
             self._end_early()
 
     def after_step(self) -> None:
         self.trainer.is_whole = True
         if self.trainer.done % self.period == 0 and self.trainer.done < self.trainer.max_iter:
             self.try_to_save(
-                f"model_{self.trainer.done:07}", f"training goes on, next checkpoint in {self.period} iterations"
+                f"model_{self.trainer.done:07}",
+                f"training goes on, next checkpoint in {self.period} iterations",
             )
 
     def on_stop(self) -> None:
         if not self.trainer.is_whole:
-            logger.error(f"iteration {self.trainer.iter} was cut short; resume from the checkpoint before it")
+            logger.error(
+                f"iteration {self.trainer.iter} was cut short; resume from the checkpoint before it"
+            )
         elif self.saved != self.trainer.done:
-            self.try_to_save(f"model_{self.trainer.done:07}", "what happened behind the last one is lost")
+            self.try_to_save(
+                f"model_{self.trainer.done:07}", "what happened behind the last one is lost"
+            )
 
     def save(self, name: str) -> None:
         """Writes the state between two iterations; process 0 does. Raises a UserError if that fails."""
@@ -88,7 +101,11 @@ class Checkpointer(StopHook):
         if name != "model_best":
             self.saved = self.trainer.done
         # What has more iterations was damaged, or the training would have been resumed from there.
-        earlier = [path for path in numbered(self.folder) if int(path.stem.removeprefix("model_")) <= self.trainer.done]
+        earlier = [
+            path
+            for path in numbered(self.folder)
+            if int(path.stem.removeprefix("model_")) <= self.trainer.done
+        ]
         for path in earlier[: -self.max_to_keep]:
             path.unlink(missing_ok=True)
         saved = one_line(self.folder / f"{name}.pth", PATH_LIMIT)
@@ -124,7 +141,9 @@ class Checkpointer(StopHook):
             return
         if self.best_metric not in metrics:
             known = preview(sorted(metrics)) or "which found none"
-            raise UserError(f"train.best_metric={self.best_metric} is none of the evaluation's metrics, {known}")
+            raise UserError(
+                f"train.best_metric={self.best_metric} is none of the evaluation's metrics, {known}"
+            )
         if self.evaluated == self.trainer.done:
             return
         self.evaluated = self.trainer.done
@@ -151,7 +170,9 @@ class Checkpointer(StopHook):
             self._restore(state)
         except UserError:
             raise
-        except Exception as error:  # whatever a state of another shape causes in optimizer, schedule or hooks
+        except (
+            Exception
+        ) as error:  # whatever a state of another shape causes in optimizer, schedule or hooks
             reason = one_line(f"{type(error).__name__}: {error}", LINE_LIMIT)
             raise UserError(f"{state['path']} does not fit this training run ({reason})") from error
 
@@ -166,7 +187,9 @@ class Checkpointer(StopHook):
             self.ended = trainer.done
         metric = renamed(state["config"]).get("train.best_metric", self.best_metric)
         if metric != str(self.best_metric):  # the saved config is text
-            logger.warning(f"the best checkpoint so far was that by {metric or 'no metric'}, now {self.best_metric} counts")
+            logger.warning(
+                f"the best checkpoint so far was that by {metric or 'no metric'}, now {self.best_metric} counts"
+            )
             self.best, self.without_better = float("-inf"), 0
 
     def forget_metrics(self) -> None:
@@ -181,7 +204,15 @@ class Checkpointer(StopHook):
             partial.write_text("".join(kept), encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "without_better": self.without_better, "evaluated": self.evaluated}
+        return {
+            "best": self.best,
+            "without_better": self.without_better,
+            "evaluated": self.evaluated,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.without_better, self.evaluated = state["best"], state["without_better"], state["evaluated"]
+        self.best, self.without_better, self.evaluated = (
+            state["best"],
+            state["without_better"],
+            state["evaluated"],
+        )

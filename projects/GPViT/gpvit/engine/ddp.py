@@ -21,7 +21,9 @@ def build_ddp(model: nn.Module, **options: Any) -> nn.Module:
         model = _with_cpu_sync_bn(model)
     if comm.get_world_size() == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[torch.cuda.current_device()] if on_gpu else None, **options)
+    return DistributedDataParallel(
+        model, device_ids=[torch.cuda.current_device()] if on_gpu else None, **options
+    )
 
 
 def _with_cpu_sync_bn(module: nn.Module) -> nn.Module:
@@ -32,5 +34,8 @@ def _with_cpu_sync_bn(module: nn.Module) -> nn.Module:
         return module
     norm = NaiveSyncBatchNorm(module.num_features, module.eps, module.momentum, stats_mode="N")
     norm.load_state_dict(module.state_dict())
-    norm.weight, norm.bias = module.weight, module.bias  # the very parameters, which an optimizer may hold already
+    norm.weight, norm.bias = (
+        module.weight,
+        module.bias,
+    )  # the very parameters, which an optimizer may hold already
     return norm

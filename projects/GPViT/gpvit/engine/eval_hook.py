@@ -32,7 +32,12 @@ class EvalHook(HookBase):
         checkpoints: Checkpointer,
         followers: Sequence[MonitorHook] = (),
     ) -> None:
-        self.period, self.evaluate, self.checkpoints, self.followers = period, evaluate, checkpoints, followers
+        self.period, self.evaluate, self.checkpoints, self.followers = (
+            period,
+            evaluate,
+            checkpoints,
+            followers,
+        )
         self.evaluated = -1  # iterations that were done at the last evaluation
 
     def before_train(self) -> None:
@@ -42,7 +47,11 @@ class EvalHook(HookBase):
             self.run()
 
     def after_step(self) -> None:
-        if self.period and self.trainer.done % self.period == 0 and self.trainer.done < self.trainer.max_iter:
+        if (
+            self.period
+            and self.trainer.done % self.period == 0
+            and self.trainer.done < self.trainer.max_iter
+        ):
             self.run()
 
     def after_train(self) -> None:
@@ -74,7 +83,9 @@ class EvalHook(HookBase):
             metrics = flatten_results_dict(self.evaluate(trainer.model) or {})
             if trainer.ema is not None:
                 metrics |= flatten_results_dict(of_average(self.evaluate(trainer.ema.module) or {}))
-        trainer.storage.put_scalars(**{name: float(value) for name, value in metrics.items()}, smoothing_hint=False)
+        trainer.storage.put_scalars(
+            **{name: float(value) for name, value in metrics.items()}, smoothing_hint=False
+        )
         try:
             self.checkpoints.after_evaluation(metrics)
         except UserError as error:

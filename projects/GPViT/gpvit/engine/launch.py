@@ -74,13 +74,19 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
         if spawns_processes(args):
             _check_address(args)
         if device == "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Detectron2 gives each process a GPU and takes NCCL
+            os.environ["CUDA_VISIBLE_DEVICES"] = (
+                ""  # else Detectron2 gives each process a GPU and takes NCCL
+            )
         signals: list[int] = []  # that were passed on
 
         def pass_on(number: int, frame: object) -> None:
             """Gives a signal to the processes of the job, which stop together."""
             signals.append(number)
-            started = [process.pid for process in multiprocessing.active_children() if process.pid is not None]
+            started = [
+                process.pid
+                for process in multiprocessing.active_children()
+                if process.pid is not None
+            ]
             if not started:
                 raise _Stopped(number)
             for pid in started:
@@ -89,7 +95,12 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
         try:
             with stop_signals_to(pass_on if spawns_processes(args) else _stop):
                 detectron2.engine.launch(
-                    _run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args)
+                    _run,
+                    args.num_gpus,
+                    args.num_machines,
+                    args.machine_rank,
+                    args.dist_url,
+                    args=(main, args),
                 )
         except _Stopped as stop:
             stop.print()
@@ -98,10 +109,16 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
             if "in init_process_group" not in str(error):
                 raise
             reason = str(error).strip().splitlines()[-1].partition("Error: ")[2]
-            raise UserError(f"the processes do not meet at --dist-url {args.dist_url} ({reason})") from None
+            raise UserError(
+                f"the processes do not meet at --dist-url {args.dist_url} ({reason})"
+            ) from None
         except ProcessExitedException as error:
-            number = -error.exit_code % 256  # by which it was killed, or that it gives as its exit code, see _run
-            if number in signals or (number in (signal.SIGTERM, signal.SIGINT) and error.exit_code > 0):
+            number = (
+                -error.exit_code % 256
+            )  # by which it was killed, or that it gives as its exit code, see _run
+            if number in signals or (
+                number in (signal.SIGTERM, signal.SIGINT) and error.exit_code > 0
+            ):
                 stopped = _Stopped(number)
                 stopped.print()
                 raise stopped from None
@@ -134,7 +151,9 @@ def _check_address(args: argparse.Namespace) -> None:
     url = args.dist_url
     if url == "auto":
         if args.num_machines > 1:
-            raise UserError("--num-machines needs --dist-url tcp://HOST:PORT, an address of the first machine")
+            raise UserError(
+                "--num-machines needs --dist-url tcp://HOST:PORT, an address of the first machine"
+            )
         return
     parts = urlsplit(url)
     host, port = parts.hostname, parts.port
@@ -143,16 +162,22 @@ def _check_address(args: argparse.Namespace) -> None:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--dist-url {url}: {host} is not known here ({_reason(error)}); correct it") from None
+        raise UserError(
+            f"--dist-url {url}: {host} is not known here ({_reason(error)}); correct it"
+        ) from None
     if args.num_machines == 1:
         with socket.socket(family) as here:
             try:
                 here.bind((address[0], 0))
             except OSError:
-                raise UserError(f"--dist-url {url}: {host} is no address of this machine; give auto") from None
+                raise UserError(
+                    f"--dist-url {url}: {host} is no address of this machine; give auto"
+                ) from None
     if args.machine_rank == 0:
         with socket.socket() as listening:  # as PyTorch's will, on all addresses of this machine
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a job that ended a moment ago
+            listening.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # of a job that ended a moment ago
             try:
                 listening.bind(("", port))
             except OSError as error:
@@ -162,7 +187,10 @@ def _check_address(args: argparse.Namespace) -> None:
     if args.num_machines > 1:
         where = f"machine {args.machine_rank} of {args.num_machines}"
         minutes = detectron2.engine.DEFAULT_TIMEOUT / timedelta(minutes=1)
-        print(f"{where}: waiting for the others at {url}, for up to {minutes:.0f} minutes", file=sys.stderr)
+        print(
+            f"{where}: waiting for the others at {url}, for up to {minutes:.0f} minutes",
+            file=sys.stderr,
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -201,7 +229,9 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
                 main(args)
             except _Stopped as stop:
                 if spawns_processes(args):
-                    sys.exit(-stop.signal)  # which this process's parent prints, whichever process it hears of first
+                    sys.exit(
+                        -stop.signal
+                    )  # which this process's parent prints, whichever process it hears of first
                 if comm.get_local_rank() == 0:
                     stop.print()
                 sys.exit(stop.code)
@@ -223,7 +253,9 @@ def _join_torchrun(device: str) -> None:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group(
+            "nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30)
+        )
     except dist.DistError as error:
         raise UserError(f"the processes of torchrun do not meet ({error})") from None
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
@@ -232,5 +264,9 @@ def _join_torchrun(device: str) -> None:
 def share_cores(device: str) -> None:
     """Gives each CPU process its share of the threads; processes that fight for them are many times slower."""
     if device == "cpu" and comm.get_world_size() > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         torch.set_num_threads(max(1, cores // comm.get_local_size()))

@@ -28,7 +28,9 @@ OF_EVALUATION = ("evaluation.json", RESULTS, "instances_predictions.pth")
 
 def numbered(folder: Path) -> list[Path]:
     """The checkpoints on the way, the oldest first."""
-    return sorted(path for path in folder.glob("model_[0-9]*.pth") if re.fullmatch(r"model_\d+", path.stem))
+    return sorted(
+        path for path in folder.glob("model_[0-9]*.pth") if re.fullmatch(r"model_\d+", path.stem)
+    )
 
 
 def latest_checkpoint(folder: str) -> dict[str, Any] | None:
@@ -42,7 +44,9 @@ def latest_checkpoint(folder: str) -> dict[str, Any] | None:
         state = _latest_checkpoint(Path(folder))
     except UserError as failure:
         error = str(failure)
-    seen = comm.all_gather((state and state["path"], state and state["trainer"]["iteration"], error))
+    seen = comm.all_gather(
+        (state and state["path"], state and state["trainer"]["iteration"], error)
+    )
     if len(set(seen)) > 1:
         raise UserError(
             f"the processes do not see the same checkpoints in {folder}, which must be on a disk that they share"
@@ -57,18 +61,25 @@ def latest_checkpoint(folder: str) -> dict[str, Any] | None:
 def _latest_checkpoint(folder: Path) -> dict[str, Any] | None:
     # An earlier end may have been gone beyond, and the best may be the only one. It comes before a numbered one of the same
     # iterations, which was written before the evaluation that it was the best of, and so knows of no such metric.
-    final, best = ([path] if (path := folder / f"model_{name}.pth").exists() else [] for name in ("final", "best"))
+    final, best = (
+        [path] if (path := folder / f"model_{name}.pth").exists() else []
+        for name in ("final", "best")
+    )
     paths = numbered(folder)[::-1]
     if not (final or best or paths):
         return None
     newest = None
     for candidates in (final, best, paths):
         state = _first_good(candidates)
-        if newest is None or (state and state["trainer"]["iteration"] > newest["trainer"]["iteration"]):
+        if newest is None or (
+            state and state["trainer"]["iteration"] > newest["trainer"]["iteration"]
+        ):
             newest = state
     if newest is None:
         count = len(final + best + paths)
-        raise UserError(f"{folder} has {count} checkpoints, and none of them can be read; give another train.output_dir")
+        raise UserError(
+            f"{folder} has {count} checkpoints, and none of them can be read; give another train.output_dir"
+        )
     return newest
 
 
@@ -98,7 +109,9 @@ def _state_fault(content: dict[str, Any]) -> str:
     if type(iteration) is not int or not 0 <= iteration < 2**53:
         return "it does not say its iteration"
     texts = [*content["classes"], *content["config"].keys(), *content["config"].values()]
-    return "" if all(isinstance(text, str) for text in texts) else "its classes or config are not text"
+    return (
+        "" if all(isinstance(text, str) for text in texts) else "its classes or config are not text"
+    )
 
 
 def require_unused_output_dir(folder: str) -> None:
@@ -111,16 +124,25 @@ def require_unused_output_dir(folder: str) -> None:
 
 def refuse_evaluated(folder: str) -> None:
     """Raises a UserError if a folder has the results of ``--eval-only``, which those of a training run would replace."""
-    if any(Path(folder).glob("evaluation.json")) and not any(map(any, map(Path(folder).glob, OF_TRAINING))):
-        raise UserError(f"{folder} has the results of an evaluation: give the training another train.output_dir")
+    if any(Path(folder).glob("evaluation.json")) and not any(
+        map(any, map(Path(folder).glob, OF_TRAINING))
+    ):
+        raise UserError(
+            f"{folder} has the results of an evaluation: give the training another train.output_dir"
+        )
 
 
 def settings(cfg: DictConfig) -> str:
     """A hash of what results depend on beside weights and data."""
-    text = inference_config(cfg)  # with the detections of an image that the detector gives, which AP counts, too
+    text = inference_config(
+        cfg
+    )  # with the detections of an image that the detector gives, which AP counts, too
     for old, new in RENAMED.items():  # so that results of before a name changed stay comparable
         text = text.replace(f"_target_: {new}\n", f"_target_: {old}\n")
-    counted, given = cfg.dataloader.evaluator.get("max_dets_per_image"), cfg.dataloader.get("max_detections")
+    counted, given = (
+        cfg.dataloader.evaluator.get("max_dets_per_image"),
+        cfg.dataloader.get("max_detections"),
+    )
     if counted != given:
         text += str(counted)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -133,21 +155,33 @@ def refuse_to_replace_results(folder: str, about: dict[str, Any]) -> None:
         folder: where its results would go.
         about: what evaluation.json will say of "weights", "iteration", "settings" and "data".
     """
-    there = {pattern: sorted(Path(folder).glob(pattern)) for pattern in (*OF_TRAINING, *OF_EVALUATION)}
+    there = {
+        pattern: sorted(Path(folder).glob(pattern)) for pattern in (*OF_TRAINING, *OF_EVALUATION)
+    }
     parent = Path(folder) if any(there[pattern] for pattern in OF_TRAINING) else Path(folder).parent
     names = ("evaluation", *(f"evaluation-{number}" for number in range(2, 100)))
     free = next((name for name in names if not (parent / name).exists()), "...")
-    suggestion = f"give the evaluation a folder of its own, for example train.output_dir={parent / free}"
+    suggestion = (
+        f"give the evaluation a folder of its own, for example train.output_dir={parent / free}"
+    )
     if found := [path.name for pattern in OF_TRAINING for path in there[pattern]]:
-        raise UserError(f"{folder} is the folder of a training ({found[0]}), whose results stay as they are: {suggestion}")
+        raise UserError(
+            f"{folder} is the folder of a training ({found[0]}), whose results stay as they are: {suggestion}"
+        )
     if any(there[pattern] for pattern in OF_EVALUATION):
         earlier = read_evaluation(Path(folder, "evaluation.json"))
         unknown = [key for key in about if key not in earlier]
         if unknown:  # of an older version
-            raise UserError(f"{folder} has results of which {preview(unknown)} are not known: {suggestion}")
-        others = [key for key, value in about.items() if _comparable(earlier[key]) != _comparable(value)]
+            raise UserError(
+                f"{folder} has results of which {preview(unknown)} are not known: {suggestion}"
+            )
+        others = [
+            key for key, value in about.items() if _comparable(earlier[key]) != _comparable(value)
+        ]
         if others:
-            raise UserError(f"{folder} has the results of an evaluation with other {preview(others)}: {suggestion}")
+            raise UserError(
+                f"{folder} has the results of an evaluation with other {preview(others)}: {suggestion}"
+            )
 
 
 def _comparable(value: Any) -> Any:
@@ -163,7 +197,11 @@ def check_config_unchanged(saved: dict[str, str], present: dict[str, str], path:
     """Raises a UserError if a training would go on with another config than it began with, where that matters."""
     saved = renamed(saved)
     keys = sorted(key for key in saved.keys() | present.keys() if not may_change(key))
-    changed = [f"{key}: {saved.get(key)} -> {present.get(key)}" for key in keys if saved.get(key) != present.get(key)]
+    changed = [
+        f"{key}: {saved.get(key)} -> {present.get(key)}"
+        for key in keys
+        if saved.get(key) != present.get(key)
+    ]
     if changed:
         raise UserError(
             f"{path} was written with another config or other data ({preview(changed)}): give the old ones to resume, or "

@@ -68,7 +68,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False, config_file: str = "") ->
         return _train(cfg, sets, resume, config_file)
 
 
-def _train(cfg: DictConfig, sets: Mapping[str, DictConfig], resume: bool, config_file: str) -> nn.Module:
+def _train(
+    cfg: DictConfig, sets: Mapping[str, DictConfig], resume: bool, config_file: str
+) -> nn.Module:
     if not resume:
         require_unused_output_dir(cfg.train.output_dir)
     refuse_evaluated(cfg.train.output_dir)
@@ -129,7 +131,9 @@ def _train(cfg: DictConfig, sets: Mapping[str, DictConfig], resume: bool, config
     followers = []
     if comm.is_main_process():
         checkpoints.forget_metrics()
-        followers = build_monitors(cfg, sets, model, checkpoints, seed, records, config_file=config_file, resume=resume)
+        followers = build_monitors(
+            cfg, sets, model, checkpoints, seed, records, config_file=config_file, resume=resume
+        )
 
     def evaluate_now(net: nn.Module) -> dict[str, Any]:
         return evaluate(cfg, sets, net, about | {"iteration": trainer.done})
@@ -176,7 +180,9 @@ def _test(cfg: DictConfig, sets: Mapping[str, DictConfig]) -> nn.Module:
     checkpoint.load(model, file, classes)
     if comm.is_main_process():
         if not os.path.exists(f"{folder}/evaluation.json"):  # an earlier one is of the same
-            save_evaluation(folder, None, about)  # so that what a stopped evaluation leaves is known to be of this one
+            save_evaluation(
+                folder, None, about
+            )  # so that what a stopped evaluation leaves is known to be of this one
         save_configs(cfg, sets)
     evaluate(cfg, sets, model, about)
     return model
@@ -207,7 +213,9 @@ class Test(NamedTuple):
     max_detections: int | None
 
 
-def evaluate(cfg: DictConfig, sets: Mapping[str, DictConfig], model: nn.Module, about: dict[str, Any]) -> dict[str, Any]:
+def evaluate(
+    cfg: DictConfig, sets: Mapping[str, DictConfig], model: nn.Module, about: dict[str, Any]
+) -> dict[str, Any]:
     """Evaluates a model on each validation set; rank 0 gets the results, of several sets by their names.
 
     Args:
@@ -236,7 +244,9 @@ def evaluate(cfg: DictConfig, sets: Mapping[str, DictConfig], model: nn.Module, 
     unwritten.append(write_down(cfg, tests.values(), results, about))
     reason = next(filter(None, unwritten), "")
     if reason and about["weights"] is not None:
-        raise ProcessError(reason)  # not before all sets are evaluated, which the other processes take part in
+        raise ProcessError(
+            reason
+        )  # not before all sets are evaluated, which the other processes take part in
     if reason:
         logger.error(f"{reason}; the training goes on")
     return results
@@ -270,7 +280,9 @@ def test_on(cfg: DictConfig, model: nn.Module) -> Test:
     )
 
 
-def write_down(cfg: DictConfig, tests: Collection[Test], results: dict[str, Any], about: dict[str, Any]) -> str:
+def write_down(
+    cfg: DictConfig, tests: Collection[Test], results: dict[str, Any], about: dict[str, Any]
+) -> str:
     """Writes evaluation.json. Returns: why that cannot be done; "" if it is done."""
     images = sum(test.images for test in tests)
     try:

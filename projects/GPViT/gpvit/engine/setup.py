@@ -49,13 +49,17 @@ def setup(cfg: DictConfig) -> None:
                 if has_terminal():
                     log_above_bars(handler)
             else:
-                handler.handleError = lambda record: None  # on a full disk: a traceback on the screen for each line
+                handler.handleError = lambda record: (
+                    None
+                )  # on a full disk: a traceback on the screen for each line
     logger = logging.getLogger("gpvit")
     if comm.is_main_process():
         logger.debug("Command line: %s", one_line(" ".join(sys.argv), PAGE_LIMIT))
         logger.debug("Environment:\n%s", collect_env_info())
     where = one_line(output_dir, PATH_LIMIT)
-    logger.info(f"{comm.get_world_size()} x {cfg.train.device}; what is found and made goes to {where}")
+    logger.info(
+        f"{comm.get_world_size()} x {cfg.train.device}; what is found and made goes to {where}"
+    )
     share_cores(cfg.train.device)
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
 
@@ -69,7 +73,9 @@ def open_log(folder: str) -> None:
     for name in LOGGERS:
         for handler in logging.getLogger(name).handlers:
             path = str(getattr(getattr(handler, "stream", None), "name", ""))
-            if isinstance(handler, logging.StreamHandler) and path.startswith(os.path.join(folder, "log.txt")):
+            if isinstance(handler, logging.StreamHandler) and path.startswith(
+                os.path.join(folder, "log.txt")
+            ):
                 handler.setStream(open(path, "a", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115 (as long as the process)
 
 
@@ -83,5 +89,9 @@ def shared_seed(seed: int) -> int:
 
 def device_name(device: str) -> str:
     """What a process runs on, for people, and how many there are."""
-    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+    name = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"CPU ({torch.get_num_threads()} threads)"
+    )
     return f"{comm.get_world_size()} x {name}"

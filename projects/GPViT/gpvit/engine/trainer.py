@@ -137,7 +137,9 @@ class Trainer(TrainerBase):
                 self.max_iter = self.done
             except (Exception, SystemExit) as error:
                 if isinstance(error, SystemExit) and isinstance(error.code, int):
-                    logger.info(f"{signal.Signals(error.code - 128).name}: stopping after {self.done} iterations")
+                    logger.info(
+                        f"{signal.Signals(error.code - 128).name}: stopping after {self.done} iterations"
+                    )
                 stop_workers(batches)
                 for hook in self._hooks:
                     if isinstance(hook, StopHook):
@@ -146,13 +148,17 @@ class Trainer(TrainerBase):
                     comm.synchronize()  # none ends before the state is saved
                 if isinstance(error, UserError):
                     raise
-                if reason := loading_failure(error):  # PyTorch interrupts whatever the process is at, when one dies
+                if reason := loading_failure(
+                    error
+                ):  # PyTorch interrupts whatever the process is at, when one dies
                     raise ProcessError(f"iteration {self.iter}: {reason}") from error
                 if "gloo" in str(error) or isinstance(error, dist.DistError):
                     raise ProcessError(f"another process ended in iteration {self.iter}") from error
                 raise
             self.iter = self.done
-            logger.info(f"{self._waited / max(self._worked, 1e-9):.0%} of the time went into waiting for data")
+            logger.info(
+                f"{self._waited / max(self._worked, 1e-9):.0%} of the time went into waiting for data"
+            )
             self.after_train()
 
     def run_step(self, batches: Iterator[list[dict[str, Any]]]) -> None:
@@ -167,19 +173,29 @@ class Trainer(TrainerBase):
                 self._undo()
             if isinstance(error, torch.OutOfMemoryError):
                 raise ProcessError(self._out_of_memory(batch)) from error
-            if isinstance(error, FloatingPointError):  # Detectron2's, of the proposals of this process
-                path = self._report_not_finite([self._seen(batch, {})], None, f"_rank{comm.get_rank()}")
-                raise ProcessError(f"iteration {self.iter}: {error} {_where_to_look(path)}") from error
+            if isinstance(
+                error, FloatingPointError
+            ):  # Detectron2's, of the proposals of this process
+                path = self._report_not_finite(
+                    [self._seen(batch, {})], None, f"_rank{comm.get_rank()}"
+                )
+                raise ProcessError(
+                    f"iteration {self.iter}: {error} {_where_to_look(path)}"
+                ) from error
             raise
         self._write_metrics(values)
 
     def _step(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         losses = self.forward_and_backward(batch)
         norm = self._gradient_norm()
-        values = self._averaged(losses | {"data_time": losses["total_loss"].new_tensor(self._data_time)})
+        values = self._averaged(
+            losses | {"data_time": losses["total_loss"].new_tensor(self._data_time)}
+        )
         if not (values["total_loss"].isfinite() and norm.isfinite()):
             path = self._report_not_finite(comm.gather(self._seen(batch, losses)), float(norm))
-            raise UserError(f"iteration {self.iter}: loss or gradient is not finite. {_where_to_look(path)}")
+            raise UserError(
+                f"iteration {self.iter}: loss or gradient is not finite. {_where_to_look(path)}"
+            )
         self.is_whole = False
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -197,7 +213,10 @@ class Trainer(TrainerBase):
         except _StopNow:
             pass  # the others hear of it below
         except RuntimeError as failure:  # what PyTorch raises for its data-loading processes
-            reason = loading_failure(failure) or f"a data-loading process failed: {str(failure).splitlines()[0]}"
+            reason = (
+                loading_failure(failure)
+                or f"a data-loading process failed: {str(failure).splitlines()[0]}"
+            )
             error = f"iteration {self.iter}: {reason}"
         self._data_time = time.perf_counter() - self._step_start
         reasons = [reason for image in batch for reason in image["skipped"]]
@@ -218,7 +237,9 @@ class Trainer(TrainerBase):
         if code == STOP_EARLY:
             raise _EarlyStop
         if code == STOP_ERROR:
-            told = f"{skipped} images were left out, and train.skip_budget allows {self.skip_budget}"
+            told = (
+                f"{skipped} images were left out, and train.skip_budget allows {self.skip_budget}"
+            )
             raise UserError(next(filter(None, comm.all_gather(error)), told))
         self.skipped = skipped
         return batch
@@ -240,7 +261,11 @@ class Trainer(TrainerBase):
         for number, part in enumerate(parts):
             share = len(part) / len(batch)
             last = number == len(parts) - 1
-            with nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync():
+            with (
+                nullcontext()
+                if last or not isinstance(self.model, DistributedDataParallel)
+                else self.model.no_sync()
+            ):
                 with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_enabled):
                     losses = self.model(part)
                 losses["total_loss"] = sum(losses.values())
@@ -258,7 +283,11 @@ class Trainer(TrainerBase):
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        return torch.ones(()) if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= 1 else norm
+        return (
+            torch.ones(())
+            if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= 1
+            else norm
+        )
 
     def _averaged(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over the processes; not a number in all of them if it is in one."""
@@ -301,16 +330,33 @@ class Trainer(TrainerBase):
 
     def _seen(self, batch: list[dict[str, Any]], losses: dict[str, Tensor]) -> dict[str, Any]:
         """What this process had in the iteration, for a report."""
-        images = [{key: image.get(key) for key in ("file_name", "image_id", "index", "position")} for image in batch]
-        return {"rank": comm.get_rank(), "losses": {name: float(loss) for name, loss in losses.items()}, "images": images}
+        images = [
+            {key: image.get(key) for key in ("file_name", "image_id", "index", "position")}
+            for image in batch
+        ]
+        return {
+            "rank": comm.get_rank(),
+            "losses": {name: float(loss) for name, loss in losses.items()},
+            "images": images,
+        }
 
-    def _report_not_finite(self, processes: list[dict[str, Any]], norm: float | None, suffix: str = "") -> str:
+    def _report_not_finite(
+        self, processes: list[dict[str, Any]], norm: float | None, suffix: str = ""
+    ) -> str:
         """Writes down what the iteration saw. Returns: the path of the file."""
         path = os.path.join(self.output_dir, f"not_finite_{self.iter:07}{suffix}.json")
         if processes:  # gathered in process 0
-            content = {"iteration": self.iter, "seed": self.seed, "gradient_norm": norm, "processes": processes}
+            content = {
+                "iteration": self.iter,
+                "seed": self.seed,
+                "gradient_norm": norm,
+                "processes": processes,
+            }
             text = json.dumps(finite_or_text(content), indent=1)
-            with best_effort("what the iteration saw is not written down"), atomic_write(path) as partial:
+            with (
+                best_effort("what the iteration saw is not written down"),
+                atomic_write(path) as partial,
+            ):
                 partial.write_text(text, encoding="utf-8")
         return path
 
@@ -318,11 +364,15 @@ class Trainer(TrainerBase):
         metrics = {name: float(value) for name, value in values.items()}
         seconds = time.perf_counter() - self._step_start
         self._waited, self._worked = self._waited + metrics["data_time"], self._worked + seconds
-        self.storage.put_scalars(**metrics, data_share=metrics["data_time"] / seconds, smoothing_hint=False)
+        self.storage.put_scalars(
+            **metrics, data_share=metrics["data_time"] / seconds, smoothing_hint=False
+        )
 
     def _request_stop(self, number: int, frame: object) -> None:
         """Turns a signal into a request to stop after the iteration; further ones change nothing."""
-        self.request = 128 + number  # no log from here: the signal may have come in the middle of a line of it
+        self.request = (
+            128 + number
+        )  # no log from here: the signal may have come in the middle of a line of it
         if self.stops_at_once:
             self.stops_at_once = False
             raise _StopNow(self.request)
@@ -332,7 +382,9 @@ class Trainer(TrainerBase):
         """While nothing of the training changes, in an evaluation or waiting for data, a signal stops it at once."""
         self.stops_at_once = True
         try:
-            if self.request >= 128:  # looked at when later ones already raise, so that none is missed
+            if (
+                self.request >= 128
+            ):  # looked at when later ones already raise, so that none is missed
                 raise _StopNow(self.request)
             yield
         finally:
@@ -352,7 +404,9 @@ class Trainer(TrainerBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        ours, theirs = (part["param_groups"] for part in (self.optimizer.state_dict(), state["optimizer"]))
+        ours, theirs = (
+            part["param_groups"] for part in (self.optimizer.state_dict(), state["optimizer"])
+        )
         if [{key: type(value) for key, value in group.items()} for group in ours] != [
             {key: type(value) for key, value in group.items()} for group in theirs
         ]:
@@ -366,7 +420,11 @@ class Trainer(TrainerBase):
 
 
 def _where_to_look(report: str) -> str:
-    repeat = f"`gpvit replay --input {report}` repeats it" if os.path.exists(report) else "It cannot be repeated"
+    repeat = (
+        f"`gpvit replay --input {report}` repeats it"
+        if os.path.exists(report)
+        else "It cannot be repeated"
+    )
     return f"{repeat}; to go on, change its cause, or begin from an earlier checkpoint"
 
 

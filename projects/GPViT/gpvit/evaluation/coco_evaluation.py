@@ -118,7 +118,9 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         self.unwritten = ""
         if file is None and (self._tasks is None or "segm" in self._tasks):
             check_masks(self._coco_api, self._metadata.json_file)
-        self._anything_to_find = any(not item.get("iscrowd") for item in self._coco_api.anns.values())
+        self._anything_to_find = any(
+            not item.get("iscrowd") for item in self._coco_api.anns.values()
+        )
 
     def evaluate(self, img_ids: Any = None) -> dict[str, Any]:
         results = super().evaluate(img_ids)
@@ -155,11 +157,16 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         numbers = self._metadata.as_dict().get("thing_dataset_id_to_contiguous_id", {})
         ids = {number: id for id, number in numbers.items()}
         found = [result for prediction in predictions for result in prediction["instances"]]
-        for_coco = [result | {"category_id": ids.get(result["category_id"], result["category_id"])} for result in found]
+        for_coco = [
+            result | {"category_id": ids.get(result["category_id"], result["category_id"])}
+            for result in found
+        ]
         with atomic_write(folder / RESULTS) as path:
             path.write_text(json.dumps(for_coco))
 
-    def _derive_coco_results(self, coco_eval: Any, iou_type: str, class_names: Any = None) -> dict[str, float]:
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Any = None
+    ) -> dict[str, float]:
         # They become names of metrics, and a table in the log.
         names = class_names and [one_line(name) for name in class_names]
         results = super()._derive_coco_results(coco_eval, iou_type, names)
@@ -181,13 +188,19 @@ def check_masks(truth: COCO, json_file: str) -> None:
             continue
         height, width = image.get("height"), image.get("width")
         if not usable_size(height, width):
-            raise UserError(f"{json_file}: image id {image['id']} has no usable width and height; correct them")
+            raise UserError(
+                f"{json_file}: image id {image['id']} has no usable width and height; correct them"
+            )
         fault = mask_fault(mask, height, width)
         if fault:
-            raise UserError(f"{json_file}: annotation id {id} cannot be used ({fault}); correct or remove it")
+            raise UserError(
+                f"{json_file}: annotation id {id} cannot be used ({fault}); correct or remove it"
+            )
 
 
-def summarized(truth: COCO, found: COCO, task: str, max_detections: int = MAX_DETECTIONS) -> COCOeval_faster:
+def summarized(
+    truth: COCO, found: COCO, task: str, max_detections: int = MAX_DETECTIONS
+) -> COCOeval_faster:
     """COCO's evaluation, after its summary.
 
     Args:
@@ -212,7 +225,9 @@ def max_dets(max_detections: int) -> list[int]:
 def check_max_detections(value: Any, name: str) -> None:
     """Raises a UserError if this is no number of detections that may be counted; ``name`` is what gives it."""
     if type(value) is not int or not 1 <= value <= MOST_DETECTIONS:
-        raise UserError(f"{name} must be a whole number from 1 to {MOST_DETECTIONS}, got {one_line(value)}")
+        raise UserError(
+            f"{name} must be a whole number from 1 to {MOST_DETECTIONS}, got {one_line(value)}"
+        )
 
 
 def most_objects(truth: COCO) -> int:

@@ -61,7 +61,9 @@ class Truth(NamedTuple):
     read: Callable[[bool], CocoFile]
 
 
-def read_inputs(path: Path, data: Path | None = None, split: str | None = None, images: Path | None = None) -> Inputs:
+def read_inputs(
+    path: Path, data: Path | None = None, split: str | None = None, images: Path | None = None
+) -> Inputs:
     """Results and ground truth.
 
     Args:
@@ -91,7 +93,9 @@ def read_inputs(path: Path, data: Path | None = None, split: str | None = None, 
     elif folder:
         truth = _from_config(folder / "config.yaml", masks)
     else:
-        raise UserError(f"give the data that {path} is of by --data: a folder, or a JSON file and --images DIR")
+        raise UserError(
+            f"give the data that {path} is of by --data: a folder, or a JSON file and --images DIR"
+        )
     if path.name == RESULTS:  # what others wrote is not what evaluation.json is about
         check_data(path, truth)
     check_results(detections, truth.objects, path)
@@ -104,7 +108,9 @@ def refuse_several_sets(folder: Path) -> None:
     folders = results_folders(folder, RESULTS)
     last = read_evaluation(folder / "evaluation.json").get("data")
     if folders and (isinstance(last, list) or not (folder / RESULTS).is_file()):
-        raise UserError(f"{folder} has results of several validation sets: give the folder of one, {preview(folders)}")
+        raise UserError(
+            f"{folder} has results of several validation sets: give the folder of one, {preview(folders)}"
+        )
 
 
 def check_data(results: Path, truth: Truth) -> None:
@@ -170,7 +176,9 @@ def _from_config(config: Path, masks: bool) -> Truth:
                 item["id"] = number  # some begin at 0, which means no match to pycocotools
             truth.createIndex()
     except Exception as error:  # pycocotools checks nothing
-        raise UserError(f"cannot read {metadata.json_file} ({type(error).__name__}: {one_line(error)}): {hint}") from None
+        raise UserError(
+            f"cannot read {metadata.json_file} ({type(error).__name__}: {one_line(error)}): {hint}"
+        ) from None
     if masks:
         check_masks(truth, metadata.json_file)
 
@@ -196,13 +204,20 @@ class ResultsWriter:
         height, width = picture.image.shape[:2]
         number = len(self.images) + 1
         frame = {} if picture.frame is None else {"frame": picture.frame}
-        self.images.append({"id": number, "file_name": picture.source.name, "height": height, "width": width} | frame)
+        self.images.append(
+            {"id": number, "file_name": picture.source.name, "height": height, "width": width}
+            | frame
+        )
         for result in instances_to_coco_json(instances, number):
-            self.file.write(self.separator + json.dumps(result | {"category_id": result["category_id"] + 1}))
+            self.file.write(
+                self.separator + json.dumps(result | {"category_id": result["category_id"] + 1})
+            )
             self.separator = ",\n"
 
     def close(self) -> None:
-        categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, start=1)]
+        categories = [
+            {"id": number, "name": name} for number, name in enumerate(self.classes, start=1)
+        ]
         content = json.dumps({"images": self.images, "categories": categories, "annotations": []})
         with self.files:
             self.file.write("\n]\n" if self.separator == ",\n" else "[]\n")

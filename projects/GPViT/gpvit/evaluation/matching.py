@@ -30,10 +30,20 @@ from ..utils.events import is_number
 from ..utils.text import one_line
 
 IOU = 0.5
-SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # what a detection must have for a task of COCO's evaluation
+SHAPES = {
+    "bbox": "bbox",
+    "segm": "segmentation",
+}  # what a detection must have for a task of COCO's evaluation
 FARTHEST = 1e8  # pixels: no image is larger, and further out nothing can be drawn
 MISSED = -math.inf  # score of the detection that found a missed object
-DETECTION = [("id", "i8"), ("image", "i8"), ("category", "i8"), ("score", "f8"), ("object", "i8"), ("ignored", "?")]
+DETECTION = [
+    ("id", "i8"),
+    ("image", "i8"),
+    ("category", "i8"),
+    ("score", "f8"),
+    ("object", "i8"),
+    ("ignored", "?"),
+]
 OBJECT = [("id", "i8"), ("image", "i8"), ("category", "i8"), ("score", "f8")]
 
 
@@ -50,10 +60,14 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {one_line(error)}") from None
     if not isinstance(results, list):
-        raise UserError(f"{path} is no list of detections in COCO's results format (coco_instances_results.json)")
+        raise UserError(
+            f"{path} is no list of detections in COCO's results format (coco_instances_results.json)"
+        )
     for number, item in enumerate(results):
         if fault := _fault(item, results[0]):
-            raise UserError(f"{path}: detection {number} {fault}; it must be in COCO's results format")
+            raise UserError(
+                f"{path}: detection {number} {fault}; it must be in COCO's results format"
+            )
     return results
 
 
@@ -73,7 +87,11 @@ def _fault(item: Any, first: dict[str, Any]) -> str:
         return "has a bbox that is not four finite numbers"
     if min(box[2:]) < 0 or max(map(abs, box)) > FARTHEST:
         return f"has a bbox of negative width or height, or further out than {FARTHEST:g} pixels"
-    return "" if isinstance(item.get("segmentation", {}), dict) else "has a segmentation that is no RLE"
+    return (
+        ""
+        if isinstance(item.get("segmentation", {}), dict)
+        else "has a segmentation that is no RLE"
+    )
 
 
 def tasks_of(results: list[dict[str, Any]]) -> list[str]:
@@ -103,7 +121,9 @@ def check_results(results: list[dict[str, Any]], truth: COCO, path: str | os.Pat
         image, mask = truth.imgs[item["image_id"]], item["segmentation"]
         fault = run_length_fault(mask, image["height"], image["width"])
         if fault:
-            raise UserError(f"{path}: the mask of detection {number} has {fault}; give the data it was predicted on")
+            raise UserError(
+                f"{path}: the mask of detection {number} has {fault}; give the data it was predicted on"
+            )
         item["segmentation"] = compressed(mask, image["height"], image["width"])
 
 
@@ -114,10 +134,18 @@ def index(results: list[dict[str, Any]], truth: COCO, task: str) -> COCO:
     """
     kept = ("image_id", "category_id", "score", SHAPES[task])
     found = COCO()
-    found.dataset = {"images": truth.dataset["images"], "categories": truth.dataset["categories"], "annotations": []}
+    found.dataset = {
+        "images": truth.dataset["images"],
+        "categories": truth.dataset["categories"],
+        "annotations": [],
+    }
     with contextlib.redirect_stdout(io.StringIO()):
         found.createIndex()
-        return truth.loadRes([{key: item[key] for key in kept} for item in results]) if results else found
+        return (
+            truth.loadRes([{key: item[key] for key in kept} for item in results])
+            if results
+            else found
+        )
 
 
 @dataclass(frozen=True)
@@ -137,7 +165,8 @@ class Matching:
     def of_class(self, category: int) -> "Matching":
         """That part of a matching class by class that is of one class."""
         return Matching(
-            self.detections[self.detections["category"] == category], self.objects[self.objects["category"] == category]
+            self.detections[self.detections["category"] == category],
+            self.objects[self.objects["category"] == category],
         )
 
 
@@ -161,9 +190,14 @@ def match(truth: COCO, found: COCO, task: str, *, by_class: bool = True) -> Matc
     for image in filter(None, evaluation.evalImgs):
         for id, object, ignored in zip(image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0]):
             item = found.anns[id]
-            detections.append((id, item["image_id"], item["category_id"], item["score"], object, ignored))
+            detections.append(
+                (id, item["image_id"], item["category_id"], item["score"], object, ignored)
+            )
         for id, detection, ignored in zip(image["gtIds"], image["gtMatches"][0], image["gtIgnore"]):
-            item, score = truth.anns[id], found.anns[int(detection)]["score"] if detection else MISSED
+            item, score = (
+                truth.anns[id],
+                found.anns[int(detection)]["score"] if detection else MISSED,
+            )
             if not ignored:
                 objects.append((id, item["image_id"], item["category_id"], score))
     all_detections = np.array(detections, DETECTION)
@@ -233,7 +267,9 @@ def curve(matching: Matching) -> Curve:
     """Precision, recall and F1 at each score that occurs. Without objects, recall and F1 are NaN."""
     counted = matching.detections[~matching.detections["ignored"]]
     thresholds, true = counted["score"], np.cumsum(counted["object"] > 0)
-    last = np.flatnonzero(np.append(thresholds[1:] != thresholds[:-1], len(thresholds) > 0))  # of those of equal score
+    last = np.flatnonzero(
+        np.append(thresholds[1:] != thresholds[:-1], len(thresholds) > 0)
+    )  # of those of equal score
     thresholds, true = thresholds[last], true[last]
     total = len(matching.objects) or math.nan
     return Curve(thresholds, true / (last + 1), true / total, 2 * true / (last + 1 + total))

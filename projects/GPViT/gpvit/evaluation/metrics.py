@@ -41,8 +41,13 @@ TASKS = {
     "segm": Task("masks", COCO, "AP-", ("AP", "AP50", "AP75")),
 }
 AVERAGED = "ema_"  # before the tasks of the averaged weights
-OF_TASKS = "|".join(f"{name}/(?:{'|'.join(task.metrics)}|{re.escape(task.of_class)}.+)" for name, task in TASKS.items())
-NAME = re.compile(rf"(?:(?P<of_set>.*?)/)??(?P<averaged>{AVERAGED})?(?P<metric>{OF_TASKS})", re.DOTALL)
+OF_TASKS = "|".join(
+    f"{name}/(?:{'|'.join(task.metrics)}|{re.escape(task.of_class)}.+)"
+    for name, task in TASKS.items()
+)
+NAME = re.compile(
+    rf"(?:(?P<of_set>.*?)/)??(?P<averaged>{AVERAGED})?(?P<metric>{OF_TASKS})", re.DOTALL
+)
 
 
 class Metric(NamedTuple):
@@ -98,8 +103,13 @@ def known_metrics(cfg: DictConfig, classes: Sequence[str]) -> list[str]:
     for prefix in metric_prefixes(cfg):
         for weights in ("", AVERAGED) if cfg.train.ema_decay else ("",):
             for task in tasks:
-                of_classes = [TASKS[task].of_class + one_line(name) for name in classes if len(classes) > 1]
-                names += [f"{prefix}{weights}{task}/{metric}" for metric in [*TASKS[task].metrics, *of_classes]]
+                of_classes = [
+                    TASKS[task].of_class + one_line(name) for name in classes if len(classes) > 1
+                ]
+                names += [
+                    f"{prefix}{weights}{task}/{metric}"
+                    for metric in [*TASKS[task].metrics, *of_classes]
+                ]
     return names
 
 
@@ -107,7 +117,9 @@ def of_average(results: Mapping[str, Any]) -> dict[str, Any]:
     """The results of the averaged weights, whose tasks have names of their own; of several validation sets, too."""
     renamed = {}
     for name, value in results.items():
-        is_set = isinstance(value, Mapping) and any(isinstance(metrics, Mapping) for metrics in value.values())
+        is_set = isinstance(value, Mapping) and any(
+            isinstance(metrics, Mapping) for metrics in value.values()
+        )
         if is_set:
             renamed[name] = of_average(value)
         else:
@@ -125,5 +137,7 @@ def check_best_metric(name: str | None, cfg: DictConfig, classes: list[str]) -> 
         return
     choices = [f"{prefix}{name}" for prefix in prefixes]
     if len(prefixes) > 1 and (not known or choices[0] in known):
-        raise UserError(f"train.best_metric={name} does not say of which validation set: name one of {preview(choices)}")
+        raise UserError(
+            f"train.best_metric={name} does not say of which validation set: name one of {preview(choices)}"
+        )
     raise UserError(f"train.best_metric={name} is none of {', '.join(known)}")

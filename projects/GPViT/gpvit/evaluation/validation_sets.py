@@ -19,11 +19,15 @@ def validation_names(cfg: DictConfig) -> list[str]:
     """
     names = _as_list(cfg.dataloader.test.dataset.names)
     if not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"dataloader.test.dataset.names={one_line(names)} must be names of datasets")
+        raise UserError(
+            f"dataloader.test.dataset.names={one_line(names)} must be names of datasets"
+        )
     shown = [one_line(name, PATH_LIMIT) for name in names]  # by which their metrics are told apart
     twice = [name for name in shown if shown.count(name) > 1]
     if twice:
-        raise UserError(f"dataloader.test.dataset.names has {twice[0]} twice; name each validation set once")
+        raise UserError(
+            f"dataloader.test.dataset.names has {twice[0]} twice; name each validation set once"
+        )
     return names
 
 

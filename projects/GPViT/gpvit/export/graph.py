@@ -51,7 +51,10 @@ def export(model: Detector) -> ExportedProgram:
     shapes = {"image": {1: Dim("height", min=smallest), 2: Dim("width", min=smallest)}}
     with torch.no_grad():
         return torch.export.export(
-            graph_of(model), (example,), dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True
+            graph_of(model),
+            (example,),
+            dynamic_shapes=shapes,
+            prefer_deferred_runtime_asserts_over_guards=True,
         )
 
 
@@ -60,7 +63,9 @@ def export_onnx(model: Detector) -> torch.onnx.ONNXProgram:
     with sampling_by_grid(model):
         program = export(model)
     names = program.graph_signature.user_outputs
-    exported = torch.onnx.export(program, input_names=["image"], output_names=OUTPUTS[: len(names)], verbose=False)
+    exported = torch.onnx.export(
+        program, input_names=["image"], output_names=OUTPUTS[: len(names)], verbose=False
+    )
     assert exported is not None  # as only the older exporter returns
     return exported
 
@@ -68,12 +73,16 @@ def export_onnx(model: Detector) -> torch.onnx.ONNXProgram:
 def graph_of(model: Detector) -> "Graph":
     """The module that is exported."""
     if model.backbone.padding_constraints.get("square_size"):
-        raise UserError("a pyramid with square_pad cannot be exported; set model.backbone.square_pad=0")
+        raise UserError(
+            "a pyramid with square_pad cannot be exported; set model.backbone.square_pad=0"
+        )
     if isinstance(model, RetinaNet):
         return RetinaNetGraph(model).eval()
     if isinstance(model, GeneralizedRCNN):
         return RCNNGraph(model).eval()
-    raise UserError(f"{type(model).__name__} cannot be exported; Mask R-CNN, Cascade Mask R-CNN and RetinaNet can")
+    raise UserError(
+        f"{type(model).__name__} cannot be exported; Mask R-CNN, Cascade Mask R-CNN and RetinaNet can"
+    )
 
 
 class Graph(nn.Module):
@@ -109,7 +118,9 @@ class RCNNGraph(Graph):
         anchor, classes = (scores > predictor.test_score_thresh).nonzero().unbind(1)
         boxes = boxes.expand(-1, scores.shape[1], 4)[anchor, classes]
         scores = scores[anchor, classes]
-        outputs = best_of(boxes, scores, classes, predictor.test_nms_thresh, predictor.test_topk_per_image, size)
+        outputs = best_of(
+            boxes, scores, classes, predictor.test_nms_thresh, predictor.test_topk_per_image, size
+        )
         if heads.mask_on:
             outputs["masks"] = self.masks(features, outputs["boxes"], outputs["classes"])
         return outputs
@@ -119,9 +130,13 @@ class RCNNGraph(Graph):
         rpn = self.model.proposal_generator
         maps = [features[name] for name in rpn.in_features]
         of_levels: list[tuple[Tensor, Tensor, Tensor]] = []
-        for level, (anchors, logits, deltas) in enumerate(zip(rpn.anchor_generator(maps), *rpn.rpn_head(maps))):
+        for level, (anchors, logits, deltas) in enumerate(
+            zip(rpn.anchor_generator(maps), *rpn.rpn_head(maps))
+        ):
             logits = logits[0].permute(1, 2, 0).flatten()  # (1, A, h, w) -> (h * w * A,)
-            deltas = deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).flatten(0, 2)  # -> (h * w * A, 4)
+            deltas = (
+                deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).flatten(0, 2)
+            )  # -> (h * w * A, 4)
             logits, best = logits.topk(torch.sym_min(logits.shape[0], rpn.pre_nms_topk[False]))
             decoded = decode(rpn.box2box_transform, deltas[best], anchors.tensor[best], size)[:, 0]
             of_levels.append((decoded, logits, torch.full_like(best, level)))
@@ -130,11 +145,17 @@ class RCNNGraph(Graph):
         boxes, scores, levels = boxes[large], scores[large], levels[large]
         return boxes[nms(boxes, scores, levels, rpn.nms_thresh, size)[: rpn.post_nms_topk[False]]]
 
-    def classify(self, maps: list[Tensor], boxes: Tensor, size: Sequence[Side]) -> tuple[Tensor, Tensor]:
+    def classify(
+        self, maps: list[Tensor], boxes: Tensor, size: Sequence[Side]
+    ) -> tuple[Tensor, Tensor]:
         """(P, 4) -> (P, K or 1, 4) and (P, K); each head of a cascade goes on from the boxes of the one before it."""
         heads = self.model.roi_heads
         cascade = isinstance(heads.box_head, nn.ModuleList)
-        stages = list(zip(heads.box_head, heads.box_predictor)) if cascade else [(heads.box_head, heads.box_predictor)]
+        stages = (
+            list(zip(heads.box_head, heads.box_predictor))
+            if cascade
+            else [(heads.box_head, heads.box_predictor)]
+        )
         scores = []
         for head, predictor in stages:
             logits, deltas = (x[:-1] for x in predictor(head(pool(heads.box_pooler, maps, boxes))))
@@ -162,28 +183,42 @@ class RetinaNetGraph(Graph):
         for anchors, logits, deltas in zip(model.anchor_generator(maps), *model.head(maps)):
             per_cell = model.anchor_generator.num_anchors[0]
             # (1, A * K, h, w) -> (h * w * A, K), and so for the deltas
-            logits, deltas = (x[0].unflatten(0, (per_cell, -1)).permute(2, 3, 0, 1).flatten(0, 2) for x in (logits, deltas))
+            logits, deltas = (
+                x[0].unflatten(0, (per_cell, -1)).permute(2, 3, 0, 1).flatten(0, 2)
+                for x in (logits, deltas)
+            )
             probabilities = logits.sigmoid()
             anchor, class_ = (probabilities > model.test_score_thresh).nonzero().unbind(1)
             found = probabilities[anchor, class_]
             found, best = found.topk(torch.sym_min(found.shape[0], model.test_topk_candidates))
             anchor = anchor[best]
-            boxes.append(decode(model.box2box_transform, deltas[anchor], anchors.tensor[anchor], size)[:, 0])
+            boxes.append(
+                decode(model.box2box_transform, deltas[anchor], anchors.tensor[anchor], size)[:, 0]
+            )
             scores.append(found)
             classes.append(class_[best])
         found = torch.cat(boxes), torch.cat(scores), torch.cat(classes)
         return best_of(*found, model.test_nms_thresh, model.max_detections_per_image, size)
 
 
-def decode(transform: Box2BoxTransform, deltas: Tensor, boxes: Tensor, size: Sequence[Side]) -> Tensor:
+def decode(
+    transform: Box2BoxTransform, deltas: Tensor, boxes: Tensor, size: Sequence[Side]
+) -> Tensor:
     """Moves boxes, and clips them to the image: (M, 4k), (M, 4) -> (M, k, 4)."""
     x0, y0, x1, y1 = transform.apply_deltas(deltas, boxes).unflatten(1, (-1, 4)).unbind(2)
     height, width = size
-    return torch.stack([x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)], dim=2)
+    return torch.stack(
+        [x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)], dim=2
+    )
 
 
 def best_of(
-    boxes: Tensor, scores: Tensor, classes: Tensor, nms_threshold: float, limit: int, size: Sequence[Side]
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    nms_threshold: float,
+    limit: int,
+    size: Sequence[Side],
 ) -> dict[str, Tensor]:
     """The detections: (M, 4), (M,), (M,) -> (N, 4), (N,), (N,)."""
     kept = nms(boxes, scores, classes, nms_threshold, size)[:limit]
@@ -191,7 +226,9 @@ def best_of(
     return {"boxes": boxes[kept], "scores": scores[kept], "classes": classes[kept]}
 
 
-def nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, size: Sequence[Side]) -> Tensor:
+def nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, size: Sequence[Side]
+) -> Tensor:
     """Non-maximum suppression among the boxes of each group: the indices of those that stay, the best first."""
     away = groups.mul(size[0] + size[1])  # so far apart that boxes of two groups never meet
     return torch.ops.torchvision.nms(boxes + away[:, None], scores, threshold)

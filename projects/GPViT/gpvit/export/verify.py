@@ -29,7 +29,10 @@ def load(path: Path) -> Callable[[Tensor], Detections]:
     names = [output.name for output in session.get_outputs()]
 
     def run(image: Tensor) -> Detections:
-        return {name: torch.from_numpy(x) for name, x in zip(names, session.run(names, {"image": image.numpy()}))}
+        return {
+            name: torch.from_numpy(x)
+            for name, x in zip(names, session.run(names, {"image": image.numpy()}))
+        }
 
     return run
 
@@ -37,11 +40,17 @@ def load(path: Path) -> Callable[[Tensor], Detections]:
 def eager(model: nn.Module, image: Tensor) -> Detections:
     """What the detector itself finds, in the form of the exported one."""
     if isinstance(model, GeneralizedRCNN):
-        (found,) = model.inference([{"image": image}], do_postprocess=False)  # masks as they come from the mask head
+        (found,) = model.inference(
+            [{"image": image}], do_postprocess=False
+        )  # masks as they come from the mask head
     else:
         found = model([{"image": image}])[0]["instances"]
     found = found[found.pred_boxes.nonempty()]
-    outputs = {"boxes": found.pred_boxes.tensor, "scores": found.scores, "classes": found.pred_classes}
+    outputs = {
+        "boxes": found.pred_boxes.tensor,
+        "scores": found.scores,
+        "classes": found.pred_classes,
+    }
     return outputs | ({"masks": found.pred_masks[:, 0]} if found.has("pred_masks") else {})
 
 
@@ -54,7 +63,9 @@ def check(model: nn.Module, exported: Callable[[Tensor], Detections], images: li
     """
     found = torch.cat([differences(eager(model, image), exported(image)) for image in images])
     if not len(found):
-        raise UserError("nothing is detected on any picture of --input, so nothing can be checked; give others")
+        raise UserError(
+            "nothing is detected on any picture of --input, so nothing can be checked; give others"
+        )
     same = found[found <= TOLERANCE]
     if len(same) < SHARE * len(found):
         raise UserError(
@@ -82,10 +93,17 @@ def differences(ours: Detections, theirs: Detections) -> Tensor:
 
     What is compared are coordinates, scores and masks; the order of equal scores does not matter.
     """
-    by_part = [(ours["boxes"][:, None] - theirs["boxes"]).abs().amax(2), (ours["scores"][:, None] - theirs["scores"]).abs()]
+    by_part = [
+        (ours["boxes"][:, None] - theirs["boxes"]).abs().amax(2),
+        (ours["scores"][:, None] - theirs["scores"]).abs(),
+    ]
     if "masks" in ours:
-        by_part.append(torch.cdist(ours["masks"].flatten(1), theirs["masks"].flatten(1), p=torch.inf))
+        by_part.append(
+            torch.cdist(ours["masks"].flatten(1), theirs["masks"].flatten(1), p=torch.inf)
+        )
     distance = torch.stack(by_part).amax(0)  # (N, M)
     distance[ours["classes"][:, None] != theirs["classes"]] = torch.inf
-    distance = nn.functional.pad(distance, (0, 1, 0, 1), value=torch.inf)  # there is always one to take the minimum of
+    distance = nn.functional.pad(
+        distance, (0, 1, 0, 1), value=torch.inf
+    )  # there is always one to take the minimum of
     return torch.cat([distance[:-1].amin(1), distance[:, :-1].amin(0)])

@@ -49,11 +49,16 @@ def training_of(file: checkpoint.File) -> Training:
         cfg = load_config(str(folder / "config.yaml"))
     except UserError:  # moved away from its folder
         return Training(images=images, metrics=_metrics(folder / "metrics.json", done))
-    train, test = (OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") for split in ("train", "test"))
+    train, test = (
+        OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") for split in ("train", "test")
+    )
     of_set = ""
     if isinstance(test, ListConfig) and len(test) > 1:  # the card is about the first validation set
         inside = folder_names(list(map(str, test)))[str(test[0])]
-        images, of_set = _images(folder / RESULTS_OF_SETS / inside / "evaluation.json"), one_line(test[0], PATH_LIMIT)
+        images, of_set = (
+            _images(folder / RESULTS_OF_SETS / inside / "evaluation.json"),
+            one_line(test[0], PATH_LIMIT),
+        )
         test = test[0]
     metrics = _metrics(folder / "metrics.json", done, of_set)
     return Training(_data_name(train), _data_name(test), images, metrics)
@@ -61,7 +66,9 @@ def training_of(file: checkpoint.File) -> Training:
 
 def _data_name(names: Any) -> str:
     """The names in one line. Version 0.1 had folders in them, which are nobody's business: "photos (val)" of these."""
-    listed_names = [names] if isinstance(names, str) else names if isinstance(names, list | ListConfig) else []
+    listed_names = (
+        [names] if isinstance(names, str) else names if isinstance(names, list | ListConfig) else []
+    )
     shown = []
     for name in map(str, listed_names):
         folder, _, split = name.rpartition(":")
@@ -97,7 +104,9 @@ def _images(path: Path) -> int | None:
     return images if type(images) is int and 0 < images < 2**53 else None
 
 
-def model_card(file: checkpoint.File, cfg: DictConfig, licence: str, address: str, training: Training) -> ModelCard:
+def model_card(
+    file: checkpoint.File, cfg: DictConfig, licence: str, address: str, training: Training
+) -> ModelCard:
     """The README.md of a model.
 
     Args:
@@ -117,7 +126,9 @@ def model_card(file: checkpoint.File, cfg: DictConfig, licence: str, address: st
         f"## Licence\n\n{markdown(licence)}",
     )
     header = _header(file, one_line(licence), one_line(name), training).to_yaml()
-    return ModelCard(f"---\n{header}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n")
+    return ModelCard(
+        f"---\n{header}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+    )
 
 
 def versions(file: checkpoint.File) -> dict[str, str]:
@@ -165,7 +176,9 @@ def _summary(file: checkpoint.File, name: str) -> str:
 
 def _use(cfg: DictConfig, address: str) -> str:
     sizes = [markdown(cfg.dataloader.get(key) or "") for key in ("short_side", "max_size")]
-    resized = "Pictures of any size; the shorter side is scaled to {} pixels, the longer to {} at most. ".format(*sizes)
+    resized = "Pictures of any size; the shorter side is scaled to {} pixels, the longer to {} at most. ".format(
+        *sizes
+    )
     return f"""## Use
 
 With GPViT for Detectron2, in Python and from the shell:
@@ -198,13 +211,21 @@ def shell_text(address: str) -> str:
 
 def _classes(file: checkpoint.File, training: Training) -> str:
     names, metrics = file.classes or [], training.metrics
-    tasks = {name: task for name, task in TASKS.items() if any(_of_class(name, cls) in metrics for cls in names)}
+    tasks = {
+        name: task
+        for name, task in TASKS.items()
+        if any(_of_class(name, cls) in metrics for cls in names)
+    }
     if not tasks:
         return "## Classes\n\n" + ", ".join(map(markdown, names))
     rows = []
     for cls in names:
-        rows.append([markdown(cls), *(_figure(metrics.get(_of_class(name, cls))) for name in tasks)])
-    return "## Classes\n\n" + _table(["class", *(f"AP of {task.label}" for task in tasks.values())], rows)
+        rows.append(
+            [markdown(cls), *(_figure(metrics.get(_of_class(name, cls))) for name in tasks)]
+        )
+    return "## Classes\n\n" + _table(
+        ["class", *(f"AP of {task.label}" for task in tasks.values())], rows
+    )
 
 
 def _results(file: checkpoint.File, training: Training) -> str:
@@ -214,8 +235,12 @@ def _results(file: checkpoint.File, training: Training) -> str:
     for name, task in TASKS.items():
         if f"{name}/{task.main}" in metrics:
             columns = task.metrics
-            rows.append([task.label, *(_figure(metrics.get(f"{name}/{column}")) for column in columns)])
-    trained = f"Trained for {file.about['iterations']} iterations" if "iterations" in file.about else ""
+            rows.append(
+                [task.label, *(_figure(metrics.get(f"{name}/{column}")) for column in columns)]
+            )
+    trained = (
+        f"Trained for {file.about['iterations']} iterations" if "iterations" in file.about else ""
+    )
     if trained:
         trained += f" on {markdown(training.train_data)}." if training.train_data else "."
     if not rows:
@@ -223,7 +248,9 @@ def _results(file: checkpoint.File, training: Training) -> str:
     where = markdown(training.val_data) if training.val_data else VALIDATION
     where = f"{training.images} images of {where}" if training.images else where
     said = f"COCO's AP, 0 to 100, as the training measured it on {where}; other pictures may give other figures."
-    return f"## Training and results\n\n{trained} {said}\n\n" + _table(["", *columns.values()], rows)
+    return f"## Training and results\n\n{trained} {said}\n\n" + _table(
+        ["", *columns.values()], rows
+    )
 
 
 def _versions(file: checkpoint.File) -> str:

@@ -21,7 +21,15 @@ from omegaconf import DictConfig
 from yaml import YAMLError
 
 from .. import checkpoint
-from ..checkpoint.huggingface import CARD, CONFIG, FILES, LOG_IN, WEIGHTS, errors_in_one_line, parsed
+from ..checkpoint.huggingface import (
+    CARD,
+    CONFIG,
+    FILES,
+    LOG_IN,
+    WEIGHTS,
+    errors_in_one_line,
+    parsed,
+)
 from ..config import inference_config, load_config
 from ..predictor import Predictor, config_of
 from ..utils.errors import UserError, preview
@@ -35,9 +43,13 @@ def pull(address: str, folder: Path) -> checkpoint.File:
     """Copies a model of the Hub to a folder, once it is seen that it can be used. Raises as :func:`download` does."""
     uri, api = parsed(address), HfApi()
     with errors_in_one_line(address, api):
-        snapshot = Path(api.snapshot_download(uri.id, revision=uri.revision, allow_patterns=list(FILES)))
+        snapshot = Path(
+            api.snapshot_download(uri.id, revision=uri.revision, allow_patterns=list(FILES))
+        )
     if not (snapshot / WEIGHTS).is_file():
-        raise UserError(f"{address} has no {WEIGHTS}: it is no model that `gpvit share push` has written")
+        raise UserError(
+            f"{address} has no {WEIGHTS}: it is no model that `gpvit share push` has written"
+        )
     file = checkpoint.read(str(snapshot / WEIGHTS))
     usable_config(file)
     for name in FILES:  # the cache may have others
@@ -80,10 +92,14 @@ def _prepare_repository(api: HfApi, name: str, private: bool, overwrite: bool) -
         api.create_repo(name, private=private or None)  # None: as is usual for the owner
         return
     if private and not present.private:
-        raise UserError(f"{name} exists and is public, which --private does not change: see its page, or push to another")
+        raise UserError(
+            f"{name} exists and is public, which --private does not change: see its page, or push to another"
+        )
     there = {file.rfilename for file in present.siblings or []}
     if (found := [name for name in FILES if name in there]) and not overwrite:
-        raise UserError(f"{name} has {preview(found)} already: add --overwrite (its history keeps them), or push to another")
+        raise UserError(
+            f"{name} has {preview(found)} already: add --overwrite (its history keeps them), or push to another"
+        )
 
 
 def write(weights: str, folder: Path, *, licence: str, address: str, config_file: str = "") -> None:
@@ -108,8 +124,14 @@ def write(weights: str, folder: Path, *, licence: str, address: str, config_file
         return
     card = model_card(file, cfg, licence, address, training_of(file))
     metadata = {key: value for key, value in file.about.items() if key == "iterations"}
-    metadata |= {"classes": file.classes, "inference_config": inference_config(cfg), "versions": versions(file)}
-    checkpoint.write(str(folder / WEIGHTS), file.weights, **metadata, licence=licence, source=_origin(file))
+    metadata |= {
+        "classes": file.classes,
+        "inference_config": inference_config(cfg),
+        "versions": versions(file),
+    }
+    checkpoint.write(
+        str(folder / WEIGHTS), file.weights, **metadata, licence=licence, source=_origin(file)
+    )
     with atomic_write(folder / CONFIG) as path:
         path.write_text(inference_config(cfg), encoding="utf-8")
     with atomic_write(folder / CARD) as path:
@@ -197,4 +219,6 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
             for path in Path(partial).iterdir():
                 os.replace(path, folder / path.name)
     except OSError as error:
-        raise UserError(f"cannot write {one_line(folder, PATH_LIMIT)}: {error.strerror or error}") from None
+        raise UserError(
+            f"cannot write {one_line(folder, PATH_LIMIT)}: {error.strerror or error}"
+        ) from None

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Shapes = Sequence[tuple[int, int]]  # height and width of the grids whose tokens follow each other in one sequence
+Shapes = Sequence[
+    tuple[int, int]
+]  # height and width of the grids whose tokens follow each other in one sequence
 
 
 def cell_centres(shapes: Shapes, device: torch.device) -> Tensor:
@@ -38,14 +40,20 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
     """
     B, M, heads, _ = value.shape
     device = value.device
-    first_row = torch.arange(0, B * M, M, device=device, dtype=torch.int32)[:, None, None, None, None]
+    first_row = torch.arange(0, B * M, M, device=device, dtype=torch.int32)[
+        :, None, None, None, None
+    ]
     head = torch.arange(heads, device=device, dtype=torch.int32)[:, None, None, None]
     rows, factors = [], []
     for level, (height, width) in enumerate(shapes):
-        x, x_factor = _neighbours(locations[..., level, :, 0] * width - 0.5, width)  # each (B, L, heads, points, 2)
+        x, x_factor = _neighbours(
+            locations[..., level, :, 0] * width - 0.5, width
+        )  # each (B, L, heads, points, 2)
         y, y_factor = _neighbours(locations[..., level, :, 1] * height - 0.5, height)
         y_factor = y_factor * weights[..., level, :, None]
-        cell = (y * width + first_row)[..., :, None] + x[..., None, :]  # (B, L, heads, points, 2, 2)
+        cell = (y * width + first_row)[..., :, None] + x[
+            ..., None, :
+        ]  # (B, L, heads, points, 2, 2)
         rows.append((cell * heads + head).flatten(3))
         factors.append((y_factor[..., :, None] * x_factor[..., None, :]).flatten(3))
         first_row = first_row + height * width
@@ -75,12 +83,22 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     """:func:`sample` by an operation that ONNX has, at the cost of memory for all samples of a level."""
     heads = value.shape[2]
     of_levels = []
-    for level, (x, (height, width)) in enumerate(zip(value.split([h * w for h, w in shapes], dim=1), shapes)):
-        x = x.unflatten(1, (height, width)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B * heads, C / heads, h, w)
-        where = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1  # (B * heads, L, points, 2)
+    for level, (x, (height, width)) in enumerate(
+        zip(value.split([h * w for h, w in shapes], dim=1), shapes)
+    ):
+        x = (
+            x.unflatten(1, (height, width)).permute(0, 3, 4, 1, 2).flatten(0, 1)
+        )  # (B * heads, C / heads, h, w)
+        where = (
+            2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
+        )  # (B * heads, L, points, 2)
         samples = F.grid_sample(x, where, align_corners=False)  # (B * heads, C / heads, L, points)
-        of_levels.append((samples * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1))
-    return reduce(torch.add, of_levels).unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)  # (B, L, C)
+        of_levels.append(
+            (samples * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
+        )
+    return (
+        reduce(torch.add, of_levels).unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)
+    )  # (B, L, C)
 
 
 class DeformableAttention(nn.Module):
@@ -103,21 +121,29 @@ class DeformableAttention(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, query: Tensor, query_shapes: Shapes, feature: Tensor, feature_shapes: Shapes) -> Tensor:
+    def forward(
+        self, query: Tensor, query_shapes: Shapes, feature: Tensor, feature_shapes: Shapes
+    ) -> Tensor:
         """(B, L, C), (B, M, C) -> (B, L, C); both sequences are grids of the same image, one after the other."""
         device = query.device
         autocasts = torch.amp.is_autocast_available(device.type)  # not on "meta"
         with torch.autocast(device.type, enabled=False) if autocasts else nullcontext():
             dtype = self.value.weight.dtype
             query, feature = query.to(dtype), feature.to(dtype)
-            offsets = self.offsets(query).unflatten(-1, (*self.sampling, 2))  # in cells of the level: x, y
+            offsets = self.offsets(query).unflatten(
+                -1, (*self.sampling, 2)
+            )  # in cells of the level: x, y
             # Side by side, as torch.export would take the sides of a list for constants.
-            sizes = torch.stack([offsets.new_full((), side) for shape in feature_shapes for side in reversed(shape)])
+            sizes = torch.stack(
+                [offsets.new_full((), side) for shape in feature_shapes for side in reversed(shape)]
+            )
             centres = cell_centres(query_shapes, device)
             locations = centres[:, None, None, None] + offsets / sizes.view(-1, 1, 2)
             weights = self.weights(query).unflatten(-1, (self.sampling[0], -1)).softmax(-1)
             value = self.value(feature).unflatten(-1, (self.sampling[0], -1))
-            return self.out(self.sample(value, feature_shapes, locations, weights.view(locations.shape[:-1])))
+            return self.out(
+                self.sample(value, feature_shapes, locations, weights.view(locations.shape[:-1]))
+            )
 
 
 @contextmanager

@@ -18,8 +18,12 @@ class ClampedBox2BoxTransform(Box2BoxTransform):
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """Args: deltas: (N, 4k), boxes: (N, 4). Returns: (N, 4k)."""
-        smallest = deltas.new_tensor([-math.inf, -math.inf, *(-self.scale_clamp * w for w in self.weights[2:])])
-        return super().apply_deltas(torch.maximum(deltas.unflatten(1, (-1, 4)), smallest).flatten(1), boxes)
+        smallest = deltas.new_tensor(
+            [-math.inf, -math.inf, *(-self.scale_clamp * w for w in self.weights[2:])]
+        )
+        return super().apply_deltas(
+            torch.maximum(deltas.unflatten(1, (-1, 4)), smallest).flatten(1), boxes
+        )
 
 
 class LastLevelNormP6P7(nn.Module):
@@ -31,7 +35,16 @@ class LastLevelNormP6P7(nn.Module):
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
         self.p6, self.p7 = (
-            Conv2d(channels, channels, 3, stride=2, padding=1, bias=False, norm=get_norm(norm, channels)) for _ in range(2)
+            Conv2d(
+                channels,
+                channels,
+                3,
+                stride=2,
+                padding=1,
+                bias=False,
+                norm=get_norm(norm, channels),
+            )
+            for _ in range(2)
         )
 
     def forward(self, p5: Tensor) -> list[Tensor]:
@@ -57,8 +70,14 @@ class RetinaNet(meta_arch.RetinaNet):
         return super()._ema_update(name, value, *args)
 
     def _decode_per_level_predictions(
-        self, anchors: Boxes, pred_scores: Tensor, pred_deltas: Tensor, *limits: float | tuple[int, int]
+        self,
+        anchors: Boxes,
+        pred_scores: Tensor,
+        pred_deltas: Tensor,
+        *limits: float | tuple[int, int],
     ) -> Instances:
-        instances = super()._decode_per_level_predictions(anchors, pred_scores, pred_deltas, *limits)
+        instances = super()._decode_per_level_predictions(
+            anchors, pred_scores, pred_deltas, *limits
+        )
         instances.pred_boxes.clip(instances.image_size)
         return instances

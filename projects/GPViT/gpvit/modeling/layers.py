@@ -19,9 +19,24 @@ class ConvNormReLU(nn.Conv2d):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, norm: str
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        norm: str,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel,
+            stride=stride,
+            padding=kernel // 2,
+            groups=groups,
+            bias=False,
+        )
         self.norm = get_norm(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +45,10 @@ class ConvNormReLU(nn.Conv2d):
             x = batch_norm(norm, super().forward(x))
         else:
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            weight, bias = scale[:, None, None, None] * self.weight, norm.bias - scale * norm.running_mean
+            weight, bias = (
+                scale[:, None, None, None] * self.weight,
+                norm.bias - scale * norm.running_mean,
+            )
             x = F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups)
         return x.relu_().contiguous(memory_format=torch.channels_last)
 
@@ -103,13 +121,19 @@ def is_eager_on_cpu(x: Tensor) -> bool:
 def bicubic_weights(old_size: int, new_size: int, like: Tensor) -> Tensor:
     """What each of the old points adds to each of the new ones when a line is resized: (new_size, old_size)."""
     unit = torch.eye(old_size, dtype=like.dtype, device=like.device)
-    return F.interpolate(unit[None, None], (new_size, old_size), mode="bicubic", align_corners=False)[0, 0]
+    return F.interpolate(
+        unit[None, None], (new_size, old_size), mode="bicubic", align_corners=False
+    )[0, 0]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """softmax(q kᵀ / sqrt(d)) v per head of width d = C / num_heads: (N, L, C), (N, M, C), (N, M, C) -> (N, L, C)."""
-    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (N, heads, L, d) -> (N, L, C)
+    query, key, value = (
+        x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)
+    )
+    return (
+        F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    )  # (N, heads, L, d) -> (N, L, C)
 
 
 def attention_weights(query: Tensor, key: Tensor, num_heads: int) -> Tensor:

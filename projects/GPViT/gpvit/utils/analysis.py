@@ -38,20 +38,29 @@ def parts_of(model: Any) -> dict[str, list[nn.Module]]:
     adapter = getattr(pyramid, "bottom_up", None)
     net = getattr(adapter or pyramid, "net", None)
     if net is None:
-        raise UserError(f"the model ({type(model).__name__}) is no detector with a GPViT below a pyramid, as in configs/")
+        raise UserError(
+            f"the model ({type(model).__name__}) is no detector with a GPViT below a pyramid, as in configs/"
+        )
     parts = {"rest": [model], "pyramid": [pyramid], "adapter": [adapter] if adapter else []}
     parts["backbone"] = [net, net.patch_embed, *net.blocks]  # an adapter calls these, not the whole
     if not hasattr(model, "roi_heads"):
         return parts | {"dense head": [model.head]}
     heads = model.roi_heads
     masks = [heads.mask_pooler, heads.mask_head] if heads.mask_on else []
-    return parts | {"dense head": [model.proposal_generator], "box head": [heads], "mask head": masks}
+    return parts | {
+        "dense head": [model.proposal_generator],
+        "box head": [heads],
+        "mask head": masks,
+    }
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
     """Number of parameters of each part."""
     owner = {
-        weight: part for part, modules in parts_of(model).items() for module in modules for weight in module.parameters()
+        weight: part
+        for part, modules in parts_of(model).items()
+        for module in modules
+        for weight in module.parameters()
     }
     counts = dict.fromkeys(PARTS, 0)
     for weight, part in owner.items():
@@ -66,9 +75,13 @@ def flops(model: Any, height: int, width: int) -> dict[str, float]:
     image = torch.empty(1, 3, -(-height // step) * step, -(-width // step) * step, device="meta")
     with flop_counter() as counter:
         levels = model.backbone(image)
-    of_module = {name: sum(of_kind.values()) / 1e9 for name, of_kind in counter.get_flop_counts().items()}
+    of_module = {
+        name: sum(of_kind.values()) / 1e9 for name, of_kind in counter.get_flop_counts().items()
+    }
     root = type(model.backbone).__name__
-    names = {module: f"{root}.{name}".rstrip(".") for name, module in model.backbone.named_modules()}
+    names = {
+        module: f"{root}.{name}".rstrip(".") for name, module in model.backbone.named_modules()
+    }
     parts, counts = parts_of(model), dict.fromkeys(PARTS, 0.0)
     counts["backbone"] = sum(of_module[names[module]] for module in parts["backbone"][1:])
     for part in ("adapter", "pyramid"):
@@ -81,7 +94,11 @@ def head_flops(model: Any, levels: list[Tensor]) -> dict[str, float]:
     if not hasattr(model, "roi_heads"):
         return {"dense head": count(model.head, levels)}
     heads, cascade = model.roi_heads, isinstance(model.roi_heads.box_head, nn.ModuleList)
-    stages = list(zip(heads.box_head, heads.box_predictor)) if cascade else [(heads.box_head, heads.box_predictor)]
+    stages = (
+        list(zip(heads.box_head, heads.box_predictor))
+        if cascade
+        else [(heads.box_head, heads.box_predictor)]
+    )
 
     def pooled(number: int, pooler: Any) -> Tensor:
         return levels[0].new_empty(number, levels[0].shape[1], *pooler.output_size)
@@ -106,13 +123,20 @@ def count(function: Callable[[Any], Any], inputs: Tensor | list[Tensor]) -> floa
 
 @contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
-    sampling = dict.fromkeys((torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only), bag_flops)
+    sampling = dict.fromkeys(
+        (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only), bag_flops
+    )
     # The spelled-out attention, since the counter does not know every fused one.
-    with FlopCounterMode(display=False, custom_mapping=sampling) as counter, sdpa_kernel(SDPBackend.MATH):
+    with (
+        FlopCounterMode(display=False, custom_mapping=sampling) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         yield counter
 
 
-def bag_flops(weight_shape: torch.Size, indices_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
+def bag_flops(
+    weight_shape: torch.Size, indices_shape: torch.Size, *args: Any, **kwargs: Any
+) -> int:
     """Deformable attention: one multiply-accumulate for each channel of each cell that is looked up."""
     return 2 * indices_shape.numel() * weight_shape[1]
 
@@ -124,7 +148,9 @@ def built_on_meta(model_config: DictConfig) -> nn.Module:
 
 
 @torch.no_grad()
-def costs(model: nn.Module, height: int, width: int) -> tuple[dict[str, float], dict[str, float], int]:
+def costs(
+    model: nn.Module, height: int, width: int
+) -> tuple[dict[str, float], dict[str, float], int]:
     """What inference of one image takes: seconds and peak MiB of each part, and how many objects were found.
 
     The seconds are medians. A peak is above what was held before the image came. The classes' weights are made large, so
@@ -134,7 +160,10 @@ def costs(model: nn.Module, height: int, width: int) -> tuple[dict[str, float], 
     for name, weight in model.named_parameters():
         if name.endswith("cls_score.weight"):
             nn.init.normal_(weight)
-    meters = {part: [Meter(module, device) for module in modules] for part, modules in parts_of(model).items()}
+    meters = {
+        part: [Meter(module, device) for module in modules]
+        for part, modules in parts_of(model).items()
+    }
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     for _ in range(1 + RUNS):
         found = model([{"image": image, "height": height, "width": width}])[0]["instances"]

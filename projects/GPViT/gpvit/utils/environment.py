@@ -59,7 +59,9 @@ def prepare_command() -> None:
     else:
         signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     set_defaults()
-    tqdm.monitor_interval = 0  # no thread of its own, whose lock data-loading processes might be forked with
+    tqdm.monitor_interval = (
+        0  # no thread of its own, whose lock data-loading processes might be forked with
+    )
     # A notebook names its backend for its children too; importing matplotlib where there is no such backend is an
     # error, and no command opens a window of matplotlib's.
     os.environ.pop("MPLBACKEND", None)

@@ -27,4 +27,6 @@ def preview(names: Sequence[object]) -> str:
 
 def reason_of(error: Exception, limit: int = 300) -> str:
     """The type of an error and its message, in one line of so many characters."""
-    return one_line(f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": "), limit)
+    return one_line(
+        f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": "), limit
+    )

@@ -11,7 +11,9 @@ from .errors import UserError
 from .files import atomic_write, cut, finite_or_text
 from .text import LINE_LIMIT, one_line
 
-LARGEST = 1e39  # beyond float32, in which losses are; matplotlib can draw no axis of much larger numbers
+LARGEST = (
+    1e39  # beyond float32, in which losses are; matplotlib can draw no axis of much larger numbers
+)
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -33,12 +35,18 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The same with each line as it is in the file."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    for line in (
+        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    ):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and type(row.get("iteration")) is int and 0 <= row["iteration"] < 2**53:
+        if (
+            isinstance(row, dict)
+            and type(row.get("iteration")) is int
+            and 0 <= row["iteration"] < 2**53
+        ):
             yield line, {key: value for key, value in row.items() if is_number(value)}
 
 
@@ -61,7 +69,9 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return content
 
 
-RESULTS_OF_SETS = "inference"  # as Detectron2 calls it: a folder for each of several validation sets
+RESULTS_OF_SETS = (
+    "inference"  # as Detectron2 calls it: a folder for each of several validation sets
+)
 
 
 def folder_names(names: Sequence[str]) -> dict[str, str]:

@@ -51,7 +51,9 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise UserError(f"cannot write to {one_line(folder, PATH_LIMIT)}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write to {one_line(folder, PATH_LIMIT)}: {error.strerror or error}"
+        ) from error
     _locks.add(descriptor)
     try:
         _lock(descriptor, folder)
@@ -73,7 +75,9 @@ def _lock(descriptor: int, folder: str | os.PathLike) -> None:
             "train.output_dir"
         ) from None
     except OSError as error:
-        logger.warning(f"{folder} cannot be locked ({error.strerror}): see to it yourself that no other run writes to it")
+        logger.warning(
+            f"{folder} cannot be locked ({error.strerror}): see to it yourself that no other run writes to it"
+        )
         return
     with contextlib.suppress(OSError):  # on a full disk: nobody is told who has it
         os.ftruncate(descriptor, 0)
@@ -122,7 +126,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         if failure is None:
             raise
         kept = "; the old one is intact" if os.path.exists(path) else ""
-        raise UserError(f"cannot write {one_line(path, PATH_LIMIT)}: {_reason(failure)}{kept}") from error
+        raise UserError(
+            f"cannot write {one_line(path, PATH_LIMIT)}: {_reason(failure)}{kept}"
+        ) from error
 
 
 def make_folder(path: str | os.PathLike) -> None:
@@ -201,6 +207,8 @@ def refuse_to_replace(paths: Iterable[Path], overwrite: bool) -> None:
     links = [str(path) for path in paths if path.is_symlink() and path.parent != Path("/dev")]
     if links:
         raise UserError(f"{preview(links)} is a link; remove it, or give another --output")
-    there = [one_line(path, PATH_LIMIT) for path in paths if os.path.isfile(path) or os.path.isdir(path)]
+    there = [
+        one_line(path, PATH_LIMIT) for path in paths if os.path.isfile(path) or os.path.isdir(path)
+    ]
     if there and not overwrite:
         raise UserError(f"there is {preview(there)} already; give another --output, or --overwrite")

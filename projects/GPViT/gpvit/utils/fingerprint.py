@@ -33,7 +33,13 @@ def dataset_fingerprint(records: Iterable[dict[str, Any]], classes: Sequence[str
 def _parts(record: dict[str, Any]) -> Iterator[bytes]:
     names = [os.path.basename(record.get(key) or "") for key in ("file_name", "sem_seg_file_name")]
     objects = record.get("annotations", ())
-    image = (*names, record.get("image_id"), record.get("width"), record.get("height"), len(objects))
+    image = (
+        *names,
+        record.get("image_id"),
+        record.get("width"),
+        record.get("height"),
+        len(objects),
+    )
     yield repr(image).encode(errors="surrogatepass")
     for item in objects:
         mode = item.get("bbox_mode")
@@ -44,7 +50,13 @@ def _parts(record: dict[str, Any]) -> Iterator[bytes]:
         if isinstance(mask, dict):  # run lengths, compressed to text or bytes, or a list
             counts = mask.get("counts")
             yield _numbers(mask.get("size"))
-            yield counts.encode() if isinstance(counts, str) else counts if isinstance(counts, bytes) else _numbers(counts)
+            yield (
+                counts.encode()
+                if isinstance(counts, str)
+                else counts
+                if isinstance(counts, bytes)
+                else _numbers(counts)
+            )
         elif isinstance(mask, list):  # polygons
             yield b"%d" % len(mask)
             yield from map(_numbers, mask)
@@ -67,7 +79,15 @@ def _version_1(records: Iterable[dict[str, Any]]) -> str:
     """Names and sizes of the images, classes and boxes of their objects: what checkpoints had until November 2026."""
     found = hashlib.sha256()
     for record in records:
-        image = os.path.basename(record["file_name"]), record["image_id"], record.get("width"), record.get("height")
-        objects = [(item["category_id"], *map(float, item["bbox"])) for item in record.get("annotations", ())]
+        image = (
+            os.path.basename(record["file_name"]),
+            record["image_id"],
+            record.get("width"),
+            record.get("height"),
+        )
+        objects = [
+            (item["category_id"], *map(float, item["bbox"]))
+            for item in record.get("annotations", ())
+        ]
         found.update(repr((image, objects)).encode())
     return found.hexdigest()[:16]

@@ -14,7 +14,9 @@ from .text import one_line
 
 BOX = "\N{WHITE SQUARE}"
 
-_families: dict[str, str | None] = {}  # character -> the font family that it is drawn with; None if there is none
+_families: dict[
+    str, str | None
+] = {}  # character -> the font family that it is drawn with; None if there is none
 
 
 def draw_all_characters(artist: Artist) -> None:
@@ -51,7 +53,9 @@ def _lacking(text: Text) -> list[str]:
     if all(character.isascii() for character in characters):
         return []
     known = _characters(findfont(text.get_fontproperties()))
-    return [character for character in characters if character != "\n" and ord(character) not in known]
+    return [
+        character for character in characters if character != "\n" and ord(character) not in known
+    ]
 
 
 @functools.lru_cache(maxsize=8)

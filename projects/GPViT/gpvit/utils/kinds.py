@@ -40,7 +40,11 @@ class Kind:
 
     def fault(self, value: Any) -> str:
         """What is wrong with a value that does not fit."""
-        number = "the number " if self.noun and isinstance(value, Real) and not isinstance(value, bool) else ""
+        number = (
+            "the number "
+            if self.noun and isinstance(value, Real) and not isinstance(value, bool)
+            else ""
+        )
         return f"must be {self.what}, got {number}{_shown(value)}"
 
     def meant(self, value: Any, text: str | None = None) -> list[Any]:
@@ -100,7 +104,9 @@ def _number_or_text(text: str) -> int | float | str:
     return next(_numbers(text), text.strip("'\" "))
 
 
-def _limits(least: float | None, most: float | None, above: float | None, below: float | None) -> str:
+def _limits(
+    least: float | None, most: float | None, above: float | None, below: float | None
+) -> str:
     """For example " from 0 to below 1"; "" for none."""
     lower = f"above {above}" if above is not None else "" if least is None else f"{least}"
     upper = f"below {below}" if below is not None else "" if most is None else f"{most}"
@@ -176,7 +182,12 @@ def text(what: str, noun: str, empty: str = "") -> Kind:
     def fits(value: Any) -> bool:
         if not value:
             return bool(empty) and value in ("", None)
-        return isinstance(value, str) and value.strip() != "" and "\0" not in value and value.lower() not in NOTHING
+        return (
+            isinstance(value, str)
+            and value.strip() != ""
+            and "\0" not in value
+            and value.lower() not in NOTHING
+        )
 
     return Kind(f'{what}, or "" for {empty}' if empty else what, fits, noun=noun)
 
@@ -184,10 +195,15 @@ def text(what: str, noun: str, empty: str = "") -> Kind:
 def path(what: str, noun: str, empty: str = "") -> Kind:
     """As :func:`text`, of a file or a folder. Nothing would replace a ~."""
     named = text(what, noun, empty)
-    return replace(named, fits=lambda value: named.fits(value) and os.path.expanduser(value or "") == (value or ""))
+    return replace(
+        named,
+        fits=lambda value: named.fits(value) and os.path.expanduser(value or "") == (value or ""),
+    )
 
 
-def several(kind: Kind, what: str, length: int | None = None, least: int = 1, ordered: bool = False) -> Kind:
+def several(
+    kind: Kind, what: str, length: int | None = None, least: int = 1, ordered: bool = False
+) -> Kind:
     """A list.
 
     Args:

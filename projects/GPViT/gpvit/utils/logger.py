@@ -12,7 +12,11 @@ from tqdm import tqdm
 
 def has_terminal() -> bool:
     """Whether this is the process that prints, and it prints to a terminal, which has a size."""
-    return comm.is_main_process() and sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).lines > 0
+    return (
+        comm.is_main_process()
+        and sys.stdout.isatty()
+        and os.get_terminal_size(sys.stdout.fileno()).lines > 0
+    )
 
 
 class AboveBars(io.TextIOBase):
@@ -47,4 +51,6 @@ def log_above_bars(handler: logging.StreamHandler) -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     # Detectron2's formatter makes the name d2.utils.events, so that later handlers see this one.
-    return not record.name.endswith(".utils.events") and not str(record.msg).startswith("Inference done ")
+    return not record.name.endswith(".utils.events") and not str(record.msg).startswith(
+        "Inference done "
+    )

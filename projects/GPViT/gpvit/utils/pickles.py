@@ -19,11 +19,26 @@ _LEGACY_PICKLES = 5  # magic number, version, machine, content, names of the sto
 # Besides types of storages and of numbers, what a file of plain tensors consists of.
 _PLAIN = frozenset(
     {"collections OrderedDict", "torch Size", "torch.nn.parameter Parameter", "_codecs encode"}
-    | {f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")}
+    | {
+        f"torch._utils {name}"
+        for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
+    }
 )
 _STORAGES = frozenset(
     f"torch {kind}Storage"
-    for kind in ("Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double", "ComplexFloat")
+    for kind in (
+        "Bool",
+        "Byte",
+        "Char",
+        "Short",
+        "Int",
+        "Long",
+        "Half",
+        "BFloat16",
+        "Float",
+        "Double",
+        "ComplexFloat",
+    )
 )
 _ZIP_END, _ZIP64_LOCATOR = b"PK\5\6", b"PK\6\7"
 
@@ -41,7 +56,9 @@ def content_fault(path: str, names: Collection[str]) -> str:
     allowed = _PLAIN | _STORAGES | {" ".join(name.rsplit(".", 1)) for name in names}
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
-            return next(filter(None, (_pickle_fault(file, allowed) for _ in range(_LEGACY_PICKLES))), "")
+            return next(
+                filter(None, (_pickle_fault(file, allowed) for _ in range(_LEGACY_PICKLES))), ""
+            )
     if fault := _zip_fault(path):
         return fault
     with zipfile.ZipFile(path) as file:
@@ -61,7 +78,10 @@ def _zip_fault(path: str) -> str:
     """PyTorch stores tensors as they are. A deflated entry, or many that share their bytes, may take any memory."""
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
+    if any(
+        entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size
+        for entry in entries
+    ):
         return "it is a compressed archive, which PyTorch does not write; save it again with torch.save"
     if sum(entry.file_size for entry in entries) > os.path.getsize(path):
         return "its entries are larger than the file, which PyTorch does not write; save it again with torch.save"
@@ -116,7 +136,9 @@ def _pickle_fault(file: Any, allowed: Collection[str]) -> str:
                 encoding = False
         elif name in ("REDUCE", "NEWOBJ", "BUILD") and encoding:
             return "it contains _codecs.encode, which is code and not data"
-        sizes += [None if kind is pickletools.markobject else size for kind in operation.stack_after]
+        sizes += [
+            None if kind is pickletools.markobject else size for kind in operation.stack_after
+        ]
     return ""
 
 

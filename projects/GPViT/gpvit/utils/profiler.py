@@ -25,14 +25,20 @@ RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 def image_size(text: str) -> tuple[int, int]:
     if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
-        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH in pixels, such as 512x512, got {one_line(text)}")
+        raise argparse.ArgumentTypeError(
+            f"must be HEIGHTxWIDTH in pixels, such as 512x512, got {one_line(text)}"
+        )
     height, width = text.split("x")
     return int(height), int(width)
 
 
 def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    names = (
+        [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if cpuinfo.exists()
+        else []
+    )
     return {
         "cpu": names[0].partition(": ")[2] if names else platform.machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -46,7 +52,10 @@ def machine() -> dict[str, Any]:
 def in_a_process(function: Callable, *args: Any, environment: dict[str, str] | None = None) -> Any:
     """The function's result in a process of its own: the peak of a process never falls."""
     context = multiprocessing.get_context("spawn")
-    with patch.dict(os.environ, environment or {}), ProcessPoolExecutor(1, mp_context=context) as process:
+    with (
+        patch.dict(os.environ, environment or {}),
+        ProcessPoolExecutor(1, mp_context=context) as process,
+    ):
         return process.submit(function, *args).result()
 
 

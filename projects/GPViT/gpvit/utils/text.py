@@ -71,9 +71,13 @@ def markdown(text: object, limit: int = LIMIT) -> str:
         text, limit: as of :func:`one_line`; escapes are added after the text is cut.
     """
     escaped = re.sub(r"[\\`*_\[\]#!]", r"\\\g<0>", one_line(text, limit))
-    escaped = re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped)  # a list or a rule, at the start of a line
+    escaped = re.sub(
+        r"^(\d*)([-+=.)])", r"\1\\\2", escaped
+    )  # a list or a rule, at the start of a line
     # Readers differ in what else a backslash escapes. GitHub makes links of bare addresses and mentions.
-    return re.sub(r"[<>&|~$@]|\b(?:https?|ftp|mailto|www)(?=[:.])", _entity, escaped, flags=re.IGNORECASE)
+    return re.sub(
+        r"[<>&|~$@]|\b(?:https?|ftp|mailto|www)(?=[:.])", _entity, escaped, flags=re.IGNORECASE
+    )
 
 
 def markdown_code(text: object, limit: int = PATH_LIMIT) -> str:

@@ -20,15 +20,32 @@ MAX_DEPTH = 50
 # Characters of a number. Longer integers would be keys that slow a dict down, or of more digits than Python converts.
 MAX_NUMBER = {"tag:yaml.org,2002:int": 20, "tag:yaml.org,2002:float": 40}
 
-_NAMES = ("binary", "bool", "float", "int", "map", "null", "omap", "pairs", "seq", "set", "str", "timestamp")
+_NAMES = (
+    "binary",
+    "bool",
+    "float",
+    "int",
+    "map",
+    "null",
+    "omap",
+    "pairs",
+    "seq",
+    "set",
+    "str",
+    "timestamp",
+)
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in _NAMES}
 _MERGE = "tag:yaml.org,2002:merge"
-_CLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML can be built without the C library
+_CLoader = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # PyYAML can be built without the C library
 # Bytes of a file name that is not UTF-8, as PyYAML writes them; the C library does not read these.
 _SURROGATE = re.compile(r"\\u[dD][89A-Fa-f]")
 
 
-def read_yaml(text: str | bytes, source: str, max_values: int = MAX_VALUES, *, numbers: bool = True) -> Any:
+def read_yaml(
+    text: str | bytes, source: str, max_values: int = MAX_VALUES, *, numbers: bool = True
+) -> Any:
     """What a YAML text of one document holds, as ``yaml.safe_load`` gives it; None if it is empty.
 
     Args:
@@ -109,7 +126,10 @@ def _check_events(text: str | bytes, loader_class: Any, max_values: int) -> None
             if values > max_values:
                 raise _refused(f"has more than {max_values} values", event)
             if event.anchor is not None:  # an alias has its name here, too
-                raise _refused("has an anchor or alias (& or *), which are not allowed; write the value out", event)
+                raise _refused(
+                    "has an anchor or alias (& or *), which are not allowed; write the value out",
+                    event,
+                )
             tag = event.tag
             if tag is not None and tag != "!" and tag not in _TAGS:
                 raise _refused(f"has the tag {one_line(tag, 60)}, which is not allowed", event)
@@ -121,7 +141,9 @@ def _check_events(text: str | bytes, loader_class: Any, max_values: int) -> None
                 if tag is None or tag == "!":
                     tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
                 if len(event.value) > MAX_NUMBER.get(tag, MAX_BYTES):
-                    raise _refused(f"has a number of {len(event.value)} characters; put text in quotes", event)
+                    raise _refused(
+                        f"has a number of {len(event.value)} characters; put text in quotes", event
+                    )
     finally:
         loader.dispose()
 
@@ -133,7 +155,9 @@ def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
 def _reason(error: yaml.YAMLError, text: str | bytes) -> str:
     """What is wrong and where, without the lines of the text that PyYAML shows."""
     if isinstance(error, yaml.reader.ReaderError):
-        return _unreadable(error, text if isinstance(text, bytes) else text.encode(errors="replace"))
+        return _unreadable(
+            error, text if isinstance(text, bytes) else text.encode(errors="replace")
+        )
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     if problem.startswith("but "):  # the second half of a sentence
         problem = f"{getattr(error, 'context', '')}, {problem}"
@@ -149,6 +173,9 @@ def _unreadable(error: yaml.reader.ReaderError, text: bytes) -> str:
         try:
             text.decode()
         except UnicodeDecodeError as undecodable:  # PyYAML names no encoding
-            position, problem = undecodable.start, f"byte {text[undecodable.start]:#x} is not UTF-8; save it as UTF-8"
+            position, problem = (
+                undecodable.start,
+                f"byte {text[undecodable.start]:#x} is not UTF-8; save it as UTF-8",
+            )
     breaks = re.findall(rb"\r\n|\r|\n", text[:position])
     return f"line {len(breaks) + 1}: {one_line(problem)}"

@@ -61,7 +61,10 @@ def inspect(predictor: Predictor, picture: ImageInput) -> Inspection:
     strides = {name: shape.stride for name, shape in model.backbone.output_shape().items()}
     return Inspection(
         (height, width),
-        {number: GroupMaps(*(cropped(kind, TOKEN_STRIDE) for kind in maps)) for number, maps in groups.items()},
+        {
+            number: GroupMaps(*(cropped(kind, TOKEN_STRIDE) for kind in maps))
+            for number, maps in groups.items()
+        },
         {name: cropped(level, strides[name]) for name, level in levels.items()},
         strides,
     )
@@ -71,7 +74,9 @@ def gpvit_in(model: nn.Module) -> GPViT:
     """The GPViT in a detector. Raises a UserError if there is none."""
     found = next((module for module in model.modules() if isinstance(module, GPViT)), None)
     if found is None:
-        raise UserError(f"the model ({type(model).__name__}) has no GPViT in it, whose group tokens could be looked at")
+        raise UserError(
+            f"the model ({type(model).__name__}) has no GPViT in it, whose group tokens could be looked at"
+        )
     return found
 
 
@@ -80,10 +85,15 @@ def watch_groups(net: GPViT) -> Iterator[dict[int, GroupMaps]]:
     """Fills a dict with the maps of each group propagation block, (B, n, H, W), while pictures go through the net."""
     maps: dict[int, GroupMaps] = {}
 
-    def hook_of(number: int, block: GroupPropagationBlock) -> Callable[[nn.Module, tuple[Tensor, Tensor]], None]:
+    def hook_of(
+        number: int, block: GroupPropagationBlock
+    ) -> Callable[[nn.Module, tuple[Tensor, Tensor]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
             x, groups = inputs
-            gathered, given = block.group.weights(block.group_token, x), block.ungroup.weights(x, groups)
+            gathered, given = (
+                block.group.weights(block.group_token, x),
+                block.ungroup.weights(x, groups),
+            )
             maps[number] = GroupMaps(gathered.mean(1), given.mean(1))
 
         return hook
@@ -104,7 +114,9 @@ def strongest(maps: GroupMaps) -> list[int]:
     """All tokens, first those that give more than the others to the most cells; among equals, those that give more."""
     given = maps.given.flatten(1)  # (n, HW)
     cells = given.argmax(0).bincount(minlength=len(given))
-    return sorted(range(len(given)), key=lambda token: (-cells[token].item(), -given[token].sum().item()))
+    return sorted(
+        range(len(given)), key=lambda token: (-cells[token].item(), -given[token].sum().item())
+    )
 
 
 def principal_colours(level: Tensor) -> tuple[Tensor, float]:

@@ -33,12 +33,18 @@ RAMP = np.linspace(0, 1, 256)
 HEAT = ListedColormap(np.column_stack([colormaps["inferno"](RAMP)[:, :3], RAMP]))
 
 
-def draw_groups(picture: np.ndarray, inspection: Inspection, name: str, tokens: Sequence[int] | None) -> Figure:
+def draw_groups(
+    picture: np.ndarray, inspection: Inspection, name: str, tokens: Sequence[int] | None
+) -> Figure:
     """The sheet of the group tokens. Raises a UserError if no block has any of ``tokens``."""
     shown = {block: chosen_tokens(maps, tokens) for block, maps in inspection.groups.items()}
     if not any(shown.values()):
-        numbers = ", ".join(f"{len(maps.given)} in block {block}" for block, maps in inspection.groups.items())
-        raise UserError(f"--tokens: no block has any of these; they count from 0, and there are {numbers}")
+        numbers = ", ".join(
+            f"{len(maps.given)} in block {block}" for block, maps in inspection.groups.items()
+        )
+        raise UserError(
+            f"--tokens: no block has any of these; they count from 0, and there are {numbers}"
+        )
     sheet = Sheet(picture, inspection.size, len(shown), max(map(len, shown.values())))
     sheet.draw_head(name)
     for row, (block, maps) in enumerate(inspection.groups.items()):
@@ -55,13 +61,17 @@ def chosen_tokens(maps: GroupMaps, tokens: Sequence[int] | None) -> list[int]:
 
 def evened(maps: GroupMaps) -> GroupMaps:
     """The maps in times of what they would be if attention were spread evenly."""
-    return GroupMaps(maps.gathered / maps.gathered.mean((1, 2), keepdim=True), maps.given * len(maps.given))
+    return GroupMaps(
+        maps.gathered / maps.gathered.mean((1, 2), keepdim=True), maps.given * len(maps.given)
+    )
 
 
 class Sheet:
     """A figure of panels that are placed by inches from the upper left corner; all show one picture, or maps over it."""
 
-    def __init__(self, picture: np.ndarray, size: tuple[int, int], blocks: int, columns: int) -> None:
+    def __init__(
+        self, picture: np.ndarray, size: tuple[int, int], blocks: int, columns: int
+    ) -> None:
         self.picture, self.size = picture, size
         self.width, self.height = panel_size(size, PANEL_AREA)
         self.large = (2 * self.width + GAP, 2 * self.height + GAP)
@@ -72,19 +82,38 @@ class Sheet:
 
     def text(self, left: float, top: float, text: str, **style: Any) -> None:
         width, height = self.figure.get_size_inches()
-        style = {"va": "bottom", "fontsize": 13, "parse_math": False, **style}  # the name of a picture may have two $
+        style = {
+            "va": "bottom",
+            "fontsize": 13,
+            "parse_math": False,
+            **style,
+        }  # the name of a picture may have two $
         self.figure.text(left / width, 1 - top / height, text, **style)
 
     def panel(self, left: float, top: float, width: float, height: float) -> Axes:
         whole_width, whole_height = self.figure.get_size_inches()
-        place = (left / whole_width, 1 - (top + height) / whole_height, width / whole_width, height / whole_height)
+        place = (
+            left / whole_width,
+            1 - (top + height) / whole_height,
+            width / whole_width,
+            height / whole_height,
+        )
         return self.figure.add_axes(place)
 
     def draw_head(self, name: str) -> None:
         """The picture, and how to read what is below."""
-        show(self.panel(MARGIN, MARGIN, *self.large), self.picture, self.size, interpolation="antialiased")
+        show(
+            self.panel(MARGIN, MARGIN, *self.large),
+            self.picture,
+            self.size,
+            interpolation="antialiased",
+        )
         self.text(
-            self.right, MARGIN + 0.35, f"Group tokens in {cut_in_the_middle(one_line(name), 32)}", fontsize=22, weight="bold"
+            self.right,
+            MARGIN + 0.35,
+            f"Group tokens in {cut_in_the_middle(one_line(name), 32)}",
+            fontsize=22,
+            weight="bold",
         )
         self.text(self.right, MARGIN + 0.55, HOW_TO_READ, va="top", fontsize=15, linespacing=1.35)
 
@@ -94,7 +123,13 @@ class Sheet:
         winners = maps.given.argmax(0)  # (H, W)
         colours = np.empty((len(maps.given), 3))
         colours[strongest(maps)] = token_colours(len(maps.given))
-        self.text(MARGIN, top - 0.08, f"Block {block}: {len(maps.given)} group tokens", fontsize=16, weight="bold")
+        self.text(
+            MARGIN,
+            top - 0.08,
+            f"Block {block}: {len(maps.given)} group tokens",
+            fontsize=16,
+            weight="bold",
+        )
         axis = self.panel(MARGIN, top, *self.large)
         show(axis, in_gray(self.picture, 1.0), self.size)
         show(axis, colours[winners.numpy()], self.size, TOKEN_STRIDE, alpha=0.6)
@@ -107,13 +142,23 @@ class Sheet:
 
     def draw_row(self, top: float, label: str, maps: np.ndarray) -> None:
         """A row of heat maps (N, H, W) and their common scale, which leaves out the outermost cells."""
-        self.text(self.right - 0.1, top + self.height / 2, label, rotation=90, ha="right", va="center", fontsize=11)
+        self.text(
+            self.right - 0.1,
+            top + self.height / 2,
+            label,
+            rotation=90,
+            ha="right",
+            va="center",
+            fontsize=11,
+        )
         if not len(maps):
             return
         low, high = map(float, np.quantile(maps, [0.01, 0.995]))
         norm = Normalize(low, high)
         for column, values in enumerate(maps):
-            axis = self.panel(self.right + column * (self.width + GAP), top, self.width, self.height)
+            axis = self.panel(
+                self.right + column * (self.width + GAP), top, self.width, self.height
+            )
             show(axis, in_gray(self.picture, 0.6), self.size)
             show(axis, values, self.size, TOKEN_STRIDE, cmap=HEAT, norm=norm)
         axis = self.panel(self.right + len(maps) * (self.width + GAP), top, 0.14, self.height)
@@ -147,7 +192,9 @@ def in_gray(picture: np.ndarray, brightness: float) -> np.ndarray:
 def token_colours(count: int) -> np.ndarray:
     """Colours (count, 3) of which any that follow each other are far apart."""
     ranks = np.arange(count)
-    return hsv_to_rgb(np.stack([ranks * 0.618034 % 1, 1 - 0.35 * (ranks % 2), 1 - 0.3 * (ranks % 3 == 1)], axis=1))
+    return hsv_to_rgb(
+        np.stack([ranks * 0.618034 % 1, 1 - 0.35 * (ranks % 2), 1 - 0.3 * (ranks % 3 == 1)], axis=1)
+    )
 
 
 def show(axis: Axes, image: np.ndarray, size: tuple[int, int], stride: int = 0, **how: Any) -> None:
@@ -173,6 +220,9 @@ def draw_features(picture: np.ndarray, inspection: Inspection, name: str) -> Fig
         colours, share = principal_colours(values)
         show(axis, colours.numpy(), inspection.size, inspection.strides[level])
         size = f"{values.shape[2]} x {values.shape[1]} cells"
-        axis.set_title(f"{level}, stride {inspection.strides[level]}\n{size}, {share:.0%} of variance", fontsize=13)
+        axis.set_title(
+            f"{level}, stride {inspection.strides[level]}\n{size}, {share:.0%} of variance",
+            fontsize=13,
+        )
     draw_all_characters(figure)
     return figure

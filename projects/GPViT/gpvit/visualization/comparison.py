@@ -60,13 +60,26 @@ class Case(NamedTuple):
 def worst_first(truth: COCO, found: COCO, cases: dict[int, Outcome]) -> list[Case]:
     """All images, those first where most went wrong."""
     ranked = [
-        Case(truth.imgs[id], outcome, len(outcome.missed) + sum(found.anns[number]["score"] for number in outcome.false))
+        Case(
+            truth.imgs[id],
+            outcome,
+            len(outcome.missed) + sum(found.anns[number]["score"] for number in outcome.false),
+        )
         for id, outcome in cases.items()
     ]
     return sorted(ranked, key=lambda case: -case.cost)
 
 
-def draw(image: np.ndarray, case: Case, truth: COCO, found: COCO, *, masks: bool, rank: int = 1, pane: int = PANE) -> Figure:
+def draw(
+    image: np.ndarray,
+    case: Case,
+    truth: COCO,
+    found: COCO,
+    *,
+    masks: bool,
+    rank: int = 1,
+    pane: int = PANE,
+) -> Figure:
     """The truth on the left, the detections on the right.
 
     Args:
@@ -81,7 +94,10 @@ def draw(image: np.ndarray, case: Case, truth: COCO, found: COCO, *, masks: bool
     width = max(width, pane / 2)  # room for the words of a tall picture
     total = 2 * width + GAP, height + HEADER + FOOTER
     figure = Figure(figsize=(total[0] / DOTS_PER_INCH, total[1] / DOTS_PER_INCH), dpi=DOTS_PER_INCH)
-    sides = {"truth": (truth, _objects(case, truth)), "detections": (found, _detections(case, found))}
+    sides = {
+        "truth": (truth, _objects(case, truth)),
+        "detections": (found, _detections(case, found)),
+    }
     for side, (title, (source, items)) in enumerate(sides.items()):
         corner = side * (width + GAP) / total[0], FOOTER / total[1]
         axes = figure.add_axes((*corner, width / total[0], height / total[1]))
@@ -113,7 +129,11 @@ def _objects(case: Case, truth: COCO) -> Items:
 
 def _detections(case: Case, found: COCO) -> Items:
     """In the order of drawing: false ones last, on top, and of these the best scores."""
-    kinds = {"ignored": case.outcome.ignored, "true": case.outcome.true, "false": case.outcome.false}
+    kinds = {
+        "ignored": case.outcome.ignored,
+        "true": case.outcome.true,
+        "false": case.outcome.false,
+    }
     return [(found.anns[id], STYLES[kind]) for kind, ids in kinds.items() for id in reversed(ids)]
 
 
@@ -126,13 +146,18 @@ def _tinted(image: np.ndarray, items: Items, source: COCO) -> np.ndarray:
     return picture.astype(np.uint8)
 
 
-def _draw_item(axes: Axes, item: dict[str, Any], style: Style, name: str, size: tuple[int, int]) -> None:
+def _draw_item(
+    axes: Axes, item: dict[str, Any], style: Style, name: str, size: tuple[int, int]
+) -> None:
     """Box and label of an object or a detection in a picture of that height and width."""
     x, y, w, h = item["bbox"]
     halo = [withStroke(linewidth=3.5, foreground="white", alpha=0.7)]
     outline = [x, x + w, x + w, x, x], [y, y, y + h, y + h, y]
     axes.plot(*outline, color=style.colour, linestyle=style.line, linewidth=1.8, path_effects=halo)
-    name, score = one_line(name, NAME_LIMIT), f"{item['score']:.0%}" if "score" in item and name else ""
+    name, score = (
+        one_line(name, NAME_LIMIT),
+        f"{item['score']:.0%}" if "score" in item and name else "",
+    )
     axes.text(
         min(max(x, 0), size[1]),
         min(max(y, 0), size[0]),
@@ -148,11 +173,24 @@ def _draw_item(axes: Axes, item: dict[str, Any], style: Style, name: str, size: 
 
 def _draw_legend(figure: Figure) -> None:
     lines = [
-        Line2D([], [], color=style.colour, linestyle=style.line, linewidth=2, label=f"{style.sign} {style.meaning}")
+        Line2D(
+            [],
+            [],
+            color=style.colour,
+            linestyle=style.line,
+            linewidth=2,
+            label=f"{style.sign} {style.meaning}",
+        )
         for style in STYLES.values()
     ]
     figure.legend(
-        handles=lines, loc="lower center", ncols=len(lines), fontsize=8, handlelength=3, frameon=False, borderpad=0.2
+        handles=lines,
+        loc="lower center",
+        ncols=len(lines),
+        fontsize=8,
+        handlelength=3,
+        frameon=False,
+        borderpad=0.2,
     )
 
 
@@ -165,7 +203,9 @@ def drawings(
         if rank == number:
             return
         try:
-            image = read_annotated_image(inputs.images / case.image["file_name"], case.image["height"], case.image["width"])
+            image = read_annotated_image(
+                inputs.images / case.image["file_name"], case.image["height"], case.image["width"]
+            )
         except UserError as error:
             failures.append(str(error))
             continue
@@ -184,7 +224,10 @@ def as_picture(figure: Figure) -> Image.Image:
 def sheet(pictures: list[Image.Image]) -> Image.Image:
     """Pictures in columns, each below the shortest so far, all made smaller by the same factor."""
     scale = (SHEET_WIDTH - GAP) / max(picture.width for picture in pictures)
-    scaled = [picture.resize((round(picture.width * scale), round(picture.height * scale))) for picture in pictures]
+    scaled = [
+        picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        for picture in pictures
+    ]
     heights, corners = [0] * COLUMNS, []
     for picture in scaled:
         column = heights.index(min(heights))

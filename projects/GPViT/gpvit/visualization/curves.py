@@ -35,10 +35,14 @@ def save_curves(metrics: Path, path: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(12, 4.5), layout="constrained")
     losses, quality = figure.subplots(1, 2)
     # With "/" they are of an evaluation, and may be named after a class such as "glossy".
-    names = {key for row in rows for key in row if "loss" in key and "/" not in key} - {"total_loss"}
+    names = {key for row in rows for key in row if "loss" in key and "/" not in key} - {
+        "total_loss"
+    }
     for name in ["total_loss", *sorted(names)]:
         points = [(row["iteration"], row[name]) for row in rows if name in row]
-        losses.plot(*zip(*points), label=one_line(name), linewidth=2.5 if name == "total_loss" else 1)
+        losses.plot(
+            *zip(*points), label=one_line(name), linewidth=2.5 if name == "total_loss" else 1
+        )
     for label, points in main_courses(rows).items():
         quality.plot(*zip(*points), marker="o", label=label, clip_on=False)
     losses.set(xlabel="iteration", ylabel="training loss", yscale="log")

@@ -23,7 +23,9 @@ LARGEST_SIDE = 2560
 NAME_LIMIT = 40  # characters of a name on a drawing
 
 
-def draw_predictions(image: np.ndarray, instances: Instances, classes: Sequence[str], *, resize: bool = True) -> np.ndarray:
+def draw_predictions(
+    image: np.ndarray, instances: Instances, classes: Sequence[str], *, resize: bool = True
+) -> np.ndarray:
     """The picture (H, W, 3), RGB, with masks, boxes, class names and scores on it; each class has its colour.
 
     Args:
@@ -34,7 +36,9 @@ def draw_predictions(image: np.ndarray, instances: Instances, classes: Sequence[
     labels = [f"{name} {score:.0%}" for name, score in zip(names, instances.scores.tolist())]
     # Encoded: of arrays, the Visualizer refuses those that are two pixels wide.
     masks = (
-        [encode(np.asfortranarray(mask)) for mask in instances.pred_masks.byte()] if instances.has("pred_masks") else None
+        [encode(np.asfortranarray(mask)) for mask in instances.pred_masks.byte()]
+        if instances.has("pred_masks")
+        else None
     )
     return _draw(image, numbers, labels, instances.pred_boxes, masks, resize)
 
@@ -54,33 +58,55 @@ def cut_outs(image: np.ndarray, instances: Instances) -> Iterator[np.ndarray]:
             mask[y0:y1, x0:x1] = True
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
         part = np.s_[y : y + height, x : x + width]
-        yield np.dstack([image[part], np.full((height, width), 255, np.uint8)]) * mask[part][..., None]
+        yield (
+            np.dstack([image[part], np.full((height, width), 255, np.uint8)])
+            * mask[part][..., None]
+        )
 
 
-def draw_annotations(image: np.ndarray, record: dict[str, Any], classes: Sequence[str]) -> np.ndarray:
+def draw_annotations(
+    image: np.ndarray, record: dict[str, Any], classes: Sequence[str]
+) -> np.ndarray:
     """The same with the objects of its record in Detectron2's data set format."""
     objects = record["annotations"]
     numbers = [item["category_id"] for item in objects]
     names = [one_line(classes[number], NAME_LIMIT) for number in numbers]
-    labels = [name + (" (crowd)" if item.get("iscrowd") else "") for name, item in zip(names, objects)]
+    labels = [
+        name + (" (crowd)" if item.get("iscrowd") else "") for name, item in zip(names, objects)
+    ]
     boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects]
-    masks = [item["segmentation"] for item in objects] if all("segmentation" in item for item in objects) else None
+    masks = (
+        [item["segmentation"] for item in objects]
+        if all("segmentation" in item for item in objects)
+        else None
+    )
     return _draw(image, numbers, labels, boxes, masks)
 
 
 def _draw(
-    image: np.ndarray, numbers: list[int], labels: list[str], boxes: Any, masks: list | None, resize: bool = True
+    image: np.ndarray,
+    numbers: list[int],
+    labels: list[str],
+    boxes: Any,
+    masks: list | None,
+    resize: bool = True,
 ) -> np.ndarray:
     palette = matplotlib.colormaps["tab10"]
     height, width = image.shape[:2]
-    scale = min(max(1, SMALLEST_SIDE / min(height, width)), LARGEST_SIDE / max(height, width)) if resize else 1
+    scale = (
+        min(max(1, SMALLEST_SIDE / min(height, width)), LARGEST_SIDE / max(height, width))
+        if resize
+        else 1
+    )
     visualizer = Visualizer(image, scale=scale)
     output = visualizer.output
     if scale < 1:
         output.ax.images[0].set_data(reduced(image, scale))
     if scale * min(height, width) < 1:  # which the Visualizer would round to nothing
         output.ax.set_aspect("auto")
-        output.fig.set_size_inches([(max(1, side * scale) + 0.01) / output.dpi for side in (width, height)])
+        output.fig.set_size_inches(
+            [(max(1, side * scale) + 0.01) / output.dpi for side in (width, height)]
+        )
     visualizer.overlay_instances(
         boxes=boxes,
         masks=masks,
@@ -120,9 +146,12 @@ def _spread_labels(picture: VisImage) -> None:
     for number, text in enumerate(picture.ax.texts):
         start = text.get_window_extent(picture.canvas.get_renderer()).padded(2)
         inside = start.translated(
-            max(0, -start.x0) + min(0, width - start.x1), max(0, -start.y0) + min(0, height - start.y1)
+            max(0, -start.x0) + min(0, width - start.x1),
+            max(0, -start.y0) + min(0, height - start.y1),
         )
-        lines = (inside.translated(0, step * inside.height) for step in sorted(range(-20, 21), key=abs))
+        lines = (
+            inside.translated(0, step * inside.height) for step in sorted(range(-20, 21), key=abs)
+        )
         box = next((line for line in lines if is_free(line, placed[:number])), inside)
         placed[number] = box.extents
         position = to_pixels.transform(text.get_position()) + box.min - start.min

@@ -25,9 +25,25 @@ from pycocotools.coco import COCO
 
 from ..config.values import MOST_DETECTIONS
 from ..data.datasets.coco_rules import MAX_DETECTIONS
-from ..evaluation.coco_evaluation import RESULTS, check_max_detections, max_dets, most_objects, summarized
+from ..evaluation.coco_evaluation import (
+    RESULTS,
+    check_max_detections,
+    max_dets,
+    most_objects,
+    summarized,
+)
 from ..evaluation.coco_results import Inputs
-from ..evaluation.matching import IOU, Calibration, Curve, Matching, calibration, confusion, curve, match, outcomes
+from ..evaluation.matching import (
+    IOU,
+    Calibration,
+    Curve,
+    Matching,
+    calibration,
+    confusion,
+    curve,
+    match,
+    outcomes,
+)
 from ..evaluation.metrics import COCO as METRICS
 from ..evaluation.metrics import TASKS
 from ..utils.errors import UserError
@@ -37,7 +53,9 @@ from ..version import __version__
 from .comparison import as_picture, drawings, worst_first
 from .curves import main_courses
 
-OF_A_CLASS = tuple(name if name == heading else f"AP {heading}" for name, heading in METRICS.items())
+OF_A_CLASS = tuple(
+    name if name == heading else f"AP {heading}" for name, heading in METRICS.items()
+)
 MANY_CLASSES = 12  # beyond this many, only the worst and the best have curves, and classes seldom confused share a row
 PICTURES, PICTURE_PANE = 8, 480  # how many of the worst, and pixels of the longer side of each
 POINTS = 200  # of a curve
@@ -54,7 +72,17 @@ STYLE: Any = {  # matplotlib has a type for each of its settings
     "axes.grid": True,
     "grid.alpha": 0.15,
     "legend.frameon": False,
-    **{key: INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")},
+    **{
+        key: INK
+        for key in (
+            "text.color",
+            "axes.edgecolor",
+            "axes.labelcolor",
+            "xtick.color",
+            "ytick.color",
+            "grid.color",
+        )
+    },
 }
 
 
@@ -109,9 +137,13 @@ def collect(inputs: Inputs, threshold: float | None, limit: int) -> dict[str, An
         "threshold": threshold,
         "best": best,
         "threshold_chart": threshold_chart(over_scores, best) if best else None,
-        "confusions": confusions(inputs.truth, confusion(inputs.truth, found, inputs.task, threshold)),
+        "confusions": confusions(
+            inputs.truth, confusion(inputs.truth, found, inputs.task, threshold)
+        ),
         "calibration": calibration(matching),
-        "calibration_chart": calibration_chart(calibration(matching)) if len(matching.detections) else None,
+        "calibration_chart": calibration_chart(calibration(matching))
+        if len(matching.detections)
+        else None,
         "worst": worst,
         "worst_note": worst_note,
         "speed": read_speed(inputs.folder),
@@ -124,13 +156,23 @@ def collect(inputs: Inputs, threshold: float | None, limit: int) -> dict[str, An
 
 def accuracy(inputs: Inputs, matching: Matching, limit: int) -> dict[str, Any]:
     """AP and its curves, overall and by class; ``limit`` as for :func:`collect`."""
-    evaluations = {task: summarized(inputs.truth, found, task, limit) for task, found in inputs.found.items()}
+    evaluations = {
+        task: summarized(inputs.truth, found, task, limit) for task, found in inputs.found.items()
+    }
     recalls = [f"AR, {number} detection{'s' * (number > 1)}" for number in max_dets(limit)]
     metrics = [*OF_A_CLASS, *recalls, "AR small", "AR medium", "AR large"]
-    precisions = {task: evaluation.eval["precision"][..., -1] for task, evaluation in evaluations.items()}
-    overall = {task: dict(zip(metrics, figures(evaluation.stats))) for task, evaluation in evaluations.items()}
+    precisions = {
+        task: evaluation.eval["precision"][..., -1] for task, evaluation in evaluations.items()
+    }
+    overall = {
+        task: dict(zip(metrics, figures(evaluation.stats)))
+        for task, evaluation in evaluations.items()
+    }
     classes = by_class(inputs.truth, precisions, matching)
-    curves = {task: precision_recall(precision[..., 0], TASKS[task].label) for task, precision in precisions.items()}
+    curves = {
+        task: precision_recall(precision[..., 0], TASKS[task].label)
+        for task, precision in precisions.items()
+    }
     return {
         "metrics": list(dict.fromkeys(metrics)),  # below 10 detections, two of the recalls are one
         "of_a_class": OF_A_CLASS,
@@ -146,7 +188,9 @@ def beyond(inputs: Inputs, limit: int) -> str:
     """What AP leaves out because of its limit, in a sentence; "" if nothing."""
     objects = most_objects(inputs.truth)
     found = inputs.found[inputs.task].anns.values()
-    detections = max(Counter((item["image_id"], item["category_id"]) for item in found).values(), default=0)
+    detections = max(
+        Counter((item["image_id"], item["category_id"]) for item in found).values(), default=0
+    )
     most = max(objects, detections)
     if most <= limit:
         return ""
@@ -192,7 +236,9 @@ def _without_nan(node: Any) -> Any:
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
-def by_class(truth: COCO, precisions: dict[str, np.ndarray], matching: Matching) -> list[dict[str, Any]]:
+def by_class(
+    truth: COCO, precisions: dict[str, np.ndarray], matching: Matching
+) -> list[dict[str, Any]]:
     """What there is of each class, its AP, and the threshold of its best F1.
 
     Args:
@@ -210,7 +256,12 @@ def by_class(truth: COCO, precisions: dict[str, np.ndarray], matching: Matching)
         }
         for task, precision in precisions.items():
             precision = precision[:, :, number]
-            parts = [precision[..., 0], precision[0, :, 0], precision[5, :, 0], *(precision[..., i] for i in (1, 2, 3))]
+            parts = [
+                precision[..., 0],
+                precision[0, :, 0],
+                precision[5, :, 0],
+                *(precision[..., i] for i in (1, 2, 3)),
+            ]
             row[task] = dict(zip(OF_A_CLASS, map(mean, parts)))
         rows.append(row | {"best": advice(curve(of_class))})
     return rows
@@ -225,7 +276,9 @@ def advice(over_scores: Curve) -> dict[str, float] | None:
     return {name: float(values[best]) for name, values in zip(names, over_scores)}
 
 
-def chart(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = (4.4, 3.1)) -> Markup:
+def chart(
+    draw: Callable[[Axes], None], title: str, size: tuple[float, float] = (4.4, 3.1)
+) -> Markup:
     """A chart as SVG for the inside of the page, in the colours of its style.
 
     Args:
@@ -236,9 +289,20 @@ def chart(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size)
         figure.patch.set_visible(False)
-        left, right, bottom, top = (points / 72 for points in (40, 8, 32, 8))  # inches, enough for numbers and labels
+        left, right, bottom, top = (
+            points / 72 for points in (40, 8, 32, 8)
+        )  # inches, enough for numbers and labels
         width, height = size
-        draw(figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)))
+        draw(
+            figure.add_axes(
+                (
+                    left / width,
+                    bottom / height,
+                    1 - (left + right) / width,
+                    1 - (bottom + top) / height,
+                )
+            )
+        )
         text = io.StringIO()
         figure.savefig(text, format="svg")
     return _for_page(text.getvalue(), title)
@@ -251,7 +315,12 @@ def _for_page(svg: str, title: str) -> Markup:
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # would be there once for each chart
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
     opening = f'<svg role="img" aria-label="{escape(title)}" viewBox='
-    svg = re.sub(r"<svg [^>]*?viewBox=(\"[^\"]*\")[^>]*>", lambda match: f"{opening}{match[1]}>", svg, count=1)
+    svg = re.sub(
+        r"<svg [^>]*?viewBox=(\"[^\"]*\")[^>]*>",
+        lambda match: f"{opening}{match[1]}>",
+        svg,
+        count=1,
+    )
     for number, colour in enumerate(COLOURS, start=1):
         svg = svg.replace(colour, f"var(--line{number})")
     return Markup(svg.replace(INK, "var(--ink)"))
@@ -272,11 +341,17 @@ def precision_recall(precision: np.ndarray, title: str, *, small: bool = False) 
     precision = precision[:, :, (precision > -1).all(axis=(0, 1))]
     if not precision.size:
         return None
-    lines = {"IoU 0.5": precision[0], "IoU 0.75": precision[5], "mean of 0.5 to 0.95": precision.mean(axis=0)}
+    lines = {
+        "IoU 0.5": precision[0],
+        "IoU 0.75": precision[5],
+        "mean of 0.5 to 0.95": precision.mean(axis=0),
+    }
 
     def draw(axes: Axes) -> None:
         for label, values in lines.items():
-            axes.plot(np.linspace(0, 1, values.shape[0]), values.mean(axis=1), label=label, clip_on=False)
+            axes.plot(
+                np.linspace(0, 1, values.shape[0]), values.mean(axis=1), label=label, clip_on=False
+            )
         unit_axes(axes, "recall", "precision")
         if not small:
             axes.legend(loc="upper right", bbox_to_anchor=(1.0, 1.02))
@@ -284,7 +359,9 @@ def precision_recall(precision: np.ndarray, title: str, *, small: bool = False) 
     return chart(draw, f"precision over recall, {title}", (2.5, 2.0) if small else (4.4, 3.1))
 
 
-def class_curves(precision: np.ndarray, classes: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+def class_curves(
+    precision: np.ndarray, classes: list[dict[str, Any]], task: str
+) -> list[dict[str, Any]]:
     """Curves of the classes that have objects, worst first; of many classes, only of the worst and the best.
 
     Args:
@@ -292,7 +369,9 @@ def class_curves(precision: np.ndarray, classes: list[dict[str, Any]], task: str
         classes: from :func:`by_class`.
         task: whose AP counts.
     """
-    numbers = sorted((i for i, row in enumerate(classes) if row["objects"]), key=lambda i: classes[i][task]["AP"])
+    numbers = sorted(
+        (i for i, row in enumerate(classes) if row["objects"]), key=lambda i: classes[i][task]["AP"]
+    )
     if len(numbers) > MANY_CLASSES:
         numbers = numbers[: MANY_CLASSES // 2] + numbers[-MANY_CLASSES // 2 :]
     return [
@@ -311,12 +390,19 @@ def threshold_chart(over_scores: Curve, best: dict[str, float]) -> Markup:
 
     def draw(axes: Axes) -> None:
         for name in ("precision", "recall", "f1"):
-            axes.plot(over_scores.thresholds[shown], getattr(over_scores, name)[shown], label=name.replace("f1", "F1"))
+            axes.plot(
+                over_scores.thresholds[shown],
+                getattr(over_scores, name)[shown],
+                label=name.replace("f1", "F1"),
+            )
         axes.axvline(best["threshold"], color=INK, linewidth=1, linestyle="-", alpha=0.5)
         unit_axes(axes, "score threshold", "")
         axes.legend(loc="lower center")
 
-    return chart(draw, f"precision, recall and F1 over the score threshold; F1 is best at {best['threshold']:.2f}")
+    return chart(
+        draw,
+        f"precision, recall and F1 over the score threshold; F1 is best at {best['threshold']:.2f}",
+    )
 
 
 def calibration_chart(calibrated: Calibration) -> Markup:
@@ -326,8 +412,22 @@ def calibration_chart(calibrated: Calibration) -> Markup:
 
     def draw(axes: Axes) -> None:
         width = edges[1] - edges[0]
-        axes.bar(edges[:-1][there], calibrated.precision[there], width * 0.92, align="edge", color=COLOURS[0], alpha=0.6)
-        axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="scores that say how often")
+        axes.bar(
+            edges[:-1][there],
+            calibrated.precision[there],
+            width * 0.92,
+            align="edge",
+            color=COLOURS[0],
+            alpha=0.6,
+        )
+        axes.plot(
+            [0, 1],
+            [0, 1],
+            color=INK,
+            linestyle="--",
+            linewidth=1,
+            label="scores that say how often",
+        )
         unit_axes(axes, "score", "share of true detections")
         axes.legend(loc="upper left")
 
@@ -338,8 +438,12 @@ def confusions(truth: COCO, counts: np.ndarray) -> dict[str, Any]:
     """A matrix of confusions for the page: of many classes, those that are confused most, and the others in one."""
     names = [one_line(truth.cats[id]["name"]) for id in sorted(truth.cats)]
     between = counts[:-1, :-1] * (1 - np.eye(len(names), dtype=np.int64))
-    rows, columns = np.unravel_index(np.argsort(-between, axis=None, kind="stable")[:10], between.shape)
-    pairs = [(names[r], names[c], int(between[r, c])) for r, c in zip(rows, columns) if between[r, c]]
+    rows, columns = np.unravel_index(
+        np.argsort(-between, axis=None, kind="stable")[:10], between.shape
+    )
+    pairs = [
+        (names[r], names[c], int(between[r, c])) for r, c in zip(rows, columns) if between[r, c]
+    ]
     single = len(names)  # rows and columns of one class
     if single > MANY_CLASSES:
         most = np.argsort(-(between.sum(0) + between.sum(1)), kind="stable")[:MANY_CLASSES]
@@ -359,7 +463,9 @@ def confusions(truth: COCO, counts: np.ndarray) -> dict[str, Any]:
     }
 
 
-def pictures(inputs: Inputs, matching: Matching, threshold: float) -> tuple[list[dict[str, str]], str]:
+def pictures(
+    inputs: Inputs, matching: Matching, threshold: float
+) -> tuple[list[dict[str, str]], str]:
     """The worst pictures as JPEG in text, with their captions; and a word on them."""
     if inputs.images is None:
         return [], "no pictures, as the folder of the images is not given"
@@ -372,9 +478,14 @@ def pictures(inputs: Inputs, matching: Matching, threshold: float) -> tuple[list
         content = io.BytesIO()
         as_picture(figure).save(content, "JPEG", quality=82)
         data = Markup(base64.b64encode(content.getvalue()).decode())
-        worst.append({"caption": f"{one_line(case.image['file_name'])}: {case.counts()}", "data": data})
+        worst.append(
+            {"caption": f"{one_line(case.image['file_name'])}: {case.counts()}", "data": data}
+        )
     unread = f", {len(failures)} cannot be read (first: {failures[0]})" if failures else ""
-    return worst, f"the {len(worst)} worst of {len(cases)} pictures with false detections or missed objects{unread}"
+    return (
+        worst,
+        f"the {len(worst)} worst of {len(cases)} pictures with false detections or missed objects{unread}",
+    )
 
 
 def training_charts(folder: Path | None) -> list[Markup]:
@@ -410,7 +521,9 @@ def read_speed(folder: Path | None) -> dict[str, Any] | None:
         return None
     try:
         seconds, device, images = speed["seconds_per_image"], speed["device"], speed["images"]
-        if not (is_number(seconds) and seconds > 0 and isinstance(device, str) and is_number(images)):
+        if not (
+            is_number(seconds) and seconds > 0 and isinstance(device, str) and is_number(images)
+        ):
             raise ValueError("seconds_per_image, device or images are of another kind")
         return {"seconds": float(seconds), "device": one_line(device), "images": int(images)}
     except (ValueError, KeyError) as error:

@@ -85,9 +85,15 @@ class CocoFile:
 
     def raise_if_fatal(self) -> None:
         """Raises a UserError if there is a problem that stops training and evaluation."""
-        fatal = [(kind, problems) for kind, problems in grouped(self.problems).items() if RULES[kind].action == "stop"]
+        fatal = [
+            (kind, problems)
+            for kind, problems in grouped(self.problems).items()
+            if RULES[kind].action == "stop"
+        ]
         if fatal:
-            reasons = "; ".join(f"{phrase(kind, problems)}: {RULES[kind].then}" for kind, problems in fatal)
+            reasons = "; ".join(
+                f"{phrase(kind, problems)}: {RULES[kind].then}" for kind, problems in fatal
+            )
             command = f"gpvit check-data --annotations-only --data {self.given or self.path}"
             raise UserError(f"{self.path}: {reasons}. All problems: {command}")
 
@@ -100,7 +106,9 @@ class CocoFile:
         self.raise_if_fatal()
         log_first_n(logging.INFO, self.summary(), name=__name__, key="message")
         for kind, problems in grouped(self.problems).items():
-            message = one_line(f"{self.path}: {phrase(kind, problems)}: {RULES[kind].then}", LINE_LIMIT)
+            message = one_line(
+                f"{self.path}: {phrase(kind, problems)}: {RULES[kind].then}", LINE_LIMIT
+            )
             level = logging.INFO if RULES[kind].action == "note" else logging.WARNING
             log_first_n(level, message, name=__name__, key="message")
         contiguous = {id: i for i, id in enumerate(self.categories)}
@@ -113,7 +121,10 @@ class CocoFile:
                 "image_id": id,
                 "annotations": [
                     {key: item[key] for key in keys if key in item}
-                    | {"bbox_mode": BoxMode.XYWH_ABS, "category_id": contiguous[item["category_id"]]}
+                    | {
+                        "bbox_mode": BoxMode.XYWH_ABS,
+                        "category_id": contiguous[item["category_id"]],
+                    }
                     for item in self.objects[id]
                 ],
             }
@@ -127,7 +138,9 @@ class CocoFile:
         api.dataset = {
             "images": [{"id": id} | image for id, image in self.images.items()],
             "categories": [{"id": id, "name": name} for id, name in self.categories.items()],
-            "annotations": [item | {"id": number} for number, item in enumerate(everything, start=1)],
+            "annotations": [
+                item | {"id": number} for number, item in enumerate(everything, start=1)
+            ],
         }
         with contextlib.redirect_stdout(io.StringIO()):
             api.createIndex()
@@ -156,7 +169,9 @@ def read(
         not_found = _read(data, masks, train)
     if open_images:
         data.problems += _open_images(data, not_found)
-        data.problems = [problem for problems in grouped(data.problems).values() for problem in problems]
+        data.problems = [
+            problem for problems in grouped(data.problems).values() for problem in problems
+        ]
     return data
 
 
@@ -186,14 +201,26 @@ def _read(data: CocoFile, masks: bool, train: bool) -> dict[int, str]:
     found += [Problem("group", detail=shown(entry["name"])) for entry in groups]
     renamed, not_found = _find_images(data)
     found += renamed
-    objects = _judge(data, content["annotations"], list(_read_annotations(data, content["annotations"], masks)))
+    objects = _judge(
+        data, content["annotations"], list(_read_annotations(data, content["annotations"], masks))
+    )
     found += objects
-    empty = [Problem("empty image", id) for id in data.images if all(item["iscrowd"] for item in data.objects[id])]
+    empty = [
+        Problem("empty image", id)
+        for id in data.images
+        if all(item["iscrowd"] for item in data.objects[id])
+    ]
     found += empty
     counts = {id: sum(not item["iscrowd"] for item in items) for id, items in data.objects.items()}
-    many = sorted((id for id, count in counts.items() if count > MAX_DETECTIONS), key=lambda id: -counts[id])
+    many = sorted(
+        (id for id, count in counts.items() if count > MAX_DETECTIONS), key=lambda id: -counts[id]
+    )
     found += [Problem("many objects", id, detail=f"{counts[id]} objects") for id in many]
-    if train and len(empty) == len(data.images) > 0 and not any(problem.kind == "normalized" for problem in objects):
+    if (
+        train
+        and len(empty) == len(data.images) > 0
+        and not any(problem.kind == "normalized" for problem in objects)
+    ):
         found.append(Problem("no objects", detail=left_out(objects)))
     data.problems = [problem for problems in grouped(found).values() for problem in problems]
     return not_found
@@ -270,7 +297,11 @@ def _read_images(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
             yield Problem("image", id, detail="no file_name")
             name = ""
         if not usable_size(height, width):
-            yield Problem("image size", id, detail=" x ".join(shown(entry.get(side)) for side in ("width", "height")))
+            yield Problem(
+                "image size",
+                id,
+                detail=" x ".join(shown(entry.get(side)) for side in ("width", "height")),
+            )
             width = height = 0
         data.images[id] = {"file_name": name, "height": height, "width": width}
         data.objects[id] = []
@@ -279,7 +310,10 @@ def _read_images(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
 
 def usable_size(height: Any, width: Any) -> bool:
     """Whether these are whole numbers of pixels of an image that can be read."""
-    return all(type(side) is int and side > 0 for side in (height, width)) and height * width <= MAX_PIXELS
+    return (
+        all(type(side) is int and side > 0 for side in (height, width))
+        and height * width <= MAX_PIXELS
+    )
 
 
 def _find_images(data: CocoFile) -> tuple[list[Problem], dict[int, str]]:
@@ -296,21 +330,35 @@ def _find_images(data: CocoFile) -> tuple[list[Problem], dict[int, str]]:
         if name and not folders.has(os.path.join(data.image_root, name)):
             missing[id] = name
         elif name:
-            taken.add(os.path.relpath(name, data.image_root) if os.path.isabs(name) else os.path.normpath(name))
+            taken.add(
+                os.path.relpath(name, data.image_root)
+                if os.path.isabs(name)
+                else os.path.normpath(name)
+            )
     problems, not_found = [], {}
-    matches = image_names.match(missing.values(), image_names.files_below(data.image_root), taken) if missing else {}
+    matches = (
+        image_names.match(missing.values(), image_names.files_below(data.image_root), taken)
+        if missing
+        else {}
+    )
     for id, name in missing.items():
         path, fault = matches[name]
         if path:
             data.written[id], data.images[id]["file_name"] = name, path
-            problems.append(Problem("image name", id, detail=f"{one_line(name)} is {one_line(path)}"))
+            problems.append(
+                Problem("image name", id, detail=f"{one_line(name)} is {one_line(path)}")
+            )
         else:
             not_found[id] = fault
     firsts: dict[str, int] = {}
     for id, path in data.real_paths(folders).items():
         first = firsts.setdefault(path, id)
         if first != id:
-            problems.append(Problem("file twice", id, detail=f"{one_line(data.images[id]['file_name'])}, as {first}"))
+            problems.append(
+                Problem(
+                    "file twice", id, detail=f"{one_line(data.images[id]['file_name'])}, as {first}"
+                )
+            )
     return problems, not_found
 
 
@@ -327,8 +375,12 @@ def images_in_both(train: CocoFile, val: CocoFile, *, copies: bool = False) -> l
     problems = []
     for id, path in paths.items():
         if path in same:
-            copied = "" if same[path] == path else f", the same as {one_line(same[path], PATH_LIMIT)}"
-            problems.append(Problem("both splits", id, detail=one_line(train.images[id]["file_name"]) + copied))
+            copied = (
+                "" if same[path] == path else f", the same as {one_line(same[path], PATH_LIMIT)}"
+            )
+            problems.append(
+                Problem("both splits", id, detail=one_line(train.images[id]["file_name"]) + copied)
+            )
     return problems
 
 
@@ -349,7 +401,12 @@ def _copies(paths: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     for path in paths:
         with contextlib.suppress(OSError, ValueError):
             for other in by_size.get(os.path.getsize(path), ()):
-                if path not in found and path != other and digest(path) == digest(other) and not _has_one_color(path):
+                if (
+                    path not in found
+                    and path != other
+                    and digest(path) == digest(other)
+                    and not _has_one_color(path)
+                ):
                     found[path] = other
     return found
 
@@ -367,10 +424,14 @@ def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Itera
     ids: set[int] = set()
     seen = Seen()
     for number, entry in enumerate(entries):
-        id, image_id, category_id = (_whole(entry.get(key)) for key in ("id", "image_id", "category_id"))
+        id, image_id, category_id = (
+            _whole(entry.get(key)) for key in ("id", "image_id", "category_id")
+        )
         found: list[tuple[str, str]] = []
         if id is None or image_id is None:
-            ids_shown = ", ".join(f"{key} {_shown_id(entry.get(key))}" for key in ("id", "image_id"))
+            ids_shown = ", ".join(
+                f"{key} {_shown_id(entry.get(key))}" for key in ("id", "image_id")
+            )
             found.append(("annotation", f"entry {number}, {ids_shown}"))
         if category_id not in data.categories:
             found.append(("undeclared", f"category_id {shown(entry.get('category_id'))}"))
@@ -379,7 +440,13 @@ def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Itera
         if image_id is not None and image_id not in data.images:
             found.append(("no such image", f"image_id {image_id}"))
         if not found and image_id is not None and (image := data.images[image_id])["height"]:
-            made = _object(entry, image["height"], image["width"], masks, lambda *why, found=found: found.append(why))
+            made = _object(
+                entry,
+                image["height"],
+                image["width"],
+                masks,
+                lambda *why, found=found: found.append(why),
+            )
             if made:
                 item = {"id": id, "image_id": image_id, "category_id": category_id} | made[0]
                 other = seen.same_as((image_id, category_id, *made[1]), item)
@@ -410,7 +477,10 @@ def _judge(data: CocoFile, entries: list[dict], found: list[Problem]) -> list[Pr
 
 def _may_be_corners(entry: dict, data: CocoFile) -> bool:
     """Whether nothing speaks against x, y, x, y in a box that has no mask."""
-    numbers, image = _four_numbers(entry.get("bbox")), data.images.get(_whole(entry.get("image_id")) or 0)
+    numbers, image = (
+        _four_numbers(entry.get("bbox")),
+        data.images.get(_whole(entry.get("image_id")) or 0),
+    )
     if numbers is None or image is None:
         return True
     x1, y1, x2, y2 = numbers
@@ -443,7 +513,9 @@ def _hashable(mask: list[list[float]] | dict | None) -> Any:
     return mask and tuple(map(tuple, mask))
 
 
-def _object(entry: dict, height: int, width: int, masks: bool, tell: Tell) -> tuple[dict[str, Any], tuple] | None:
+def _object(
+    entry: dict, height: int, width: int, masks: bool, tell: Tell
+) -> tuple[dict[str, Any], tuple] | None:
     """Box, mask, area and iscrowd of an annotation by the rules, or None if it is left out.
 
     With it come the values that another annotation of the same object has, too, but for the mask.
@@ -464,7 +536,11 @@ def _object(entry: dict, height: int, width: int, masks: bool, tell: Tell) -> tu
         mask, extent = None, None
     elif mask_within or (box_within and (extent is None or not masks)):
         whole = all(number == int(number) for number in (*(numbers or ()), *(extent or ())))
-        where = f"segmentation {shown(outline)}" if mask_within and not box_within else f"bbox {shown(value)}"
+        where = (
+            f"segmentation {shown(outline)}"
+            if mask_within and not box_within
+            else f"bbox {shown(value)}"
+        )
         tell("first pixel" if whole else "normalized", f"{where} in {width} x {height}")
     if alone and mask:
         tell("mask", "within the first pixel, and the box is elsewhere")
@@ -474,7 +550,10 @@ def _object(entry: dict, height: int, width: int, masks: bool, tell: Tell) -> tu
     around = _box_around(extent) if mask and extent else None
     differs = box and around and _contradicts(box, numbers, extent)
     if differs:
-        tell("box differs" if masks else "box alone differs", f"{shown(value)}, the mask's is {shown(around)}")
+        tell(
+            "box differs" if masks else "box alone differs",
+            f"{shown(value)}, the mask's is {shown(around)}",
+        )
     if fault and not (differs and masks):
         tell(*fault)
     if masks and (differs or box is None):
@@ -482,13 +561,21 @@ def _object(entry: dict, height: int, width: int, masks: bool, tell: Tell) -> tu
     if box is None:
         return None
     item: dict[str, Any] = {"segmentation": mask} if masks else {}
-    item |= {"bbox": box, **_area_and_crowd(entry, box, height, width, mask if masks else None, tell)}
+    item |= {
+        "bbox": box,
+        **_area_and_crowd(entry, box, height, width, mask if masks else None, tell),
+    }
     polygons = len(outline) if isinstance(outline, list) else 0  # also those that are left out
     return item, (numbers, item["area"], item["iscrowd"], polygons)
 
 
 def _area_and_crowd(
-    entry: dict, box: list[float], height: int, width: int, mask: list[list[float]] | dict | None, tell: Tell
+    entry: dict,
+    box: list[float],
+    height: int,
+    width: int,
+    mask: list[list[float]] | dict | None,
+    tell: Tell,
 ) -> dict[str, Any]:
     area: Any = entry.get("area")
     crowd = entry.get("iscrowd") or 0
@@ -522,10 +609,14 @@ def _four_numbers(value: Any) -> tuple[float, ...] | None:
 
 def _in_first_pixel(values: Sequence[float] | None, height: int, width: int) -> bool:
     """Whether numbers of a box or mask are about 0 to 1, in an image of more than one pixel each way."""
-    return values is not None and min(height, width) > 1 and min(values) >= -0.1 and max(values) <= 1.1
+    return (
+        values is not None and min(height, width) > 1 and min(values) >= -0.1 and max(values) <= 1.1
+    )
 
 
-def _contradicts(box: Sequence[float], numbers: Sequence[float] | None, extent: Sequence[float] | None) -> bool:
+def _contradicts(
+    box: Sequence[float], numbers: Sequence[float] | None, extent: Sequence[float] | None
+) -> bool:
     """Whether a box, x, y, width, height, is not that of a mask, which extends from x1, y1 to x2, y2.
 
     ``numbers`` are those of the file, before the box was clipped to the image.
@@ -548,7 +639,9 @@ def _box_around(extent: Sequence[float]) -> list[float]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _agrees(box: Sequence[float], numbers: Sequence[float] | None, outline: Any, height: int, width: int) -> bool:
+def _agrees(
+    box: Sequence[float], numbers: Sequence[float] | None, outline: Any, height: int, width: int
+) -> bool:
     """Whether a box surely does not contradict its polygons; False of what is no polygons."""
     try:
         xs = [x for polygon in outline for x in polygon[0::2]]
@@ -585,10 +678,14 @@ def _area_fits(area: Any, width: float, height: float) -> bool:
     if not isinstance(area, int | float) or isinstance(area, bool):
         return False
     # A share of the image's area is at most 1.
-    return 0 < area <= (width + SAME_SIDE) * (height + SAME_SIDE) and (area > 1 or width * height <= 16)
+    return 0 < area <= (width + SAME_SIDE) * (height + SAME_SIDE) and (
+        area > 1 or width * height <= 16
+    )
 
 
-def _mask(value: Any, height: int, width: int, tell: Tell) -> tuple[list[list[float]] | dict | None, list[float] | None]:
+def _mask(
+    value: Any, height: int, width: int, tell: Tell
+) -> tuple[list[list[float]] | dict | None, list[float] | None]:
     """Polygons or compressed RLE of an image's size, or None; the corners x1, y1, x2, y2 around them."""
     if isinstance(value, dict):
         fault = run_length_fault(value, height, width)
@@ -612,17 +709,30 @@ def _mask(value: Any, height: int, width: int, tell: Tell) -> tuple[list[list[fl
     if not kept:
         return None, None
     sides = list(zip(*(looked[number].extent for number in kept)))
-    extent = [max(min(sides[0]), 0.0), max(min(sides[1]), 0.0), min(max(sides[2]), width), min(max(sides[3]), height)]
+    extent = [
+        max(min(sides[0]), 0.0),
+        max(min(sides[1]), 0.0),
+        min(max(sides[2]), width),
+        min(max(sides[3]), height),
+    ]
     # Between the centers of pixels, or drawn to and fro, even a large outline has no pixel. Nothing that is
     # faster than drawing it tells.
-    if not any(mask_api.area(mask_api.frPyObjects([looked[number].points for number in kept], height, width))):
+    if not any(
+        mask_api.area(
+            mask_api.frPyObjects([looked[number].points for number in kept], height, width)
+        )
+    ):
         tell("mask", "no pixel")
         return None, extent
     return [value[number] for number in kept], extent
 
 
 def _area(mask: list[list[float]] | dict, height: int, width: int) -> float:
-    rle = mask if isinstance(mask, dict) else mask_api.merge(mask_api.frPyObjects(mask, height, width))
+    rle = (
+        mask
+        if isinstance(mask, dict)
+        else mask_api.merge(mask_api.frPyObjects(mask, height, width))
+    )
     return float(mask_api.area(rle))
 
 
@@ -630,7 +740,11 @@ def _whole(value: Any) -> int | None:
     """A whole number from 0 on, exact also where JSON's numbers are floats; the evaluation takes no others as ids."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_ID else None
+    return (
+        value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_ID
+        else None
+    )
 
 
 def _shown_id(value: Any) -> str:
@@ -649,7 +763,11 @@ def _open_images(data: CocoFile, not_found: Mapping[int, str]) -> Iterator[Probl
             return Problem("unreadable", id, detail=f"{error}{why}")
         if (height, width) != (image["height"], image["width"]):
             sizes = f"{width} x {height}, not {image['width']} x {image['height']}"
-            turned = "; is it turned by EXIF?" if (width, height) == (image["height"], image["width"]) else ""
+            turned = (
+                "; is it turned by EXIF?"
+                if (width, height) == (image["height"], image["width"])
+                else ""
+            )
             name = one_line(image["file_name"], PATH_LIMIT)
             return Problem("size differs", id, detail=f"{name} is {sizes}{turned}")
         return None

@@ -74,7 +74,9 @@ class Layout(NamedTuple):
         """A split as :func:`read` gives it."""
         if split not in self.splits:
             there = ", ".join(str(found.json_file) for found in self.splits.values())
-            raise UserError(f"--data {self.data}: there are no annotations for {split}, only {there}")
+            raise UserError(
+                f"--data {self.data}: there are no annotations for {split}, only {there}"
+            )
         json_file, images = self.splits[split]
         file = coco.read(json_file, images, masks=masks, train=split == "train")
         self.trace(split, file)
@@ -106,7 +108,11 @@ def _traced(problem: Problem, file: coco.CocoFile, objects: Mapping[str, Any]) -
     """A problem of converted data without ids, which the user's files do not have."""
     if problem.image_id is None:
         return problem
-    where = one_line(file.images[problem.image_id]["file_name"], PATH_LIMIT) if problem.image_id in file.images else ""
+    where = (
+        one_line(file.images[problem.image_id]["file_name"], PATH_LIMIT)
+        if problem.image_id in file.images
+        else ""
+    )
     if problem.annotation_id is not None:
         labels, first, numbers = objects[str(problem.image_id)]
         where = f"{one_line(labels, PATH_LIMIT)} {numbers[problem.annotation_id - first]}"
@@ -117,7 +123,11 @@ def _traced(problem: Problem, file: coco.CocoFile, objects: Mapping[str, Any]) -
     elif problem.kind == "file twice":
         first = file.images[int(problem.detail.rpartition(", as ")[2])]["file_name"]
         problem = problem._replace(detail=f"as {one_line(first, PATH_LIMIT)}")
-    detail = problem.detail if where in problem.detail else ": ".join(filter(None, (where, problem.detail)))
+    detail = (
+        problem.detail
+        if where in problem.detail
+        else ": ".join(filter(None, (where, problem.detail)))
+    )
     return Problem(problem.kind, detail=detail)
 
 
@@ -183,20 +193,31 @@ def _searched(data: str) -> Layout:
     for path in tree.candidates():
         kinds.setdefault(tree.kind(path), []).append(path)
     broken, others = kinds.pop("broken", []), kinds.pop("", [])
-    kinds["YOLO"], reasons = _described(path for path in tree.yaml_files() if path.parent == tree.root)
+    kinds["YOLO"], reasons = _described(
+        path for path in tree.yaml_files() if path.parent == tree.root
+    )
     there = {kind: paths for kind, paths in kinds.items() if paths}
     if not there:  # a YAML file in a folder below may be of anything, if there is something else
         paths, more = _described(path for path in tree.yaml_files() if path.parent != tree.root)
         there, reasons = {"YOLO": paths} if paths else {}, reasons + more
-    if not there and reasons and tree.pictures and any(path.lower().endswith(".txt") for path in tree.paths):
+    if (
+        not there
+        and reasons
+        and tree.pictures
+        and any(path.lower().endswith(".txt") for path in tree.paths)
+    ):
         raise UserError(f"--data {data}: {preview(reasons)}")
     if not there:
         faults = [f"{tree.relative(path)} {look_into(path).fault}" for path in broken + others]
         found = "; ".join([tree.contents(), *([preview(faults)] if faults else [])])
-        raise UserError(f"--data {data}: no annotations are recognised in {found}; accepted are {ACCEPTED}")
+        raise UserError(
+            f"--data {data}: no annotations are recognised in {found}; accepted are {ACCEPTED}"
+        )
     if len(there) > 1:
         found = "; ".join(f"{kind} in {tree.preview(paths)}" for kind, paths in there.items())
-        raise UserError(f"--data {data}: may be read as {found}; give the JSON or YAML file itself, or move the others")
+        raise UserError(
+            f"--data {data}: may be read as {found}; give the JSON or YAML file itself, or move the others"
+        )
     [(kind, paths)] = there.items()
     if kind == "COCO" and broken:
         raise UserError(
@@ -225,15 +246,25 @@ def _coco(data: str, tree: "Tree", paths: list[Path]) -> Layout:
         by_split.setdefault(split_of(tree.relative(path).with_suffix("")), []).append(path)
     if len(paths) == 1 and not {"val", "test"} & by_split.keys():
         return _single(data, paths[0], image_root(paths[0], tree))
-    chosen = {"train": by_split.get("train", []), "val": by_split.get("val") or by_split.get("test", [])}
+    chosen = {
+        "train": by_split.get("train", []),
+        "val": by_split.get("val") or by_split.get("test", []),
+    }
     chosen = {split: found for split, found in chosen.items() if found}
-    if any(len(found) > 1 for found in chosen.values()) or (len(chosen) < 2 and None in by_split) or not chosen:
+    if (
+        any(len(found) > 1 for found in chosen.values())
+        or (len(chosen) < 2 and None in by_split)
+        or not chosen
+    ):
         raise UserError(
             f"--data {data}: of {tree.preview(paths)} it cannot be told which one is for train and which for val; let one "
             "name or folder of each have that word, or give a single file"
         )
     splits = {split: Split(path, image_root(path, tree, split)) for split, [path] in chosen.items()}
-    notes = [f"{split}: {tree.relative(path)}, images in {images}" for split, (path, images) in splits.items()]
+    notes = [
+        f"{split}: {tree.relative(path)}, images in {images}"
+        for split, (path, images) in splits.items()
+    ]
     roboflow = all(path.name == "_annotations.coco.json" for path, _ in splits.values())
     return Layout(data, "COCO format by Roboflow" if roboflow else "COCO format", splits, notes)
 
@@ -277,7 +308,9 @@ def image_root(json_file: Path, tree: Tree | None = None, split: str | None = No
         found = [root for root in found if better(root)] or found
     if len(found) > 1:
         folders = preview([str(tree.root / root) for root in found])
-        raise UserError(f"{json_file}: its images are in several folders, {folders}; keep one of these")
+        raise UserError(
+            f"{json_file}: its images are in several folders, {folders}; keep one of these"
+        )
     return tree.root / found[0]
 
 
@@ -289,7 +322,9 @@ def _root_by_ends(json_file: Path, tree: Tree, split: str | None, beside: str) -
     """
     names = list(dict.fromkeys(look_into(json_file).names))
     folders = sorted({str(folder) for path in tree.paths for folder in PurePath(path).parents})
-    of_split = [folder for folder in folders if split and split_of(PurePath(PurePath(folder).name)) == split]
+    of_split = [
+        folder for folder in folders if split and split_of(PurePath(PurePath(folder).name)) == split
+    ]
     of_images = [folder for folder in folders if PurePath(folder).name == "images"]
     faults: dict[str, dict[str, str]] = {}
     for folder in dict.fromkeys([beside, *of_split, *of_images, os.curdir]):
@@ -301,7 +336,8 @@ def _root_by_ends(json_file: Path, tree: Tree, split: str | None, beside: str) -
         if not faults[folder]:
             return folder
     missing = [
-        name if fault == image_names.ABSENT else f"{name} ({fault})" for name, fault in sorted(faults[os.curdir].items())
+        name if fault == image_names.ABSENT else f"{name} ({fault})"
+        for name, fault in sorted(faults[os.curdir].items())
     ]
     raise UserError(
         f"{json_file}: of its {len(names)} images, {len(missing)} are not in {tree.root} and its folders: "
@@ -319,7 +355,9 @@ def _not_found(names: Sequence[str], folder: Path, paths: Sequence[str]) -> dict
         if fault:
             faults[name] = fault
         elif os.path.exists(folder / name) and not os.path.samefile(folder / name, folder / path):
-            faults[name] = "is elsewhere"  # what is there as written is meant, and is no part of the data
+            faults[name] = (
+                "is elsewhere"  # what is there as written is meant, and is no part of the data
+            )
     return faults
 
 
@@ -341,47 +379,72 @@ def _single(data: str, json_file: Path, images: Path) -> Layout:
 
         def part(val: bool) -> dict:
             keys = {"images": "id", "annotations": "image_id"}.items()
-            return content | {key: [e for e in content.get(key, []) if (e[id] in validating) == val] for key, id in keys}
+            return content | {
+                key: [e for e in content.get(key, []) if (e[id] in validating) == val]
+                for key, id in keys
+            }
 
         return {"train": part(False), "val": part(True)}, notes
 
     files, notes = _in_cache(data, json_file.parent, [json_file.name], ["COCO"], make)
     notes = [f"{json_file}, images in {images}", *notes]
-    return Layout(data, "COCO format", {split: Split(file, images) for split, file in files.items()}, notes)
+    return Layout(
+        data, "COCO format", {split: Split(file, images) for split, file in files.items()}, notes
+    )
 
 
 def _converted(data: str, tree: Tree, kind: str, paths: list[Path]) -> Layout:
     """A data set in another format."""
     if kind == "YOLO" and len(paths) > 1:
-        raise UserError(f"--data {data}: {tree.preview(paths)} all have names of classes; give the one that is meant")
+        raise UserError(
+            f"--data {data}: {tree.preview(paths)} all have names of classes; give the one that is meant"
+        )
 
     def make() -> tuple[dict[str, dict], list[str]]:
         try:
             from . import labelme, yolo  # which need a package that takes a while to import
         except ModuleNotFoundError:
-            raise UserError(f"{kind} data needs the package supervision: pip install 'supervision>=0.31'") from None
+            raise UserError(
+                f"{kind} data needs the package supervision: pip install 'supervision>=0.31'"
+            ) from None
 
-        found = yolo.from_yolo(paths[0], tree) if kind == "YOLO" else labelme.from_labelme(paths, tree)
+        found = (
+            yolo.from_yolo(paths[0], tree) if kind == "YOLO" else labelme.from_labelme(paths, tree)
+        )
         try:
             parts, notes = split_images(found.splits, found.splits.get)
         except UserError as error:
-            others = f"; {preview([fault.detail for fault in found.faults])}" if found.faults else ""
+            others = (
+                f"; {preview([fault.detail for fault in found.faults])}" if found.faults else ""
+            )
             raise UserError(f"--data {data}: {error}{others}") from None
         files = {split: found.coco(names) for split, names in parts.items()}
         files |= {f"{split}.origins": found.origins(names) for split, names in parts.items()}
         return files, [*found.notes, *notes]
 
-    used = [path for path in tree.paths if os.path.splitext(path)[1].lower() in SUFFIXES | UNREAD | YAML | {".txt", ".json"}]
-    used += [os.path.relpath(path, tree.root) for path in paths if tree.inside(os.path.abspath(path)) not in tree.paths]
+    used = [
+        path
+        for path in tree.paths
+        if os.path.splitext(path)[1].lower() in SUFFIXES | UNREAD | YAML | {".txt", ".json"}
+    ]
+    used += [
+        os.path.relpath(path, tree.root)
+        for path in paths
+        if tree.inside(os.path.abspath(path)) not in tree.paths
+    ]
     chosen = [os.path.relpath(path, tree.root) for path in paths] if kind == "YOLO" else []
     files, notes = _in_cache(data, tree.root, used, [kind, *chosen], make)
     splits = {split: Split(file, tree.root) for split, file in files.items()}
     origins = {split: file.with_suffix(".origins.json") for split, file in files.items()}
     folder = next(iter(files.values())).parent
-    return Layout(data, f"{kind} format, converted to COCO format in {folder}", splits, notes, origins)
+    return Layout(
+        data, f"{kind} format, converted to COCO format in {folder}", splits, notes, origins
+    )
 
 
-def split_images(names: Iterable[str], split_of: Callable[[str], str | None]) -> tuple[dict[str, set[str]], list[str]]:
+def split_images(
+    names: Iterable[str], split_of: Callable[[str], str | None]
+) -> tuple[dict[str, set[str]], list[str]]:
     """Names of images by split, and how they come there.
 
     Args:
@@ -399,7 +462,11 @@ def split_images(names: Iterable[str], split_of: Callable[[str], str | None]) ->
             f"folders say train, val or test of some images, and nothing of {len(said[None])} others "
             f"({preview(sorted(said[None]))}); move these, too"
         )
-    notes = [f"not used: {len(known['test'])} images for test"] if {"val", "test"} <= known.keys() else []
+    notes = (
+        [f"not used: {len(known['test'])} images for test"]
+        if {"val", "test"} <= known.keys()
+        else []
+    )
     parts = {"train": known.get("train"), "val": known.get("val") or known.get("test")}
     return {split: part for split, part in parts.items() if part}, notes
 
@@ -410,10 +477,18 @@ def hold_out(names: set[str]) -> tuple[dict[str, set[str]], list[str]]:
     for name in names:  # Roboflow calls the variants that it makes of one picture NAME.rf.HASH.jpg
         originals.setdefault(name.partition(".rf.")[0], set()).add(name)
     if len(originals) < 2:
-        raise UserError(f"{len(originals)} image cannot be split into images to train on and to validate with")
-    order = sorted(originals, key=lambda name: hashlib.sha256(f"{SEED} {name}".encode(errors="surrogateescape")).digest())
+        raise UserError(
+            f"{len(originals)} image cannot be split into images to train on and to validate with"
+        )
+    order = sorted(
+        originals,
+        key=lambda name: hashlib.sha256(f"{SEED} {name}".encode(errors="surrogateescape")).digest(),
+    )
     count = max(1, round(VALIDATION * len(order)))
-    parts = [{name for original in part for name in originals[original]} for part in (order[count:], order[:count])]
+    parts = [
+        {name for original in part for name in originals[original]}
+        for part in (order[count:], order[:count])
+    ]
     note = f"{len(parts[1])} of {len(names)} images are set apart to validate, by seed {SEED} and their names"
     return dict(zip(("train", "val"), parts)), [note]
 
@@ -438,7 +513,11 @@ def _in_cache(
         make: gives their contents by split, and notes.
     """
     try:
-        state = [(path, status.st_size, status.st_mtime_ns) for path in paths for status in [(root / path).stat()]]
+        state = [
+            (path, status.st_size, status.st_mtime_ns)
+            for path in paths
+            for status in [(root / path).stat()]
+        ]
     except OSError as error:  # such as links to what is gone
         raise UserError(f"--data {data}: {error}") from None
     key = repr((VERSION, SEED, VALIDATION, kind, os.path.realpath(root), state))
@@ -449,11 +528,19 @@ def _in_cache(
     if not folder.exists():
         contents, notes = make()
         try:
-            _write(folder, {f"{split}.json": content for split, content in contents.items()} | {"notes": notes})
+            _write(
+                folder,
+                {f"{split}.json": content for split, content in contents.items()}
+                | {"notes": notes},
+            )
         except OSError as error:
-            raise UserError(f"cannot write {folder} ({error}); set XDG_CACHE_HOME to a folder that can be written") from None
+            raise UserError(
+                f"cannot write {folder} ({error}); set XDG_CACHE_HOME to a folder that can be written"
+            ) from None
     notes = json.loads((folder / "notes").read_bytes())
-    return {split: path for split in ("train", "val") if (path := folder / f"{split}.json").exists()}, notes
+    return {
+        split: path for split in ("train", "val") if (path := folder / f"{split}.json").exists()
+    }, notes
 
 
 def _write(folder: Path, files: dict[str, Any]) -> None:
@@ -474,10 +561,16 @@ def _write(folder: Path, files: dict[str, Any]) -> None:
 def table(files: Mapping[str, coco.CocoFile]) -> str:
     """Images, objects and classes of each file, as text; files by what they are called."""
     labels = {name: _labels(data) for name, data in files.items()}
-    counts = {name: Counter(labels[name][item["category_id"]] for item in _objects(data)) for name, data in files.items()}
+    counts = {
+        name: Counter(labels[name][item["category_id"]] for item in _objects(data))
+        for name, data in files.items()
+    }
     rows: list[list[Any]] = [
         ["images", *(len(data.images) for data in files.values())],
-        ["  without objects", *(sum(not found for found in data.objects.values()) for data in files.values())],
+        [
+            "  without objects",
+            *(sum(not found for found in data.objects.values()) for data in files.values()),
+        ],
         ["objects", *(sum(count.values()) for count in counts.values())],
     ]
     # Numbers of classes may differ from file to file, names do not.
@@ -491,9 +584,15 @@ def table(files: Mapping[str, coco.CocoFile]) -> str:
     text = tabulate(rows, headers=["", *files], tablefmt="simple", preserve_whitespace=True)
     absent = [label[0] for label in order if totals[label][0] == 0]
     lines = [f"classes without objects in {next(iter(files))}: {preview(absent)}"] if absent else []
-    sides = [(image["width"], image["height"]) for data in files.values() for image in data.images.values()]
+    sides = [
+        (image["width"], image["height"])
+        for data in files.values()
+        for image in data.images.values()
+    ]
     if sides:
-        widths, heights = (" to ".join(map(str, dict.fromkeys([min(side), max(side)]))) for side in zip(*sides))
+        widths, heights = (
+            " to ".join(map(str, dict.fromkeys([min(side), max(side)]))) for side in zip(*sides)
+        )
         lines.append(f"images are {widths} pixels wide and {heights} high")
     return "\n".join([text, *lines])
 

@@ -52,7 +52,9 @@ class Tree:
         self.by_name: dict[str, list[str]] = {}
         for path in image_names.files_below(root):
             self.by_name.setdefault(os.path.basename(path), []).append(path)
-        self.paths = dict.fromkeys(sorted(path for paths in self.by_name.values() for path in paths))
+        self.paths = dict.fromkeys(
+            sorted(path for paths in self.by_name.values() for path in paths)
+        )
 
     @functools.cached_property
     def pictures(self) -> dict[str, None]:
@@ -80,7 +82,10 @@ class Tree:
     @functools.cached_property
     def folders(self) -> dict[str, str]:
         """Where each folder with files really is, by its path."""
-        return {folder: os.path.realpath(self.root / folder) for folder in {os.path.dirname(path) for path in self.paths}}
+        return {
+            folder: os.path.realpath(self.root / folder)
+            for folder in {os.path.dirname(path) for path in self.paths}
+        }
 
     @functools.cached_property
     def _by_form(self) -> dict[str, str | None]:
@@ -93,8 +98,17 @@ class Tree:
     def below(self, place: str) -> list[str]:
         """The paths of images, also of kinds that are not read, in a folder and those below it."""
         real = os.path.realpath(place)
-        inside = {path for path, found in self.folders.items() if found == real or found.startswith(os.path.join(real, ""))}
-        return [path for paths in (self.pictures, self.unread) for path in paths if os.path.dirname(path) in inside]
+        inside = {
+            path
+            for path, found in self.folders.items()
+            if found == real or found.startswith(os.path.join(real, ""))
+        }
+        return [
+            path
+            for paths in (self.pictures, self.unread)
+            for path in paths
+            if os.path.dirname(path) in inside
+        ]
 
     def inside(self, place: str) -> str | None:
         """The path of a folder or file relative to the root; None if it lies outside of it."""
@@ -152,17 +166,27 @@ class Tree:
 
     def candidates(self) -> list[Path]:
         """The JSON files; of COCO's own annotations only those of objects, as the others are large."""
-        paths = [self.root / path for path in self.paths if path.lower().endswith(".json") and (self.root / path).is_file()]
-        instances = [path for path in paths if tuple(self.relative(path).parts[:-1]) == ("annotations",)]
+        paths = [
+            self.root / path
+            for path in self.paths
+            if path.lower().endswith(".json") and (self.root / path).is_file()
+        ]
+        instances = [
+            path for path in paths if tuple(self.relative(path).parts[:-1]) == ("annotations",)
+        ]
         return [path for path in instances if path.name.startswith("instances_")] or paths
 
     def yaml_files(self) -> list[Path]:
-        paths = [self.root / path for path in self.paths if os.path.splitext(path)[1].lower() in YAML]
+        paths = [
+            self.root / path for path in self.paths if os.path.splitext(path)[1].lower() in YAML
+        ]
         return [path for path in paths if path.is_file()]
 
     def kind(self, path: Path) -> str:
         """What a JSON file is: "COCO", "labelme", "broken" or "" for others."""
-        if path.stem in self.by_stem:  # labelme's may have the whole picture in them, after the shapes
+        if (
+            path.stem in self.by_stem
+        ):  # labelme's may have the whole picture in them, after the shapes
             try:
                 with path.open("rb") as file:
                     if b'"shapes"' in file.read(1 << 16):
@@ -179,8 +203,13 @@ class Tree:
 
     def contents(self) -> str:
         """What is there, in a few words."""
-        kinds = Counter("images" if path in self.pictures else PurePath(path).suffix for path in self.paths)
-        return ", ".join(f"{count} {kind or 'files'}" for kind, count in kinds.most_common(5)) or "an empty folder"
+        kinds = Counter(
+            "images" if path in self.pictures else PurePath(path).suffix for path in self.paths
+        )
+        return (
+            ", ".join(f"{count} {kind or 'files'}" for kind, count in kinds.most_common(5))
+            or "an empty folder"
+        )
 
 
 def form(path: str) -> str:

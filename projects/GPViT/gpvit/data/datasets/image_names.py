@@ -47,7 +47,11 @@ class Folders:
         """A path, absolute and without links; it need not exist."""
         folder, name = os.path.split(path)
         real, _, links = self._list(folder)
-        return _real(path) if name in links or name in ("", os.curdir, os.pardir) else os.path.join(real, name)
+        return (
+            _real(path)
+            if name in links or name in ("", os.curdir, os.pardir)
+            else os.path.join(real, name)
+        )
 
     def _list(self, folder: str) -> tuple[str, set[str], set[str]]:
         """The real path of a folder, the names in it, and those that are links."""
@@ -87,19 +91,25 @@ def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
     for start in waiting:
         real = os.path.realpath(start)
         if real in paths:
-            _prefer(os.path.relpath(start, root), real, paths, os.path.realpath(os.path.dirname(start)))
+            _prefer(
+                os.path.relpath(start, root), real, paths, os.path.realpath(os.path.dirname(start))
+            )
             continue
         for folder, folders, files in os.walk(start, onerror=_refuse):
             real = os.path.realpath(folder)
             if real in paths:
                 folders.clear()
                 continue
-            if files and not os.access(folder, os.X_OK):  # whose names may be known, but nothing more
+            if files and not os.access(
+                folder, os.X_OK
+            ):  # whose names may be known, but nothing more
                 raise UserError(f"cannot open the files in {folder}; make it searchable (chmod +x)")
             paths[real] = os.path.relpath(folder, root)
             names[real] = [name for name in files if not name.startswith(".")]
             # Of lost+found, at the root of a disk, nobody but root can see what is in it.
-            shown = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
+            shown = sorted(
+                name for name in folders if not name.startswith(".") and name != "lost+found"
+            )
             links = [name for name in shown if os.path.islink(os.path.join(folder, name))]
             waiting += [os.path.join(folder, name) for name in links]
             folders[:] = shown  # os.walk itself follows no links
@@ -141,7 +151,9 @@ def _refuse(error: OSError) -> None:
         raise cannot_list(error)
 
 
-def match(names: Iterable[str], paths: Iterable[str], taken: Collection[str] = ()) -> dict[str, Match]:
+def match(
+    names: Iterable[str], paths: Iterable[str], taken: Collection[str] = ()
+) -> dict[str, Match]:
     """The images that names mean which are not there as written.
 
     Args:
@@ -187,7 +199,9 @@ def match(names: Iterable[str], paths: Iterable[str], taken: Collection[str] = (
     return matches
 
 
-def _ending_alike(name: str, ends: dict[tuple[str, ...], list[str]], longest: int) -> tuple[list[str], tuple[str, ...]]:
+def _ending_alike(
+    name: str, ends: dict[tuple[str, ...], list[str]], longest: int
+) -> tuple[list[str], tuple[str, ...]]:
     """The paths that share the longest end with the first reading of a name, and that reading."""
     for parts in _readings(name):
         for length in range(min(longest, len(parts)), 0, -1):
@@ -229,9 +243,15 @@ def _readings(name: str) -> list[tuple[str, ...]]:
     slashes = name.replace("\\", "/")
     decoded = unquote(slashes, errors="surrogateescape").replace("\\", "/")
     # Label Studio has its local files under /data/local-files/?d=PATH.
-    readings = [_parts(posixpath.normpath(text.strip().replace("?d=", "/"))) for text in (slashes, decoded)]
+    readings = [
+        _parts(posixpath.normpath(text.strip().replace("?d=", "/"))) for text in (slashes, decoded)
+    ]
     *folders, last = readings[1] or ("",)
-    return [*readings, (*folders, UPLOADED.sub("", last, count=1))] if UPLOADED.match(last) else readings
+    return (
+        [*readings, (*folders, UPLOADED.sub("", last, count=1))]
+        if UPLOADED.match(last)
+        else readings
+    )
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -28,10 +28,23 @@ from ..masks import polygon_faults
 from . import image_names
 from .coco import usable_size
 from .file_tree import Tree
-from .to_coco import REASON, ConvertedImage, DataSet, Detections, Fault, Object, by_folder, readable, size_of
+from .to_coco import (
+    REASON,
+    ConvertedImage,
+    DataSet,
+    Detections,
+    Fault,
+    Object,
+    by_folder,
+    readable,
+    size_of,
+)
 
 # Of labelme and X-AnyLabeling. A rotated rectangle has its four corners, in order.
-CORNERS, SHAPES = ("rotation", "oriented_rectangle", "quadrilateral"), ("polygon", "rectangle", "mask")
+CORNERS, SHAPES = (
+    ("rotation", "oriented_rectangle", "quadrilateral"),
+    ("polygon", "rectangle", "mask"),
+)
 
 
 class Shape(NamedTuple):
@@ -71,17 +84,24 @@ def from_labelme(json_files: Sequence[Path], tree: Tree) -> DataSet:
     for file in json_files:
         faults += _read_labelme(file, tree, files, kinds, moved)
     if not files:
-        raise UserError(f"{tree.root}: no labelme file can be used: {preview([fault.detail for fault in faults])}")
+        raise UserError(
+            f"{tree.root}: no labelme file can be used: {preview([fault.detail for fault in faults])}"
+        )
     used = {*files} | {fault.image for fault in faults if fault.image is not None}
     classes = sorted({shape.label for file in files.values() for shape in file.shapes})
     pictures = []
     for name, labels in sorted(files.items()):
         objects, reasons = _labelme_objects(labels, classes)
         pictures.append(ConvertedImage(name, *labels.size, objects, f"{labels.path}, shape"))
-        faults += [Fault("shape", _of_shape(labels.path, number, reason), name) for number, reason in reasons]
+        faults += [
+            Fault("shape", _of_shape(labels.path, number, reason), name)
+            for number, reason in reasons
+        ]
     notes = []
     if kinds:
-        notes.append(f"left out: {kinds.total()} shapes that are no outlines ({', '.join(sorted(kinds))})")
+        notes.append(
+            f"left out: {kinds.total()} shapes that are no outlines ({', '.join(sorted(kinds))})"
+        )
     if moved:
         count = f"{len(moved)} images are not where their labelme files say"
         notes.append(f"{count}; found by their names: {preview(moved)}")
@@ -94,7 +114,9 @@ def _of_shape(path: str, number: int, reason: str) -> str:
     return f"{one_line(path, PATH_LIMIT)}, shape {number}: {reason}"
 
 
-def _read_labelme(file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Counter[str], moved: list[str]) -> list[Fault]:
+def _read_labelme(
+    file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Counter[str], moved: list[str]
+) -> list[Fault]:
     """Reads a labelme file into ``files``, by the path of its image.
 
     Counts the shapes that have no outline in ``kinds``, and adds to ``moved`` what is said to be
@@ -107,7 +129,13 @@ def _read_labelme(file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Co
         shapes, said = list(content["shapes"]), str(content.get("imagePath") or "")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {one_line(error, REASON)}"
-        return [Fault("label file", f"{shown_path}: cannot be read as labelme's ({reason})", _picture_of(file, "", tree))]
+        return [
+            Fault(
+                "label file",
+                f"{shown_path}: cannot be read as labelme's ({reason})",
+                _picture_of(file, "", tree),
+            )
+        ]
     name = _picture_of(file, said, tree)
     if name is None:
         return [Fault("label file", f"{shown_path}: {_not_found(file, said, tree)}", None)]
@@ -138,7 +166,9 @@ def _read_labelme(file: Path, tree: Tree, files: dict[str, LabelFile], kinds: Co
 
 def _side(value: Any) -> int:
     """A side of an image in pixels; 0 if that is not what it is."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    known = (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    )
     return int(value) if known else 0
 
 
@@ -161,7 +191,9 @@ def _shape(number: int, entry: Any) -> Shape:
         raise ValueError(f"points {shown(entry.get('points'))} are no pairs of numbers") from None
     if not np.isfinite(points).all():
         raise ValueError("NaN or infinity in its points")
-    return Shape(number, str(label), "polygon" if kind in CORNERS else kind, points, group, entry.get("mask"))
+    return Shape(
+        number, str(label), "polygon" if kind in CORNERS else kind, points, group, entry.get("mask")
+    )
 
 
 def _as_said(file: Path, said: str, tree: Tree) -> str | None:
@@ -239,7 +271,9 @@ def _not_found(file: Path, said: str, tree: Tree) -> str:
     return f"{image} is not there, or more than once; looked for by its path, its name, and the name {one_line(file.stem)}"
 
 
-def _labelme_objects(labels: LabelFile, classes: list[str]) -> tuple[list[Object], list[tuple[int, str]]]:
+def _labelme_objects(
+    labels: LabelFile, classes: list[str]
+) -> tuple[list[Object], list[tuple[int, str]]]:
     """The objects of a file, and why shapes are none, with their numbers.
 
     Shapes with the same label and group_id are one object. A rectangle alone has no mask, and with others its four corners.
@@ -248,12 +282,19 @@ def _labelme_objects(labels: LabelFile, classes: list[str]) -> tuple[list[Object
     height, width = labels.size
 
     def boxes(shapes: list[Shape]) -> Detections:
-        plain = [{"label": shape.label, "shape_type": shape.kind, "points": shape.points} for shape in shapes]
+        plain = [
+            {"label": shape.label, "shape_type": shape.kind, "points": shape.points}
+            for shape in shapes
+        ]
         return labelme_shapes_to_detections(plain, numbers, (width, height), with_masks=False)
 
-    outlined, found, faults = readable([shape for shape in labels.shapes if shape.kind != "mask"], boxes)
+    outlined, found, faults = readable(
+        [shape for shape in labels.shapes if shape.kind != "mask"], boxes
+    )
     reasons = [(shape.number, reason) for shape, reason in faults]
-    parts: dict[int, tuple[list[float], list[list[float]] | dict]] = {}  # box and mask, by the number of the shape
+    parts: dict[
+        int, tuple[list[float], list[list[float]] | dict]
+    ] = {}  # box and mask, by the number of the shape
     for shape, box in zip(outlined, found.xyxy.tolist()):
         parts[shape.number] = (box, [_outline(shape)] if shape.kind == "polygon" else [])
     for shape in labels.shapes:
@@ -272,7 +313,9 @@ def _labelme_objects(labels: LabelFile, classes: list[str]) -> tuple[list[Object
             groups.setdefault(key, []).append(shape)
     objects = []
     for shapes in groups.values():
-        if any(shape.kind != "rectangle" for shape in shapes):  # then its rectangles are parts of its mask, too
+        if any(
+            shape.kind != "rectangle" for shape in shapes
+        ):  # then its rectangles are parts of its mask, too
             for index, shape in enumerate(shapes):
                 if shape.kind == "rectangle":
                     box = parts[shape.number][0]
@@ -307,7 +350,9 @@ def _outline(shape: Shape) -> list[float]:
     return [value for point in shape.points for value in point]
 
 
-def _joined(masks: list[list[list[float]] | dict], height: int, width: int) -> list[list[float]] | dict:
+def _joined(
+    masks: list[list[list[float]] | dict], height: int, width: int
+) -> list[list[float]] | dict:
     """One mask of several: of polygons all of them, else an RLE."""
     polygons = [polygon for mask in masks if isinstance(mask, list) for polygon in mask]
     pixels = [mask for mask in masks if isinstance(mask, dict)]
@@ -342,7 +387,9 @@ def _pixels(shape: Shape, height: int, width: int) -> dict[str, Any]:
             raise ValueError(f"its mask has {sizes[0]} pixels, and {sizes[1]} by its points")
         try:
             inside = np.asarray(image.convert("L")) > 0
-        except Exception as error:  # what decoders raise on damaged files is not limited to a few types
+        except (
+            Exception
+        ) as error:  # what decoders raise on damaged files is not limited to a few types
             raise ValueError(f"its mask is damaged ({type(error).__name__})") from None
     if not inside.any():
         raise ValueError("its mask has no pixel")

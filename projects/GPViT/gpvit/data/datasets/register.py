@@ -49,7 +49,9 @@ def _register(root: str, split: str, data: coco.CocoFile, summary: str) -> str:
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, records)
     MetadataCatalog.get(name).set(
-        thing_classes=[one_line(name) for name in data.categories.values()],  # Detectron2 prints them
+        thing_classes=[
+            one_line(name) for name in data.categories.values()
+        ],  # Detectron2 prints them
         thing_dataset_id_to_contiguous_id={id: i for i, id in enumerate(data.categories)},
         json_file=data.path,
         image_root=data.image_root,
@@ -74,7 +76,10 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     What was found is in the log before the data is used.
     """
     layout, masks = custom.detect_format(root), cfg.dataloader.train.mapper.use_instance_mask
-    files = {split: layout.read(split, masks=masks) for split in (("train", "val") if train else ("val",))}
+    files = {
+        split: layout.read(split, masks=masks)
+        for split in (("train", "val") if train else ("val",))
+    }
     classes = {split: list(data.categories.values()) for split, data in files.items()}
     if train and classes["train"] != classes["val"]:
         raise UserError(
@@ -92,7 +97,9 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
         folders[name] = os.path.abspath(root)
     if evaluator.get("dataset_name") == before:  # a saved config names its data twice
         evaluator.dataset_name = cfg.dataloader.test.dataset.names
-    cfg.dataloader.folders = folders  # for who reads the config when the datasets are not registered
+    cfg.dataloader.folders = (
+        folders  # for who reads the config when the datasets are not registered
+    )
     set_num_classes(cfg.model, len(classes["val"]))
 
 
@@ -148,11 +155,15 @@ def _classes_of(name: str) -> list[str]:
     metadata = MetadataCatalog.get(name)
     if file := metadata.get("coco_file"):
         return list(file.categories.values())  # "thing_classes" are these as they are shown
-    if not metadata.get("thing_classes"):  # Detectron2's register_coco_instances knows them when it has read the file
+    if not metadata.get(
+        "thing_classes"
+    ):  # Detectron2's register_coco_instances knows them when it has read the file
         try:
             DatasetCatalog.get(name)
         except Exception as error:
-            raise UserError(f"data set {name} cannot be read ({reason_of(error, LINE_LIMIT)})") from error
+            raise UserError(
+                f"data set {name} cannot be read ({reason_of(error, LINE_LIMIT)})"
+            ) from error
     if classes := metadata.get("thing_classes"):
         return list(classes)
     raise UserError(
@@ -186,19 +197,33 @@ def check_classes(cfg: DictConfig, *, train: bool) -> list[str]:
     """
     classes = class_names(cfg.dataloader.test)
     if train:
-        names = [str(loader.dataset.names) for loader in (cfg.dataloader.train, cfg.dataloader.test)]
+        names = [
+            str(loader.dataset.names) for loader in (cfg.dataloader.train, cfg.dataloader.test)
+        ]
         _require_equal(names[0], class_names(cfg.dataloader.train), names[1], classes)
     part = "roi_heads" if "roi_heads" in cfg.model else ""
-    for key, number in _class_counts(cfg.model[part] if part else cfg.model, f"model.{part}" if part else "model"):
-        agnostic = number == 1 and key.endswith("mask_head.num_classes")  # one mask for whatever class
+    for key, number in _class_counts(
+        cfg.model[part] if part else cfg.model, f"model.{part}" if part else "model"
+    ):
+        agnostic = number == 1 and key.endswith(
+            "mask_head.num_classes"
+        )  # one mask for whatever class
         if number != len(classes) and not agnostic:
-            raise UserError(f"the model is for {number} classes, the data has {len(classes)}: {key}={len(classes)}")
+            raise UserError(
+                f"the model is for {number} classes, the data has {len(classes)}: {key}={len(classes)}"
+            )
     return classes
 
 
 def _class_counts(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     """The numbers of classes in the config of a detector's heads, the one that others refer to first."""
-    children = list(node) if isinstance(node, DictConfig) else range(len(node)) if isinstance(node, ListConfig) else ()
+    children = (
+        list(node)
+        if isinstance(node, DictConfig)
+        else range(len(node))
+        if isinstance(node, ListConfig)
+        else ()
+    )
     if "num_classes" in children:
         yield f"{key}.num_classes", node.num_classes
     for name in children:

@@ -76,13 +76,28 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
 
 def _trace_loops(mask: np.ndarray) -> list[list[tuple[int, int]]]:
     """Corners (x, y) of every closed edge of a boolean (H, W) mask, with the mask on the right-hand side."""
-    steps = ((1, 0), (0, 1), (-1, 0), (0, -1))  # right, down, left, up; each the right turn of the one before
+    steps = (
+        (1, 0),
+        (0, 1),
+        (-1, 0),
+        (0, -1),
+    )  # right, down, left, up; each the right turn of the one before
     padded = np.pad(mask, 1)
     edges: dict[tuple[int, int, int], None] = {}  # (x, y, direction) of unit edges, ordered
-    neighbours = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])  # above, right, below, left
-    for direction, (neighbour, (dx, dy)) in enumerate(zip(neighbours, ((0, 0), (1, 0), (1, 1), (0, 1)), strict=True)):
+    neighbours = (
+        padded[:-2, 1:-1],
+        padded[1:-1, 2:],
+        padded[2:, 1:-1],
+        padded[1:-1, :-2],
+    )  # above, right, below, left
+    for direction, (neighbour, (dx, dy)) in enumerate(
+        zip(neighbours, ((0, 0), (1, 0), (1, 1), (0, 1)), strict=True)
+    ):
         rows, columns = np.nonzero(mask & ~neighbour)
-        edges.update(((x + dx, y + dy, direction), None) for x, y in zip(columns.tolist(), rows.tolist(), strict=True))
+        edges.update(
+            ((x + dx, y + dy, direction), None)
+            for x, y in zip(columns.tolist(), rows.tolist(), strict=True)
+        )
     loops = []
     while edges:
         x, y, direction = next(iter(edges))
@@ -102,7 +117,9 @@ def _trace_loops(mask: np.ndarray) -> list[list[tuple[int, int]]]:
 
 def _signed_area(loop: list[tuple[int, int]]) -> int:
     """Twice the area within a loop of (x, y), positive where it runs clockwise as seen in the image."""
-    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(loop, loop[1:] + loop[:1], strict=True))
+    return sum(
+        x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(loop, loop[1:] + loop[:1], strict=True)
+    )
 
 
 def mask_to_rle(mask: np.ndarray) -> dict:
@@ -223,7 +240,9 @@ class Stamp(NamedTuple):
         return 2 * self.coverage >= SAMPLES**2
 
 
-def make_stamp(draw: Draw, shape: Shape, size: int, centre: tuple[int, int], image: tuple[int, int]) -> Stamp:
+def make_stamp(
+    draw: Draw, shape: Shape, size: int, centre: tuple[int, int], image: tuple[int, int]
+) -> Stamp:
     """Rasterise a shape of a size at a centre (x, y), in 1/64 pixel, turned and stretched at random."""
     stretch = draw.between(UNIT, round(MAX_ASPECT * UNIT))
     length, breadth = size * stretch // (2 * UNIT), size * UNIT // (2 * stretch)
@@ -290,7 +309,9 @@ def mosaic(draw: Draw, height: int, width: int) -> np.ndarray:
 
 def _turned_grid(draw: Draw, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixel coordinates along and across a random direction."""
-    along, across = rotate(np.arange(width)[None, :], np.arange(height)[:, None], draw.between(0, 1023))
+    along, across = rotate(
+        np.arange(width)[None, :], np.arange(height)[:, None], draw.between(0, 1023)
+    )
     return along // UNIT, across // UNIT
 
 
@@ -303,7 +324,9 @@ def _blocks(draw: Draw, height: int, width: int, side: int) -> np.ndarray:
 TEXTURES = {"train": (clouds, stripes, gradient, speckle), "val": (checks, zigzags, mosaic)}
 
 
-def shade(draw: Draw, split: str, colour: np.ndarray, swing: np.ndarray, height: int, width: int) -> np.ndarray:
+def shade(
+    draw: Draw, split: str, colour: np.ndarray, swing: np.ndarray, height: int, width: int
+) -> np.ndarray:
     """A (height, width, 3) surface: the colour, moved by up to +-swing per channel by a texture of the split."""
     texture = draw.pick(TEXTURES[split])(draw, height, width)
     return colour + (texture[..., None] - 128) * swing // 128
@@ -321,9 +344,15 @@ class Scene:
         self.draw, self.split = draw, split
         self.height, self.width = draw.between(*IMAGE_SIDE), draw.between(*IMAGE_SIDE)
         swing = draw.array(-BACKGROUND_TEXTURE, BACKGROUND_TEXTURE, 3)
-        self.canvas = shade(draw, split, draw.array(*COLOUR, 3), swing, self.height, self.width)  # (H, W, 3)
-        self.owner = np.zeros((self.height, self.width), dtype=np.int64)  # 0: background, n: n-th object
-        self.whole = [0]  # area of each object without occlusion and border, in pixels; entry 0 is the background
+        self.canvas = shade(
+            draw, split, draw.array(*COLOUR, 3), swing, self.height, self.width
+        )  # (H, W, 3)
+        self.owner = np.zeros(
+            (self.height, self.width), dtype=np.int64
+        )  # 0: background, n: n-th object
+        self.whole = [
+            0
+        ]  # area of each object without occlusion and border, in pixels; entry 0 is the background
         self.centres: list[tuple[int, int]] = []  # of all shapes, in 1/64 pixel
         self.labels: list[tuple[str, bool]] = []  # class and crowd flag of each object
 
@@ -355,7 +384,9 @@ class Scene:
         for member in range(members):
             dx, dy = self.draw.array(-pitch // 4, pitch // 4, 2).tolist()
             centre = left + member % columns * pitch + dx, top + member // columns * pitch + dy
-            stamp = make_stamp(self.draw, CLASSES[name], self.draw.size(*CROWD_SIZE), centre, self.owner.shape)
+            stamp = make_stamp(
+                self.draw, CLASSES[name], self.draw.size(*CROWD_SIZE), centre, self.owner.shape
+            )
             self.paint(stamp)
             self.owner[stamp.box][stamp.mask] = len(self.whole)
         self.whole.append(int((self.owner == len(self.whole)).sum()))
@@ -363,11 +394,17 @@ class Scene:
 
     def stamp(self, shape: Shape, size: int) -> Stamp:
         """The shape at a random place, now and then touching an earlier one."""
-        centre = self.draw.between(0, self.width * SUBPIXEL - 1), self.draw.between(0, self.height * SUBPIXEL - 1)
+        centre = (
+            self.draw.between(0, self.width * SUBPIXEL - 1),
+            self.draw.between(0, self.height * SUBPIXEL - 1),
+        )
         if self.centres and self.draw.chance(OVERLAP_CHANCE):
             shift = self.draw.array(-size * 3 // 4, size * 3 // 4, 2)
             x, y = (np.array(self.draw.pick(self.centres)) + shift).tolist()
-            centre = min(max(x, 0), self.width * SUBPIXEL - 1), min(max(y, 0), self.height * SUBPIXEL - 1)
+            centre = (
+                min(max(x, 0), self.width * SUBPIXEL - 1),
+                min(max(y, 0), self.height * SUBPIXEL - 1),
+            )
         return make_stamp(self.draw, shape, size, centre, self.owner.shape)
 
     def place(self, stamp: Stamp, number: int, whole: list[int]) -> bool:
@@ -392,7 +429,9 @@ class Scene:
             *stamp.coverage.shape,
         )
         part = stamp.coverage[..., None]
-        self.canvas[stamp.box] = (self.canvas[stamp.box] * (SAMPLES**2 - part) + fill * part) // SAMPLES**2
+        self.canvas[stamp.box] = (
+            self.canvas[stamp.box] * (SAMPLES**2 - part) + fill * part
+        ) // SAMPLES**2
 
     def contrasting_colour(self, stamp: Stamp) -> np.ndarray:
         """A random colour that differs from nearly all pixels around the stamp."""
@@ -415,11 +454,19 @@ class Scene:
         found = []
         for number, (name, crowd) in enumerate(self.labels, start=1):
             mask = self.owner == number
-            rows, columns = np.flatnonzero(mask.any(1)).tolist(), np.flatnonzero(mask.any(0)).tolist()
+            rows, columns = (
+                np.flatnonzero(mask.any(1)).tolist(),
+                np.flatnonzero(mask.any(0)).tolist(),
+            )
             found.append(
                 {
                     "category_id": CATEGORY_IDS[name],
-                    "bbox": [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]],
+                    "bbox": [
+                        columns[0],
+                        rows[0],
+                        columns[-1] + 1 - columns[0],
+                        rows[-1] + 1 - rows[0],
+                    ],
                     "area": int(mask.sum()),
                     "iscrowd": int(crowd),
                     "segmentation": mask_to_rle(mask) if crowd else mask_to_polygons(mask),
@@ -451,12 +498,16 @@ def make_data_set(out: str | Path, train: int = 200, val: int = 50, seed: int = 
     Raises ValueError for counts below 1 or a negative seed, FileExistsError if `out` holds anything else.
     """
     if train < 1 or val < 1 or seed < 0:
-        raise ValueError(f"need at least one image per split and a seed >= 0, not {train=}, {val=}, {seed=}")
+        raise ValueError(
+            f"need at least one image per split and a seed >= 0, not {train=}, {val=}, {seed=}"
+        )
     out = Path(out).absolute()
     infos = {split: make_info(split, train, val, seed) for split in SPLITS}
     if (out.is_dir() and any(out.iterdir())) or out.is_file():
         if any(read_info(out, split) != info for split, info in infos.items()):
-            raise FileExistsError(f"{out} exists and is not a synthetic data set made with these arguments")
+            raise FileExistsError(
+                f"{out} exists and is not a synthetic data set made with these arguments"
+            )
         print(f"{out} is already made")
         return
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -507,8 +558,17 @@ def write_split(out: Path, split: str, count: int, seed: int, info: dict) -> Non
             print(f"{split}: {index + 1} of {count} images", flush=True)
     content = {
         "info": info,
-        "licenses": [{"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}],
-        "categories": [{"id": id_, "name": name, "supercategory": "shape"} for name, id_ in CATEGORY_IDS.items()],
+        "licenses": [
+            {
+                "id": 1,
+                "name": "CC0 1.0",
+                "url": "https://creativecommons.org/publicdomain/zero/1.0/",
+            }
+        ],
+        "categories": [
+            {"id": id_, "name": name, "supercategory": "shape"}
+            for name, id_ in CATEGORY_IDS.items()
+        ],
         "images": images,
         "annotations": annotations,
     }

@@ -90,8 +90,13 @@ class DataSet(NamedTuple):
         """The images of these names in COCO format."""
         chosen = list(self._chosen(names))
         return {
-            "categories": [{"id": id, "name": name} for id, name in enumerate(self.classes, start=1)],
-            "images": [{"id": id, "file_name": p.name, "height": p.height, "width": p.width} for id, _, p in chosen],
+            "categories": [
+                {"id": id, "name": name} for id, name in enumerate(self.classes, start=1)
+            ],
+            "images": [
+                {"id": id, "file_name": p.name, "height": p.height, "width": p.width}
+                for id, _, p in chosen
+            ],
             "annotations": [
                 {"id": number, "image_id": id, **_annotation(item)}
                 for id, first, picture in chosen
@@ -103,7 +108,11 @@ class DataSet(NamedTuple):
         """What :meth:`.Layout.trace` needs to say of problems with these images what file and line they are in."""
         wanted = set(names)
         return {
-            "problems": [(kind, detail) for kind, detail, image in self.faults if image is None or image in wanted],
+            "problems": [
+                (kind, detail)
+                for kind, detail, image in self.faults
+                if image is None or image in wanted
+            ],
             "objects": {
                 id: (picture.origin, first, [item.number for item in picture.objects])
                 for id, first, picture in self._chosen(wanted)
@@ -117,7 +126,11 @@ def _annotation(item: Object) -> dict[str, Any]:
     found = {"category_id": item.category + 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0}
     if not item.mask:
         return found | {"area": (x1 - x0) * (y1 - y0)}
-    area = float(mask_api.area(item.mask)) if isinstance(item.mask, dict) else sum(map(_area, item.mask))
+    area = (
+        float(mask_api.area(item.mask))
+        if isinstance(item.mask, dict)
+        else sum(map(_area, item.mask))
+    )
     return found | {"segmentation": item.mask, "area": area}
 
 
@@ -137,7 +150,9 @@ def by_folder(names: Iterable[str]) -> dict[str, str | None]:
 # Used for labelme as well.
 
 
-def readable(items: list[T], read: Callable[[list[T]], Detections]) -> tuple[list[T], Detections, list[tuple[T, str]]]:
+def readable(
+    items: list[T], read: Callable[[list[T]], Detections]
+) -> tuple[list[T], Detections, list[tuple[T, str]]]:
     """Reads many items at once, or if that fails, those that can be read.
 
     Returns:
@@ -169,7 +184,9 @@ def size_of(path: Path) -> tuple[int, int]:
     if not path.is_file():  # a pipe would be waited for
         return read_image(path).shape[:2]  # which says what is wrong
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # as read_image, which is to say what is wrong
+        warnings.filterwarnings(
+            "ignore", module="PIL"
+        )  # as read_image, which is to say what is wrong
         try:
             image = Image.open(path, formats=FORMATS)
         except Exception:

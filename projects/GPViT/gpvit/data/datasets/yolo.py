@@ -16,10 +16,21 @@ from ...utils.errors import UserError, preview
 from ...utils.text import PATH_LIMIT, decoded, one_line, shown
 from . import yolo_yaml
 from .file_tree import WORDS, Tree, form
-from .to_coco import ConvertedImage, DataSet, Fault, Object, by_folder, category_numbers, readable, sizes_of
+from .to_coco import (
+    ConvertedImage,
+    DataSet,
+    Fault,
+    Object,
+    by_folder,
+    category_numbers,
+    readable,
+    sizes_of,
+)
 
 NO_LABELS = {"classes.txt", "labels.txt", "notes.txt", "predefined_classes.txt", "requirements.txt"}
-MOST_SHARE = 2.0  # of a side of the image that a coordinate may be; what is a bit outside is clipped
+MOST_SHARE = (
+    2.0  # of a side of the image that a coordinate may be; what is a bit outside is clipped
+)
 NUMBER = r"[-+]?[\d.]+([eE][-+]?\d+)?"
 
 
@@ -64,16 +75,24 @@ def from_yolo(yaml_file: Path, tree: Tree) -> DataSet:
         if isinstance(size, UserError):
             faults.append(Fault("unreadable", str(size), name))
         else:
-            read[name] = _read_lines(tree.root / label, size, len(description.names)) if label else Lines()
+            read[name] = (
+                _read_lines(tree.root / label, size, len(description.names)) if label else Lines()
+            )
             pictures.append(ConvertedImage(name, *size, read[name].objects, f"{label}, line"))
     notes += _settle_scores(read.values())
     for name, lines in read.items():
-        faults += [Fault(kind, f"{one_line(labels.of[name], PATH_LIMIT)}{detail}", name) for kind, detail in lines.faults]
+        faults += [
+            Fault(kind, f"{one_line(labels.of[name], PATH_LIMIT)}{detail}", name)
+            for kind, detail in lines.faults
+        ]
     return DataSet(description.names, pictures, splits, notes, faults)
 
 
 def _labels_of_images(tree: Tree) -> Labels:
-    of = {name: next((path for path in _label_paths(name) if path in tree.paths), None) for name in tree.pictures}
+    of = {
+        name: next((path for path in _label_paths(name) if path in tree.paths), None)
+        for name in tree.pictures
+    }
     taken = {*of.values()}
     texts = [path for path in tree.paths if path.lower().endswith(".txt") and path not in taken]
     loose = {path: form(os.path.splitext(path)[0]) for path in texts if _has_labels(path, tree)}
@@ -134,12 +153,20 @@ def _has_labels(path: str, tree: Tree) -> bool:
     return len(values) >= 5 and all(re.fullmatch(NUMBER, value) for value in values[:5])
 
 
-def _yolo_splits(stated: yolo_yaml.Stated, labels: Labels, yaml_file: Path, tree: Tree) -> dict[str, str | None]:
+def _yolo_splits(
+    stated: yolo_yaml.Stated, labels: Labels, yaml_file: Path, tree: Tree
+) -> dict[str, str | None]:
     """The images of the dataset with their splits: as the YAML file says, else by words in their folders."""
     labeled = {name for name, label in labels.of.items() if label}
     if not labeled:
-        lost = f"; {len(labels.lost)} label files are of no image: {preview(labels.lost)}" if labels.lost else ""
-        raise UserError(f"{yaml_file}: {tree.root} has no images with labels, images/NAME.jpg with labels/NAME.txt{lost}")
+        lost = (
+            f"; {len(labels.lost)} label files are of no image: {preview(labels.lost)}"
+            if labels.lost
+            else ""
+        )
+        raise UserError(
+            f"{yaml_file}: {tree.root} has no images with labels, images/NAME.jpg with labels/NAME.txt{lost}"
+        )
     validating = "val" if "val" in stated.said else "test"
     for used in ("train", validating):
         names = [name for name, split in stated.splits.items() if split == used]
@@ -166,8 +193,12 @@ def _with_labels(names: Iterable[str], labeled: set[str]) -> list[str]:
     homes = {_home(folder) for folder in folders} - {None}
     counts = {}
     for folder in {os.path.dirname(name) for name in names}:
-        above = [str(parent) for parent in PurePath(folder).parents][:-1]  # without the root, below which is everything
-        counts[folder] = folder in folders or _home(folder) in homes or not folders.isdisjoint(above)
+        above = [str(parent) for parent in PurePath(folder).parents][
+            :-1
+        ]  # without the root, below which is everything
+        counts[folder] = (
+            folder in folders or _home(folder) in homes or not folders.isdisjoint(above)
+        )
     return [name for name in names if counts[os.path.dirname(name)]]
 
 
@@ -178,18 +209,28 @@ def _home(folder: str) -> str | None:
 
 
 def _remarks(
-    splits: Mapping[str, str | None], stated: yolo_yaml.Stated, labels: Labels, yaml_file: Path, tree: Tree
+    splits: Mapping[str, str | None],
+    stated: yolo_yaml.Stated,
+    labels: Labels,
+    yaml_file: Path,
+    tree: Tree,
 ) -> Iterator[str]:
     """What was decided about files that are not an image with its labels, with counts and names."""
     unused = "test" if "val" in splits.values() else ""
-    without = [name for name, split in splits.items() if labels.of[name] is None and split != unused]
+    without = [
+        name for name, split in splits.items() if labels.of[name] is None and split != unused
+    ]
     if without:
         yield f"{len(without)} images have no file of labels: taken for images without objects: {preview(without)}"
     times = Counter(labels.of[name] for name in splits)
     if shared := [label for label, count in times.items() if label and count > 1]:
         yield f"{len(shared)} label files are of several images, which differ by their suffix: {preview(shared)}"
     if others := [name for name in tree.pictures if name not in splits]:
-        why = f"that {yaml_file.name} names for no split" if stated.said else "without labels, in folders without"
+        why = (
+            f"that {yaml_file.name} names for no split"
+            if stated.said
+            else "without labels, in folders without"
+        )
         yield f"left out: {len(others)} images {why}: {preview(others)}"
     if unread := sorted({*tree.unread, *stated.unread}):
         kinds = ", ".join(sorted({os.path.splitext(path)[1] for path in unread}))
@@ -233,13 +274,20 @@ def _read_lines(file: Path, size: tuple[int, int], classes: int) -> Lines:
         result.faults.append(("label file", ": is no text file"))
         return result
     height, width = size
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    lines = [
+        (number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()
+    ]
     good, found, faults = readable(lines, lambda lines: _detected(lines, (width, height)))
     result.faults += [("line", f", line {number}: {reason}") for (number, _), reason in faults]
     for (number, line), category, box in zip(good, category_numbers(found), found.xyxy):
         numbers = [float(value) for value in line.split()[1:]]
         if not 0 <= category < classes:
-            result.faults.append(("class", f", line {number}: class {category}, and there are names for 0 to {classes - 1}"))
+            result.faults.append(
+                (
+                    "class",
+                    f", line {number}: class {category}, and there are names for 0 to {classes - 1}",
+                )
+            )
         elif len(numbers) <= 5:
             result.objects.append(Object(category, box.tolist(), [], number))
         else:
@@ -259,7 +307,9 @@ def _detected(lines: list[tuple[int, str]], size: tuple[int, int]) -> Detections
             raise ValueError(f"class id {shown(category)} is too large")
         for value in values:
             if re.fullmatch(NUMBER, value) and not -1 <= float(value) <= MOST_SHARE:
-                raise ValueError(f"coordinate {shown(value)} is no share of the image; is it in pixels?")
+                raise ValueError(
+                    f"coordinate {shown(value)} is no share of the image; is it in pixels?"
+                )
     return yolo_annotations_to_detections([line for _, line in lines], size, with_masks=False)
 
 
@@ -274,8 +324,15 @@ def _settle_scores(files: Collection[Lines]) -> list[str]:
     """Decides about outlines with one number more than points: a score if all have one, else a mistake."""
     scored = sum(len(lines.scored) for lines in files)
     if scored == sum(lines.outlines for lines in files):
-        return [f"{scored} outlines have one number more than points: taken for scores"] if scored else []
+        return (
+            [f"{scored} outlines have one number more than points: taken for scores"]
+            if scored
+            else []
+        )
     for lines in files:
         lines.objects[:] = [item for item in lines.objects if item.number not in lines.scored]
-        lines.faults += [("line", f", line {number}: an odd number of coordinates") for number in sorted(lines.scored)]
+        lines.faults += [
+            ("line", f", line {number}: an odd number of coordinates")
+            for number in sorted(lines.scored)
+        ]
     return []

@@ -67,7 +67,9 @@ class Description(NamedTuple):
         inside = [self.folder] if len(outside) < len(places) else []
         root = os.path.commonpath([os.path.realpath(place) for place in outside + inside])
         if root == os.path.dirname(root):
-            raise UserError(f"{self.file}: its images are in several places, {preview(outside)}; move them into one folder")
+            raise UserError(
+                f"{self.file}: its images are in several places, {preview(outside)}; move them into one folder"
+            )
         return Path(root)
 
     def stated(self, tree: "Tree") -> Stated:
@@ -108,7 +110,9 @@ class Description(NamedTuple):
             for key in keys:
                 value = said.get(key)
                 if value not in (None, ""):
-                    entries.setdefault(split, []).extend(value if isinstance(value, list) else [value])
+                    entries.setdefault(split, []).extend(
+                        value if isinstance(value, list) else [value]
+                    )
         return entries
 
     def _followed(
@@ -131,12 +135,16 @@ class Description(NamedTuple):
                 times = self._listed(split, place, tree, notes)
                 paths = list(times)
                 twice = [path for path, count in times.items() if count > 1]
-                faults += [("named twice", f"{one_line(item)}: {one_line(path)}", path) for path in twice]
+                faults += [
+                    ("named twice", f"{one_line(item)}: {one_line(path)}", path) for path in twice
+                ]
                 if not any(path in tree.pictures for path in paths):
                     reason = f"lists only images of kinds that are not read: {preview(paths)}"
                     raise self._error(split, f"{one_line(item)}, which {reason}")
             else:
-                raise self._error(split, f"{one_line(item)}, which is no folder and no text list (.txt)")
+                raise self._error(
+                    split, f"{one_line(item)}, which is no folder and no text list (.txt)"
+                )
             found |= dict.fromkeys(paths)
         return found, notes, faults
 
@@ -151,9 +159,13 @@ class Description(NamedTuple):
         if not existing:
             pattern = "; patterns are not followed" if re.search(r"[*?\[]", item) else ""
             tried = preview([os.path.join(base, "") for base in self._bases()])
-            raise self._error(split, f"{said}, which is not there (looked for from {tried}){pattern}")
+            raise self._error(
+                split, f"{said}, which is not there (looked for from {tried}){pattern}"
+            )
         if existing[0] not in self._exact(item):
-            notes.append(f"{self.file.name}: {split}: {said} is taken for {os.path.relpath(existing[0], self.folder)}")
+            notes.append(
+                f"{self.file.name}: {split}: {said} is taken for {os.path.relpath(existing[0], self.folder)}"
+            )
         return existing[0]
 
     def _existing(self, item: Any) -> list[str]:
@@ -171,7 +183,9 @@ class Description(NamedTuple):
         places: list[str] = []
         for base in self._bases():
             named = [os.path.normpath(os.path.join(base, text)) for text in texts]
-            below = [place for place in named if f"{place}{os.sep}".startswith(os.path.join(base, ""))]
+            below = [
+                place for place in named if f"{place}{os.sep}".startswith(os.path.join(base, ""))
+            ]
             places += [*below, *named]
         return places
 
@@ -195,7 +209,11 @@ class Description(NamedTuple):
         """The folder that ``path`` names: relative to the file's, or to the current one as in Ultralytics."""
         said = self.content.get("path")
         texts = _with_slashes(said) if isinstance(said, str) and said else []
-        places = [os.path.join(base, text) for base in (self.folder, os.path.abspath("")) for text in texts]
+        places = [
+            os.path.join(base, text)
+            for base in (self.folder, os.path.abspath(""))
+            for text in texts
+        ]
         return next((os.path.normpath(place) for place in places if os.path.isdir(place)), None)
 
     def _listed(self, split: str, file: str, tree: "Tree", notes: list[str]) -> Counter[str]:
@@ -207,8 +225,14 @@ class Description(NamedTuple):
             text = decoded(Path(file).read_bytes())
         except OSError as error:
             raise self._error(split, f"{file}, which cannot be read ({error.strerror})") from None
-        lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]  # no others are between names
-        roots = [place for place in map(tree.inside, (*self._bases(), os.path.abspath(tree.root))) if place is not None]
+        lines = [
+            line for line in re.split(r"\r\n|\r|\n", text) if line.strip()
+        ]  # no others are between names
+        roots = [
+            place
+            for place in map(tree.inside, (*self._bases(), os.path.abspath(tree.root)))
+            if place is not None
+        ]
         beside = tree.inside(os.path.dirname(file))
         folders = dict.fromkeys(roots if beside is None else [beside, *roots])
         found = {}
@@ -217,7 +241,11 @@ class Description(NamedTuple):
             found[line] = path or tree.find(line.strip(), folders, dict.fromkeys(roots))
         missing = [line for line, path in found.items() if path is None]
         if len(missing) == len(found):
-            what = f"none of its {len(found)} images is in {tree.root}: {preview(missing)}" if found else "it is empty"
+            what = (
+                f"none of its {len(found)} images is in {tree.root}: {preview(missing)}"
+                if found
+                else "it is empty"
+            )
             raise self._error(split, f"{os.path.basename(file)}: {what}")
         if missing:
             count = f"{len(missing)} of {len(found)} images"
@@ -246,7 +274,9 @@ def describe(yaml_file: Path) -> Description:
         raise UserError(f"cannot read {yaml_file}: {error.strerror}") from None
     content = read_yaml(text, f"{yaml_file} is no YAML that can be read", numbers=False)
     if not isinstance(content, dict):
-        raise UserError(f'{yaml_file}: it holds no keys; it needs "names" of classes, numbered from 0')
+        raise UserError(
+            f'{yaml_file}: it holds no keys; it needs "names" of classes, numbered from 0'
+        )
     names, fault = _names(content)
     if fault:
         raise UserError(f"{yaml_file}: {fault}")
@@ -261,7 +291,10 @@ def _names(content: dict[Any, Any]) -> tuple[list[str], str]:
     if isinstance(names, dict):
         numbers = {str(key): key for key in names}
         if names and numbers.keys() != set(map(str, range(len(names)))):
-            return [], f"its names are numbered {preview(list(names))}, not from 0 to {len(names) - 1}"
+            return (
+                [],
+                f"its names are numbered {preview(list(names))}, not from 0 to {len(names) - 1}",
+            )
         names = [names[numbers[str(number)]] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         return [], f'its "names" are {shown(names)}, no list of names of classes'
@@ -275,7 +308,9 @@ def _names(content: dict[Any, Any]) -> tuple[list[str], str]:
     return names, ""
 
 
-def _disjoint(groups: dict[str, dict[str, None]]) -> tuple[dict[str, str], str, list[tuple[str, str, str]]]:
+def _disjoint(
+    groups: dict[str, dict[str, None]],
+) -> tuple[dict[str, str], str, list[tuple[str, str, str]]]:
     """One split for each image, a note or "", and a fault as in :class:`Stated` for each image that is of two."""
     train, validating = groups.get("train", {}), "val" if "val" in groups else "test"
     val = groups.get(validating, {})
@@ -289,7 +324,9 @@ def _disjoint(groups: dict[str, dict[str, None]]) -> tuple[dict[str, str], str, 
         kept = "train" if len(both) == len(train) else validating
         train = train if kept == "train" else {path: None for path in train if path not in val}
         val = val if kept == validating else {path: None for path in val if path not in train}
-    faults = [("named for two", f"{one_line(path)}, used for {kept}", path) for path in both if kept]
+    faults = [
+        ("named for two", f"{one_line(path)}, used for {kept}", path) for path in both if kept
+    ]
     unused = dict.fromkeys(groups.get("test", {}), "test") if validating == "val" else {}
     return unused | dict.fromkeys(val, validating) | dict.fromkeys(train, "train"), note, faults
 

@@ -74,7 +74,9 @@ def build_monitors(
     if cfg.train.get("pictures"):  # which older configs lack, and wandb
         mapper, classes = instantiate(test.mapper), checkpoints.classes
         first = next(iter(validation.values()))
-        followers.append(ValidationImages(first, mapper, classes, count=cfg.train.pictures, folder=folder))
+        followers.append(
+            ValidationImages(first, mapper, classes, count=cfg.train.pictures, folder=folder)
+        )
     printer = CommonMetricPrinter(cfg.train.max_iter)
     try:
         files = file_writers(folder)
@@ -91,18 +93,27 @@ def build_monitors(
         split = f"val: {name}" if len(sets) > 1 else "val"
         data.append((split, alone.dataloader.test.dataset.names, validation[name]))
     _note_many_objects(cfg, data)
-    followers.append(RunReadme(cfg, sets, config_file, model, seed, data, checkpoints, resume=resume))
+    followers.append(
+        RunReadme(cfg, sets, config_file, model, seed, data, checkpoints, resume=resume)
+    )
     if has_terminal():
-        followers.append(ProgressBar(checkpoints.trainer.done, cfg.train.max_iter, main_metrics(cfg)))
+        followers.append(
+            ProgressBar(checkpoints.trainer.done, cfg.train.max_iter, main_metrics(cfg))
+        )
     return followers
 
 
-def _note_many_objects(cfg: DictConfig, data: Sequence[tuple[str, Any, Sequence[dict[str, Any]]]]) -> None:
+def _note_many_objects(
+    cfg: DictConfig, data: Sequence[tuple[str, Any, Sequence[dict[str, Any]]]]
+) -> None:
     """Logs of which data images have more objects than the detector gives or AP counts; crowds are none."""
     counted = cfg.dataloader.evaluator.get("max_dets_per_image") or MAX_DETECTIONS
     limit = min(counted, _given(cfg.model) or counted)
     for split, _, records in data:
-        counts = (sum(not item.get("iscrowd") for item in record.get("annotations", ())) for record in records)
+        counts = (
+            sum(not item.get("iscrowd") for item in record.get("annotations", ()))
+            for record in records
+        )
         if (most := max(counts, default=0)) > limit:
             logger.warning(
                 f"{split}: images have up to {most} objects, of which a detector gives and AP counts {limit}; "
@@ -114,7 +125,9 @@ def _given(model: DictConfig) -> int | None:
     """How many detections of an image a detector gives; None if its config does not say."""
     if "roi_heads" not in model:
         return model.get("max_detections_per_image")
-    predictors = model.roi_heads.get("box_predictors") or [model.roi_heads.get("box_predictor") or {}]
+    predictors = model.roi_heads.get("box_predictors") or [
+        model.roi_heads.get("box_predictor") or {}
+    ]
     return predictors[-1].get("test_topk_per_image")
 
 
@@ -136,8 +149,15 @@ class PeriodicWriters(MonitorHook):
         folder: of the run.
     """
 
-    def __init__(self, printer: EventWriter, writers: Sequence[EventWriter], period: int, folder: Path) -> None:
-        self.printer, self.writers, self.period, self.folder = printer, list(writers), period, folder
+    def __init__(
+        self, printer: EventWriter, writers: Sequence[EventWriter], period: int, folder: Path
+    ) -> None:
+        self.printer, self.writers, self.period, self.folder = (
+            printer,
+            list(writers),
+            period,
+            folder,
+        )
         self.failing: set[object] = set()
         self._hook_before = threading.excepthook
 
@@ -184,7 +204,9 @@ class PeriodicWriters(MonitorHook):
 
     def _on_error_of_a_thread(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard's raises what :meth:`_try` is told too, and Python would show a traceback of it."""
-        if not (isinstance(args.exc_value, OSError) and "tensorboard" in type(args.thread).__module__):
+        if not (
+            isinstance(args.exc_value, OSError) and "tensorboard" in type(args.thread).__module__
+        ):
             self._hook_before(args)
 
     def _try(self, writer: object, action: Callable[[], None]) -> None:
@@ -195,7 +217,9 @@ class PeriodicWriters(MonitorHook):
         except Exception as error:
             if writer not in self.failing:
                 reason = one_line(error, LINE_LIMIT)
-                logger.error(f"{type(writer).__name__} failed, metrics may be missing ({reason}); the run goes on")
+                logger.error(
+                    f"{type(writer).__name__} failed, metrics may be missing ({reason}); the run goes on"
+                )
             self.failing.add(writer)
 
 
@@ -247,14 +271,18 @@ class ValidationImages(MonitorHook):
         shown = max(int((found.scores >= SURE).sum()), len(record.get("annotations", ())))
         prediction = draw_predictions(image, found[:shown], self.classes)
         scale = LARGEST_SIDE / max(prediction.shape[:2])
-        return reduced(draw_annotations(image, record, self.classes), scale), reduced(prediction, scale)
+        return reduced(draw_annotations(image, record, self.classes), scale), reduced(
+            prediction, scale
+        )
 
     def _keep(self, drawn: list[tuple[str, tuple[np.ndarray, np.ndarray]]]) -> None:
         """Args: drawn: names with truth and prediction."""
         if not drawn:
             return
         for number, (name, pair) in enumerate(drawn):  # names from two folders may be the same
-            self.trainer.storage.put_image(f"pictures/{number} {one_line(name)}", np.hstack(pair).transpose(2, 0, 1))
+            self.trainer.storage.put_image(
+                f"pictures/{number} {one_line(name)}", np.hstack(pair).transpose(2, 0, 1)
+            )
         with atomic_write(self.folder / f"{self.trainer.done:07}.png") as path:
             save_sheet([pair for _, pair in drawn], path)
 
@@ -278,5 +306,8 @@ class CurvesHook(MonitorHook):
         self.folder = folder
 
     def after_evaluation(self) -> None:
-        with best_effort("no curves.png this time"), atomic_write(self.folder / "curves.png") as path:
+        with (
+            best_effort("no curves.png this time"),
+            atomic_write(self.folder / "curves.png") as path,
+        ):
             save_curves(self.folder / METRICS, path)

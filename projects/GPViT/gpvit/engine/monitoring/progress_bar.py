@@ -69,7 +69,9 @@ def evaluation_bar(batches: Any) -> Iterator[Any]:
         return
     terminal = sys.stdout
     with (
-        tqdm(batches, desc="evaluation", unit="batch", file=terminal, leave=False, dynamic_ncols=True) as bar,
+        tqdm(
+            batches, desc="evaluation", unit="batch", file=terminal, leave=False, dynamic_ncols=True
+        ) as bar,
         contextlib.redirect_stdout(AboveBars(terminal)),
     ):
         yield bar

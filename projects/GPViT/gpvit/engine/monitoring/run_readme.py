@@ -29,7 +29,9 @@ from ..setup import device_name
 
 logger = logging.getLogger(__name__)
 
-FIRST_LINE = "<!-- Written by train_net.py, and anew at each evaluation. -->"  # gpvit train is the same
+FIRST_LINE = (
+    "<!-- Written by train_net.py, and anew at each evaluation. -->"  # gpvit train is the same
+)
 
 # What a training leaves, as globs.
 FILES = {
@@ -82,33 +84,55 @@ class RunReadme(MonitorHook):
         *,
         resume: bool,
     ) -> None:
-        self.cfg, self.config_file, self.seed, self.classes = cfg, config_file, seed, checkpoints.classes
+        self.cfg, self.config_file, self.seed, self.classes = (
+            cfg,
+            config_file,
+            seed,
+            checkpoints.classes,
+        )
         self.folder, self.checkpoints = Path(cfg.train.output_dir), checkpoints
-        self.results = [Path(alone.train.output_dir) for alone in sets.values()]  # the folders of each validation set
+        self.results = [
+            Path(alone.train.output_dir) for alone in sets.values()
+        ]  # the folders of each validation set
         self.model = described(model)
-        self.data = [f"| {markdown(split)} | {where(names)} | {counted(records)} |" for split, names, records in data]
+        self.data = [
+            f"| {markdown(split)} | {where(names)} | {counted(records)} |"
+            for split, names, records in data
+        ]
         self.starts = self._starts(resume)
         self.path = self.folder / "README.md"
         self.is_ours = not self.path.exists()
         with contextlib.suppress(OSError):  # a folder of this name, or no right to read it
-            self.is_ours |= self.path.read_text(encoding="utf-8", errors="replace").startswith(FIRST_LINE)
+            self.is_ours |= self.path.read_text(encoding="utf-8", errors="replace").startswith(
+                FIRST_LINE
+            )
         if not self.is_ours:
-            logger.warning(f"{one_line(self.path, PATH_LIMIT)} was not written by a training: it stays as it is")
+            logger.warning(
+                f"{one_line(self.path, PATH_LIMIT)} was not written by a training: it stays as it is"
+            )
 
     def before_train(self) -> None:
         with best_effort("no run.json"), atomic_write(self.folder / "run.json") as path:
             path.write_text(json.dumps({"starts": self.starts}, indent=1), encoding="utf-8")
-        self._write(f"In training since {self.starts[-1]['time']}, from iteration {self.trainer.done:,}.")
+        self._write(
+            f"In training since {self.starts[-1]['time']}, from iteration {self.trainer.done:,}."
+        )
 
     def after_evaluation(self) -> None:
         self._write(f"In training: {self._progress()} done at {now()}.")
 
     def after_train(self) -> None:
-        early = "" if self.trainer.done >= self.cfg.train.max_iter else ", where it had stopped getting better"
+        early = (
+            ""
+            if self.trainer.done >= self.cfg.train.max_iter
+            else ", where it had stopped getting better"
+        )
         self._write(f"Trained: {self._progress()}{early}, until {now()}.")
 
     def on_stop(self) -> None:
-        self._write(f"Stopped at {now()}: {self._progress()} done. The command below goes on, with `--resume`.")
+        self._write(
+            f"Stopped at {now()}: {self._progress()} done. The command below goes on, with `--resume`."
+        )
 
     def _progress(self) -> str:
         return f"{self.trainer.done:,} of {self.cfg.train.max_iter:,} iterations"
@@ -126,7 +150,9 @@ class RunReadme(MonitorHook):
             "iteration": self.checkpoints.trainer.done,
             "command": command(),
             "device": device_name(self.cfg.train.device),
-            "versions": ", ".join(f"{name} {version}" for name, version in checkpoint.versions().items()),
+            "versions": ", ".join(
+                f"{name} {version}" for name, version in checkpoint.versions().items()
+            ),
         }
         return [*(earlier if resume else ()), start]
 
@@ -135,7 +161,12 @@ class RunReadme(MonitorHook):
             return
         with best_effort("no README.md this time"):
             sections = [self._results(), self._origin(), self._use(), self._files()]
-            parts = [FIRST_LINE, f"# {markdown(self.folder.resolve().name)}", state, *sum(sections, [])]
+            parts = [
+                FIRST_LINE,
+                f"# {markdown(self.folder.resolve().name)}",
+                state,
+                *sum(sections, []),
+            ]
             with atomic_write(self.path) as path:
                 path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -144,21 +175,40 @@ class RunReadme(MonitorHook):
         rows = evaluations(self.folder / "metrics.json")
         if not rows:
             return []
-        names = sorted(set().union(*rows.values()), key=lambda name: (name.split("/")[0], len(name), name))
-        lines = [f"| iterations | {' | '.join(map(markdown, names))} |", "|---:" * (len(names) + 1) + "|"]
+        names = sorted(
+            set().union(*rows.values()), key=lambda name: (name.split("/")[0], len(name), name)
+        )
+        lines = [
+            f"| iterations | {' | '.join(map(markdown, names))} |",
+            "|---:" * (len(names) + 1) + "|",
+        ]
         for done, row in rows.items():
-            lines.append(f"| {done:,} | " + " | ".join(f"{row[name]:.1f}" if name in row else "" for name in names) + " |")
-        numbered = [path.name for path in self.folder.glob("pictures/[0-9]*.png") if path.stem.isdecimal()]
+            lines.append(
+                f"| {done:,} | "
+                + " | ".join(f"{row[name]:.1f}" if name in row else "" for name in names)
+                + " |"
+            )
+        numbered = [
+            path.name for path in self.folder.glob("pictures/[0-9]*.png") if path.stem.isdecimal()
+        ]
         pictures = [f"![](pictures/{name})" for name in sorted(numbered)[-1:]]
         curves = ["![](curves.png)"] if (self.folder / "curves.png").exists() else []
-        return ["## Results (validation, %)", "\n".join(lines), self._best(rows), *curves, *pictures]
+        return [
+            "## Results (validation, %)",
+            "\n".join(lines),
+            self._best(rows),
+            *curves,
+            *pictures,
+        ]
 
     def _best(self, rows: dict[int, dict[str, float]]) -> str:
         main = (self.checkpoints.best_metric, *main_metrics(self.cfg))
         name = next((name for name in main if any(name in row for row in rows.values())), None)
         if name is None:
             return ""
-        done = max((done for done, row in rows.items() if name in row), key=lambda done: rows[done][name])
+        done = max(
+            (done for done, row in rows.items() if name in row), key=lambda done: rows[done][name]
+        )
         told = f"Best {markdown(name)}: {rows[done][name]:.1f}, after {done:,} iterations"
         files = ["model_final.pth"] if done == self.trainer.done else []
         files = ["model_best.pth", *files, f"model_{done:07}.pth"]
@@ -205,17 +255,26 @@ class RunReadme(MonitorHook):
         for results in self.results:
             if (results / RESULTS).exists():
                 path = one_line(shlex.quote(str(results)), PATH_LIMIT)
-                lines += [f"gpvit view-results --input {path}", f"gpvit view-results --input {path} --report"]
+                lines += [
+                    f"gpvit view-results --input {path}",
+                    f"gpvit view-results --input {path} --report",
+                ]
         lines.append(f"tensorboard --logdir {folder}")
         return ["## Use", "```bash\n" + "\n".join(lines) + "\n```"]
 
     def _files(self) -> list[str]:
-        others = OF_ONE_SET if len(self.results) > 1 else (RESULTS_OF_SETS,)  # of before the config was changed
+        others = (
+            OF_ONE_SET if len(self.results) > 1 else (RESULTS_OF_SETS,)
+        )  # of before the config was changed
         found = [
-            (pattern, what) for pattern, what in FILES.items() if pattern not in others and any(self.folder.glob(pattern))
+            (pattern, what)
+            for pattern, what in FILES.items()
+            if pattern not in others and any(self.folder.glob(pattern))
         ]
         best_metric = markdown(self.checkpoints.best_metric)
-        rows = [f"| `{pattern}` | {what.format(best_metric=best_metric)} |" for pattern, what in found]
+        rows = [
+            f"| `{pattern}` | {what.format(best_metric=best_metric)} |" for pattern, what in found
+        ]
         return ["## Files", "\n".join(["| file | |", "|---|---|", *rows])]
 
 
@@ -237,11 +296,17 @@ def command() -> str:
     """What this job was started by, as it may be typed again."""
     program, *arguments = sys.argv
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if Path(program).name == "gpvit" and not by_torchrun:  # a script of pip's, which needs no Python before it
+    if (
+        Path(program).name == "gpvit" and not by_torchrun
+    ):  # a script of pip's, which needs no Python before it
         return shlex.join(["gpvit", *arguments])
     module = Path(program).name in ("gpvit", "__main__.py")
     return shlex.join(
-        [*(launcher() if by_torchrun else ["python"]), *(["-m", "gpvit"] if module else [program]), *arguments]
+        [
+            *(launcher() if by_torchrun else ["python"]),
+            *(["-m", "gpvit"] if module else [program]),
+            *arguments,
+        ]
     )
 
 
@@ -254,7 +319,9 @@ def launcher() -> list[str]:
 
 def described(model: nn.Module) -> str:
     parameters = [parameter.numel() for parameter in model.parameters()]
-    fixed = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    fixed = sum(
+        parameter.numel() for parameter in model.parameters() if not parameter.requires_grad
+    )
     suffix = f", {fixed / 1e6:.2f} of them fixed" if fixed else ""
     return f"{type(model).__name__}, {sum(parameters) / 1e6:.2f} million parameters{suffix}"
 
@@ -262,16 +329,22 @@ def described(model: nn.Module) -> str:
 def where(names: Any) -> str:
     """The files of annotations behind data sets of Detectron2; their names, if they have none."""
     names = [names] if isinstance(names, str) else names
-    return ", ".join(markdown_code(MetadataCatalog.get(name).get("json_file", name)) for name in names)
+    return ", ".join(
+        markdown_code(MetadataCatalog.get(name).get("json_file", name)) for name in names
+    )
 
 
 def counted(records: Iterable[dict[str, Any]]) -> str:
-    objects = [sum(not item.get("iscrowd") for item in record.get("annotations", ())) for record in records]
+    objects = [
+        sum(not item.get("iscrowd") for item in record.get("annotations", ())) for record in records
+    ]
     return f"{len(objects):,} | {sum(objects):,}"
 
 
 def shortened(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(map(markdown, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(markdown, names[:most])) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )
 
 
 def now() -> str:

@@ -16,7 +16,9 @@ from ...utils.text import LINE_LIMIT, one_line
 try:
     import wandb
 except ImportError:
-    raise UserError("train.wandb needs Weights & Biases: `python -m pip install wandb`, or train.wandb=''") from None
+    raise UserError(
+        "train.wandb needs Weights & Biases: `python -m pip install wandb`, or train.wandb=''"
+    ) from None
 
 
 class WandbWriter(EventWriter):
@@ -38,13 +40,19 @@ class WandbWriter(EventWriter):
         name = one_line(folder.resolve().name)
         config = {key: one_line(value, LINE_LIMIT) for key, value in config.items()}
         try:
-            self.run = wandb.init(project=project, name=name, dir=str(folder), config=config, id=id, resume="allow")
+            self.run = wandb.init(
+                project=project, name=name, dir=str(folder), config=config, id=id, resume="allow"
+            )
         except wandb.Error as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise UserError(f"train.wandb={project}: {reason}; WANDB_MODE=offline needs no account") from None
+            raise UserError(
+                f"train.wandb={project}: {reason}; WANDB_MODE=offline needs no account"
+            ) from None
         with atomic_write(path) as partial:
             partial.write_text(self.run.id, encoding="utf-8")
-        self.run.define_metric("*", step_metric="iteration")  # a resumed training may repeat iterations
+        self.run.define_metric(
+            "*", step_metric="iteration"
+        )  # a resumed training may repeat iterations
         self._last_write = -1
 
     def write(self) -> None:
@@ -54,7 +62,11 @@ class WandbWriter(EventWriter):
             if iteration > self._last_write:
                 rows.setdefault(iteration, {})[name] = value
         self._last_write = max(rows, default=self._last_write)
-        for name, picture, iteration in storage._vis_data:  # Detectron2's own writer looks there, too
+        for (
+            name,
+            picture,
+            iteration,
+        ) in storage._vis_data:  # Detectron2's own writer looks there, too
             rows.setdefault(iteration, {})[name] = wandb.Image(picture.transpose(1, 2, 0))
         for iteration, row in sorted(rows.items()):
             self.run.log(row | {"iteration": iteration})

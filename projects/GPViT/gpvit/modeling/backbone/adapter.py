@@ -63,17 +63,24 @@ class GPViTAdapter(Backbone):
         if unknown := set(out_features) - set(strides):
             raise ValueError(f"out_features {sorted(unknown)} are none of {list(strides)}")
         if len(net.blocks) % num_interactions:
-            raise ValueError(f"the {len(net.blocks)} blocks do not fall into {num_interactions} equal groups")
+            raise ValueError(
+                f"the {len(net.blocks)} blocks do not fall into {num_interactions} equal groups"
+            )
         if len(net.out_norms):
-            raise ValueError("the adapter takes the tokens as the blocks leave them; build GPViT with final_norm=False")
+            raise ValueError(
+                "the adapter takes the tokens as the blocks leave them; build GPViT with final_norm=False"
+            )
         dim = net.pos_embed.shape[-1]
         with_stride_4 = "f2" in out_features
 
         self.level_embed = nn.Parameter(torch.randn(3, dim))
         self.spatial_prior = SpatialPrior(dim, stem_width, norm, with_stride_4)
-        self.injectors = nn.ModuleList(Injector(dim, num_heads, num_points) for _ in range(num_interactions))
+        self.injectors = nn.ModuleList(
+            Injector(dim, num_heads, num_points) for _ in range(num_interactions)
+        )
         self.extractors = nn.ModuleList(  # the last two follow the last group's own
-            Extractor(dim, num_heads, num_points, int(dim * ffn_ratio), drop_path_rate) for _ in range(num_interactions + 2)
+            Extractor(dim, num_heads, num_points, int(dim * ffn_ratio), drop_path_rate)
+            for _ in range(num_interactions + 2)
         )
         self.up = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2) if with_stride_4 else None
         self.norms = nn.ModuleDict({name: get_norm(norm, dim) for name in out_features})
@@ -91,11 +98,15 @@ class GPViTAdapter(Backbone):
         """Args: image: (B, 3, 8H, 8W), normalised, sides multiples of 32. Returns: name -> (B, C, height, width)."""
         height, width = image.shape[-2:]
         if height % 32 or width % 32:
-            raise ValueError(f"the adapter needs image sides that are multiples of 32, got {height}x{width}")
+            raise ValueError(
+                f"the adapter needs image sides that are multiples of 32, got {height}x{width}"
+            )
         x = self.net.embed(image)
         c4, levels = self.spatial_prior(image)
         shapes = [tuple(level.shape[1:3]) for level in levels]
-        c = torch.cat([level.flatten(1, 2) + embed for level, embed in zip(levels, self.level_embed)], dim=1)
+        c = torch.cat(
+            [level.flatten(1, 2) + embed for level, embed in zip(levels, self.level_embed)], dim=1
+        )
         group = len(self.net.blocks) // len(self.injectors)
         for i, injector in enumerate(self.injectors):
             x = injector(x, c, shapes)
@@ -109,11 +120,17 @@ class GPViTAdapter(Backbone):
     def _merge(self, x: Tensor, c: Tensor, shapes: Shapes, c4: Tensor | None) -> dict[str, Tensor]:
         """The maps of both branches, added and normalised."""
         x = x.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
-        outputs = dict(zip(("f3", "f4", "f5"), (level.permute(0, 3, 1, 2) for level in _split(c, shapes))))
+        outputs = dict(
+            zip(("f3", "f4", "f5"), (level.permute(0, 3, 1, 2) for level in _split(c, shapes)))
+        )
         if c4 is not None and self.up is not None:  # there are both or neither
             outputs["f2"] = self.up(outputs["f3"]) + c4
         for name, output in outputs.items():
-            x_there = x if name == "f3" else F.interpolate(x, output.shape[-2:], mode="bilinear", align_corners=False)
+            x_there = (
+                x
+                if name == "f3"
+                else F.interpolate(x, output.shape[-2:], mode="bilinear", align_corners=False)
+            )
             outputs[name] = output + x_there
         return {name: batch_norm(self.norms[name], outputs[name]) for name in self._out_features}
 
@@ -134,7 +151,9 @@ class SpatialPrior(nn.Module):
             nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
         )
         widths = (width, 2 * width, 4 * width, 4 * width)
-        self.convs = nn.ModuleList(ConvNormReLU(inner, outer, 3, stride=2, norm=norm) for inner, outer in pairwise(widths))
+        self.convs = nn.ModuleList(
+            ConvNormReLU(inner, outer, 3, stride=2, norm=norm) for inner, outer in pairwise(widths)
+        )
         self.projection4 = nn.Conv2d(width, dim, 1) if with_stride_4 else None
         self.projections = nn.ModuleList(nn.Conv2d(outer, dim, 1) for outer in widths[1:])
 
@@ -167,7 +186,9 @@ class Injector(nn.Module):
 class Extractor(nn.Module):
     """Takes from the backbone's tokens for the branch's: (B, M, C), (B, H, W, C) -> (B, M, C)."""
 
-    def __init__(self, dim: int, num_heads: int, num_points: int, hidden_dim: int, drop_path: float) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, num_points: int, hidden_dim: int, drop_path: float
+    ) -> None:
         super().__init__()
         self.norm_query = nn.LayerNorm(dim, eps=1e-6)
         self.norm_feature = nn.LayerNorm(dim, eps=1e-6)
@@ -177,7 +198,9 @@ class Extractor(nn.Module):
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, c: Tensor, x: Tensor, shapes: Shapes) -> Tensor:
-        c = c + self.attn(self.norm_query(c), shapes, self.norm_feature(x).flatten(1, 2), shapes[:1])
+        c = c + self.attn(
+            self.norm_query(c), shapes, self.norm_feature(x).flatten(1, 2), shapes[:1]
+        )
         return c + self.drop_path(self.ffn(self.norm_ffn(c), shapes))
 
 
@@ -223,7 +246,9 @@ def _init_weights(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         init_weights(module)
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        fan_out = (
+            module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        )
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         if module.bias is not None:
             nn.init.zeros_(module.bias)

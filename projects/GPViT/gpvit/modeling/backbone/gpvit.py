@@ -81,13 +81,17 @@ class GPViT(Backbone):
     ) -> None:
         super().__init__()
         if embed_dim % (2 * num_heads):
-            raise ValueError(f"embed_dim must be a multiple of 2 * num_heads = {2 * num_heads}, got {embed_dim}")
+            raise ValueError(
+                f"embed_dim must be a multiple of 2 * num_heads = {2 * num_heads}, got {embed_dim}"
+            )
         depth = len(group_tokens)
         self._block_names = [f"block{i}" for i in range(depth - 1)] + ["last_feat"]
         if unknown := set(out_features) - set(self._block_names):
             raise ValueError(f"out_features {sorted(unknown)} are none of {self._block_names}")
         if not 0 <= frozen_blocks <= depth:
-            raise ValueError(f"frozen_blocks must be between 0 and the {depth} blocks there are, got {frozen_blocks}")
+            raise ValueError(
+                f"frozen_blocks must be between 0 and the {depth} blocks there are, got {frozen_blocks}"
+            )
 
         self.patch_embed = PatchEmbed(embed_dim, stem_convs, norm)
         self.pos_embed = nn.Parameter(torch.empty(1, (pretrain_img_size // 8) ** 2, embed_dim))
@@ -101,7 +105,9 @@ class GPViT(Backbone):
             )
             block.use_checkpoint = use_act_checkpoint
             self.blocks.append(block)
-        self.out_norms = nn.ModuleDict({name: nn.LayerNorm(embed_dim, eps=1e-6) for name in out_features if final_norm})
+        self.out_norms = nn.ModuleDict(
+            {name: nn.LayerNorm(embed_dim, eps=1e-6) for name in out_features if final_norm}
+        )
         self._out_features = list(out_features)
         self._out_feature_channels = dict.fromkeys(out_features, embed_dim)
         self._out_feature_strides = dict.fromkeys(out_features, 8)
@@ -147,7 +153,9 @@ class GPViT(Backbone):
             with torch.autocast("cpu", enabled=False):
                 rows, columns = (bicubic_weights(side, size, pos) for size in (height, width))
                 return torch.matmul(columns, (rows @ pos[0].flatten(1)).view(1, height, side, -1))
-        pos = F.interpolate(pos.permute(0, 3, 1, 2), (height, width), mode="bicubic", align_corners=False)
+        pos = F.interpolate(
+            pos.permute(0, 3, 1, 2), (height, width), mode="bicubic", align_corners=False
+        )
         return pos.permute(0, 2, 3, 1)
 
     def _freeze(self, num_blocks: int) -> None:
@@ -165,7 +173,9 @@ class PatchEmbed(nn.Module):
     def __init__(self, dim: int, stem_convs: int, norm: str, width: int = 64) -> None:
         super().__init__()
         self.stem = ConvNormReLU(3, width, 7, stride=2, norm=norm)
-        self.convs = nn.Sequential(*(ConvNormReLU(width, width, 3, norm=norm) for _ in range(stem_convs)))
+        self.convs = nn.Sequential(
+            *(ConvNormReLU(width, width, 3, norm=norm) for _ in range(stem_convs))
+        )
         self.projection = nn.Conv2d(width, dim, 4, stride=4)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -192,7 +202,9 @@ class Block(nn.Module):
             x = checkpoint(self.mix, x, use_reentrant=False)
         else:
             x = self.mix(x)
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels-last: both permutes are views
+        return self.conv(x.permute(0, 3, 1, 2)).permute(
+            0, 2, 3, 1
+        )  # channels-last: both permutes are views
 
 
 class WindowBlock(Block):
@@ -232,22 +244,39 @@ class StripeAttention(nn.Module):
         B, H, W, C = x.shape
 
         def columns(x: Tensor) -> Tensor:
-            return norm(x).view(B, H, W // 2, 2, C).transpose(1, 2).contiguous().view(B * W // 2, H, 2, C)
+            return (
+                norm(x)
+                .view(B, H, W // 2, 2, C)
+                .transpose(1, 2)
+                .contiguous()
+                .view(B * W // 2, H, 2, C)
+            )
 
         def rows(x: Tensor) -> Tensor:
             return norm(x).view(B * H // 2, 2, W, C)
 
-        vertical = self.attend(x, columns, 0, self.lepe_vertical).view(B, W // 2, H, 2, C // 2).transpose(1, 2)
+        vertical = (
+            self.attend(x, columns, 0, self.lepe_vertical)
+            .view(B, W // 2, H, 2, C // 2)
+            .transpose(1, 2)
+        )
         horizontal = self.attend(x, rows, 1, self.lepe_horizontal).view_as(vertical)
         return self.proj(torch.cat([vertical, horizontal], dim=-1).view(B, H, W, C))
 
-    def attend(self, x: Tensor, stripes: Callable[[Tensor], Tensor], half: int, lepe: nn.Conv2d) -> Tensor:
+    def attend(
+        self, x: Tensor, stripes: Callable[[Tensor], Tensor], half: int, lepe: nn.Conv2d
+    ) -> Tensor:
         """Attention and position term of a half of the channels inside each of N stripes of h x w tokens.
 
         (B, H, W, C) -> (N, h, w, C/2); ``stripes`` makes (N, h, w, C) of the map.
         """
-        weight, bias = (p.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1) for p in (self.qkv.weight, self.qkv.bias))
-        qkv = recomputed(lambda x: linear(stripes(x), weight, bias), x).unflatten(3, (3, -1))  # (N, h, w, 3, C/2)
+        weight, bias = (
+            p.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1)
+            for p in (self.qkv.weight, self.qkv.bias)
+        )
+        qkv = recomputed(lambda x: linear(stripes(x), weight, bias), x).unflatten(
+            3, (3, -1)
+        )  # (N, h, w, 3, C/2)
         q, k, v = qkv.flatten(1, 2).unbind(2)
         attended = attention(q, k, v, self.num_heads).view(qkv[..., 0, :].shape)
         return attended + lepe(qkv[..., 2, :].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -256,7 +285,9 @@ class StripeAttention(nn.Module):
 class GroupPropagationBlock(Block):
     """Global exchange through a few group tokens. Every LayerNorm has eps 1e-5."""
 
-    def __init__(self, dim: int, num_heads: int, num_groups: int, drop_path: float, norm: str) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, num_groups: int, drop_path: float, norm: str
+    ) -> None:
         super().__init__()
         self.group_token = nn.Parameter(torch.empty(1, num_groups, dim))
         self.group = Group(dim, num_heads)
@@ -293,7 +324,9 @@ class Group(nn.Module):
         """How much each group token takes of each cell, for looking at: (B, heads, n, H, W), sums to 1 over the map."""
         x = self.norm_key(x)
         query = self.norm_query(groups).expand(len(x), -1, -1)
-        return attention_weights(query, self.key(x).flatten(1, 2), self.num_heads).unflatten(-1, x.shape[1:3])
+        return attention_weights(query, self.key(x).flatten(1, 2), self.num_heads).unflatten(
+            -1, x.shape[1:3]
+        )
 
 
 class TokenMixer(nn.Module):
@@ -335,7 +368,9 @@ class Ungroup(nn.Module):
         query = recomputed(lambda x: self.query(self.norm_query(x)), x).flatten(1, 2)
         returned = attention(query, self.key(groups), self.value(groups), self.num_heads).view_as(x)
         returned = self.drop_path(self.out(returned))
-        kept, added = self.join.weight.chunk(2, dim=1)  # join(cat([x, returned])), without joining them
+        kept, added = self.join.weight.chunk(
+            2, dim=1
+        )  # join(cat([x, returned])), without joining them
         x = linear(x, kept, self.join.bias) + linear(returned, added, None)
         return add_mlp(x, self.norm2, self.mlp, self.drop_path)
 

@@ -22,7 +22,9 @@ class ChannelLayerNorm(nn.LayerNorm):
         super().__init__(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # a view where x is channels-last
+        return (
+            super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        )  # a view where x is channels-last
 
 
 class SimpleFeaturePyramid(Backbone):
@@ -53,7 +55,9 @@ class SimpleFeaturePyramid(Backbone):
         strides = [source.stride / scale for scale in scale_factors]
         levels = [math.log2(stride) for stride in strides]
         if not all(level.is_integer() for level in levels) or levels != sorted(levels):
-            raise ValueError(f"scale_factors must be descending powers of two, got {tuple(scale_factors)}")
+            raise ValueError(
+                f"scale_factors must be descending powers of two, got {tuple(scale_factors)}"
+            )
 
         self.net = net
         self.in_feature = in_feature
@@ -66,9 +70,13 @@ class SimpleFeaturePyramid(Backbone):
             further = range(top_block.num_levels)  # type: ignore[arg-type]  # PyTorch takes the number for a Module
             strides += [strides[-1] * 2 ** (i + 1) for i in further]
         self._out_features = [f"p{math.log2(stride):.0f}" for stride in strides]
-        self._out_feature_strides = {name: int(stride) for name, stride in zip(self._out_features, strides)}
+        self._out_feature_strides = {
+            name: int(stride) for name, stride in zip(self._out_features, strides)
+        }
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
-        self._size_divisibility = math.lcm(net.size_divisibility or 1, int(source.stride / scale_factors[-1]))
+        self._size_divisibility = math.lcm(
+            net.size_divisibility or 1, int(source.stride / scale_factors[-1])
+        )
         self._square_pad = square_pad
 
     @staticmethod
@@ -89,7 +97,14 @@ class SimpleFeaturePyramid(Backbone):
         for kernel in (1, 3):
             conv_norm = make_norm(out_channels)
             layers.append(
-                Conv2d(channels, out_channels, kernel, padding=kernel // 2, bias=conv_norm is None, norm=conv_norm)
+                Conv2d(
+                    channels,
+                    out_channels,
+                    kernel,
+                    padding=kernel // 2,
+                    bias=conv_norm is None,
+                    norm=conv_norm,
+                )
             )
             channels = out_channels
         return nn.Sequential(*layers)
