@@ -1,11 +1,11 @@
-## make quickstart   install everything, then show the whole path in a few minutes: data, training, evaluation
-## make test         install everything, then run the tests
-## make test-slow    install everything, then run the tests that take minutes each
-## make lint         install everything, then check style, format, types and imports
-## make env          install everything into .venv (once; later calls see that nothing changed)
+## make quickstart   create data, train a small detector and evaluate it, in a few minutes
+## make test         run the tests, in less than 20 minutes on two CPU cores
+## make test-slow    run the tests that take minutes each
+## make lint         check style, formatting, types, imports and density
+## make env          install everything into .venv (the targets above do this first)
 ## make clean        remove .venv and output/quickstart
 ##
-## PYTHON=python3.12 chooses the Python that .venv is made with, ARGS="..." goes to the quick start or to pytest.
+## PYTHON=python3.12 selects the Python for .venv; ARGS="..." is passed to quickstart.py or pytest.
 
 PYTHON ?= python3
 ARGS ?=
@@ -25,12 +25,16 @@ test-slow: env
 	.venv/bin/python -m pytest -m slow $(ARGS)
 
 lint: env
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-cache
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+	.venv/bin/python tools/density.py
 
 env:
 	@$(PYTHON) tools/install.py
 
-# .venv goes only if it carries install.py's mark.
+# Removes .venv only if install.py created it.
 clean:
 	@if [ -e .venv/gpvit-installed ]; then rm -rf .venv; elif [ -e .venv ]; then echo ".venv was not made here and stays"; fi
 	rm -rf output/quickstart

@@ -1,4 +1,4 @@
-r"""Trains and evaluates the models of configs/.
+r"""Train and evaluate the models of configs/.
 
 python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --num-gpus 8
 python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only \
@@ -16,11 +16,15 @@ from gpvit.engine.run import do_test, do_train
 
 
 def main(args, cfg=None):
-    """What each process runs; returns the trained or evaluated model.
+    """Train or evaluate a model in each process.
 
     Args:
-        args: the command line.
-        cfg: what :func:`configure` made of it, if this process has called it already.
+        args: the parsed command line.
+        cfg: the config that :func:`configure` returns for it, if this process has already called
+            that function.
+
+    Returns:
+        The trained or evaluated model.
     """
     cfg = configure(args) if cfg is None else cfg
     if args.eval_only:

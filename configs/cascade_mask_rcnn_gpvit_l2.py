@@ -1,4 +1,9 @@
-"""Cascade Mask R-CNN, GPViT-L2; all else as in cascade_mask_rcnn_gpvit_l1.py. AP: not measured."""
+"""Cascade Mask R-CNN, GPViT-L2, simple feature pyramid, COCO 1x. AP: not measured.
+
+    python train_net.py --config-file configs/cascade_mask_rcnn_gpvit_l2.py --num-gpus 8
+
+8 GPUs, 4 images each. Everything that is not set here is as in cascade_mask_rcnn_gpvit_l1.py.
+"""
 
 from gpvit import SIZES
 from gpvit.model_zoo import IMAGENET_WEIGHTS

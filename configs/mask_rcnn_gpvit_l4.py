@@ -1,4 +1,9 @@
-"""Mask R-CNN, GPViT-L4; all else as in mask_rcnn_gpvit_l1.py. AP: not measured."""
+"""Mask R-CNN, GPViT-L4, simple feature pyramid, COCO 1x. AP: not measured.
+
+    python train_net.py --config-file configs/mask_rcnn_gpvit_l4.py --num-gpus 8
+
+8 GPUs, 4 images each. Everything that is not set here is as in mask_rcnn_gpvit_l1.py.
+"""
 
 from gpvit import SIZES
 from gpvit.model_zoo import IMAGENET_WEIGHTS

@@ -1,8 +1,9 @@
-"""The quick start: a small GPViT Mask R-CNN for the synthetic data set. Mask AP there: 38.6 % (measured).
+"""Quick start: a small GPViT Mask R-CNN on the synthetic dataset. Mask AP there: 38.6 % (measured).
 
     make quickstart
 
-7 to 20 minutes on two CPU cores, 4 images in a batch. Narrow layers, few proposals and few boxes make it quick.
+7 to 20 minutes on two CPU cores, batches of 4 images. To be fast, it has narrow layers and few
+proposals.
 """
 
 from detectron2.config import LazyCall as L

@@ -1,4 +1,4 @@
-"""Work that may end its process, or take all memory, in a process of its own."""
+"""Running a function that may crash, or exhaust the memory, in a child process."""
 
 import os
 import pickle
@@ -8,37 +8,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MEMORY = 4 << 30
+MEMORY = 4 << 30  # bytes
 
 
 def in_a_child(work: Callable[[], Any], memory: int = MEMORY) -> Any:
-    """What a function gives, in a forked process; fails if a signal or an error ends that.
+    """Return the result of a function that runs in a forked process.
 
     Args:
         work: the function.
-        memory: bytes that it may take beyond what the process starts with.
+        memory: bytes that it may allocate in addition to what the process has at its start.
+
+    Raises:
+        AssertionError: a signal or an exception ended the process.
     """
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer"
+        result_file = Path(folder) / "result"
         process = os.fork()
         if not process:
-            _work_and_exit(work, answer, memory)
+            _work_and_exit(work, result_file, memory)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        result = pickle.loads(answer.read_bytes()) if answer.exists() else None
+        result = pickle.loads(result_file.read_bytes()) if result_file.exists() else None
     assert status == 0, f"the process ended with {status}: {result}"
     return result
 
 
-def _work_and_exit(work: Callable[[], Any], answer: Path, memory: int) -> None:
+def _work_and_exit(work: Callable[[], Any], result_file: Path, memory: int) -> None:
     code = 1
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text().split()[0])  # of virtual memory
         limit = pages * resource.getpagesize() + memory
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        answer.write_bytes(pickle.dumps(work()))
+        result_file.write_bytes(pickle.dumps(work()))
         code = 0
     except BaseException as error:
-        answer.write_bytes(pickle.dumps(f"{type(error).__name__}: {error}"))
+        result_file.write_bytes(pickle.dumps(f"{type(error).__name__}: {error}"))
     finally:
-        os._exit(code)  # without what the parent would do at its end
+        os._exit(code)  # without the exit handlers and finally blocks of the parent

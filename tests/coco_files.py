@@ -1,4 +1,4 @@
-"""Files in COCO's format to test with, and the evaluator run over them."""
+"""Datasets and results in COCO format, and their evaluation."""
 
 import contextlib
 import io
@@ -13,44 +13,38 @@ from pycocotools import mask as mask_api
 
 
 def official_figures(folder: Path, task: str) -> list[float]:
-    """The twelve figures of a task in the official text."""
+    """Read the twelve metrics of a task from the example results that COCO publishes."""
     text = (folder / "val2014_fake_eval_res.txt").read_text()
+    # The text before the first section, then the name and the lines of each section in turns.
     sections = re.split(r"type=(\w+)", text)
     section = dict(zip(sections[1::2], sections[2::2]))[task]
-    return [float(figure) for figure in re.findall(r"= (-?\d\.\d+)$", section, flags=re.MULTILINE)][
-        :12
-    ]
+    metrics = re.findall(r"= (-?\d\.\d+)$", section, flags=re.MULTILINE)
+    return list(map(float, metrics[:12]))
 
 
 def truth_as_results(json_file: Path) -> list[dict]:
-    truth = json.loads(json_file.read_text())
-    images = {image["id"]: image for image in truth["images"]}
+    """Return the ground truth of a dataset, without crowds, as results in COCO format."""
+    ground_truth = json.loads(json_file.read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
     results = []
-    for annotation in truth["annotations"]:
-        if not annotation["iscrowd"]:
-            size = images[annotation["image_id"]]["height"], images[annotation["image_id"]]["width"]
-            rle = mask_api.merge(mask_api.frPyObjects(annotation["segmentation"], *size))
-            results.append(
-                dict(
-                    image_id=annotation["image_id"],
-                    category_id=annotation["category_id"],
-                    bbox=annotation["bbox"],
-                    segmentation=rle,
-                    score=0.9,
-                )
-            )
+    for annotation in ground_truth["annotations"]:
+        if annotation["iscrowd"]:
+            continue
+        polygons, size = annotation["segmentation"], sizes[annotation["image_id"]]
+        rle = mask_api.merge(mask_api.frPyObjects(polygons, *size))
+        result = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
+        results.append(result | {"segmentation": rle, "score": 0.9})
     return results
 
 
 def evaluate(folder: Path, predict, **options) -> dict:
-    """Runs the evaluator over a split with ``predict``: COCO image record -> Instances."""
+    """Run the evaluator on the validation set with ``predict``: COCO image record -> Instances."""
     name = register_folder(str(folder), "val")
     evaluator = COCOEvaluator(name, **dict(tasks=("bbox", "segm"), distributed=False) | options)
     evaluator.reset()
     for image in evaluator._coco_api.dataset["images"]:
-        evaluator.process(
-            [{"image_id": image["id"]}], [{"instances": predict(image, evaluator._coco_api, name)}]
-        )
+        instances = predict(image, evaluator._coco_api, name)
+        evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
     return evaluator.evaluate()
 
 
@@ -58,27 +52,23 @@ MANY = 150
 
 
 def many_objects(folder: Path, *, crowds: int = 0) -> Path:
-    """A dataset whose image 7 has 150 squares of two classes, and image 8 as many as a detector gives by default."""
+    """Write a dataset of squares: 150 of one class in image 7, 100 of another one in image 8.
+
+    A detector returns at most 100 objects by default. In each image, the first ``crowds`` objects
+    are crowds.
+    """
     annotations = []
     for image, number in ((7, MANY), (8, 100)):
         for index in range(number):
-            box = [12 * (index % 15), 12 * (index // 15), 8 + index % 3, 8]
-            x, y, w, h = box
+            box = x, y, w, h = 12 * (index % 15), 12 * (index // 15), 8 + index % 3, 8  # in a grid
             outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-            item = {
-                "id": len(annotations) + 1,
-                "image_id": image,
-                "category_id": 1 + (image == 8),
-                "bbox": box,
-            }
-            annotations.append(
-                item | {"segmentation": outline, "area": w * h, "iscrowd": int(index < crowds)}
-            )
+            item = {"id": len(annotations) + 1, "image_id": image, "area": w * h, "bbox": box}
+            item |= {"category_id": 1 + (image == 8), "iscrowd": int(index < crowds)}
+            annotations.append(item | {"segmentation": outline})
+    size = {"height": 128, "width": 192}
     content = {
         "categories": [{"id": 1, "name": "cell"}, {"id": 2, "name": "nucleus"}],
-        "images": [
-            {"id": id, "file_name": f"{id}.png", "height": 128, "width": 192} for id in (7, 8)
-        ],
+        "images": [{"id": 7, "file_name": "7.png"} | size, {"id": 8, "file_name": "8.png"} | size],
         "annotations": annotations,
     }
     for name in ("annotations", "images"):
@@ -93,10 +83,10 @@ def many_objects(folder: Path, *, crowds: int = 0) -> Path:
 def coco_ap(
     json_file: str, results: list[dict], task: str, max_detections: int = MAX_DETECTIONS
 ) -> float:
-    """AP (0 to 1) of results in COCO's format against a file of annotations."""
+    """Return the AP (0 to 1) of results in COCO format."""
     if not results:
         return 0.0
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCOFile(json_file)
-        found = truth.loadRes(results)
-    return float(summarized(truth, found, task, max_detections).stats[0])
+        ground_truth = COCOFile(json_file)
+        detections = ground_truth.loadRes(results)
+    return float(summarized(ground_truth, detections, task, max_detections).stats[0])

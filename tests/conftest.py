@@ -1,9 +1,10 @@
-"""What all tests share."""
+"""Fixtures and settings of all tests."""
 
 import os
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would fight for the cores
+# Set before PyTorch is imported: several test processes would compete for the cores otherwise.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import official
@@ -12,7 +13,7 @@ import torch
 from gpvit.data.datasets.synthetic import make_data_set
 from tqdm import tqdm
 
-tqdm.monitor_interval = 0  # as in commands: tests fork
+tqdm.monitor_interval = 0  # no monitor thread, as in commands, since tests fork
 REPOSITORY = Path(__file__).parent.parent
 
 # Overrides that make configs/quickstart.py train in a second or two.
@@ -44,14 +45,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, distance in sorted(official.deviations.items()):
             terminalreporter.write_line(f"{name:20} {distance:.1e}")
     if official.matches:
-        terminalreporter.section("share of boxes that match the reference's")
-        for name, share in sorted(official.matches.items()):
-            terminalreporter.write_line(f"{name:36} {share:.1%}")
+        terminalreporter.section("fraction of boxes that match the reference")
+        for name, fraction in sorted(official.matches.items()):
+            terminalreporter.write_line(f"{name:36} {fraction:.1%}")
 
 
 @pytest.fixture(scope="session")
 def synthetic_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small synthetic data set; nothing may write to it."""
+    """A small synthetic dataset, shared by all tests: read-only."""
     folder = tmp_path_factory.mktemp("synthetic") / "data"
     make_data_set(folder, train=8, val=4)
     return folder
@@ -59,8 +60,8 @@ def synthetic_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder of real data that the environment variable GPVIT_TEST_DATA names."""
+    """The folder of real data in the environment variable GPVIT_TEST_DATA."""
     folder = os.environ.get("GPVIT_TEST_DATA", "")
     if not folder:
-        pytest.skip("GPVIT_TEST_DATA does not name the folder of real data")
+        pytest.skip("GPVIT_TEST_DATA is not set to the folder of real data")
     return Path(folder)

@@ -1,9 +1,10 @@
-"""GPViT in its literal form: slow, and what the backbone is checked and timed against.
+"""A literal, slow implementation of GPViT: the reference for the backbone's tests and benchmarks.
 
-Its parameters have the names of :class:`gpvit.GPViT`, so that one state dict fits both. Attention is spelled out, as
-products and a softmax that are each held whole. Tokens (B, N, C) are copied to maps (B, C, H, W) for every
-convolution, and q, k and v to windows one by one: the layouts and copies are those of the published code. It has no
-drop path and returns the last map only.
+Its parameters have the names of :class:`gpvit.GPViT`, so that one state dict fits both. Attention
+is computed by matrix products and a softmax, with the complete matrix of scores in memory. Tokens
+(B, N, C) are copied to maps (B, C, H, W) for every convolution, and q, k and v to windows one by
+one: the layouts and copies are those of the published code. There is no drop path, and only the
+last map is returned.
 """
 
 import torch
@@ -26,12 +27,12 @@ class LiteralGPViT(nn.Module):
         super().__init__()
         self.patch_embed = PatchEmbed(embed_dim, stem_convs)
         self.pos_embed = nn.Parameter(torch.zeros(1, 28 * 28, embed_dim))
-        self.blocks = nn.ModuleList(
-            GroupPropagationBlock(embed_dim, num_heads, groups)
-            if groups
-            else WindowBlock(embed_dim, num_heads)
-            for groups in group_tokens
-        )
+        self.blocks = nn.ModuleList()
+        for groups in group_tokens:
+            if groups:
+                self.blocks.append(GroupPropagationBlock(embed_dim, num_heads, groups))
+            else:
+                self.blocks.append(WindowBlock(embed_dim, num_heads))
         self.out_norms = nn.ModuleDict(
             {"last_feat": nn.LayerNorm(embed_dim, eps=1e-6)} if final_norm else {}
         )
@@ -59,9 +60,9 @@ class PatchEmbed(nn.Module):
     def __init__(self, dim: int, stem_convs: int) -> None:
         super().__init__()
         self.stem = ConvNormReLU(3, 64, 7, stride=2, padding=3, bias=False)
-        self.convs = nn.Sequential(
-            *(ConvNormReLU(64, 64, 3, padding=1, bias=False) for _ in range(stem_convs))
-        )
+        self.convs = nn.Sequential()
+        for _ in range(stem_convs):
+            self.convs.append(ConvNormReLU(64, 64, 3, padding=1, bias=False))
         self.projection = nn.Conv2d(64, dim, 4, stride=4)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -99,7 +100,10 @@ class WindowBlock(nn.Module):
 
 
 class StripeAttention(nn.Module):
-    """(B, N, C) -> (B, N, C): half of the channels in vertical stripes (H x 2), half in horizontal ones (2 x W)."""
+    """(B, N, C) -> (B, N, C).
+
+    Half of the channels attend in vertical stripes (H x 2), half in horizontal ones (2 x W).
+    """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -120,14 +124,12 @@ class StripeAttention(nn.Module):
         self, qkv: Tensor, height: int, width: int, window: tuple[int, int], lepe: nn.Conv2d
     ) -> Tensor:
         """(3, B, N, C/2) -> (B, N, C/2)."""
-        q, k, v = (
-            to_windows(to_map(x, height, width), window) for x in qkv
-        )  # (windows, C/2, h, w) each
-        x = attention(*(self.to_heads(x) for x in (q, k, v))) + self.to_heads(lepe(v))
+        q, k, v = (to_windows(to_map(x, height, width), window) for x in qkv)
+        # q, k, v: (windows, C/2, h, w)
+        x = attention(*map(self.to_heads, (q, k, v))) + self.to_heads(lepe(v))
         x = x.transpose(1, 2).flatten(2).unflatten(1, window)  # (windows, h, w, C/2)
-        x = x.unflatten(0, (-1, height // window[0], width // window[1])).transpose(
-            2, 3
-        )  # (B, H/h, h, W/w, w, C/2)
+        x = x.unflatten(0, (-1, height // window[0], width // window[1]))
+        x = x.transpose(2, 3)  # (B, H/h, W/w, h, w, C/2) -> (B, H/h, h, W/w, w, C/2)
         return x.reshape(-1, height * width, x.shape[-1])
 
     def to_heads(self, x: Tensor) -> Tensor:
@@ -222,17 +224,19 @@ class Mlp(nn.Module):
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q kᵀ / sqrt(d)) v: (B, heads, L, d), (B, heads, M, d), (B, heads, M, d) -> (B, heads, L, d)."""
+    """softmax(q kᵀ / sqrt(d)) v.
+
+    (B, heads, L, d), (B, heads, M, d), (B, heads, M, d) -> (B, heads, L, d).
+    """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, L, M)
     return scores.softmax(dim=-1) @ value
 
 
 def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """(B, L, C), (B, M, C), (B, M, C) -> (B, L, C)."""
-    query, key, value = (
-        x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)
-    )
-    return attention(query, key, value).transpose(1, 2).flatten(2)
+    tensors = (query, key, value)
+    heads = [x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in tensors]  # (B, heads, ., d)
+    return attention(*heads).transpose(1, 2).flatten(2)
 
 
 def to_map(x: Tensor, height: int, width: int) -> Tensor:

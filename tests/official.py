@@ -1,4 +1,8 @@
-"""What the tests compare with: weights and inputs made by rule, and numbers computed with the published code."""
+"""Reference results of the official implementation, with the weights and inputs they belong to.
+
+Weights and inputs are generated, the weights from the names of the tensors. tests/reference/ has
+the results that the official implementation computed with them.
+"""
 
 import json
 import math
@@ -12,36 +16,36 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent / "reference"
 
-# Largest relative L2 distance seen in each file; conftest.py prints it at the end.
+# Reference file -> largest relative L2 distance of a result; conftest.py prints it at the end.
 deviations: dict[str, float] = defaultdict(float)
 
-# Share of the boxes that are the same in both sets, of each pair of sets compared; conftest.py prints it, too.
+# Compared sets of boxes -> fraction of equal boxes; conftest.py prints it at the end.
 matches: dict[str, float] = {}
 
-# How far the same box may be off: corners in pixels, score, label.
+# Tolerance for equal boxes: corners in pixels, score, label.
 SAME_BOX = torch.tensor([0.05, 0.05, 0.05, 0.05, 1e-4, 0])
 
 
 def keys(kind: str, size: str) -> dict[str, list[int]]:
-    """Names and shapes of a published model.
+    """Return the parameter names and shapes of a published model.
 
     Args:
         kind: "backbone", "classifier", "maskrcnn", "retinanet", "segformer" or "upernet".
-        size: "L1" ... "L4", of "backbone" also "l1_multi".
+        size: "L1" to "L4"; for "backbone" also "l1_multi".
     """
     return json.loads((FOLDER / f"keys_{kind}.json").read_text())["state_dict"][size.lower()]
 
 
 def weights(kind: str, size: str) -> dict[str, Tensor]:
-    """A published model's state dict, filled by the rule."""
-    return {
-        key: torch.from_numpy(np.asarray(fill(key, shape)))
-        for key, shape in keys(kind, size).items()
-    }
+    """Return a state dict for a published model, with generated values."""
+    state_dict = {}
+    for key, shape in keys(kind, size).items():
+        state_dict[key] = torch.from_numpy(np.asarray(fill(key, shape)))
+    return state_dict
 
 
 def save(path: Path, kind: str, size: str) -> str:
-    """Writes a stand-in for the published detector, filled by the rule, in the layout of the published files."""
+    """Write a checkpoint in the layout of the published detectors, with generated values."""
     meta = {
         "mmcv_version": "1.4.8",
         "time": "Mon Jan  1 00:00:00 2022",
@@ -60,7 +64,7 @@ def save(path: Path, kind: str, size: str) -> str:
 
 
 def fill(key: str, shape: list[int]) -> np.ndarray:
-    """The value of the tensor called ``key``: one draw from a generator seeded with the CRC-32 of that name."""
+    """Generate the tensor called ``key`` with a generator seeded by the CRC-32 of that name."""
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
     last = key.split(".")[-1]
     if last == "num_batches_tracked":
@@ -78,19 +82,17 @@ def fill(key: str, shape: list[int]) -> np.ndarray:
 
 
 def feature(seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise."""
-    return torch.from_numpy(
-        np.random.Generator(np.random.PCG64(seed)).standard_normal(shape).astype(np.float32)
-    )
+    """Generate standard normal noise."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
 
 
 def image(seed: int, shape: tuple[int, int, int, int]) -> Tensor:
-    """A normalised image batch (B, 3, H, W): half 32-pixel squares, half pixel noise."""
+    """Generate a normalized image batch (B, 3, H, W): half 32-pixel squares, half pixel noise."""
     rng = np.random.Generator(np.random.PCG64(seed))
     batch, channels, height, width = shape
-    squares = rng.standard_normal((batch, channels, -(-height // 32), -(-width // 32))).astype(
-        np.float32
-    )
+    rows, columns = -(-height // 32), -(-width // 32)  # rounded up
+    squares = rng.standard_normal((batch, channels, rows, columns)).astype(np.float32)
     noise = rng.standard_normal(shape).astype(np.float32)
     squares = squares.repeat(32, axis=2).repeat(32, axis=3)[:, :, :height, :width]
     return torch.from_numpy(np.float32(math.sqrt(0.5)) * (squares + noise))
@@ -105,7 +107,11 @@ class Reference:
         self.manifest = json.loads((FOLDER / "manifest.json").read_text())[f"{name}.npz"]
 
     def check(self, array: str, actual: Tensor, tolerance: float = 1e-5) -> None:
-        """Asserts that a map (B, C, H, W), tokens (B, L, C) or a plain array is the one in the file."""
+        """Assert that a map (B, C, H, W), tokens (B, L, C) or another array is that of the file.
+
+        Of large maps and tokens, the file has a strided subset (``__sub``), the mean of each
+        channel (``__cmean``) and the mean of each position (``__pmean``).
+        """
         entry = self.manifest["arrays"][array]
         assert list(actual.shape) == entry["shape"], array
         actual = actual.detach()
@@ -113,30 +119,28 @@ class Reference:
             return self._compare(array, actual, entry["absmax"], tolerance)
         channels = 1 if actual.ndim == 4 else 2
         positions = tuple(dim for dim in range(1, actual.ndim) if dim != channels)
-        self._compare(
-            f"{array}__sub",
-            actual[tuple(slice(None, None, s) for s in entry["stride"])],
-            entry["absmax"],
-            tolerance,
-        )
+        subset = actual[tuple(slice(None, None, step) for step in entry["stride"])]
+        self._compare(f"{array}__sub", subset, entry["absmax"], tolerance)
         self._compare(f"{array}__cmean", actual.mean(positions), entry["absmax"], tolerance)
         self._compare(f"{array}__pmean", actual.mean(channels), entry["absmax"], tolerance)
 
     def check_boxes(self, what: str, actual: Tensor, expected: Tensor) -> Tensor:
-        """Asserts that two sets of boxes are the same but for 2 %, which rounding may exchange.
+        """Assert that two sets of boxes agree but for 2 %, which rounding may exchange.
 
         Args:
-            actual: (N, 5) or (N, 6): x1, y1, x2, y2, score, and the label where there is one.
+            actual: (N, 5) or (N, 6): x1, y1, x2, y2, score, and in the latter case the label.
             expected: (M, 5) or (M, 6), likewise.
 
         Returns:
-            Which are the same, (N, M).
+            A boolean matrix (N, M) of the equal boxes.
         """
         same = ((actual[:, None] - expected).abs() <= SAME_BOX[: actual.shape[1]]).all(-1)
-        share = min(same.any(dim).float().mean().item() for dim in (0, 1))
-        matches[f"{self.name} {what}"] = share
-        assert share >= 0.98, (
-            f"{self.name} {what}: {share:.1%} of {len(actual)} and {len(expected)} are the same"
+        found = same.any(dim=0).float().mean().item()  # fraction of the expected boxes
+        correct = same.any(dim=1).float().mean().item()  # fraction of the actual boxes
+        fraction = min(found, correct)
+        matches[f"{self.name} {what}"] = fraction
+        assert fraction >= 0.98, (
+            f"{self.name} {what}: {fraction:.1%} of {len(actual)} and {len(expected)} are equal"
         )
         return same
 

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on this machine: as much of it as huggingface_hub calls to push and pull a model."""
+"""A local Hugging Face Hub with the endpoints that huggingface_hub uses to push and pull models."""
 
 import base64
 import hashlib
@@ -18,22 +18,23 @@ class Repository:
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{".gitattributes": b""}])
 
     def revisions(self) -> dict[str, dict[str, bytes]]:
-        """Files by commit, by "main", and by "v1", the tag of the first commit that adds any."""
-        named = {sha(number): files for number, files in enumerate(self.commits)}
-        return (
-            named
-            | {"main": self.commits[-1]}
-            | ({"v1": self.commits[1]} if len(self.commits) > 1 else {})
-        )
+        """Return the files of each revision: of each commit, of "main", and of the tag "v1".
+
+        The tag is that of the first commit that adds files.
+        """
+        revisions = {sha(number): files for number, files in enumerate(self.commits)}
+        revisions["main"] = self.commits[-1]
+        if len(self.commits) > 1:
+            revisions["v1"] = self.commits[1]
+        return revisions
 
     def commit(self, revision: str) -> str:
-        return sha(
-            next(
-                number
-                for number, files in enumerate(self.commits)
-                if files is self.revisions()[revision]
-            )
-        )
+        """Return the SHA of a revision."""
+        wanted = self.revisions()[revision]
+        for number, files in enumerate(self.commits):
+            if files is wanted:
+                return sha(number)
+        raise KeyError(revision)
 
 
 def sha(number: int) -> str:
@@ -41,13 +42,13 @@ def sha(number: int) -> str:
 
 
 class Hub(ThreadingHTTPServer):
-    """What it has, and every request that it got."""
+    """A server with its repositories and a list of the requests it received."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repositories: dict[str, Repository] = {}
-        self.large: dict[str, bytes] = {}  # by their SHA-256
+        self.large: dict[str, bytes] = {}  # SHA-256 -> content of a large file
         self.is_full = False
         self.requests: list[str] = []
 
@@ -64,10 +65,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {path}")
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         for method, pattern, answer in ROUTES:
-            if self.command in method and (match := re.fullmatch(pattern, path)):
+            match = re.fullmatch(pattern, path)
+            if match and self.command in method:
                 answer(self, *match.groups())
                 return
-        self.answer(404, {"error": f"the stub does not know {self.command} {path}"})
+        self.answer(404, {"error": f"the stub does not implement {self.command} {path}"})
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
@@ -81,15 +83,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def repository(self, name: str) -> Repository | None:
-        """The repository, if whoever asks may see it; else the answer is given."""
+        """Return a repository if the client may read it; otherwise answer with an error."""
         repository = self.server.repositories.get(name)
         allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if repository is None or (repository.private and not allowed):
-            self.answer(
-                401 if not allowed else 404,
-                {"error": "Repository not found"},
-                X_Error_Code="RepoNotFound",
-            )
+            status = 404 if allowed else 401
+            self.answer(status, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
             return None
         if repository.gated:
             self.answer(403, {"error": "gated"}, X_Error_Code="GatedRepo")
@@ -97,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         return repository
 
     def files(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """Commit and files."""
+        """Return the SHA and the files of a revision; if there is none, answer with an error."""
         repository = self.repository(name)
         if repository is None:
             return None
@@ -111,89 +110,62 @@ class Handler(BaseHTTPRequestHandler):
             commit, files = found
             private = self.server.repositories[name].private
             siblings = [{"rfilename": path} for path in files]
-            self.answer(
-                200,
-                {"id": name, "sha": commit, "private": private, "siblings": siblings, "tags": []},
-            )
+            content = {"id": name, "sha": commit, "private": private, "siblings": siblings}
+            self.answer(200, content | {"tags": []})
 
     def tree(self, name: str, revision: str) -> None:
         if found := self.files(name, revision):
-            entries = [
-                {"type": "file", "path": path, "size": len(body), "oid": git_sha(body)}
-                for path, body in found[1].items()
-            ]
+            _, files = found
+            entries = []
+            for path, body in files.items():
+                entry = {"type": "file", "path": path, "size": len(body), "oid": git_sha(body)}
+                entries.append(entry)
             self.answer(200, entries)
 
     def resolve(self, name: str, revision: str, path: str) -> None:
         if found := self.files(name, revision):
             commit, files = found
             if path not in files:
-                self.answer(
-                    404,
-                    {"error": "Entry not found"},
-                    X_Error_Code="EntryNotFound",
-                    X_Repo_Commit=commit,
-                )
+                headers = {"X_Error_Code": "EntryNotFound", "X_Repo_Commit": commit}
+                self.answer(404, {"error": "Entry not found"}, **headers)
                 return
-            self.answer(
-                200,
-                files[path],
-                ETag=f'"{hashlib.sha256(files[path]).hexdigest()}"',
-                X_Repo_Commit=commit,
-            )
+            etag = f'"{hashlib.sha256(files[path]).hexdigest()}"'
+            self.answer(200, files[path], ETag=etag, X_Repo_Commit=commit)
 
     def create(self) -> None:
         wanted = json.loads(self.body)
         if wanted["organization"] != "me" or self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self.answer(
-                403, {"error": "You don't have the rights to create a model under this namespace"}
-            )
+            error = "You don't have the rights to create a model under this namespace"
+            self.answer(403, {"error": error})
             return
         name = f"{wanted['organization']}/{wanted['name']}"
         self.server.repositories[name] = Repository(private=wanted.get("visibility") == "private")
         self.answer(200, {"url": f"{self.server.url}/{name}"})
 
     def validate(self) -> None:
-        licence = re.search(r"^license: (.*)$", json.loads(self.body)["content"], re.M)
-        if licence is None or licence[1] not in ("apache-2.0", "mit"):
-            self.answer(
-                400,
-                {
-                    "errors": [{"message": '"license" must be one of [apache-2.0, mit]'}],
-                    "warnings": [],
-                },
-            )
+        license_line = re.search(r"^license: (.*)$", json.loads(self.body)["content"], re.M)
+        if license_line is None or license_line[1] not in ("apache-2.0", "mit"):
+            error = {"message": '"license" must be one of [apache-2.0, mit]'}
+            self.answer(400, {"errors": [error], "warnings": []})
             return
         self.answer(200, {"errors": [], "warnings": []})
 
     def preupload(self, name: str) -> None:
-        files = json.loads(self.body)["files"]
-        modes = {True: "lfs", False: "regular"}
-        self.answer(
-            200,
-            {
-                "files": [
-                    {
-                        "path": f["path"],
-                        "uploadMode": modes[f["path"].endswith(".safetensors")],
-                        "shouldIgnore": False,
-                    }
-                    for f in files
-                ]
-            },
-        )
+        files = []
+        for file in json.loads(self.body)["files"]:
+            mode = "lfs" if file["path"].endswith(".safetensors") else "regular"
+            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False})
+        self.answer(200, {"files": files})
 
     def batch(self, name: str) -> None:
         objects = json.loads(self.body)["objects"]
-        actions = [
-            o | {"actions": {"upload": {"href": f"{self.server.url}/large/{o['oid']}"}}}
-            for o in objects
-        ]
-        self.answer(200, {"transfer": "basic", "objects": actions})
+        for item in objects:
+            item["actions"] = {"upload": {"href": f"{self.server.url}/large/{item['oid']}"}}
+        self.answer(200, {"transfer": "basic", "objects": objects})
 
     def upload(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
-            self.answer(400, {"error": "another digest"})
+            self.answer(400, {"error": "the digest does not match"})
             return
         if self.server.is_full:
             self.answer(403, {"error": "no space left for you"})
@@ -211,20 +183,16 @@ class Handler(BaseHTTPRequestHandler):
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.large[value["oid"]]
         repository.commits.append(files)
-        self.answer(
-            200,
-            {
-                "commitUrl": f"{self.server.url}/{name}/commit/1",
-                "commitOid": repository.commit("main"),
-            },
-        )
+        url = f"{self.server.url}/{name}/commit/1"
+        self.answer(200, {"commitUrl": url, "commitOid": repository.commit("main")})
 
 
 def git_sha(body: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
 
-NAME = r"([\w.-]+/[\w.-]+)"
+NAME = r"([\w.-]+/[\w.-]+)"  # owner/repository
+# Methods, pattern of the path, and the function that is called with the pattern's groups.
 ROUTES = (
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate),

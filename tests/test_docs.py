@@ -1,8 +1,10 @@
-"""The commands and the Python of the documentation run: here, in a small copy of the world that it describes.
+"""The commands and the Python code in the documentation run, in a small copy of the repository.
 
-Models are made narrow and trainings short by further overrides; what else is changed or not run is said below.
+Further overrides make models narrow and runs short. What else is changed, or not run, is listed
+below.
 """
 
+import json
 import re
 import runpy
 import shlex
@@ -29,7 +31,11 @@ PAGES = [
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 
-# Commands that are not run here, by what they begin with, and what runs them.
+# Prefixes of commands that are not run here, and what runs them.
+QUICKSTART = "python train_net.py --config-file configs/quickstart.py"
+WANDB = f"{QUICKSTART} --data my_data train.wandb"
+PUBLISHED = "python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py"
+COCO = "python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only"
 ELSEWHERE = {
     "make ": ".ci/run",
     "source ": ".ci/run, by what make installs",
@@ -40,14 +46,15 @@ ELSEWHERE = {
     "tensorboard ": "nothing of ours",
     "hf ": "nothing of ours",
     "python -m pip install ": "nothing of ours",
-    "python train_net.py --config-file configs/quickstart.py --data my_data train.wandb": "tests/engine/test_monitoring.py",
+    WANDB: "tests/engine/test_monitoring.py",
     "gpvit share push --weights ./shapes --output USER": "tests/hub/test_hub.py",
     "gpvit share pull": "tests/hub/test_hub.py",
     "gpvit predict --weights hf:": "tests/hub/test_hub.py",
     "gpvit analyze": "tests/cli/test_analyze.py",
     "gpvit convert": "tests/cli/test_convert.py",
     "gpvit export": "tests/export/test_export.py",
-    "python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py": "tests/engine/test_train_net.py",
+    COCO: "tests/engine/test_train_net.py",
+    PUBLISHED: "tests/engine/test_train_net.py",
 }
 HERE = [
     "train.device=cpu",
@@ -64,72 +71,56 @@ SMALL += ["dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(
-        rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL
-    )
+    """The fenced code blocks of a page in a language."""
+    pattern = rf"^```{language}\n(.*?)^```"
+    return re.findall(pattern, page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[tuple[str, str]]:
-    """Page and command, of all pages; without variables, such as the address of a published file."""
+    """Page and command, of all pages; without comments and assignments of shell variables."""
     found = []
     for page in PAGES:
         for block in blocks(page, "bash"):
-            lines = block.replace("\\\n", " ").splitlines()
-            found += [
-                (page.name, " ".join(line.split()))
-                for line in lines
-                if line.strip() and not re.match(r"#|\w+=", line)
-            ]
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip() and not re.match(r"#|\w+=", line):
+                    found.append((page.name, " ".join(line.split())))
     return found
 
 
 RUN_HERE = [each for each in commands() if not each[1].startswith(tuple(ELSEWHERE))]
 
 
-def test_what_is_run_elsewhere_is_in_the_documentation() -> None:
-    unknown = [
-        start
-        for start in ELSEWHERE
-        if not any(command.startswith(start) for _, command in commands())
-    ]
-    assert not unknown
+def test_commands_run_elsewhere_are_in_documentation() -> None:
+    documented = [command for _, command in commands()]
+    for start in ELSEWHERE:
+        assert any(command.startswith(start) for command in documented), start
 
 
-def test_the_configs_and_overrides_of_all_trainings_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configs_and_overrides_in_documentation_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    trainings = [
-        words for _, command in commands() if "train_net.py" in (words := shlex.split(command))
-    ]
-    assert len(trainings) >= 10
-    for words in trainings:
+    runs = [shlex.split(command) for _, command in commands() if "train_net.py" in command]
+    assert len(runs) >= 10
+    for words in runs:
         args = argument_parser().parse_intermixed_args(words[words.index("train_net.py") + 1 :])
-        load_config(
-            args.config_file, [override.replace("$W", "weights.pth") for override in args.overrides]
-        )
+        overrides = [override.replace("$W", "weights.pth") for override in args.overrides]
+        load_config(args.config_file, overrides)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
-    """A clone in which the quick start has run, with pictures and own data at hand."""
+    """A clone in which the quick start has run, with images and a custom dataset."""
     folder = tmp_path_factory.mktemp("world") / "clone"
     folder.mkdir()
     for name in ("configs", "tools", "train_net.py", "projects", "docs"):
         (folder / name).symlink_to(REPOSITORY / name)
     quickstart = folder / "output" / "quickstart"
-    command = [
-        "--config-file",
-        str(REPOSITORY / "configs" / "quickstart.py"),
-        "--data",
-        str(synthetic_data),
-        *TINY,
-        *SMALL,
-    ]
+    command = ["--config-file", str(REPOSITORY / "configs" / "quickstart.py")]
+    command += ["--data", str(synthetic_data), *TINY, *SMALL]
     command += ["train.device=cpu", f"train.output_dir={quickstart}", "train.best_metric=segm/AP"]
-    command += [
-        "model.roi_heads.box_predictor.test_score_thresh=0.0"
-    ]  # there is always something to see
+    command += ["model.roi_heads.box_predictor.test_score_thresh=0.0"]  # to have detections
     train_net.main(argument_parser().parse_intermixed_args(command))
-    shutil.copytree(quickstart, folder / "output" / "fine_tuned")  # another training
+    shutil.copytree(quickstart, folder / "output" / "fine_tuned")  # another run
+    shutil.copytree(quickstart, folder / "output" / "my_training")  # a run to resume
     for link in (quickstart / "data", folder / "my_data"):
         link.symlink_to(synthetic_data)
     shutil.copy(quickstart / "coco_instances_results.json", folder / "results.json")
@@ -142,20 +133,19 @@ def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Pat
 
 @pytest.fixture
 def clone(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to write to, and the present folder."""
+    """A copy of ``world`` to write to, as the working directory."""
     monkeypatch.chdir(shutil.copytree(world, tmp_path / "clone", symlinks=True))
     return Path()
 
 
 @pytest.mark.parametrize(
-    ("page", "command"), [pytest.param(*each, id=f"{each[0]}: {each[1][:60]}") for each in RUN_HERE]
+    ("page", "command"), RUN_HERE, ids=[f"{page}: {command[:60]}" for page, command in RUN_HERE]
 )
-def test_a_command_of_the_documentation_runs(
+def test_command_in_documentation_runs(
     page: str, command: str, clone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    words = shlex.split(
-        command.replace("$W", published_file(tmp_path)) if "$W" in command else command
-    )
+    weights = published_file(tmp_path) if "$W" in command else ""
+    words = shlex.split(command.replace("$W", weights))
     program = words.pop(0)
     if program == "gpvit":
         name, *arguments = words
@@ -175,18 +165,16 @@ def test_a_command_of_the_documentation_runs(
 
 
 def shortened(words: list[str], folder: Path) -> list[str]:
-    """A training of train_net.py that takes seconds."""
+    """The arguments of a run of train_net.py that takes seconds."""
     for option in ("--num-gpus", "--num-machines", "--machine-rank", "--dist-url"):
         if option in words:
-            del words[(i := words.index(option)) : i + 2]
+            position = words.index(option)
+            del words[position : position + 2]  # the option and its value
     if "--data" not in words:
         words += ["--data", "my_data"]
     weights = next((word for word in words if word.startswith("train.init_checkpoint=")), "")
-    words = [
-        word
-        for word in words
-        if not word.startswith(("train.max_iter", "train.eval_period", "train.checkpointer"))
-    ]
+    replaced = ("train.max_iter", "train.eval_period", "train.checkpointer")
+    words = [word for word in words if not word.startswith(replaced)]
     words += [override for override in TINY if override.startswith("model")]
     if not weights:
         words.append("train.init_checkpoint=''")
@@ -197,10 +185,11 @@ def published_file(folder: Path) -> str:
     return official.save(folder / "gpvit_l1_maskrcnn_1x.pth", "maskrcnn", "L1")
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
-)
-def test_the_python_of_the_documentation_runs(
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_python_code_in_documentation_runs(
     page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"state_dict": official.weights("classifier", "L1")}, "classifier.pth")
@@ -210,20 +199,27 @@ def test_the_python_of_the_documentation_runs(
         exec(block, names)
 
 
-def test_configs_say_which_ap_was_published() -> None:
+def test_configs_state_published_ap() -> None:
+    configs = REPOSITORY / "configs" / "published"
     for name, (box, *mask) in COCO_AP.items():
-        text = (REPOSITORY / "configs" / "published" / f"{name}.py").read_text()
-        assert (
-            f"AP as published: {box} box" + "".join(f", {ap} mask" for ap in mask) + "." in text
-        ), name
+        expected = f"AP as published: {box} box"
+        if mask:
+            expected += f", {mask[0]} mask"
+        assert f"{expected}." in (configs / f"{name}.py").read_text(), name
     for name in ("mask_rcnn_gpvit_l1_1x", "retinanet_gpvit_l1_1x"):
-        assert (
-            detector_address(name)
-            in (REPOSITORY / "configs" / "published" / f"{name}.py").read_text()
-        )
+        assert detector_address(name) in (configs / f"{name}.py").read_text()
 
 
-def test_the_documentation_names_files_and_keys_that_exist() -> None:
+def test_parameters_of_backbones_in_readme_are_counted() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    counts = json.loads((official.FOLDER / "complexity.json").read_text())["parameters"]
+    for size in gpvit.SIZES:
+        count = counts["classifier"][size.lower()]
+        backbone, total = count["backbone"] / 1e6, count["total"] / 1e6
+        assert f"| {size} | {backbone:.2f} | {total:.2f} | *" in readme
+
+
+def test_files_and_keys_in_documentation_exist() -> None:
     documentation = {page: page.read_text() for page in PAGES}
     names = {path.name for path in REPOSITORY.rglob("*.py") if ".venv" not in path.parts}
     for page, text in documentation.items():
@@ -236,13 +232,10 @@ def test_the_documentation_names_files_and_keys_that_exist() -> None:
         for path in re.findall(r"\]\(([\w./]+?)(?:#[\w-]+)?\)", text):
             assert (page.parent / path).exists(), (page, path)
     text = documentation[REPOSITORY / "docs" / "training.md"]
-    overrides = [
-        o.strip("'\"")
-        for o in re.findall(r"[\w.']+=[^\s`]+", text)
-        if "." in o.split("=")[0] and '"' not in o
-    ]
-    assert len(overrides) > 12
-    for override in overrides:
-        load_config(
-            str(REPOSITORY / "configs" / "mask_rcnn_gpvit_l1.py"), [override.replace("$", "")]
-        )
+    config = str(REPOSITORY / "configs" / "mask_rcnn_gpvit_l1.py")
+    overrides = 0
+    for word in re.findall(r"[\w.']+=[^\s`]+", text):  # key=value
+        if "." in word.split("=")[0] and '"' not in word:
+            load_config(config, [word.strip("'").replace("$", "")])
+            overrides += 1
+    assert overrides > 12

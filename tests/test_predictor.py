@@ -1,8 +1,10 @@
-"""A detector is made of its checkpoint alone, and finds the same in whatever way it is given pictures."""
+"""A detector is built from its checkpoint alone, and predicts the same for every kind of input."""
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +29,10 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
-    """Of three sizes; the first two have the same one, and so have the last two in the model."""
+    """Images of three sizes. The first two have one size, the last two after resizing."""
     rng = np.random.default_rng(0)
-    return [
-        rng.integers(0, 255, (*size, 3), np.uint8)
-        for size in ((48, 64), (48, 64), (80, 40), (160, 80))
-    ]
+    sizes = ((48, 64), (48, 64), (80, 40), (160, 80))
+    return [rng.integers(0, 255, (*size, 3), np.uint8) for size in sizes]
 
 
 def assert_same(found: Instances, expected: Instances) -> None:
@@ -43,16 +43,16 @@ def assert_same(found: Instances, expected: Instances) -> None:
     assert (found.pred_masks == expected.pred_masks).float().mean() > 0.999
 
 
-def test_a_checkpoint_brings_its_config_classes_and_weights(
+def test_checkpoint_contains_config_classes_and_weights(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:
     assert predictor.classes == ["class 0", "class 1", "class 2"]
-    by_hand = Predictor(load_config(CONFIG, TINY_MODEL), predictor.path, "cpu")
-    assert_same(predictor(images[0]), by_hand(images[0]))
-    assert predictor.resize(images[0]).shape == (3, 64, 85)  # the checkpoint's own short side
+    with_config = Predictor(load_config(CONFIG, TINY_MODEL), predictor.path, "cpu")
+    assert_same(predictor(images[0]), with_config(images[0]))
+    assert predictor.resize(images[0]).shape == (3, 64, 85)  # short side of the checkpoint's config
 
 
-def test_overrides_change_the_checkpoints_config(
+def test_overrides_change_config_of_checkpoint(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:
     changed = Predictor.from_checkpoint(
@@ -61,13 +61,13 @@ def test_overrides_change_the_checkpoints_config(
     assert changed.resize(images[0]).shape == (3, 96, 128)
 
 
-def test_of_a_folder_the_best_then_the_final_then_the_newest_checkpoint_is_taken(
+def test_folder_resolves_to_best_then_final_then_newest_checkpoint(
     tmp_path: Path,
 ) -> None:
     names = ("model_0000100.pth", "model_0000200.pth", "model_final.pth", "model_best.pth")
     for classes, name in enumerate(names, start=2):
         write_detector(tmp_path / name, classes=classes)
-    for classes, name in reversed([*enumerate(names, start=2)]):
+    for classes, name in reversed(list(enumerate(names, start=2))):
         predictor = Predictor.from_checkpoint(tmp_path, "cpu")
         assert Path(predictor.path).name == name and len(predictor.classes) == classes
         (tmp_path / name).unlink()
@@ -75,7 +75,7 @@ def test_of_a_folder_the_best_then_the_final_then_the_newest_checkpoint_is_taken
         Predictor.from_checkpoint(tmp_path)
 
 
-def test_a_published_file_needs_no_config(tmp_path: Path, images: list[np.ndarray]) -> None:
+def test_official_detector_needs_no_config(tmp_path: Path, images: list[np.ndarray]) -> None:
     file = official.save(tmp_path / "published.pth", "retinanet", "L1")
     predictor = Predictor.from_checkpoint(file, "cpu", overrides=["dataloader.short_side=64"])
     assert predictor.classes[:2] == ["class 0", "class 1"] and len(predictor.classes) == 80
@@ -83,72 +83,72 @@ def test_a_published_file_needs_no_config(tmp_path: Path, images: list[np.ndarra
     assert predictor(images[0]).image_size == (48, 64)
 
 
-def test_path_array_pillow_image_and_list_give_the_same(
+def test_path_array_pil_image_and_list_give_same_predictions(
     predictor: Predictor, images: list[np.ndarray], tmp_path: Path
 ) -> None:
     expected = predictor(images[0])
-    pillow = Image.fromarray(images[0])
-    pillow.save(tmp_path / "picture.png")
-    for picture in (tmp_path / "picture.png", str(tmp_path / "picture.png"), pillow):
-        assert_same(predictor(picture), expected)
-    found = predictor([images[0], pillow, tmp_path / "picture.png"])
+    pil_image, path = Image.fromarray(images[0]), tmp_path / "image.png"
+    pil_image.save(path)
+    for image in (path, str(path), pil_image):
+        assert_same(predictor(image), expected)
+    found = predictor([images[0], pil_image, path])
     assert isinstance(found, list) and len(found) == 3
     for instances in found:
         assert_same(instances, expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
-def test_batches_change_nothing(
+def test_batch_size_does_not_change_predictions(
     predictor: Predictor, images: list[np.ndarray], batch_size: int
 ) -> None:
     for found, image in zip(predictor(images, batch_size), images, strict=True):
         assert_same(found, predictor(image))
 
 
-def test_pictures_of_one_size_go_through_the_model_together(
+def test_consecutive_images_of_one_size_are_batched(
     monkeypatch: pytest.MonkeyPatch, predictor: Predictor, images: list[np.ndarray]
 ) -> None:
-    batches = []
+    batch_sizes = []
     run = predictor._run
-    monkeypatch.setattr(predictor, "_run", lambda batch: batches.append(len(batch)) or run(batch))
+
+    def counted_run(batch: list[dict]) -> list[Instances]:
+        batch_sizes.append(len(batch))
+        return run(batch)
+
+    monkeypatch.setattr(predictor, "_run", counted_run)
     assert len(list(predictor.stream([*images, images[3]], batch_size=2))) == 5
-    assert batches == [2, 2, 1]
+    assert batch_sizes == [2, 2, 1]
 
 
-def test_a_stream_gives_what_it_can_before_it_reads_on(
+def test_stream_yields_before_it_reads_next_image(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:
     read = []
 
-    def pictures():
+    def image_source() -> Iterator[np.ndarray]:
         for image in images * 2:
             read.append(image)
             yield image
 
-    for number, _ in enumerate(predictor.stream(pictures()), start=1):
+    for number, _ in enumerate(predictor.stream(image_source()), start=1):
         assert len(read) == number
 
 
-def test_results_have_the_size_of_the_picture(
+def test_predictions_have_size_of_original_image(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:
     for image in images:
         found = predictor(image)
-        assert (
-            found.pred_masks.shape[1:] == image.shape[:2]
-            and found.pred_boxes.inside_box(image.shape[:2]).all()
-        )
+        assert found.pred_masks.shape[1:] == image.shape[:2]
+        assert found.pred_boxes.inside_box(image.shape[:2]).all()
 
 
-def test_what_is_no_rgb_picture_is_refused(
+def test_non_rgb_array_and_missing_file_raise(
     predictor: Predictor, images: list[np.ndarray], tmp_path: Path
 ) -> None:
-    for array in (
-        images[0][..., 0],
-        images[0][..., :1],
-        images[0].astype(np.float32),
-        np.dstack([images[0]] * 2),
-    ):
+    grayscale, one_channel = images[0][..., 0], images[0][..., :1]
+    floating_point, six_channels = images[0].astype(np.float32), np.dstack([images[0]] * 2)
+    for array in (grayscale, one_channel, floating_point, six_channels):
         with pytest.raises(UserError, match=r"must be \(height, width, 3\), RGB, uint8, got"):
             predictor(array)
     with pytest.raises(UserError, match="missing.png: cannot be read: it does not exist"):
@@ -156,19 +156,19 @@ def test_what_is_no_rgb_picture_is_refused(
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused(predictor: Predictor, device: str) -> None:
+def test_unavailable_device_raises(predictor: Predictor, device: str) -> None:
     with pytest.raises(UserError, match=f"cannot run on device {device}: "):
         Predictor.from_checkpoint(predictor.path, device)
 
 
-def test_a_checkpoint_without_a_config_is_refused_or_given_one(tmp_path: Path) -> None:
+def test_checkpoint_without_config_needs_config_file(tmp_path: Path) -> None:
     write_detector(tmp_path / "model_final.pth", with_config=False)
-    with pytest.raises(UserError, match="carries no config: give that of its training"):
+    with pytest.raises(UserError, match="contains no config: give the config of its run"):
         Predictor.from_checkpoint(tmp_path, "cpu")
     Predictor.from_checkpoint(tmp_path, "cpu", config_file=CONFIG, overrides=TINY_MODEL)
 
 
-def test_an_image_is_not_enlarged_beyond_what_may_be_read(tmp_path: Path) -> None:
+def test_resizing_beyond_maximum_number_of_pixels_raises(tmp_path: Path) -> None:
     write_detector(tmp_path / "model.pth")
     overrides = ["dataloader.test.mapper.augmentations.0.short_edge_length=3000"]
     overrides += ["dataloader.test.mapper.augmentations.0.max_size=1000000"]
@@ -188,7 +188,7 @@ def test_an_image_is_not_enlarged_beyond_what_may_be_read(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_whatever_the_model_gives_is_returned(
+def test_output_of_other_models_is_returned(
     predictor: Predictor,
     monkeypatch: pytest.MonkeyPatch,
     output: dict,
@@ -199,7 +199,8 @@ def test_whatever_the_model_gives_is_returned(
     assert type(found) is type(expected) and str(found) == str(expected)
 
 
-# Prints the resident memory in MiB after each of the images. Of those of many sizes, 1 to 100 objects are found.
+# Prints the resident memory in MiB after each image. With "many sizes", the number of detections
+# varies from 1 to 100 as well. The factors are prime, so that the combinations do not repeat soon.
 MEMORY_AFTER_IMAGES = """
 import resource, sys
 import numpy as np
@@ -224,40 +225,38 @@ for i in range(int(sys.argv[2])):
 def memory_after_images(
     folder: Path, number: int, sizes: str, **variables: str
 ) -> tuple[list[float], str]:
-    """MiB after each of these images in a process of its own, and all that the process printed."""
+    """Run the script above in another process.
+
+    Returns:
+        the memory in MiB after each image, and the complete output of the process.
+    """
     write_detector(folder / "model.pth", overrides=[])
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")} | variables
-    command = [
-        sys.executable,
-        "-c",
-        MEMORY_AFTER_IMAGES,
-        str(folder / "model.pth"),
-        str(number),
-        sizes,
-    ]
-    printed = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    return [
-        float(line.split()[1]) for line in printed.splitlines() if line.startswith("MiB")
-    ], printed
+    arguments = [str(folder / "model.pth"), str(number), sizes]
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY_AFTER_IMAGES, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    memory = re.findall(r"^MiB (\S+)", result.stdout, re.MULTILINE)
+    return list(map(float, memory)), result.stdout
 
 
 @pytest.mark.slow
-def test_memory_over_500_sizes_grows_by_less_than_100_mib(tmp_path: Path) -> None:
+def test_memory_grows_by_less_than_100_mib_over_500_sizes(tmp_path: Path) -> None:
     memory, _ = memory_after_images(tmp_path, 500, "many sizes")
     growth = max(memory[20:]) - memory[20]
-    print(
-        f"\nmemory after 20 images of 20 sizes: {memory[20]:.0f} MiB; at most {growth:.0f} MiB more until 500"
-    )
+    print(f"\nmemory after 20 sizes: {memory[20]:.0f} MiB, growth until 500: {growth:.0f} MiB")
     assert len(memory) == 500 and growth < 100
 
 
 @pytest.mark.slow
-def test_at_one_size_nothing_is_compiled_after_the_first_image(tmp_path: Path) -> None:
-    """So the bound on compiled operations costs no time there."""
-    memory, printed = memory_after_images(tmp_path, 4, "one size", ONEDNN_VERBOSE="2")
-    of_first, *of_others = printed.split("MiB")[: len(memory)]
-    misses = [part.count("create:cache_miss") for part in (of_first, *of_others)]
-    print(f"\noneDNN compiled {misses} operations for each image")
-    assert misses[0] > 0 and not any(misses[1:])
+def test_nothing_is_compiled_after_first_image_of_a_size(tmp_path: Path) -> None:
+    """The limit of oneDNN's cache is large enough for one size."""
+    memory, output = memory_after_images(tmp_path, 4, "one size", ONEDNN_VERBOSE="2")
+    of_each_image = output.split("MiB")[: len(memory)]
+    compiled = [part.count("create:cache_miss") for part in of_each_image]
+    print(f"\noneDNN compiled {compiled} operations for each image")
+    assert compiled[0] > 0 and not any(compiled[1:])

@@ -1,23 +1,28 @@
 #!/usr/bin/env python3
-"""Install everything this repository needs: PyTorch, Detectron2 and the gpvit package. No compiler is used.
+"""Install everything that this repository needs: PyTorch, Detectron2 and the gpvit package.
 
-    python3 tools/install.py           make .venv in the repository and install there (about 3 GB to download, 6 GB on disk)
-    python tools/install.py --here     install into the environment of the Python that runs this
+    python3 tools/install.py          create .venv in the repository and install into it
+                                      (about 3 GB to download, 6 GB on disk)
+    python tools/install.py --here    install into the environment of the running Python
 
-.venv gets exactly the versions in constraints.txt, which are the tested ones. A second run sees that nothing changed and
-ends at once; an interrupted one is continued; a changed requirement is installed.
+.venv gets exactly the tested versions, which constraints.txt lists. Run the script again to
+continue an interrupted installation, or to update .venv after a change of the requirements; if
+nothing has changed, it exits at once.
 
---here respects what you have: only the ranges in requirements.txt count, and PyTorch, torchvision, Detectron2 and an
-OpenCV of any flavour are never replaced (where your PyTorch is too old, pip says so and stops). What is missing is fetched
-in its newest version that fits.
+With --here, installed packages are kept where possible. Only the version ranges in requirements.txt
+apply, and PyTorch, torchvision, Detectron2 and any variant of OpenCV are never replaced; if your
+PyTorch is too old, pip reports that and stops. Missing packages are installed in their newest
+compatible versions.
 
-Detectron2 is not on the package index. Where none can be imported, a redistribution of it, sal-detectron2, is fetched,
-compared with a known hash, and installed without its compiled extension (built for one Python and one PyTorch only; Mask
-R-CNN, Cascade R-CNN and RetinaNet do without: what goes is deformable convolution, rotated boxes and the fast COCO
-evaluation) and without its stray top-level package `tools`. A Detectron2 that is already there is kept.
+Nothing is compiled. Detectron2 is not on PyPI. If it is not installed yet, a redistribution of it,
+sal-detectron2, is downloaded, verified by its hash, and installed without its compiled extension,
+which was built for one version of Python and PyTorch. Mask R-CNN, Cascade R-CNN and RetinaNet do
+not need the extension; deformable convolution, rotated boxes and Detectron2's fast COCO evaluation
+do. The stray top-level package `tools` in the wheel is not installed either.
 """
 
-# This file must parse, and reach check_python(), on every Python from 3.6 on.
+# Python 3.6 and later must be able to parse this file and to reach check_python(): no parenthesized
+# "with", no ":=", no "list[str]".
 import argparse
 import ast
 import base64
@@ -36,29 +41,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-STAMP = VENV / "gpvit-installed"  # says what was installed, or that an installation did not end
-REQUIREMENTS, CONSTRAINTS, PROJECT = (
-    ROOT / "requirements.txt",
-    ROOT / "constraints.txt",
-    ROOT / "projects" / "GPViT",
-)
-OLDEST, NEWEST = (3, 10), (3, 13)
+STAMP = VENV / "gpvit-installed"  # the fingerprint of what is installed, or "unfinished"
+REQUIREMENTS = ROOT / "requirements.txt"
+CONSTRAINTS = ROOT / "constraints.txt"
+PROJECT = ROOT / "projects" / "GPViT"
+OLDEST, NEWEST = (3, 10), (3, 13)  # tested versions of Python
 INSTALLED_GB, DOWNLOAD_GB = 6, 3
 
 DETECTRON2 = "sal-detectron2==0.7.2"
 DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
-DETECTRON2_MARK = "+pure"  # appended to the version of the repacked wheel: a changed wheel should say that it is one
-DETECTRON2_NEEDS = (
-    "torch",
-    "numpy",
-    "fvcore",
-    "iopath",
-)  # missing from its metadata, or there with a bound that is wrong
+# Appended to the version of the repacked wheel, which is thereby recognized as modified.
+DETECTRON2_MARK = "+pure"
+# Requirements to add, since the wheel's metadata lacks them or has a wrong version range.
+DETECTRON2_NEEDS = ("torch", "numpy", "fvcore", "iopath")
+# Requirements to remove: a wrong range, a backport for Python 3.6, and a tool for developers.
 DETECTRON2_DROPS = ("numpy", "dataclasses", "black")
 
 
 class Failure(Exception):
-    """Ends the installation; its text is all that the user sees."""
+    """Ends the installation; the user sees its message only."""
 
 
 def main() -> int:
@@ -67,12 +68,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--here", action="store_true", help="install into the running Python's environment"
+        "--here", action="store_true", help="install into the environment of the running Python"
     )
     here = parser.parse_args().here
-    sys.stdout.reconfigure(
-        line_buffering=True
-    )  # each step is seen when it begins, in a log file too
+    sys.stdout.reconfigure(line_buffering=True)  # steps appear at once in a log file too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         install_here() if here else install_venv()
@@ -80,22 +79,22 @@ def main() -> int:
         print(f"install.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("install.py: interrupted; the same command goes on from here", file=sys.stderr)
+        print("install.py: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 
 
 def check_python(version: tuple) -> None:
-    """End with one line on a Python that is too old; warn on one that is newer than any tested."""
+    """Exit with one line if Python is too old; warn if it is newer than the tested versions."""
     found = f"this is {dotted(version)} ({sys.executable})"
     if version[:2] < OLDEST:
         sys.exit(
-            f"install.py: Python 3.10 or newer is needed; {found}. Name a newer one: python3.11 tools/install.py, "
-            "or make PYTHON=python3.11 env"
+            f"install.py: Python {dotted(OLDEST)} or newer is required, {found}. "
+            "Run python3.11 tools/install.py, or make PYTHON=python3.11 env"
         )
     if version[:2] > NEWEST:
         print(
-            f"install.py: warning: tested up to Python {dotted(NEWEST)}; {found}", file=sys.stderr
+            f"install.py: warning: tested up to Python {dotted(NEWEST)}, {found}", file=sys.stderr
         )
 
 
@@ -103,54 +102,58 @@ def check_python(version: tuple) -> None:
 
 
 def install_venv() -> None:
-    began = time.monotonic()
+    start = time.monotonic()
     if (VENV / "bin" / "python").exists() and STAMP.exists() and STAMP.read_text() == fingerprint():
-        print(".venv is ready")
+        print(".venv is up to date")
         return
     target = Target(VENV / "bin" / "python", VENV / "install.log", isolated=True)
     print(f"[1/4] preparing .venv with Python {dotted(sys.version_info[:3])}")
     make_venv(target)
-    target.leave_settings_behind()
+    target.ignore_location_settings()
     STAMP.write_text("unfinished")
-    # The few packages that come as source are built with the pinned setuptools, not with whatever is newest that day.
+    # Some packages exist as source only: they are built with the pinned setuptools, not the newest.
     target.pip("install", "setuptools", "-c", CONSTRAINTS)
-    install_requirements(
-        target, "[2/4]", REQUIREMENTS, "-c", CONSTRAINTS, "--use-pep517", "--no-build-isolation"
-    )
+    options = ["-c", CONSTRAINTS, "--use-pep517", "--no-build-isolation"]
+    install_requirements(target, "[2/4]", REQUIREMENTS, *options)
     install_detectron2(target, "[3/4]")
     install_gpvit(target, "[4/4]")
     STAMP.write_text(fingerprint())
-    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
     size = sum(path.lstat().st_blocks * 512 for path in VENV.rglob("*")) / 1e9
-    print(
-        f"done in {minutes} min {seconds} s: .venv takes {size:.1f} GB. Use it with: source .venv/bin/activate"
-    )
+    print(f"done in {minutes} min {seconds} s: .venv takes {size:.1f} GB on disk")
+    print("activate it with: source .venv/bin/activate")
 
 
 def install_here() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(tempfile.mkstemp(prefix="gpvit-install-", suffix=".log")[1])
         target = Target(Path(sys.executable), log, isolated=False)
-        # opencv-python and opencv-python-headless hold the same files: where one is, the other must not come on top.
+        # opencv-python and opencv-python-headless contain the same files and must not both be
+        # installed. "#" skips comments only.
         skip = "opencv" if target.has("cv2") else "#"
         lines = REQUIREMENTS.read_text().splitlines(keepends=True)
         requirements = Path(folder, "requirements.txt")
         requirements.write_text("".join(line for line in lines if not line.startswith(skip)))
-        # Left alone, pip would take the newest torchvision and exchange torch for the one that goes with it.
-        held = Path(folder, "held.txt")
-        versions = {name: target.version(name) for name in ("torch", "torchvision")}
-        held.write_text(
-            "".join(f"{name}=={version}\n" for name, version in versions.items() if version)
-        )
-        install_requirements(target, "[1/3]", requirements, "-c", held, "--prefer-binary")
+        # Without these constraints, pip would install the newest torchvision and replace torch by
+        # the version that it needs.
+        constraints = Path(folder, "constraints.txt")
+        with constraints.open("w") as file:
+            for name in ("torch", "torchvision"):
+                version = target.version(name)
+                if version:
+                    file.write(f"{name}=={version}\n")
+        install_requirements(target, "[1/3]", requirements, "-c", constraints, "--prefer-binary")
     install_detectron2(target, "[2/3]")
     install_gpvit(target, "[3/3]")
     log.unlink()
-    print(f"done: {sys.executable} has everything")
+    print(f"done: everything is installed for {sys.executable}")
 
 
 def fingerprint() -> str:
-    """Changes with whatever an installation depends on, the repository's place included: gpvit is linked by its path."""
+    """Return a hash of everything that an installation depends on.
+
+    The path of the repository is part of it, since gpvit is linked by its path.
+    """
     digest = hashlib.sha256(f"{dotted(sys.version_info[:2])} {ROOT}".encode())
     for path in (REQUIREMENTS, CONSTRAINTS, PROJECT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
@@ -161,75 +164,86 @@ def fingerprint() -> str:
 
 
 def make_venv(target: "Target") -> None:
-    """Leave a .venv of this Python version in which every package is whole; replace one that cannot be used."""
+    """Create .venv with the running Python version, unless there is a usable one.
+
+    In a .venv that is kept, incomplete packages are marked for reinstallation.
+    """
     wanted = dotted(sys.version_info[:2])
     found = target.ask("import sys, pip; print('%d.%d' % sys.version_info[:2])")
-    ours = STAMP.exists() or (VENV / "pyvenv.cfg").exists()
-    if ours and found == wanted:
+    is_venv = STAMP.exists() or (VENV / "pyvenv.cfg").exists()
+    if is_venv and found == wanted:
         if STAMP.exists() and STAMP.read_text() == "unfinished":
-            forget_torn_packages(target.packages_folder())
+            forget_incomplete_packages(target.packages_folder())
         return
-    missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Failure(
-            f"this Python lacks the module {missing[0]}; on Debian and Ubuntu: sudo apt install python{wanted}-venv"
-        )
-    if ours:
-        print(
-            f"      the .venv found here {f'has Python {found}' if found else 'does not work'}: it is made anew"
-        )
+    for name in ("venv", "ensurepip"):
+        if importlib.util.find_spec(name) is None:
+            raise Failure(
+                f"this Python lacks the module {name}; on Debian and Ubuntu, run: "
+                f"sudo apt install python{wanted}-venv"
+            )
+    if is_venv:
+        problem = f"has Python {found}" if found else "does not work"
+        print(f"      the existing .venv {problem}: recreating it")
         shutil.rmtree(str(VENV))
     elif os.path.lexists(str(VENV)):
-        raise Failure(f"{VENV} is in the way and is not a virtual environment; move it elsewhere")
-    # Run from inside a virtual environment, maybe the very one just removed, its base interpreter does the work.
+        raise Failure(f"{VENV} exists and is not a virtual environment; move it elsewhere")
+    # The running Python may be that of a virtual environment, even of the one just removed.
     base = getattr(sys, "_base_executable", sys.executable)
-    made = subprocess.run(
+    created = subprocess.run(
         [base, "-m", "venv", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    if made.returncode:
-        raise Failure(f"{base} -m venv failed: {made.stdout.strip()}")
+    if created.returncode:
+        raise Failure(f"{base} -m venv failed: {created.stdout.strip()}")
 
 
-def forget_torn_packages(site: Path) -> None:
-    """Remove the record of every package whose files are not all whole, as a killed pip leaves it: pip then sees the gap."""
-    from importlib.metadata import Distribution  # not at the top: Python 3.6 and 3.7 have none
+def forget_incomplete_packages(site: Path) -> None:
+    """Remove the metadata of packages with missing or truncated files, so that pip reinstalls them.
+
+    An interrupted pip may leave such packages.
+    """
+    from importlib.metadata import Distribution  # not at the top: Python 3.6 and 3.7 lack it
 
     for info in site.glob("*.dist-info"):
-        files = [(file.locate(), file.size) for file in Distribution.at(info).files or ()]
-        if not files or any(
-            not os.path.exists(path) or size not in (None, os.path.getsize(path))
-            for path, size in files
-        ):
-            print(f"      {info.stem} is incomplete: it is installed again")
+        files = list(Distribution.at(info).files or ())
+        if not files or not all(map(is_complete, files)):
+            print(f"      {info.stem} is incomplete: reinstalling it")
             shutil.rmtree(str(info))
+
+
+def is_complete(file: object) -> bool:
+    """Return whether a file of a package exists and has its recorded size, if one is recorded."""
+    path = file.locate()
+    return os.path.exists(path) and file.size in (None, os.path.getsize(path))
 
 
 def install_requirements(target: "Target", step: str, requirements: Path, *options: object) -> None:
     names = re.findall(r"^[\w-]+", requirements.read_text(), re.MULTILINE)
-    what = f"{names[0]}, {names[1]} and {len(names) - 2} others"
+    what = f"{names[0]}, {names[1]} and {len(names) - 2} other packages"
     if target.version("torch"):
-        print(f"{step} installing {what}: what is there already stays")
+        print(f"{step} installing {what}; installed versions are kept where they fit")
     else:
-        options += tuple(check_room(target.packages_folder(), Path(tempfile.gettempdir())))
+        options += tuple(check_disk_space(target.packages_folder(), Path(tempfile.gettempdir())))
         print(f"{step} installing {what}: about {DOWNLOAD_GB} GB to download, a few minutes")
     target.pip("install", "-r", requirements, *options)
 
 
-def check_room(*folders: Path) -> list:
-    """Refuse to start without room for the packages in folders[0] and for the downloads in folders[1].
+def check_disk_space(packages: Path, downloads: Path) -> list:
+    """Raise Failure unless there is space for the packages and for the downloads.
 
-    Returns the option that keeps pip from storing the downloads a second time, in its cache, where room is short.
+    Returns:
+        Options for pip. Where space is short, pip is to keep no second copy of the downloads in its
+        cache.
     """
-    need = {}  # of each file system: gigabytes, and a folder on it
-    for folder, gigabytes in zip(folders, (INSTALLED_GB, DOWNLOAD_GB)):
-        need.setdefault(os.stat(folder).st_dev, [0, folder])[0] += gigabytes
+    needed = {}  # file system -> [gigabytes, a folder on it]
+    for folder, gigabytes in ((packages, INSTALLED_GB), (downloads, DOWNLOAD_GB)):
+        needed.setdefault(os.stat(folder).st_dev, [0, folder])[0] += gigabytes
     spare = []
-    for gigabytes, folder in need.values():
+    for gigabytes, folder in needed.values():
         free = shutil.disk_usage(folder).free / 1e9
         if free < gigabytes:
             raise Failure(
-                f"no room: {gigabytes} GB are needed in {folder}, {free:.1f} GB are free. "
-                "Make room, or name another folder for the downloads with TMPDIR"
+                f"not enough disk space: {gigabytes} GB are needed in {folder}, {free:.1f} GB are "
+                "free. Free some space, or set TMPDIR to another folder for the downloads"
             )
         spare.append(free - gigabytes)
     return ["--no-cache-dir"] if min(spare) < DOWNLOAD_GB else []
@@ -238,25 +252,16 @@ def check_room(*folders: Path) -> list:
 def install_detectron2(target: "Target", step: str) -> None:
     name, version = DETECTRON2.split("==")
     installed = target.version(name)
-    stale = installed.endswith(DETECTRON2_MARK) and installed != version + DETECTRON2_MARK
-    if target.has("detectron2") and not stale:
-        print(f"{step} Detectron2 is there already and stays")
+    is_outdated = installed.endswith(DETECTRON2_MARK) and installed != version + DETECTRON2_MARK
+    if target.has("detectron2") and not is_outdated:
+        print(f"{step} Detectron2 is already installed")
         return
     print(f"{step} installing Detectron2: 7 MB to download")
     with tempfile.TemporaryDirectory() as folder:
-        # The wheel is tagged for Python 3.10, whichever Python asks.
-        target.pip(
-            "download",
-            DETECTRON2,
-            "--no-deps",
-            "--only-binary=:all:",
-            "--python-version=3.10",
-            "--implementation=cp",
-            "--abi=none",
-            "--platform=any",
-            "--dest",
-            folder,
-        )
+        # The wheel's tag is cp310-none-any. Repacked, it is valid for every Python 3.
+        tag = ["--python-version=3.10", "--implementation=cp", "--abi=none", "--platform=any"]
+        no_source = "--only-binary=:all:"
+        target.pip("download", DETECTRON2, "--no-deps", no_source, *tag, "--dest", folder)
         (wheel,) = Path(folder).glob("*.whl")
         check_hash(wheel, DETECTRON2_SHA256)
         target.pip("install", "--no-deps", "--force-reinstall", repack(wheel))
@@ -264,9 +269,10 @@ def install_detectron2(target: "Target", step: str) -> None:
 
 def install_gpvit(target: "Target", step: str) -> None:
     print(f"{step} installing gpvit, linked to {PROJECT.relative_to(ROOT)}")
-    # setuptools links a package (PEP 660) from version 64 on; without it, pip fetches one for the purpose.
-    ready = int((target.version("setuptools") or "0").split(".")[0]) >= 64
-    target.pip("install", "--no-deps", "-e", PROJECT, *(["--no-build-isolation"] if ready else []))
+    # An editable installation (PEP 660) needs setuptools 64; if it is older, pip downloads one.
+    major = int((target.version("setuptools") or "0").split(".")[0])
+    options = ["--no-build-isolation"] if major >= 64 else []
+    target.pip("install", "--no-deps", "-e", PROJECT, *options)
 
 
 # --- The Detectron2 wheel ---
@@ -276,85 +282,97 @@ def check_hash(wheel: Path, expected: str) -> None:
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != expected:
         raise Failure(
-            f"{wheel.name} is not the file this project was tested with, and is not installed: its sha256 is "
-            f"{found}, expected {expected}. Does the package index in use serve another file under this name?"
+            f"{wheel.name} is not the file this project was tested with, so it was not installed: "
+            f"its SHA-256 is {found}, expected {expected}. Check the package index that pip uses"
         )
 
 
 def repack(wheel: Path) -> Path:
-    """Write a copy for every Python 3 beside `wheel`: only `detectron2/` and metadata, nothing compiled, needs corrected."""
+    """Write a copy of the wheel for every Python 3 into the same folder.
+
+    It has only `detectron2/` and the metadata, no compiled files, and corrected requirements.
+    """
     name, version = wheel.name.split("-")[:2]
     copy = wheel.with_name(f"{name}-{version}{DETECTRON2_MARK}-py3-none-any.whl")
-    old_info, new_info = (
-        f"{name}-{version}.dist-info/",
-        f"{name}-{version}{DETECTRON2_MARK}.dist-info/",
-    )
-    record = []
-    with (
-        zipfile.ZipFile(wheel) as source,
-        zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as target,
-    ):
-        for path in source.namelist():
-            if not path.startswith(("detectron2/", old_info)) or path.endswith(
-                (".so", ".pyd", "/", "/RECORD")
-            ):
+    old_info = f"{name}-{version}.dist-info/"
+    new_info = f"{name}-{version}{DETECTRON2_MARK}.dist-info/"
+    # A line of RECORD: path, SHA-256 in URL-safe base64 without padding, size. Its own line has
+    # neither hash nor size.
+    record = ""
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as new:
+        for path in old.namelist():
+            is_wanted = path.startswith(("detectron2/", old_info))
+            if not is_wanted or path.endswith((".so", ".pyd", "/", "/RECORD")):
                 continue
-            content = source.read(path)
+            content = old.read(path)
             if path == old_info + "METADATA":
-                content = mend_metadata(content.decode()).encode()
+                content = fix_metadata(content.decode()).encode()
             elif path == old_info + "WHEEL":
-                content = b"Wheel-Version: 1.0\nGenerator: tools/install.py\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+                content = (
+                    b"Wheel-Version: 1.0\nGenerator: tools/install.py\n"
+                    b"Root-Is-Purelib: true\nTag: py3-none-any\n"
+                )
             elif path == old_info + "top_level.txt":
                 content = b"detectron2\n"
             path = path.replace(old_info, new_info)
-            target.writestr(path, content)
-            digest = (
-                base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-            )
-            record.append(f"{path},sha256={digest},{len(content)}\n")
-        target.writestr(new_info + "RECORD", "".join(record) + f"{new_info}RECORD,,\n")
+            new.writestr(path, content)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode()
+            record += f"{path},sha256={digest.rstrip('=')},{len(content)}\n"
+        new.writestr(new_info + "RECORD", f"{record}{new_info}RECORD,,\n")
     return copy
 
 
-def mend_metadata(text: str) -> str:
-    """Mark the version and the summary as changed, and state the needs as they are; the extras go."""
+def fix_metadata(text: str) -> str:
+    """Mark version and summary as modified, correct the requirements, and remove the extras."""
+    # Header lines, an empty line, and the description.
     head, blank, body = text.partition("\n\n")
-    changes = {"Version": DETECTRON2_MARK, "Summary": " (repacked without its compiled extension)"}
+    suffixes = {"Version": DETECTRON2_MARK, "Summary": " (repacked without its compiled extension)"}
     lines = []
     for line in head.splitlines():
         key, _, value = line.partition(": ")
-        if key == "Provides-Extra" or (
-            key == "Requires-Dist"
-            and ("extra ==" in value or re.match(r"[\w-]+", value).group() in DETECTRON2_DROPS)
-        ):
+        if key == "Provides-Extra":
             continue
-        lines.append(line + changes.get(key, ""))
-    return "\n".join(lines + [f"Requires-Dist: {need}" for need in DETECTRON2_NEEDS]) + (
-        blank + body or "\n"
-    )
+        if key == "Requires-Dist":  # 'numpy<2', 'timm; extra == "all"'
+            package = re.match(r"[\w-]+", value).group()
+            if "extra ==" in value or package in DETECTRON2_DROPS:
+                continue
+        lines.append(line + suffixes.get(key, ""))
+    for package in DETECTRON2_NEEDS:
+        lines.append(f"Requires-Dist: {package}")
+    return "\n".join(lines) + (blank + body or "\n")
 
 
 # --- The Python that is installed into, and its pip ---
 
-# The lines of pip's output that are worth showing.
+# The lines of pip's output that are shown, without " (from -r requirements.txt (line 1))" at the
+# end. Lines about metadata files and "Building wheel for X (pyproject.toml): finished" are not.
 STEP = re.compile(
-    r"^ *((?:Collecting|Downloading|Using cached|Processing|Building wheel for|Installing collected)\b"
-    r"(?!.*(?:\.metadata|: finished)).*?)(?: \(from .*)?$",
+    r"^ *("
+    r"(?:Collecting|Downloading|Using cached|Processing|Building wheel for|Installing collected)\b"
+    r"(?!.*(?:\.metadata|: finished)).*?"
+    r")(?: \(from .*)?$",
     re.MULTILINE,
 )
 
 
-# pip's options that put packages elsewhere than into the Python that runs it, or nowhere.
-ELSEWHERE = ("target", "prefix", "root", "user", "python", "dry-run")
+# Options of pip that install packages elsewhere than into the Python that runs it, or not at all.
+LOCATION_OPTIONS = ("target", "prefix", "root", "user", "python", "dry-run")
 
 
-def variable(option: str) -> str:
-    """The environment variable of an option of pip's."""
+def pip_variable(option: str) -> str:
+    """Return the environment variable of an option of pip."""
     return "PIP_" + option.upper().replace("-", "_")
 
 
 class Target:
-    """A Python to ask about its packages and to run pip in: its steps are shown, all its output goes into `log`."""
+    """A Python to install into: runs code and pip in it.
+
+    Args:
+        python: its path.
+        log: file that pip's complete output is appended to.
+        isolated: whether to ignore settings of the user which install packages elsewhere, or which
+            make packages from elsewhere importable.
+    """
 
     def __init__(self, python: Path, log: Path, isolated: bool) -> None:
         self.python, self.log = python, log
@@ -365,66 +383,68 @@ class Target:
             PIP_NO_INPUT="1",
             PIP_DISABLE_PIP_VERSION_CHECK="1",
         )
-        if isolated:  # from a user's settings that send packages elsewhere, or find them there
-            for name in ("PYTHONPATH", "PYTHONHOME", *map(variable, ELSEWHERE)):
+        if isolated:
+            for name in ("PYTHONPATH", "PYTHONHOME", *map(pip_variable, LOCATION_OPTIONS)):
                 self.environment.pop(name, None)
             self.environment.update(PIP_USER="0", PYTHONNOUSERSITE="1")
 
-    def leave_settings_behind(self) -> None:
-        """From now on, those settings in pip's files (pip.conf) that send packages elsewhere do not count; others do.
+    def ignore_location_settings(self) -> None:
+        """Ignore location options in pip's configuration files (pip.conf); keep the others.
 
-        The environment goes before the files, but nothing in it says "no target".
+        Environment variables override the files, but none of their values means "no target". So
+        the other settings become environment variables, and pip reads no file.
         """
-        said = self.run("-m", "pip", "config", "list")
-        if not said:  # the files cannot be read, which pip will say itself
+        settings = self.run("-m", "pip", "config", "list")  # lines such as "global.timeout='60'"
+        if not settings:  # none, or a file that cannot be read, which pip will report
             return
-        settings = {}
-        for section in ("global", "download", "install"):  # the later ones go before
-            for name, value in re.findall(rf"^{section}\.([\w-]+)=(.*)$", said, re.MULTILINE):
-                if name not in ELSEWHERE:
-                    settings[variable(name)] = ast.literal_eval(value)
-        self.environment = dict(settings, **self.environment)
-        self.environment["PIP_CONFIG_FILE"] = os.devnull  # for pip, this means: none at all
+        variables = {}
+        for section in ("global", "download", "install"):  # later sections override earlier ones
+            for name, value in re.findall(rf"^{section}\.([\w-]+)=(.*)$", settings, re.MULTILINE):
+                if name not in LOCATION_OPTIONS:
+                    variables[pip_variable(name)] = ast.literal_eval(value)
+        self.environment = dict(variables, **self.environment)
+        self.environment["PIP_CONFIG_FILE"] = os.devnull  # pip then reads no file at all
 
     def ask(self, code: str) -> str:
-        """What `code` prints there; empty if it fails."""
+        """Return what `code` prints in this Python; "" if it fails."""
         return self.run("-c", code)
 
     def run(self, *arguments: str) -> str:
+        """Return what this Python prints to stdout with these arguments; "" if it cannot start."""
         try:
-            return subprocess.run(
+            process = subprocess.run(
                 [str(self.python), *arguments],
                 env=self.environment,
                 cwd=str(ROOT),
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-            ).stdout.strip()
+            )
         except OSError:
             return ""
+        return process.stdout.strip()
 
     def has(self, module: str) -> bool:
-        """Whether `module` can be found; it is not imported, and a mere folder of that name does not count."""
-        return bool(
-            self.ask(
-                f"import importlib.util as u; s = u.find_spec('{module}'); print(s.origin if s else '')"
-            ).replace("None", "")
-        )
+        """Return whether `module` can be found, without importing it.
+
+        A folder of that name without __init__.py does not count.
+        """
+        find = f"import importlib.util as u; s = u.find_spec('{module}')"
+        return self.ask(f"{find}; print(s.origin if s else '')") not in ("", "None")
 
     def version(self, package: str) -> str:
+        """Return the installed version of a package; "" if it is not installed."""
         return self.ask(f"import importlib.metadata as m; print(m.version('{package}'))")
 
     def packages_folder(self) -> Path:
         return Path(self.ask("import sysconfig; print(sysconfig.get_path('purelib'))"))
 
     def pip(self, *arguments: object) -> None:
-        """Run pip and show, on one line that changes, what it does and for how long; raise Failure with the reason."""
-        command = [str(self.python), "-m", "pip", *map(str, arguments)]
-        began, shown = time.monotonic(), ""
-        with open(self.log, "ab") as log, open(self.log, errors="replace") as output:
-            output.seek(0, os.SEEK_END)
+        """Run pip and show its current step; raise Failure with the reason if it fails."""
+        with open(self.log, "ab") as log, open(self.log, errors="replace") as reader:
+            reader.seek(0, os.SEEK_END)
             process = subprocess.Popen(
-                command,
+                [str(self.python), "-m", "pip", *map(str, arguments)],
                 env=self.environment,
                 cwd=str(ROOT),
                 stdin=subprocess.DEVNULL,
@@ -432,61 +452,72 @@ class Target:
                 stderr=subprocess.STDOUT,
             )
             try:
-                said, ended = "", False
-                while not ended:
-                    time.sleep(0.2)
-                    ended = (
-                        process.poll() is not None
-                    )  # before the reading, so that the last lines are read too
-                    new = output.read()
-                    said += new
-                    shown = show(new, shown, time.monotonic() - began)
+                output = follow(process, reader)
             finally:
                 if process.poll() is None:
                     process.terminate()
                     process.wait()
                 if sys.stdout.isatty():
-                    print(end="\r\033[K")
+                    print(end="\r\033[K")  # erases the line of the current step
         if process.returncode:
-            full = (
-                min(shutil.disk_usage(folder).free for folder in (self.log, tempfile.gettempdir()))
-                < 100e6
-            )
-            raise Failure(f"{reason(said, full)}\nAll that pip said is in {self.log}")
+            folders = (self.log, tempfile.gettempdir())
+            free = min(shutil.disk_usage(folder).free for folder in folders)
+            explanation = reason(output, free < 100e6)
+            raise Failure(f"{explanation}\nThe complete output of pip is in {self.log}")
 
 
-def show(output: str, shown: str, seconds: float) -> str:
-    """Show the newest step in pip's `output`: on a terminal in one line that is kept alive, elsewhere line by line."""
+def follow(process: subprocess.Popen, reader: object) -> str:
+    """Show the steps in a process's output until it ends; return all of its output."""
+    start, step, output, has_ended = time.monotonic(), "", "", False
+    while not has_ended:
+        time.sleep(0.2)
+        has_ended = process.poll() is not None  # before reading, so that no output is missed
+        new = reader.read()
+        output += new
+        step = show(new, step, time.monotonic() - start)
+    return output
+
+
+def show(output: str, step: str, seconds: float) -> str:
+    """Show the steps in pip's new output; return the current step, which was `step` before.
+
+    On a terminal, one line with the elapsed time is updated; otherwise each step gets a line.
+    """
     steps = STEP.findall(output)
     if not sys.stdout.isatty():
         print("".join(f"      {step[:110]}\n" for step in steps), end="", flush=True)
         return ""
-    shown = steps[-1] if steps else shown
-    line = f"      {seconds // 60:.0f}:{seconds % 60:02.0f}  {shown}"[
-        : shutil.get_terminal_size().columns - 1
-    ]
-    print(f"\r{line}\033[K", end="", flush=True)
-    return shown
+    step = steps[-1] if steps else step
+    line = f"      {seconds // 60:.0f}:{seconds % 60:02.0f}  {step}"
+    columns = shutil.get_terminal_size().columns
+    print(f"\r{line[: columns - 1]}\033[K", end="", flush=True)
+    return step
 
 
-def reason(said: str, full: bool) -> str:
-    """One line on why pip failed, where the reason is a known one; else the last lines of what it `said`."""
-    lines = [line for line in said.splitlines() if line.strip()]
-    end = "\n".join(lines[-25:])  # what went wrong earlier was got over
-    if full or re.search(r"No space left|Errno 28\b|quota exceeded", end):
-        return "no room: the disk ran full (downloads go to TMPDIR, then into pip's cache). Make room and run this again"
+def reason(output: str, is_disk_full: bool) -> str:
+    """Explain in one line why pip failed; if it is unknown, return the last lines of its output."""
+    lines = list(filter(str.strip, output.splitlines()))
+    end = "\n".join(lines[-25:])  # pip recovered from earlier problems
+    if is_disk_full or re.search(r"No space left|Errno 28\b|quota exceeded", end):
+        return (
+            "the disk is full (downloads go to TMPDIR, then into pip's cache). "
+            "Free some space, then run this again"
+        )
     if "externally-managed-environment" in end:
-        return "this Python belongs to the operating system, which lets nobody add to it: run this without --here"
+        return (
+            "this Python belongs to the operating system, which does not allow other packages in "
+            "it: run this without --here"
+        )
     if re.search(
-        r"connection broken by|Read timed out|Max retries exceeded|Connection (refused|reset)|IncompleteRead|"
-        r"name resolution|Network is unreachable",
+        r"connection broken by|Read timed out|Max retries exceeded|Connection (refused|reset)|"
+        r"IncompleteRead|name resolution|Network is unreachable",
         end,
     ):
         return (
-            "no network: the package index cannot be reached. "
-            "Check the connection (also HTTPS_PROXY and PIP_INDEX_URL), then run this again"
+            "the package index cannot be reached. Check the network connection (also HTTPS_PROXY "
+            "and PIP_INDEX_URL), then run this again"
         )
-    return "\n    ".join(["pip failed. Its last lines:", *lines[-8:]])
+    return "\n    ".join(["pip failed. The last lines of its output:", *lines[-8:]])
 
 
 def dotted(version: tuple) -> str:

@@ -1,14 +1,14 @@
-"""Writes the synthetic dataset, of which gpvit/data/datasets/synthetic.py says what it is.
+"""Create the synthetic dataset, which gpvit/data/datasets/synthetic.py describes.
 
     python tools/make_synthetic_data.py --output datasets/synthetic --train 200 --val 50 --seed 0
 
-It takes some 15 s on one CPU core.
+It takes about 15 s on one CPU core.
 """
 
 from gpvit.utils.environment import prepare_command
 
 if __name__ == "__main__":
-    prepare_command()
+    prepare_command()  # before PyTorch is imported
 
 import argparse
 
@@ -19,7 +19,7 @@ from gpvit.utils.errors import UserError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     parser.add_argument(
         "--train", type=int, default=200, help="training images (default: %(default)s)"
     )
@@ -27,7 +27,7 @@ def main() -> None:
         "--val", type=int, default=50, help="validation images (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="another seed gives other images (default: %(default)s)"
+        "--seed", type=int, default=0, help="random seed of the images (default: %(default)s)"
     )
     args = parser.parse_args()
     try:

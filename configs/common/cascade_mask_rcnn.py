@@ -1,4 +1,4 @@
-"""Cascade Mask R-CNN: three box heads, each as in common/mask_rcnn.py."""
+"""Cascade Mask R-CNN with three box heads, each like that of common/mask_rcnn.py."""
 
 from gpvit.config import detectron2_config
 

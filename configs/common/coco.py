@@ -1,4 +1,4 @@
-"""COCO 2017, found below $DETECTRON2_DATASETS (default: datasets/)."""
+"""COCO 2017, in $DETECTRON2_DATASETS/coco (default: datasets/coco)."""
 
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
@@ -11,7 +11,7 @@ dataloader = OmegaConf.create(
     dict(
         short_side=800,  # pixels
         max_size=1333,
-        max_detections=100,  # of an image: what a detector gives, and what AP counts
+        max_detections=100,  # per image: returned by the detector, and counted by AP
     )
 )
 
@@ -28,14 +28,14 @@ dataloader.train = L(build_train_loader)(
         ),
         image_format="RGB",
         use_instance_mask=True,
-        instance_mask_format="bitmask",  # takes polygons and RLE alike
+        instance_mask_format="bitmask",  # accepts polygons and RLE
         recompute_boxes=True,
     ),
     total_batch_size=32,
-    num_workers=4,  # for each GPU
-    timeout=300,  # seconds without an image after which a data-loading process counts as dead
+    num_workers=4,  # data-loading processes per GPU
+    timeout=300,  # seconds to wait for a batch before a data-loading process is considered dead
     pin_memory=False,
-    prefetch_factor=2,  # batches that each of them has ready
+    prefetch_factor=2,  # batches that each of them loads in advance
 )
 
 dataloader.test = L(build_detection_test_loader)(

@@ -1,4 +1,4 @@
-"""Mask R-CNN on GPViT with the simple feature pyramid; the heads are those of the published detectors."""
+"""Mask R-CNN on GPViT with a simple feature pyramid and the heads of the official detectors."""
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool

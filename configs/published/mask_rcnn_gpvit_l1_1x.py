@@ -1,12 +1,12 @@
-r"""The published Mask R-CNN, GPViT-L1 with adapter, COCO 1x. AP as published: 48.1 box, 42.7 mask.
+r"""Official Mask R-CNN, GPViT-L1 with adapter, COCO 1x. AP as published: 48.1 box, 42.7 mask.
 
+    W=https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1/gpvit_l1_maskrcnn_1x.pth
     python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py --eval-only \
-        train.init_checkpoint=https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1/gpvit_l1_maskrcnn_1x.pth \
-        train.output_dir=output/evaluation
+        train.init_checkpoint=$W train.output_dir=output/evaluation
     python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py --num-gpus 8
 
-The second trains it anew from ImageNet weights: 8 GPUs, 4 images each, bfloat16 where the published ran in float16; see
-common/base.py for what else differs.
+The first command evaluates the official weights, the second trains from ImageNet weights: 8 GPUs,
+4 images each, in bfloat16 (official: float16). See common/base.py for other differences.
 """
 
 from gpvit.model_zoo import IMAGENET_WEIGHTS

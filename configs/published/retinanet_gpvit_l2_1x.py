@@ -1,4 +1,9 @@
-"""The published RetinaNet, GPViT-L2 with adapter, COCO 1x. AP as published: 48.0 box."""
+"""Official RetinaNet, GPViT-L2 with adapter, COCO 1x. AP as published: 48.0 box.
+
+    python train_net.py --config-file configs/published/retinanet_gpvit_l2_1x.py --num-gpus 8
+
+8 GPUs, 4 images each. Everything that is not set here is as in retinanet_gpvit_l1_1x.py.
+"""
 
 from gpvit import SIZES
 from gpvit.model_zoo import IMAGENET_WEIGHTS

@@ -1,4 +1,9 @@
-"""The published RetinaNet, GPViT-L4 with adapter, COCO 1x. AP as published: 48.7 box."""
+"""Official RetinaNet, GPViT-L4 with adapter, COCO 1x. AP as published: 48.7 box.
+
+    python train_net.py --config-file configs/published/retinanet_gpvit_l4_1x.py --num-gpus 8
+
+8 GPUs, 4 images each. Everything that is not set here is as in retinanet_gpvit_l1_1x.py.
+"""
 
 from gpvit import SIZES
 from gpvit.model_zoo import IMAGENET_WEIGHTS

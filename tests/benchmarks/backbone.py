@@ -1,15 +1,19 @@
-"""How fast GPViT is, how much memory it takes, and how near it comes to what the machine can do.
+"""Run time and memory of GPViT, compared with another model and with the limit of the machine.
 
-    python tests/benchmarks/backbone.py --image 800x1216                          the backbone in inference
-    python tests/benchmarks/backbone.py --image 512x512 --mode training           its forward and backward
-    python tests/benchmarks/backbone.py --against swin --part detector            Mask R-CNN, part by part
-    python tests/benchmarks/backbone.py --against none --growth growth.svg        larger images, more images
+    # Inference of the backbone; forward and backward pass:
+    python tests/benchmarks/backbone.py --image 800x1216
+    python tests/benchmarks/backbone.py --image 512x512 --mode training
+    # Mask R-CNN, part by part:
+    python tests/benchmarks/backbone.py --against swin --part detector
+    # Larger images, larger batches:
+    python tests/benchmarks/backbone.py --against none --growth growth.svg
 
-Both models run in turns in one process, on the same images and with the same weights where they have the same
-parameters. The literal form is tests/literal.py, which must give the same maps; swin (Swin-T with an FPN) and vitdet
-(ViT-B with its pyramid) are Detectron2's. The ratio is the median of (their time / our time) over the pairs of runs,
-the memory ratio (our peak / their peak); peaks are above what a fresh process holds after an image of 64x64. What the
-limit counts is said in roofline.py; a training step's is three times the forward's.
+Both models run alternately in one process, on the same images, and parameters of the same name
+have the same values. "literal" is tests/literal.py, whose maps must be equal; "swin" (Swin-T with
+an FPN) and "vitdet" (ViT-B with its pyramid) are Detectron2's. The ratio is the median of (their
+time / our time) over the pairs of runs; the memory ratio is (our peak / their peak). Peaks are
+above what a new process holds after an image of 64x64. roofline.py defines the limit; that of a
+training step is three times that of the forward pass.
 """
 
 from gpvit.utils.environment import prepare_command
@@ -28,6 +32,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -57,6 +62,7 @@ from gpvit.utils.profiler import (
     machine,
     memory_since_reset,
 )
+from matplotlib.axes import Axes
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -66,22 +72,25 @@ import official
 from benchmarks.roofline import Operation, Operations, Rates
 
 DETECTORS = {"detector": "mask_rcnn_gpvit_{}.py", "published": "published/mask_rcnn_gpvit_{}_1x.py"}
-# Relative L2 distance allowed of maps, and of gradients: these jump where rounding changes the sign of a ReLU's input.
+# Maximum relative L2 distance of maps, and of gradients, which jump where rounding changes the sign
+# of a ReLU's input.
 TOLERANCE = {"float32": (1e-5, 1e-2), "bfloat16": (5e-2, 0.5)}
 GROWTH_SIDES = (512, 768, 1024, 1536, 2048)  # pixels of one image
-GROWTH_IMAGES = (2, 4, 8)  # of the smallest of these
+GROWTH_IMAGES = (2, 4, 8)  # images in a batch, of the smallest of these sizes
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is run. Its fields are options of the command line."""
+    """What to run. The fields are command-line options."""
 
     size: str
     image: tuple[int, int]  # height, width
     images: int  # in a batch
-    mode: str  # "inference", or "training": forward and backward
-    part: str  # "backbone", or Mask R-CNN: "detector" with the simple pyramid, "published" with the adapter
-    dtype: str  # bfloat16 is by autocast
+    mode: str  # "inference", or "training": forward and backward pass
+    # "backbone", or Mask R-CNN: "detector" with the simple feature pyramid, "published" with the
+    # adapter.
+    part: str
+    dtype: str  # bfloat16 by autocast
     compile: bool
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -92,7 +101,7 @@ class Task:
 
     @contextmanager
     def context(self) -> Iterator[None]:
-        """What a forward pass runs in."""
+        """The context of a forward pass."""
         autocast = torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
         with autocast, torch.set_grad_enabled(self.training), EventStorage():
             yield
@@ -111,27 +120,28 @@ def main() -> None:
     parser.add_argument("--mode", default="inference", choices=("inference", "training"))
     parser.add_argument("--part", default="backbone", choices=("backbone", *DETECTORS))
     parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
-    parser.add_argument("--compile", action="store_true", help="torch.compile for our backbone")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile our backbone by torch.compile"
+    )
     parser.add_argument(
         "--runs", default=10, type=COUNT, metavar="N", help="timed runs of each model"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the record")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument(
         "--growth",
         type=Path,
-        metavar="PICTURE",
-        help="time and memory over image size and batch size",
+        metavar="FILE",
+        help="plot time and memory over image size and batch size into this file",
     )
     args = parser.parse_args()
     if args.part != "backbone" and (args.compile or args.growth):
         parser.error("--compile and --growth are for --part backbone")
     task = Task(**{field.name: getattr(args, field.name) for field in fields(Task)})
     names = ["gpvit"] if args.against == "none" else ["gpvit", args.against]
-    record = (
-        growth(task, names, args.runs, args.growth)
-        if args.growth
-        else comparison(task, names, args.runs)
-    )
+    if args.growth:
+        record = growth(task, names, args.runs, args.growth)
+    else:
+        record = comparison(task, names, args.runs)
     if args.json:
         save(args.json, {"machine": machine(), "task": asdict(task), **record})
 
@@ -142,53 +152,55 @@ def save(path: Path, record: dict[str, Any]) -> None:
 
 
 def comparison(task: Task, names: list[str], runs: int) -> dict[str, Any]:
-    """Runs the models in turns, prints the table and returns the record."""
+    """Run the models alternately, print the results and return them."""
     with tempfile.TemporaryDirectory() as folder:
         steps = {name: Step(name, task, folder) for name in names}
         if "literal" in names:
             check_equal(steps["gpvit"], steps["literal"])
         for step in steps.values():
             step()
-            step.watch_parts()
-        rates = rates_for(task)  # measured between the runs, in the same conditions
-        seconds = in_turns(
-            {**steps, "rates": rates.measure} if task.part == "backbone" else steps, runs
-        )
+            step.meter_parts()
+        rates = rates_for(task)
+        timed: dict[str, Callable[[], None]] = dict(steps)
+        if task.part == "backbone":  # between the runs, so that the conditions are the same
+            timed["rates"] = rates.measure
+        seconds = alternate(timed, runs)
         parts = {name: step.part_seconds() for name, step in steps.items()}
         detections = {name: step.detections for name, step in steps.items()}
     seconds.pop("rates", None)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     peaks = {name: in_a_process(peak, name, task, environment=RETURN_MEMORY) for name in names}
     record = {"seconds": medians, "all_seconds": seconds, "peak_mib": peaks}
-    print(
-        f"{task.size}, {task.images} of {'x'.join(map(str, task.image))}, {task.part}, {task.mode}, {task.dtype}"
-    )
+    size = "x".join(map(str, task.image))
+    print(f"{task.size}, {task.images} of {size}, {task.part}, {task.mode}, {task.dtype}")
     for name in names:
         print(f"{name:8} {quartiles(seconds[name])} s, peak {peaks[name]:.0f} MiB")
     if len(names) > 1:
-        ratios = [theirs / ours for ours, theirs in zip(*seconds.values())]
+        ratios = [theirs / ours for ours, theirs in zip(seconds["gpvit"], seconds[names[1]])]
         record |= {"ratio": statistics.median(ratios), "ratios": ratios}
         record["memory_ratio"] = peaks["gpvit"] / peaks[names[1]]
         print(f"ratio    {quartiles(ratios)}, of memory {record['memory_ratio']:.2f}")
     if task.part == "backbone":
         record |= limit(task, rates)
-        record["fraction_of_limit"] = record["limit_seconds"] / medians["gpvit"]
-        print(
-            f"limit    {record['limit_seconds']:.3f} s, fraction of it {record['fraction_of_limit']:.3f}"
-        )
+        fraction = record["fraction_of_limit"] = record["limit_seconds"] / medians["gpvit"]
+        print(f"limit    {record['limit_seconds']:.3f} s, fraction of it {fraction:.3f}")
     else:
         record |= {"parts": parts, "detections": detections}
-        print(f"\n| seconds | {' | '.join(parts)} |\n|---{'|---:' * len(parts)}|")
-        for part in parts["gpvit"]:
-            print(
-                f"| {part} | {' | '.join(f'{of_model[part]:.3f}' for of_model in parts.values())} |"
-            )
-        print(f"| (detections) | {' | '.join(map(str, detections.values()))} |")
+        print_parts(parts, detections)
     return record
 
 
-def in_turns(steps: dict[str, Callable[[], None]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each run of each step: A, B, A, B, ..."""
+def print_parts(parts: dict[str, dict[str, float]], detections: dict[str, int]) -> None:
+    """Print a Markdown table of the seconds of each part, a column for each model."""
+    print(f"\n| seconds | {' | '.join(parts)} |\n|---{'|---:' * len(parts)}|")
+    for part in parts["gpvit"]:
+        cells = [f"{model_parts[part]:.3f}" for model_parts in parts.values()]
+        print(f"| {part} | {' | '.join(cells)} |")
+    print(f"| (detections) | {' | '.join(map(str, detections.values()))} |")
+
+
+def alternate(steps: dict[str, Callable[[], None]], runs: int) -> dict[str, list[float]]:
+    """Run the steps alternately (A, B, A, B, ...) and return the seconds of each step's runs."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(runs):
         for name, step in steps.items():
@@ -199,6 +211,7 @@ def in_turns(steps: dict[str, Callable[[], None]], runs: int) -> dict[str, list[
 
 
 def now() -> float:
+    """Return the time in seconds, after the work on the GPU has finished."""
     if Task.device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -210,10 +223,10 @@ def quartiles(values: list[float]) -> str:
 
 
 def peak(name: str, task: Task) -> float:
-    """Peak memory in MiB of a step above what is held before it; for a fresh process."""
+    """Return the peak memory in MiB of a step above what was held before it; for a new process."""
     with tempfile.TemporaryDirectory() as folder:
         step = Step(name, replace(task, image=(64, 64)), folder)
-        step()  # libraries are loaded
+        step()  # loads libraries
         step.load = step.loader(task, folder)
         before, _ = memory_since_reset(task.device)
         step()
@@ -222,9 +235,10 @@ def peak(name: str, task: Task) -> float:
 
 
 class Step:
-    """A model and its data; a call is one inference or training step, gradients are dropped at its end.
+    """A model and its data; a call is one inference or training step.
 
-    A backbone gets a ready image and its loss is a made-up one. A detector starts from picture files in ``folder``.
+    Gradients are cleared at its end. A backbone gets an image tensor, and its loss is artificial. A
+    detector starts from image files in ``folder``.
     """
 
     def __init__(self, name: str, task: Task, folder: str) -> None:
@@ -235,7 +249,7 @@ class Step:
         else:
             self.config = detector_config(name, task)
             self.model = build_detector(name, self.config, task.size)
-            self.features = self.model.backbone  # image -> maps
+            self.features = self.model.backbone  # from images to maps
         fill_weights(self.model)
         self.model.train(task.training).to(task.device)
         if task.compile and name == "gpvit":
@@ -246,21 +260,22 @@ class Step:
         self.detections = 0  # of the last batch
 
     def loader(self, task: Task, folder: str) -> Callable[[], Any]:
-        """What gives the model's input: an image (B, 3, H, W), or a batch as a detector takes it."""
+        """Return a function that loads the input: a tensor (B, 3, H, W), or a detector's batch."""
         if task.part == "backbone":
             image = official.image(0, (task.images, 3, *task.image)).to(task.device)
             return lambda: image
         self.config.dataloader.update(short_side=min(task.image), max_size=max(task.image))
         mapper = instantiate(self.config.dataloader["train" if task.training else "test"].mapper)
-        records = [picture(Path(folder), i, *task.image) for i in range(task.images)]
-        return lambda: [mapper(record) for record in records]
+        records = [write_image(Path(folder), i, *task.image) for i in range(task.images)]
+        return lambda: list(map(mapper, records))
 
     def __call__(self) -> None:
         with self.timed("data"):
             batch = self.load()
         with self.task.context():
             if self.task.part == "backbone":
-                loss = made_up_loss(self.model(batch)) if self.task.training else self.model(batch)
+                maps = self.model(batch)
+                loss = artificial_loss(maps) if self.task.training else None
             elif self.task.training:
                 loss = sum(self.model(batch).values())
             else:
@@ -280,33 +295,36 @@ class Step:
         yield
         self.seconds[part].append(now() - start)
 
-    def watch_parts(self) -> None:
-        """From here on, a detector's parts are timed."""
+    def meter_parts(self) -> None:
+        """Discard the times so far, and measure the parts of a detector from here on."""
         self.seconds.clear()
-        if self.task.part != "backbone":
-            features = self.model.backbone
-            inner = features.net if hasattr(features, "net") else features.bottom_up
-            adapted = isinstance(inner, gpvit.GPViTAdapter)
-            modules = {
-                "backbone": [inner.net.patch_embed, *inner.net.blocks] if adapted else [inner],
-                "features": [features],
-                "proposals": [self.model.proposal_generator],
-                "heads": [self.model.roi_heads],
-            }
-            device = self.task.device
-            self.meters = {
-                part: [Meter(module, device) for module in group] for part, group in modules.items()
-            }
+        if self.task.part == "backbone":
+            return
+        features = self.model.backbone
+        inner = features.net if hasattr(features, "net") else features.bottom_up
+        has_adapter = isinstance(inner, gpvit.GPViTAdapter)
+        modules = {
+            # An adapter calls the stem and the blocks, not the backbone itself.
+            "backbone": [inner.net.patch_embed, *inner.net.blocks] if has_adapter else [inner],
+            "features": [features],
+            "proposals": [self.model.proposal_generator],
+            "heads": [self.model.roi_heads],
+        }
+        for part, group in modules.items():
+            self.meters[part] = [Meter(module, self.task.device) for module in group]
 
     def part_seconds(self) -> dict[str, float]:
-        """The median of each part; parts of a detector's forward add up to it but for scaling and padding the image."""
+        """Return the median of each part.
+
+        The parts of a detector's forward pass add up to it, except for image normalization and
+        padding.
+        """
         timed = {part: statistics.median(times) for part, times in self.seconds.items()}
         if not self.meters:
             return timed
-        metered = {
-            part: sum(statistics.median(meter.seconds) for meter in group)
-            for part, group in self.meters.items()
-        }
+        metered = {}
+        for part, group in self.meters.items():
+            metered[part] = sum(statistics.median(meter.seconds) for meter in group)
         return {
             "data": timed.pop("data"),
             "backbone": metered["backbone"],
@@ -328,7 +346,8 @@ def build_backbone(name: str, size: str) -> nn.Module:
 def vitdet_config() -> DictConfig:
     if find_spec("timm") is None:
         raise UserError(
-            "--against vitdet: Detectron2's ViT needs timm, which is not installed; pip install timm"
+            "--against vitdet: Detectron2's ViT needs timm, which is not installed; run: "
+            "pip install timm"
         )
     config = detectron2_config("common/models/mask_rcnn_vitdet.py").model.backbone
     config.net.drop_path_rate = 0.0
@@ -337,7 +356,7 @@ def vitdet_config() -> DictConfig:
 
 
 def detector_config(name: str, task: Task) -> DictConfig:
-    """Our detector's config, without drop path; for swin and vitdet with their backbone and pyramid."""
+    """Return our detector's config without drop path, for swin and vitdet with their features."""
     config = load_config(str(CONFIGS / DETECTORS[task.part].format(task.size.lower())))
     if name == "vitdet":
         config.model.backbone = vitdet_config()
@@ -356,32 +375,33 @@ def detector_config(name: str, task: Task) -> DictConfig:
 def build_detector(name: str, config: DictConfig, size: str) -> nn.Module:
     model = instantiate(config.model)
     if name == "literal":
-        around = getattr(model.backbone, "bottom_up", model.backbone)  # the adapter or the pyramid
-        around.net = literal.LiteralGPViT(
-            **gpvit.SIZES[size], final_norm=len(around.net.out_norms) > 0
-        )
+        parent = getattr(model.backbone, "bottom_up", model.backbone)  # the adapter or the pyramid
+        final_norm = len(parent.net.out_norms) > 0
+        parent.net = literal.LiteralGPViT(**gpvit.SIZES[size], final_norm=final_norm)
     return model
 
 
 @torch.no_grad()
 def fill_weights(model: nn.Module) -> None:
-    """Sets every weight by its name, so that weights of the same name are the same."""
+    """Set every weight to values that depend on its name only."""
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(torch.from_numpy(np.asarray(official.fill(key, tensor.shape))))
+        # Confident scores, so that the number of detections is the maximum.
         if key == "roi_heads.box_predictor.cls_score.weight":
-            tensor.mul_(
-                100
-            )  # sure of what it sees, so that there are as many detections as in a full picture
+            tensor.mul_(100)
 
 
-def made_up_loss(maps: dict[str, Tensor]) -> Tensor:
-    """How much neighbours differ. (The squares of a LayerNorm's output would have a gradient of almost nothing.)"""
+def artificial_loss(maps: dict[str, Tensor]) -> Tensor:
+    """Return the mean squared difference of horizontal neighbors.
+
+    The mean square itself is almost constant after a LayerNorm, so its gradient would vanish.
+    """
     return sum(out.diff(dim=-1).square().mean() for out in maps.values())
 
 
 def check_equal(ours: "Step", theirs: "Step") -> None:
-    """Raises a UserError unless two models give the same maps and, in training, gradients."""
+    """Raise a UserError unless two models return equal maps and, in training, equal gradients."""
     task = ours.task
     image = official.image(0, (task.images, 3, *task.image)).to(task.device)
     results = []
@@ -389,10 +409,9 @@ def check_equal(ours: "Step", theirs: "Step") -> None:
         with task.context():
             maps = step.features(image)
         if task.training:
-            made_up_loss(maps).backward()
-            maps["gradient"] = torch.cat(
-                [weight.grad.flatten() for weight in step.features.parameters()]
-            )
+            artificial_loss(maps).backward()
+            gradients = [weight.grad.flatten() for weight in step.features.parameters()]
+            maps["gradient"] = torch.cat(gradients)
             step.model.zero_grad()
         results.append(maps)
     for name, expected in results[1].items():
@@ -400,13 +419,17 @@ def check_equal(ours: "Step", theirs: "Step") -> None:
         allowed = TOLERANCE[task.dtype][name == "gradient"]
         if not distance <= allowed:
             raise UserError(
-                f"the models to compare do not compute the same: relative L2 distance {distance:.1e} in {name}, "
-                f"allowed is {allowed:.0e}; nothing was timed"
+                f"the models are not equivalent: relative L2 distance {distance:.1e} in {name}, "
+                f"at most {allowed:.0e} is allowed; nothing was timed"
             )
 
 
-def picture(folder: Path, number: int, height: int, width: int) -> dict[str, Any]:
-    """Writes a picture that is enlarged to this size when it is read, with a few objects; returns its record."""
+def write_image(folder: Path, number: int, height: int, width: int) -> dict[str, Any]:
+    """Write an image with a few objects, which is enlarged to this size when it is loaded.
+
+    Returns:
+        Its record in Detectron2's dataset format.
+    """
     pixels = official.image(number, (1, 3, round(0.6 * height), round(0.6 * width)))[0]
     pixels = (128 + 40 * pixels).clamp(0, 255).byte().permute(1, 2, 0).numpy()
     path = folder / f"{number}_{height}x{width}.jpg"
@@ -424,14 +447,18 @@ def picture(folder: Path, number: int, height: int, width: int) -> dict[str, Any
 
 
 def operations(task: Task) -> list[Operation]:
-    """What the architecture computes in a forward pass of the backbone, from its literal form with fused attention."""
-    with torch.device("meta"):  # shapes without numbers: nothing is computed
+    """List the operations of a forward pass: the literal backbone with fused attention."""
+    with torch.device("meta"):  # shapes only: nothing is computed
         net = literal.LiteralGPViT(**gpvit.SIZES[task.size]).eval().to(getattr(torch, task.dtype))
         image = torch.empty(task.images, 3, *task.image, dtype=getattr(torch, task.dtype))
     fused = patch.object(literal, "attention", F.scaled_dot_product_attention)
     with torch.no_grad(), fused, Operations() as found:
         net(image)
     return found.list
+
+
+def gmacs(operations: list[Operation]) -> float:
+    return sum(operation.flops for operation in operations) / 2e9
 
 
 def rates_for(task: Task) -> Rates:
@@ -441,46 +468,45 @@ def rates_for(task: Task) -> Rates:
 
 def limit(task: Task, rates: Rates) -> dict[str, Any]:
     seconds = rates.seconds(operations(task))
-    if task.training:  # each product of the forward has two in the backward
+    # Each product of the forward pass has two in the backward pass: the gradients of its factors.
+    if task.training:
         seconds = {kind: 3 * value for kind, value in seconds.items()}
+    matrix_rates = {}
+    for product, rates_of_functions in rates.products.items():
+        matrix_rates["x".join(map(str, product))] = rates_of_functions
     return {
         "limit_seconds": sum(seconds.values()),
         "limit_parts": seconds,
         "copy_rate": rates.copy,
-        "matrix_rates": {
-            "x".join(map(str, product)): by_way for product, by_way in rates.products.items()
-        },
+        "matrix_rates": matrix_rates,
     }
 
 
 def growth(task: Task, names: list[str], runs: int, path: Path) -> dict[str, Any]:
-    """Time and memory of one image of more and more pixels, and of more and more images; draws them."""
+    """Measure and plot time and memory of single images of growing size, and of growing batches."""
     points = []
     print("| model | images | side | GMACs | seconds | peak MiB |\n|---|---:|---:|---:|---:|---:|")
-    for side, images in [(side, 1) for side in GROWTH_SIDES] + [
-        (GROWTH_SIDES[0], images) for images in GROWTH_IMAGES
-    ]:
-        there = replace(task, image=(side, side), images=images)
-        gmacs = sum(operation.flops for operation in operations(there)) / 2e9
-        steps = {name: Step(name, there, "") for name in names}
-        in_turns(steps, 1)
-        for name, seconds in in_turns(steps, runs).items():
-            peak_mib = in_a_process(peak, name, there, environment=RETURN_MEMORY)
-            costs = dict(gmacs=gmacs, seconds=statistics.median(seconds), peak_mib=peak_mib)
+    sizes = [*zip(GROWTH_SIDES, repeat(1)), *zip(repeat(GROWTH_SIDES[0]), GROWTH_IMAGES)]
+    for side, images in sizes:
+        size_task = replace(task, image=(side, side), images=images)
+        size_gmacs = gmacs(operations(size_task))
+        steps = {name: Step(name, size_task, "") for name in names}
+        alternate(steps, 1)  # warm-up
+        for name, seconds in alternate(steps, runs).items():
+            peak_mib = in_a_process(peak, name, size_task, environment=RETURN_MEMORY)
+            costs = dict(gmacs=size_gmacs, seconds=statistics.median(seconds), peak_mib=peak_mib)
             points.append(dict(model=name, images=images, side=side, **costs))
             cells = " | ".join(f"{cost:.4g}" for cost in costs.values())
             print(f"| {name} | {images} | {side} | {cells} |", flush=True)
     ratios = {}
     for name in names:
-        of_side = {
-            point["side"]: point
-            for point in points
-            if point["model"] == name and point["images"] == 1
-        }
-        large, small = of_side[GROWTH_SIDES[-1]], of_side[GROWTH_SIDES[-1] // 2]
-        ratios[name] = {
-            cost: large[cost] / small[cost] for cost in ("gmacs", "seconds", "peak_mib")
-        }
+        by_side = {}
+        for point in points:
+            if point["model"] == name and point["images"] == 1:
+                by_side[point["side"]] = point
+        large, small = by_side[GROWTH_SIDES[-1]], by_side[GROWTH_SIDES[-1] // 2]
+        costs = ("gmacs", "seconds", "peak_mib")
+        ratios[name] = {cost: large[cost] / small[cost] for cost in costs}
         text = ", ".join(f"{cost} {ratio:.2f}" for cost, ratio in ratios[name].items())
         print(f"{name}, {large['side']} over {small['side']}: {text}")
     draw_growth(points, names, path)
@@ -489,23 +515,18 @@ def growth(task: Task, names: list[str], runs: int, path: Path) -> dict[str, Any
 
 def draw_growth(points: list[dict[str, Any]], names: list[str], path: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(11, 4.5), layout="constrained")
-    for axis, cost, label in zip(
-        figure.subplots(1, 2), ("seconds", "peak_mib"), ("seconds", "MiB above weights")
-    ):
+    labels = {"seconds": "seconds", "peak_mib": "MiB above weights"}
+    for axis, (cost, label) in zip(figure.subplots(1, 2), labels.items()):
         for name in names:
-            ours = [point for point in points if point["model"] == name]
-            for what, chosen in (
-                ("one image", [point for point in ours if point["images"] == 1]),
-                (
-                    f"images of {GROWTH_SIDES[0]}²",
-                    [point for point in ours if point["side"] == GROWTH_SIDES[0]],
-                ),
-            ):
-                x = [point["images"] * point["side"] ** 2 / 1e6 for point in chosen]
-                axis.plot(x, [point[cost] for point in chosen], marker="o", label=f"{name}, {what}")
-        times = (GROWTH_SIDES[-1] / GROWTH_SIDES[0]) ** 2
+            of_model = [point for point in points if point["model"] == name]
+            single = [point for point in of_model if point["images"] == 1]
+            batches = [point for point in of_model if point["side"] == GROWTH_SIDES[0]]
+            plot_line(axis, single, cost, f"{name}, one image")
+            plot_line(axis, batches, cost, f"{name}, images of {GROWTH_SIDES[0]}²")
+        # A dotted line through the first point: cost proportional to the number of pixels.
+        factor = (GROWTH_SIDES[-1] / GROWTH_SIDES[0]) ** 2
         ends = [GROWTH_SIDES[0] ** 2 / 1e6, GROWTH_SIDES[-1] ** 2 / 1e6]
-        axis.plot(ends, [points[0][cost], times * points[0][cost]], "k:", label="in proportion")
+        axis.plot(ends, [points[0][cost], factor * points[0][cost]], "k:", label="proportional")
         axis.set(xlabel="megapixels", ylabel=label)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log", base=2)
@@ -515,6 +536,11 @@ def draw_growth(points: list[dict[str, Any]], names: list[str], path: Path) -> N
         axis.legend()
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=120)
+
+
+def plot_line(axis: Axes, points: list[dict[str, Any]], cost: str, label: str) -> None:
+    megapixels = [point["images"] * point["side"] ** 2 / 1e6 for point in points]
+    axis.plot(megapixels, [point[cost] for point in points], marker="o", label=label)
 
 
 if __name__ == "__main__":

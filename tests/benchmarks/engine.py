@@ -1,9 +1,13 @@
-"""What training costs beside the model's own work: the trainer, checkpoints, data loading, activation checkpointing.
+"""Costs of training besides the model's computation, and of the published detectors' features.
 
-python tests/benchmarks/engine.py trainer              the training loop beside Detectron2's plain trainer
-python tests/benchmarks/engine.py loading --data DIR   images a second from how many data-loading processes
-python tests/benchmarks/engine.py memory --size L1 --image 512x512    a step with and without activation checkpointing
-python tests/benchmarks/engine.py adapter --size L1 --image 800x1216  time and memory of the published detectors' features
+# The training loop and checkpoints, compared with Detectron2's SimpleTrainer:
+python tests/benchmarks/engine.py trainer
+# Images per second by the number of data-loading processes:
+python tests/benchmarks/engine.py loading --data DIR
+# Memory of a training step with and without activation checkpointing:
+python tests/benchmarks/engine.py memory --size L1 --image 512x512
+# Time and memory of each part of backbone and adapter:
+python tests/benchmarks/engine.py adapter --size L1 --image 800x1216
 """
 
 from gpvit.utils.environment import prepare_command
@@ -12,6 +16,7 @@ if __name__ in ("__main__", "__mp_main__"):
     prepare_command()  # before PyTorch is imported
 
 import argparse
+import copy
 import itertools
 import os
 import resource
@@ -55,7 +60,7 @@ def main() -> None:
         "--config-file", default=str(CONFIGS / "mask_rcnn_gpvit_l1.py"), metavar="FILE"
     )
     loading.add_argument("--data", required=True, metavar="PATH", help="a custom dataset")
-    loading.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    loading.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides")
     args = parser.parse_args()
     if args.command == "trainer":
         print_trainer()
@@ -71,13 +76,13 @@ def print_memory(size: str, height: int, width: int) -> None:
     peaks = {}
     for checkpointing in (False, True):
         peaks[checkpointing] = in_a_process(training_peak, size, height, width, checkpointing)
-        how = "with" if checkpointing else "without"
-        print(f"{size}, {height}x{width}, {how} checkpointing: {peaks[checkpointing]:.0f} MiB")
+        which = "with" if checkpointing else "without"
+        print(f"{size}, {height}x{width}, {which} checkpointing: {peaks[checkpointing]:.0f} MiB")
     print(f"ratio: {peaks[True] / peaks[False]:.2f}")
 
 
 def training_peak(size: str, height: int, width: int, checkpointing: bool) -> float:
-    """Memory in MiB that forward and backward of the backbone need above its weights and gradients, one image."""
+    """Return the MiB of a training step, above the weights and gradients; one image, backbone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = gpvit.GPViT(**gpvit.SIZES[size], use_act_checkpoint=checkpointing).train().to(device)
 
@@ -85,64 +90,64 @@ def training_peak(size: str, height: int, width: int, checkpointing: bool) -> fl
         net(torch.randn(1, 3, height, width, device=device))["last_feat"].sum().backward()
         return peak_memory(device)
 
-    before = step(32, 32)  # libraries are loaded and gradients allocated
+    before = step(32, 32)  # loads libraries and allocates the gradients
     return step(height, width) - before
 
 
 def print_adapter(size: str, height: int, width: int) -> None:
-    """Inference of one image in float32: the median of a few runs, and the memory needed above what was held before."""
+    """Print time (median) and memory (above what was held) of inference, one image in float32."""
     seconds, _ = in_a_process(adapter_costs, size, height, width)
     _, peaks = in_a_process(adapter_costs, size, height, width, environment=RETURN_MEMORY)
-    print(f"| {size}, {height}x{width} | seconds | share | peak MiB |\n|---|---:|---:|---:|")
+    print(f"| {size}, {height}x{width} | seconds | fraction | peak MiB |\n|---|---:|---:|---:|")
     for part in seconds:
-        print(
-            f"| {part} | {seconds[part]:.2f} | {seconds[part] / seconds['all']:.0%} | {peaks[part]:.0f} |"
-        )
+        fraction = seconds[part] / seconds["all"]
+        print(f"| {part} | {seconds[part]:.2f} | {fraction:.0%} | {peaks[part]:.0f} |")
 
 
 @torch.no_grad()
 def adapter_costs(size: str, height: int, width: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds and peak MiB of each part of the published Mask R-CNN's features; fresh weights but scattered offsets."""
+    """Return seconds and peak MiB of each part of the published Mask R-CNN's features.
+
+    The weights are randomly initialized, also those of the sampling offsets, which are constant
+    after the usual initialization.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    fpn = instantiate(
-        load_config(str(CONFIGS / f"published/mask_rcnn_gpvit_{size.lower()}_1x.py")).model.backbone
-    )
-    fpn = fpn.eval().to(device)
+    cfg = load_config(str(CONFIGS / f"published/mask_rcnn_gpvit_{size.lower()}_1x.py"))
+    fpn = instantiate(cfg.model.backbone).eval().to(device)
     adapter = fpn.bottom_up
+    attentions = [layer.attn for layer in (*adapter.injectors, *adapter.extractors)]
     parts = {
         "patch embedding": [adapter.net.patch_embed],
         "blocks": list(adapter.net.blocks),
         "spatial prior": [adapter.spatial_prior],
         "injectors": list(adapter.injectors),
         "extractors": list(adapter.extractors),
-        "(their deformable attention)": [
-            layer.attn for layer in (*adapter.injectors, *adapter.extractors)
-        ],
+        "(their deformable attention)": attentions,
         "adapter with backbone": [adapter],
         "all": [fpn],
     }
-    for layer in parts["(their deformable attention)"]:
-        nn.init.normal_(layer.offsets.weight, std=0.05)
-        nn.init.normal_(layer.weights.weight, std=0.05)
-    meters = {
-        part: [Meter(module, device) for module in modules] for part, modules in parts.items()
-    }
+    for attention in attentions:
+        nn.init.normal_(attention.offsets.weight, std=0.05)
+        nn.init.normal_(attention.weights.weight, std=0.05)
+    meters = {}
+    for part, modules in parts.items():
+        meters[part] = [Meter(module, device) for module in modules]
     image = torch.randn(1, 3, height, width, device=device)
     for _ in range(1 + RUNS):
         fpn(image)
-    seconds = {
-        part: sum(statistics.median(meter.seconds[1:]) for meter in of_part)
-        for part, of_part in meters.items()
-    }
-    peaks = {
-        part: max(max(meter.peaks[1:]) for meter in of_part) for part, of_part in meters.items()
-    }
+    seconds, peaks = {}, {}
+    for part, part_meters in meters.items():  # without the first run, the warm-up
+        seconds[part] = sum(statistics.median(meter.seconds[1:]) for meter in part_meters)
+        peaks[part] = max(max(meter.peaks[1:]) for meter in part_meters)
     return seconds, peaks
 
 
 def print_trainer() -> None:
-    """Iterations of both trainers in turns, on the quick start's model and one batch of four images of 192x256."""
+    """Time alternate iterations of both trainers, and the writing of checkpoints.
+
+    The model is that of the quick start; the batch has four images of 192x256.
+    """
     cfg = load_config(str(CONFIGS / "quickstart.py"), ["train.amp.enabled=False"])
     batch = [random_image(192, 256) for _ in range(4)]
     seconds: dict[str, list[float]] = {"plain": [], "engine": []}
@@ -157,41 +162,44 @@ def print_trainer() -> None:
             "engine": lambda: engine.run_step(itertools.repeat(batch)),
         }
         for number in range(2 + ENGINE_STEPS):
-            for name in sorted(steps, reverse=bool(number % 2)):
+            for name in sorted(steps, reverse=bool(number % 2)):  # each one first in turns
                 start = time.perf_counter()
                 steps[name]()
                 seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
-    ratio = statistics.median(a / b for a, b in zip(seconds["engine"][2:], seconds["plain"][2:]))
+    engine_seconds, plain_seconds = seconds["engine"][2:], seconds["plain"][2:]
+    ratio = statistics.median(a / b for a, b in zip(engine_seconds, plain_seconds))
     print(
-        f"plain {medians['plain']:.3f} s, engine {medians['engine']:.3f} s an iteration; median of the ratios {ratio:.3f}"
+        f"plain {statistics.median(plain_seconds):.3f} s, engine "
+        f"{statistics.median(engine_seconds):.3f} s per iteration; median of the ratios {ratio:.3f}"
     )
+    print_checkpoints()
+
+
+def print_checkpoints() -> None:
+    """Time the writing of checkpoints as large as those of training runs."""
     for name in ("quickstart", "cascade_mask_rcnn_gpvit_l4"):
         weights = instantiate(load_config(str(CONFIGS / f"{name}.py")).model).state_dict()
-        # As large as that of a training: the weights, AdamW's two moments, the averaged weights.
-        state = {
-            part: {key: tensor.clone() for key, tensor in weights.items()}
-            for part in ("model", "m", "v", "ema")
-        }
+        # The weights, AdamW's two moments, and the averaged weights.
+        state = {part: copy.deepcopy(weights) for part in ("model", "m", "v", "ema")}
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             path = os.path.join(folder, "model.pth")
             gpvit.checkpoint.save(state, path)
             seconds = time.perf_counter() - start
-            print(
-                f"{name}: training waits {seconds:.2f} s for a checkpoint of {os.path.getsize(path) / 2**20:.0f} MiB"
-            )
+            size = os.path.getsize(path) / 2**20
+            print(f"{name}: training waits {seconds:.2f} s for a checkpoint of {size:.0f} MiB")
 
 
 def print_loading(cfg: DictConfig, data: str) -> None:
-    """The training images of a config as they go into the model, batches of four, with no model behind them."""
+    """Time a config's training data loader without a model, in batches of four images."""
     use_folder(cfg, data, train=True)
     cfg.dataloader.train.update(seed=0, total_batch_size=4)
-    print("| data-loading processes | images a second | of each process |\n|---:|---:|---:|")
-    for workers in (0, *(2**i for i in range((os.cpu_count() or 1).bit_length()))):
+    print("| data-loading processes | images per second | per process |\n|---:|---:|---:|")
+    max_exponent = (os.cpu_count() or 1).bit_length()
+    for workers in (0, *(2**i for i in range(max_exponent))):  # 0, 1, 2, 4, ...
         cfg.dataloader.train.num_workers = workers
         batches = iter(instantiate(cfg.dataloader.train))
-        for _ in range(2 * max(workers, 1)):  # until all processes run and their queues are filled
+        for _ in range(2 * max(workers, 1)):  # until all processes run and their queues are full
             next(batches)
         start = time.perf_counter()
         for _ in range(LOADED_BATCHES):
@@ -207,7 +215,7 @@ def model_and_optimizer(cfg: DictConfig) -> tuple[nn.Module, torch.optim.Optimiz
 
 
 def random_image(height: int, width: int) -> dict[str, Any]:
-    """An image with one object, as a mapper gives it."""
+    """Return an image with one object in the format of the dataset mapper."""
     mask = torch.zeros(1, height, width, dtype=torch.bool)
     mask[:, 20:80, 30:100] = True
     instances = Instances(

@@ -1,15 +1,18 @@
-"""The shortest time in which this machine could run a network, from what its operations compute and move.
+"""The roofline: the shortest time in which this machine could run a network.
 
-Counted are linear layers, convolutions and attention by their FLOPs, and these, LayerNorm, GELU and additions by the
-bytes that they read and write, each tensor once: inputs, weights and output. Attention keeps its scores to itself.
-Everything else is free: batch norm and ReLU (they go with the convolution before them), copies between layouts,
-concatenation, and resizing the position embedding (once per image size). An operation takes the longer of
+It follows from what the operations compute and what they read and write. FLOPs are counted for
+linear layers, convolutions and attention. Bytes are counted for these, LayerNorm, GELU and
+additions: inputs, weights and output, each tensor once; the scores of attention are not counted.
+Everything else is free: batch norm and ReLU (fused with the convolution before them), layout
+copies, concatenation, and resizing the position embedding (once per image size). An operation takes
+the longer of
 
-    FLOPs / matrix rate      of a linear layer: what the fastest of F.linear, torch.mm and a 1x1 convolution reaches for
-                             its very shape; of the others: the best that was reached for any shape
-    bytes / copy rate        what copying a tensor far larger than the caches reaches, bytes read plus bytes written
+    FLOPs / matrix rate    for a linear layer, the fastest of F.linear, torch.mm and a 1x1
+                           convolution for its shape; otherwise the best rate of all shapes
+    bytes / copy rate      bytes read and written when a tensor is copied that is much larger than
+                           the caches
 
-and the limit is their sum. Each rate is the best of several measurements.
+and the limit is the sum. Each rate is the best of several measurements.
 """
 
 from collections import defaultdict
@@ -23,9 +26,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.benchmark import Timer
 
-Product = tuple[int, int, int]  # (M, K, N): (M, K) by (K, N)
-MIN_SECONDS = 0.02  # that a rate is measured for, each time
-MOVING = (F.layer_norm, F.gelu, Tensor.add)
+Product = tuple[int, int, int]  # M, K, N: the shapes are (M, K) and (K, N)
+MIN_SECONDS = 0.02  # duration of each measurement of a rate
+MEMORY_BOUND = (F.layer_norm, F.gelu, Tensor.add)
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Operation:
 
 
 class Operations(TorchFunctionMode):
-    """Lists the operations of what is run inside; tensors may be on "meta", where nothing is computed."""
+    """Lists the operations that run inside this context; tensors may be on the device "meta"."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,34 +52,33 @@ class Operations(TorchFunctionMode):
         out = function(*args, **(kwargs or {}))
         flops, product = 0, None
         if function is F.linear:
-            outputs, inputs = args[1].shape
+            outputs, inputs = args[1].shape  # of the weight
             product = (args[0].numel() // inputs, inputs, outputs)
             flops = 2 * args[0].numel() * outputs
         elif function is F.conv2d:
-            flops = 2 * out.numel() * args[1][0].numel()
+            flops = 2 * out.numel() * args[1][0].numel()  # the weights of one output channel
         elif function is F.scaled_dot_product_attention:
-            flops = (
-                4 * args[0].numel() * args[1].shape[-2]
-            )  # L queries by M keys, weights by values
-        elif function not in MOVING:
+            # Two products: L queries by M keys, and the weights by M values.
+            flops = 4 * args[0].numel() * args[1].shape[-2]
+        elif function not in MEMORY_BOUND:
             return out
-        tensors = [
-            tensor
-            for tensor in (*args, *(kwargs or {}).values(), out)
-            if isinstance(tensor, Tensor)
-        ]
-        moved = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+        moved = 0  # bytes
+        for tensor in (*args, *(kwargs or {}).values(), out):
+            if isinstance(tensor, Tensor):
+                moved += tensor.numel() * tensor.itemsize
         self.list.append(Operation(function.__name__, moved, flops, product))
         return out
 
 
 class Rates:
-    """What the machine does in a second, at the best that was seen so far."""
+    """The best rates of the machine so far, per second."""
 
     def __init__(self, products: set[Product], device: str, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
         self.copy = 0.0  # bytes read and written
-        self.products = {product: dict.fromkeys(WAYS, 0.0) for product in sorted(products)}  # FLOPs
+        self.products: dict[Product, dict[str, float]] = {}  # FLOPs, by function
+        for product in sorted(products):
+            self.products[product] = dict.fromkeys(MATRIX_PRODUCTS, 0.0)
 
     @torch.no_grad()
     def measure(self) -> None:
@@ -84,30 +86,29 @@ class Rates:
         target = torch.zeros_like(source)
         self.copy = max(self.copy, 2 * source.numel() / best_seconds(target.copy_, source))
         for (M, K, N), rates in self.products.items():
-            tensors = [
-                torch.ones(shape, device=self.device, dtype=self.dtype)
-                for shape in ((M, K), (N, K), (N,))
-            ]
-            for way, function in WAYS.items():
-                rates[way] = max(rates[way], 2 * M * K * N / best_seconds(function, *tensors))
+            x, weight, bias = torch.ones(M, K), torch.ones(N, K), torch.ones(N)
+            tensors = [tensor.to(self.device, self.dtype) for tensor in (x, weight, bias)]
+            for name, function in MATRIX_PRODUCTS.items():
+                rates[name] = max(rates[name], 2 * M * K * N / best_seconds(function, *tensors))
 
     def seconds(self, operations: list[Operation]) -> dict[str, float]:
-        """What all operations of each kind take."""
+        """Return the shortest possible time of all operations of each kind."""
         fastest = {product: max(rates.values()) for product, rates in self.products.items()}
         best = max(fastest.values())
         seconds: dict[str, float] = defaultdict(float)
         for operation in operations:
-            computing = operation.flops / fastest.get(operation.product, best)
-            seconds[operation.kind] += max(computing, operation.bytes / self.copy)
+            compute_seconds = operation.flops / fastest.get(operation.product, best)
+            seconds[operation.kind] += max(compute_seconds, operation.bytes / self.copy)
         return dict(seconds)
 
 
 def conv1x1(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer as a convolution in channels-last: (M, K), (N, K), (N,) -> (1, N, 1, M)."""
+    """A linear layer as a channels-last convolution: (M, K), (N, K), (N,) -> (1, N, 1, M)."""
     return F.conv2d(x[None, None].permute(0, 3, 1, 2), weight[:, :, None, None], bias)
 
 
-WAYS = {
+# Functions of x (M, K), weight (N, K) and bias (N,).
+MATRIX_PRODUCTS = {
     "linear": F.linear,
     "mm": lambda x, weight, bias: torch.mm(x, weight.t()),
     "conv1x1": conv1x1,

@@ -1,4 +1,4 @@
-"""Reading, loading and saving weights."""
+"""Reading, loading and writing of checkpoint files."""
 
 import argparse
 import copy
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import detectron2.checkpoint  # noqa: F401 (registers addresses such as catalog://)
 import gpvit
 import numpy as np
 import official
@@ -33,7 +34,7 @@ from torch import nn
 
 @pytest.fixture(scope="module")
 def classifier_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stand-in for the published L1 classifier, in its exact layout."""
+    """A file with the exact layout of the official L1 classifier."""
     path = tmp_path_factory.mktemp("weights") / "gpvit_l1_in1k_300e.pth"
     meta = {
         "mmcv_version": "1.4.8",
@@ -57,7 +58,7 @@ def detector(size: str = "L1", **options) -> nn.Module:
 
 
 @torch.no_grad()
-def test_a_published_classifier_starts_a_detector(
+def test_official_classifier_initializes_detector(
     classifier_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = detector().eval()
@@ -69,7 +70,7 @@ def test_a_published_classifier_starts_a_detector(
         f"published ImageNet classifier L1 {classifier_file}: 327 of 333 tensors loaded; "
     )
     assert (
-        "; dropped: 6 that are not of the backbone; starting afresh: 74 outside of the backbone"
+        "; dropped: 6 outside the backbone; randomly initialized: 74 outside the backbone"
         in message
     )
     assert torch.equal(model.roi_heads.box_predictor.cls_score.weight, head)
@@ -85,20 +86,22 @@ def test_a_published_classifier_starts_a_detector(
     [
         (
             dict(norm="FrozenBN"),
-            "322 of 333 tensors loaded; dropped: 6 that are not of the backbone, 5 step counters of batch norm",
+            "322 of 333 tensors loaded; dropped: 6 outside the backbone, "
+            "5 step counters of batch norm",
         ),
         (
             dict(frozen_blocks=5),
-            "327 of 333 tensors loaded; dropped: 6 that are not of the backbone; "
-            "starting afresh: 74 outside of the backbone",
+            "327 of 333 tensors loaded; dropped: 6 outside the backbone; "
+            "randomly initialized: 74 outside the backbone",
         ),
         (
             dict(final_norm=False),
-            "325 of 333 tensors loaded; dropped: 6 that are not of the backbone, 2 norms that the model lacks",
+            "325 of 333 tensors loaded; dropped: 6 outside the backbone, "
+            "2 norms that the model does not have",
         ),
     ],
 )
-def test_a_published_classifier_goes_into_every_kind_of_backbone(
+def test_official_classifier_loads_into_every_backbone_variant(
     classifier_file: Path, caplog: pytest.LogCaptureFixture, options: dict, summary: str
 ) -> None:
     model = detector(**options)
@@ -110,24 +113,23 @@ def test_a_published_classifier_goes_into_every_kind_of_backbone(
         assert torch.equal(tensor, expected[key]), key
 
 
-def test_frozen_batch_norm_goes_into_batch_norm_that_counts(
+def test_frozen_batch_norm_loads_into_batch_norm_with_step_counters(
     classifier_file: Path, tmp_path: Path, caplog
 ) -> None:
-    weights = {
-        k: v
-        for k, v in checkpoint.read(str(classifier_file)).weights.items()
-        if "num_batches" not in k
-    }
+    weights = checkpoint.read(str(classifier_file)).weights
+    for key in list(weights):
+        if "num_batches" in key:
+            del weights[key]
     checkpoint.write(str(tmp_path / "frozen.pth"), weights)
     with caplog.at_level(logging.INFO, logger="gpvit"):
         checkpoint.load(gpvit.GPViT(**gpvit.SIZES["L1"]), tmp_path / "frozen.pth")
     assert (
-        "322 of 322 tensors loaded; starting afresh: 5 step counters of batch norm"
+        "322 of 322 tensors loaded; randomly initialized: 5 step counters of batch norm"
         in caplog.messages[-1]
     )
 
 
-def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(
+def test_official_file_of_other_size_raises_and_leaves_model_unchanged(
     classifier_file: Path,
 ) -> None:
     model = detector("L2")
@@ -163,7 +165,7 @@ def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(
         ),
         (
             lambda w: w.pop("head.fc.weight") + w.pop("head.fc.bias")[:, None],
-            "it is no published GPViT model; it holds backbone",
+            "not a published GPViT model; it contains backbone",
         ),
         (
             lambda w: w.update({"backbone.pos_embed": torch.ones(1, 196, 216)}),
@@ -171,7 +173,7 @@ def test_a_published_file_of_another_size_is_one_line_and_changes_nothing(
         ),
     ],
 )
-def test_a_published_file_with_wrong_tensors_names_them(
+def test_official_classifier_with_wrong_tensors_raises_with_their_names(
     tmp_path: Path, change, message: str
 ) -> None:
     weights = official.weights("classifier", "L1")
@@ -203,9 +205,7 @@ class Canary:
         ("none", "its 'model' is not a dict of tensors"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(
-    tmp_path: Path, content, message: str
-) -> None:
+def test_invalid_file_raises_and_executes_nothing(tmp_path: Path, content, message: str) -> None:
     path, canary = tmp_path / "weights.pth", tmp_path / "canary"
     if content == "truncated":
         torch.save({"model": {"weight": torch.zeros(1000)}}, path)
@@ -229,8 +229,8 @@ def test_a_file_that_cannot_be_used_is_one_line_and_executes_nothing(
 
 
 @pytest.fixture(scope="module")
-def published_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
-    """Stand-ins for published files of any kind and size, in their exact layout."""
+def official_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
+    """Files with the exact layout of official ones, of any kind and size."""
     folder = tmp_path_factory.mktemp("published")
 
     def make(kind: str, size: str) -> str:
@@ -248,7 +248,7 @@ def published_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, s
     return make
 
 
-def published_detector(name: str, num_classes: int = 80) -> nn.Module:
+def official_detector(name: str, num_classes: int = 80) -> nn.Module:
     cfg = load_config(str(REPOSITORY / "configs" / "published" / f"{name}.py"))
     set_num_classes(cfg.model, num_classes)
     return instantiate(cfg.model)
@@ -275,47 +275,50 @@ CLASS_LAYERS = {
         (
             "maskrcnn",
             "mask_rcnn_gpvit_l1_3x",
-            [f"class {i}" for i in range(80)],
-        ),  # as many, but others
-        ("maskrcnn", "mask_rcnn_gpvit_l1_3x", None),  # as many, names unknown
+            [f"class {i}" for i in range(80)],  # as many as COCO, with other names
+        ),
+        ("maskrcnn", "mask_rcnn_gpvit_l1_3x", None),  # as many as COCO, names unknown
         ("retinanet", "retinanet_gpvit_l1_1x", COCO_CLASSES),
     ],
 )
-def test_a_published_detector_loads_all_but_the_layers_of_other_classes(
-    published_file,
+def test_official_detector_loads_all_but_layers_of_other_classes(
+    official_file,
     caplog: pytest.LogCaptureFixture,
     kind: str,
     config: str,
     classes: list[str] | None,
 ) -> None:
-    model = published_detector(config, len(classes or COCO_CLASSES))
+    model = official_detector(config, len(classes or COCO_CLASSES))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with caplog.at_level(logging.DEBUG, logger="gpvit"):
-        checkpoint.load(model, published_file(kind, "L1"), classes)
-    weights = checkpoint.read(published_file(kind, "L1")).weights
-    fresh = [] if classes in (None, COCO_CLASSES) else CLASS_LAYERS[kind]
+        checkpoint.load(model, official_file(kind, "L1"), classes)
+    weights = checkpoint.read(official_file(kind, "L1")).weights
+    not_loaded = [] if classes in (None, COCO_CLASSES) else CLASS_LAYERS[kind]
     for key, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[key] if key in fresh else weights[key]), key
+        assert torch.equal(tensor, before[key] if key in not_loaded else weights[key]), key
     *details, summary = caplog.messages
     assert caplog.records[-1].levelno == logging.INFO
-    assert f"{len(before) - len(fresh)} of {len(before)} tensors loaded" in summary
-    assert (f"starting afresh: {len(fresh)} that depend on the classes" in summary) == bool(fresh)
-    assert all(any(key in detail for detail in details) for key in fresh)
+    assert f"{len(before) - len(not_loaded)} of {len(before)} tensors loaded" in summary
+    reason = f"randomly initialized: {len(not_loaded)} that depend on the classes"
+    assert (reason in summary) == bool(not_loaded)
+    for key in not_loaded:
+        assert key in "\n".join(details)
 
 
 @pytest.mark.parametrize("kind", ["segformer", "upernet"])
-def test_a_published_segmentation_model_gives_its_backbone(
-    published_file, caplog, kind: str
+def test_backbone_of_official_segmentation_model_is_loaded(
+    official_file, caplog, kind: str
 ) -> None:
     model = detector()
     with caplog.at_level(logging.INFO, logger="gpvit"):
-        checkpoint.load(model, published_file(kind, "L1"))
+        checkpoint.load(model, official_file(kind, "L1"))
     expected = official.weights(kind, "L1")
     assert torch.equal(model.backbone.net.pos_embed, expected["backbone.pos_embed"])
     assert torch.equal(
         model.backbone.net.out_norms.last_feat.weight, expected["backbone.ln1.weight"]
     )
-    assert "327 of" in caplog.messages[-1] and "6 norms that the model lacks" in caplog.messages[-1]
+    assert "327 of" in caplog.messages[-1]
+    assert "6 norms that the model does not have" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(
@@ -324,25 +327,25 @@ def test_a_published_segmentation_model_gives_its_backbone(
         (
             "retinanet",
             "L1",
-            lambda: published_detector("mask_rcnn_gpvit_l1_1x"),
+            lambda: official_detector("mask_rcnn_gpvit_l1_1x"),
             "is RetinaNet with the adapter .published RetinaNet L1., the model is Mask R-CNN with",
         ),
         (
             "maskrcnn",
             "L1",
-            lambda: published_detector("retinanet_gpvit_l1_1x"),
+            lambda: official_detector("retinanet_gpvit_l1_1x"),
             "is Mask R-CNN with the adapter .published Mask R-CNN L1., the model is RetinaNet with",
         ),
         (
             "maskrcnn",
             "L1",
             detector,
-            "the model is Mask R-CNN with a simple feature pyramid: take the config",
+            "the model is Mask R-CNN with a simple feature pyramid: use the config",
         ),
         (
             "maskrcnn",
             "L1",
-            lambda: published_detector("mask_rcnn_gpvit_l2_1x"),
+            lambda: official_detector("mask_rcnn_gpvit_l2_1x"),
             "has 216 channels, the model is L2",
         ),
         (
@@ -356,19 +359,20 @@ def test_a_published_segmentation_model_gives_its_backbone(
             "segformer",
             "L1",
             lambda: nn.Linear(1, 1),
-            "goes into a GPViT, and the model has 0 of them",
+            "contains one GPViT, the model has 0 of them",
         ),
     ],
 )
-def test_a_published_file_of_another_kind_or_size_is_one_line(
-    published_file, kind, size, make, message: str
+def test_official_file_of_other_architecture_or_size_raises_one_line(
+    official_file, kind, size, make, message: str
 ) -> None:
     model = make()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with pytest.raises(UserError, match=message) as error:
-        checkpoint.load(model, published_file(kind, size))
+        checkpoint.load(model, official_file(kind, size))
     assert "\n" not in str(error.value)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key])
 
 
 @pytest.mark.parametrize(
@@ -400,21 +404,21 @@ def test_a_published_file_of_another_kind_or_size_is_one_line(
         ),
     ],
 )
-def test_a_published_detector_with_wrong_tensors_names_them(
+def test_official_detector_with_wrong_tensors_raises_with_their_names(
     tmp_path: Path, change, message: str
 ) -> None:
     weights = official.weights("maskrcnn", "L1")
     change(weights)
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "weights.pth")
-    model = published_detector("mask_rcnn_gpvit_l1_1x")
+    model = official_detector("mask_rcnn_gpvit_l1_1x")
     before = model.backbone.bottom_up.net.pos_embed.clone()
     with pytest.raises(UserError, match=message):
         checkpoint.load(model, str(tmp_path / "weights.pth"))
     assert torch.equal(model.backbone.bottom_up.net.pos_embed, before)
 
 
-def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) -> None:
-    assert checkpoint.read(published_file("retinanet", "L1")).classes == COCO_CLASSES
+def test_official_detector_has_class_names(official_file, tmp_path: Path) -> None:
+    assert checkpoint.read(official_file("retinanet", "L1")).classes == COCO_CLASSES
     assert (
         COCO_CLASSES[0] == "person" and COCO_CLASSES[79] == "toothbrush" and len(COCO_CLASSES) == 80
     )
@@ -424,13 +428,13 @@ def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) 
     for meta, classes in (({"CLASSES": ("fig", "date")}, ["fig", "date"]), ({}, None)):
         torch.save({"meta": meta, "state_dict": weights}, tmp_path / "two.pth")
         assert checkpoint.read(str(tmp_path / "two.pth")).classes == classes
-    model = published_detector("retinanet_gpvit_l1_1x", 2)
+    model = official_detector("retinanet_gpvit_l1_1x", 2)
     checkpoint.load(model, str(tmp_path / "two.pth"))
     assert not model.head.cls_score.weight.any()
 
 
 @pytest.mark.parametrize(
-    ("shapes", "of_file", "of_model", "fresh"),
+    ("shapes", "of_file", "of_model", "not_loaded"),
     [
         ({"cls_score.weight": 4, "bbox_pred.weight": 12}, "abc", "abc", []),
         (
@@ -444,9 +448,9 @@ def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) 
             {"cls_score.weight": 4, "bbox_pred.weight": 4},
             "abc",
             "abd",
-            ["cls_score.weight"],
-        ),  # one box for any class
-        (
+            ["cls_score.weight"],  # the box is the same for all classes
+        ),
+        (  # four outputs are one box, for the only class
             {"cls_score.weight": 2, "bbox_pred.weight": 4},
             "a",
             "b",
@@ -454,17 +458,16 @@ def test_a_published_detector_knows_its_classes(published_file, tmp_path: Path) 
         ),
     ],
 )
-def test_layers_start_afresh_that_belong_to_other_classes(shapes, of_file, of_model, fresh) -> None:
-    weights = {
-        f"roi_heads.box_predictor.{key}": torch.zeros(rows, 8) for key, rows in shapes.items()
-    }
+def test_layers_of_other_classes_are_not_loaded(shapes, of_file, of_model, not_loaded) -> None:
+    prefix = "roi_heads.box_predictor."
+    weights = {prefix + key: torch.zeros(rows, 8) for key, rows in shapes.items()}
     file = checkpoint.File("file", weights, list(of_file))
     layers = _layers_of_other_classes(file, weights, list(of_model) if of_model else None)
-    assert layers == [f"roi_heads.box_predictor.{key}" for key in fresh]
+    assert layers == [prefix + key for key in not_loaded]
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_what_was_written_is_read_again(tmp_path: Path, name: str) -> None:
+def test_written_checkpoint_is_read_back(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     weights = {"weight": torch.randn(3, 2).T, "bias": torch.tensor(3)}
     checkpoint.write(path, weights, classes=["cat", "dog"], source="somewhere")
@@ -473,14 +476,15 @@ def test_what_was_written_is_read_again(tmp_path: Path, name: str) -> None:
     assert file.weights.keys() == weights.keys()
     (tmp_path / "other").touch()
     assert Path(path).stat().st_mode == (tmp_path / "other").stat().st_mode
-    assert all(torch.equal(file.weights[key], weights[key]) for key in weights)
+    for key, tensor in weights.items():
+        assert torch.equal(file.weights[key], tensor)
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[:-30])
     with pytest.raises(UserError, match="the file is damaged"):
         checkpoint.read(path)
 
 
-def test_a_missing_file_and_an_unreachable_address_say_what_to_do() -> None:
+def test_missing_file_and_unreachable_address_raise_with_hint() -> None:
     with pytest.raises(UserError, match="nowhere.pth does not exist"):
         checkpoint.load(nn.Linear(1, 1), "nowhere.pth")
     address = "http://127.0.0.1:9/gpvit_l1_in1k_300e.pth"
@@ -509,7 +513,7 @@ def test_a_missing_file_and_an_unreachable_address_say_what_to_do() -> None:
         "hf://me/toys/x\0",
     ],
 )
-def test_an_address_that_leads_out_of_the_cache_is_one_line(
+def test_address_outside_the_cache_raises(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
 ) -> None:
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "a" / "b" / "cache"))
@@ -519,7 +523,7 @@ def test_an_address_that_leads_out_of_the_cache_is_one_line(
     assert "\n" not in str(raised.value) and not list(tmp_path.rglob("x*"))
 
 
-def test_of_a_folder_the_best_checkpoint_is_taken_then_the_final_and_the_newest(
+def test_folder_resolves_to_best_then_final_then_newest_checkpoint(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(UserError, match="has no checkpoint of a detector"):
@@ -531,17 +535,15 @@ def test_of_a_folder_the_best_checkpoint_is_taken_then_the_final_and_the_newest(
         assert checkpoint.fetch(str(tmp_path)) == expected
 
 
-def test_classes_that_nobody_asked_to_change_are_a_warning(
-    published_file, caplog: pytest.LogCaptureFixture
+def test_other_classes_without_argument_cause_warning(
+    official_file, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint.load(
-        published_detector("retinanet_gpvit_l1_1x", 3), published_file("retinanet", "L1")
-    )
+    checkpoint.load(official_detector("retinanet_gpvit_l1_1x", 3), official_file("retinanet", "L1"))
     assert caplog.records[-1].levelno == logging.WARNING
-    assert "starting afresh: 2 that depend on the classes" in caplog.messages[-1]
+    assert "randomly initialized: 2 that depend on the classes" in caplog.messages[-1]
 
 
-def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_saved_weights_and_classes_are_loaded(tmp_path: Path) -> None:
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     checkpoint.write(str(tmp_path / "model.pth"), model.state_dict(), classes=["cat", "dog"])
     checkpoint.load(other, str(tmp_path / "model.pth"))
@@ -551,12 +553,12 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         checkpoint.load(nn.Linear(4, 2), str(tmp_path / "model.pth"))
 
 
-def test_a_classifier_is_no_detector(classifier_file: Path) -> None:
-    with pytest.raises(UserError, match="is no checkpoint of a detector with named classes"):
+def test_classifier_has_no_detector_classes(classifier_file: Path) -> None:
+    with pytest.raises(UserError, match="is not a checkpoint of a detector with class names"):
         checkpoint.read(str(classifier_file)).require_classes()
 
 
-def test_metadata_that_numpy_1_wrote_is_read(tmp_path: Path) -> None:
+def test_metadata_written_by_numpy_1_is_read(tmp_path: Path) -> None:
     torch.save({"meta": {"seed": np.int64(3)}}, tmp_path / "new.pth")
     with (
         zipfile.ZipFile(tmp_path / "new.pth") as new,
@@ -569,15 +571,15 @@ def test_metadata_that_numpy_1_wrote_is_read(tmp_path: Path) -> None:
     assert checkpoint.read_content(str(tmp_path / "old.pth"))["meta"].keys() == {"seed"}
 
 
-def test_every_size_has_an_address() -> None:
+def test_every_size_has_weights_to_download() -> None:
     assert IMAGENET_WEIGHTS.keys() == gpvit.SIZES.keys()
     assert IMAGENET_WEIGHTS["L1"] == (
         "https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1/gpvit_l1_in1k_300e.pth"
     )
 
 
-def published_metadata() -> dict[str, Any]:
-    """What the official tools write next to the weights, with every type that has been seen or may be met."""
+def official_metadata() -> dict[str, Any]:
+    """Metadata that the official tools write, of every type that occurs or may occur."""
     return {
         "mmcv_version": "1.4.8",
         "time": "Mon Oct 10 10:10:10 2022",
@@ -601,13 +603,13 @@ def published_metadata() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_published_files_with_metadata_of_every_type_are_read(
+def test_official_files_with_all_metadata_types_are_read(
     classifier_file: Path, tmp_path: Path, zipped: bool
 ) -> None:
     weights = checkpoint.read_content(str(classifier_file))["state_dict"]
     optimizer = torch.optim.AdamW(nn.Linear(2, 1).parameters()).state_dict()
     content = {
-        "meta": published_metadata(),
+        "meta": official_metadata(),
         "state_dict": OrderedDict(weights),
         "optimizer": optimizer,
     }
@@ -616,37 +618,43 @@ def test_published_files_with_metadata_of_every_type_are_read(
     assert file.is_backbone and len(file.weights) + len(file.dropped) == len(weights)
     meta = checkpoint.read_content(str(tmp_path / "a.pth"))["meta"]
     assert meta["CLASSES"] == ("a", "b") and meta["epoch"] == 12
-    for key in ("seed", "array", "args", "date"):  # nothing that a file says is done to these
+    for key in ("seed", "array", "args", "date"):  # stand-ins, which ignore what the file contains
         assert type(meta[key]).__module__ == "gpvit.checkpoint.files" and not vars(meta[key])
 
 
-def write_lying_array(path: Path) -> None:
-    """A file that calls the memory of an object an array of numbers, as NumPy's pickles may."""
-    text = lambda string: b"X" + struct.pack("<I", len(string)) + string.encode()  # noqa: E731
-    number = lambda value: b"J" + struct.pack("<i", value)  # noqa: E731
-    dtype = lambda code: b"cnumpy\ndtype\n" + text(code) + b"\x89\x88\x87R"  # noqa: E731
-    state = (
-        b"("
-        + number(3)
-        + text("<")
-        + dtype("O8")
-        + number(1)
-        + b"\x85\x86NN"
-        + number(-1)
-        + number(-1)
-        + number(0)
-        + b"tb"
-    )
+def write_array_with_false_layout(path: Path) -> None:
+    """Write a pickle of a NumPy array whose layout states that 8 bytes of an object are a float64.
+
+    With NumPy's own types, reading it would follow an invalid pointer.
+    """
+
+    def text(string: str) -> bytes:  # BINUNICODE: length, UTF-8
+        return b"X" + struct.pack("<I", len(string)) + string.encode()
+
+    def number(value: int) -> bytes:  # BININT: 4 bytes
+        return b"J" + struct.pack("<i", value)
+
+    def dtype(code: str) -> bytes:  # GLOBAL numpy.dtype, called with (code, False, True)
+        return b"cnumpy\ndtype\n" + text(code) + b"\x89\x88\x87R"
+
+    # The state that numpy.dtype("f8") is set to: (3, "<", (dtype("O8"), (1,)), None, None, ...),
+    # that is, an array of one object in place of a number.
+    state = b"(" + number(3) + text("<") + dtype("O8") + number(1) + b"\x85\x86NN"
+    state += number(-1) + number(-1) + number(0) + b"tb"
+    # The bytes b"AAAAAAAA", as a call of _codecs.encode, are the pointer.
     pointer = b"c_codecs\nencode\n" + text("A" * 8) + text("latin1") + b"\x86R"
+    # numpy.ndarray((1,), dtype, pointer)
     array = b"cnumpy\nndarray\n(" + number(1) + b"\x85" + dtype("f8") + state + pointer + b"tR"
-    pickled = b"\x80\x02}(" + text("model") + b"}" + text("ema") + array + b"u."
+    # {"model": {}, "ema": array}
+    content = b"\x80\x02}(" + text("model") + b"}" + text("ema") + array + b"u."
     with zipfile.ZipFile(path, "w") as file:
-        for name, content in (("data.pkl", pickled), ("byteorder", "little"), ("version", "3\n")):
-            file.writestr(f"a/{name}", content)
+        file.writestr("a/data.pkl", content)
+        file.writestr("a/byteorder", "little")
+        file.writestr("a/version", "3\n")
 
 
-def test_an_array_that_lies_about_its_memory_is_one_line_and_no_signal(tmp_path: Path) -> None:
-    write_lying_array(tmp_path / "a.pth")
+def test_array_with_false_memory_layout_raises_instead_of_crashing(tmp_path: Path) -> None:
+    write_array_with_false_layout(tmp_path / "a.pth")
 
     def read() -> str:
         with pytest.raises(UserError) as error:
@@ -674,7 +682,7 @@ def test_an_array_that_lies_about_its_memory_is_one_line_and_no_signal(tmp_path:
         (lambda: {"nested": torch.ones(1)}, "is a dict"),
     ],
 )
-def test_what_is_no_plain_tensor_is_no_weight(
+def test_weights_other_than_plain_tensors_raise(
     tmp_path: Path, tensor: Callable[[], Any], fault: str
 ) -> None:
     torch.save({"model": {"weight": tensor()}}, tmp_path / "a.pth")
@@ -694,13 +702,13 @@ def test_what_is_no_plain_tensor_is_no_weight(
         {"model": {"a": torch.ones(1)}, "ema": [1]},
     ],
 )
-def test_names_that_are_no_text_are_one_line(tmp_path: Path, content: dict) -> None:
+def test_names_that_are_not_strings_raise(tmp_path: Path, content: dict) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"not a checkpoint|not a dict of tensors by name"):
         checkpoint.read(str(tmp_path / "a.pth"))
 
 
-def test_a_compressed_file_and_one_whose_entries_share_bytes_are_refused_before_they_take_memory(
+def test_compressed_file_and_file_with_overlapping_entries_raise(
     tmp_path: Path,
 ) -> None:
     torch.save({"model": {"weight": torch.zeros(1_000_000)}}, tmp_path / "good.pth")
@@ -723,7 +731,7 @@ def test_a_compressed_file_and_one_whose_entries_share_bytes_are_refused_before_
         checkpoint.read(str(tmp_path / "good.pth"))
 
 
-def test_weights_that_are_not_finite_are_an_error_for_use_and_a_warning_before_training(
+def test_non_finite_weights_raise_for_inference_and_warn_for_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = {"weight": torch.full((2, 3), float("nan")), "bias": torch.zeros(2)}
@@ -736,19 +744,19 @@ def test_weights_that_are_not_finite_are_an_error_for_use_and_a_warning_before_t
     assert "not finite: weight" in caplog.text and model.weight.isnan().all()
 
 
-def test_a_pickle_of_another_program_is_not_called_damaged(tmp_path: Path) -> None:
+def test_plain_pickle_is_not_reported_as_damaged(tmp_path: Path) -> None:
     for protocol in (2, 4):
         (tmp_path / "model_final.pkl").write_bytes(
             pickle.dumps({"model": {"w": np.zeros(3)}}, protocol)
         )
         with pytest.raises(
-            UserError, match="is a plain pickle, as Detectron2's model zoo has them"
+            UserError, match="is a plain pickle, like the files of Detectron2's model zoo"
         ):
             checkpoint.read(str(tmp_path / "model_final.pkl"))
 
 
 def write_pickle(path: Path, entry: bytes, *, key: bytes = b"X\x01\0\0\0x") -> None:
-    """A checkpoint with one more entry, as the operations of a pickle."""
+    """Write a checkpoint with an additional entry, which is given as operations of a pickle."""
     torch.save({"model": {"weight": torch.ones(2, 3), "bias": torch.ones(2)}}, path)
     with zipfile.ZipFile(path) as old:
         entries = {name: old.read(name) for name in old.namelist()}
@@ -759,6 +767,8 @@ def write_pickle(path: Path, entry: bytes, *, key: bytes = b"X\x01\0\0\0x") -> N
             new.writestr(name, content)
 
 
+# A pair of a pair of ... of a text: each is stored with BINPUT (q), and combined with itself, from
+# BINGET (h), by TUPLE2 (\x86). 40 levels would be 2 ** 40 values.
 NESTED = b"X\x01\0\0\0a" + b"".join(b"q%c" % n + b"h%c" % n + b"\x86" for n in range(100, 140))
 
 
@@ -776,12 +786,12 @@ NESTED = b"X\x01\0\0\0a" + b"".join(b"q%c" % n + b"h%c" % n + b"\x86" for n in r
         (b"c_codecs\nencode\nX\x02\0\0\0abX\x08\0\0\0punycode\x86R", "contains _codecs.encode"),
         (b"c_codecs\nencode\nX\x02\0\0\0abX\x06\0\0\0latin1\x86R", ""),
         (b"c_codecs\nencode\n(X\x02\0\0\0abX\x03\0\0\0hextR", "contains _codecs.encode"),
-        (NESTED, "tuple without end"),
-        (b"}" + NESTED + b"Ns", "tuple without end"),  # a key, whose hash would never end
+        (NESTED, "tuple of more than"),
+        (b"}" + NESTED + b"Ns", "tuple of more than"),  # as a key, which would have to be hashed
         (b"(X\x01\0\0\0a" * 3 + b"ttt", ""),
     ],
 )
-def test_what_takes_time_or_memory_in_a_pickle_is_refused_before_it_is_read(
+def test_pickle_that_exhausts_time_or_memory_raises_before_loading(
     tmp_path: Path, entry: bytes, fault: str
 ) -> None:
     write_pickle(tmp_path / "a.pth", entry)
@@ -797,19 +807,20 @@ def test_what_takes_time_or_memory_in_a_pickle_is_refused_before_it_is_read(
     in_a_child(read)
 
 
-def test_a_file_in_which_python_and_pytorch_see_other_entries_is_refused(tmp_path: Path) -> None:
+def test_zip_file_with_two_directories_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"model": {"weight": torch.ones(2, 3), "bias": torch.ones(2)}}, path)
     checkpoint.read(str(path))
     content = bytearray(path.read_bytes())
-    place = content.rindex(b"PK\6\7") + 8  # where the list of entries is said to be
+    # The offset of the central directory in the 64-bit locator.
+    place = content.rindex(b"PK\6\7") + 8
     content[place] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="two lists of its entries"):
+    with pytest.raises(UserError, match="two central directories"):
         checkpoint.read(str(path))
 
 
-def test_tensors_that_share_their_bytes_are_not_more_than_the_file(tmp_path: Path) -> None:
+def test_tensors_sharing_bytes_raise_if_larger_than_file(tmp_path: Path) -> None:
     shared = torch.ones(100_000)
     torch.save({"model": {f"weight{number}": shared for number in range(100)}}, tmp_path / "a.pth")
     with pytest.raises(UserError, match="tensors in its 'model' are larger than the file"):

@@ -1,6 +1,8 @@
-"""`gpvit analyze` prints what models cost, and the tables of the documentation."""
+"""`gpvit analyze` prints the costs of models and the tables of the documentation."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
@@ -10,15 +12,13 @@ from gpvit.cli import analyze
 from gpvit.config import load_config
 from gpvit.utils import analysis
 
-DOCUMENTATION = {
-    page: page.read_text()
-    for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
-}
+PAGES = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+COLUMNS = {"parameters": 0, "gflops": 1, "peak": 2, "milliseconds": 3, "percent": 4}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained detector."""
+    """A randomly initialized detector."""
     path = tmp_path_factory.mktemp("weights") / "model_final.pth"
     write_detector(path)
     return path
@@ -27,29 +27,35 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def analyzed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: str | Path
 ) -> str:
-    """What the command prints, with all that it runs in this process and a single time."""
-    monkeypatch.setattr(
-        analyze, "in_a_process", lambda function, *args, environment=None: function(*args)
-    )
+    """Return the output of the command; it runs in this process, with one timed run."""
+
+    def in_this_process(function: Callable, *args: Any, environment: object = None) -> Any:
+        return function(*args)
+
+    monkeypatch.setattr(analyze, "in_a_process", in_this_process)
     monkeypatch.setattr(analysis, "RUNS", 1)
     analyze.main(list(map(str, arguments)))
     return capsys.readouterr().out
 
 
 def table_in(text: str) -> dict[str, list[float]]:
-    """The rows of a Markdown table by their first cells."""
-    rows = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith("| ")][1:]
-    return {row[0].strip(): [float(cell.strip(" %")) for cell in row[1:]] for row in rows}
+    """Return the numbers in each row of a Markdown table, by the row's first cell."""
+    _, *rows = [line for line in text.splitlines() if line.startswith("| ")]  # without the head
+    numbers = {}
+    for row in rows:
+        name, *cells = row.strip("| ").split("|")
+        numbers[name.strip()] = [float(cell.strip(" %")) for cell in cells]
+    return numbers
 
 
-def test_the_parts_of_a_model_add_up_to_the_whole(
+def test_costs_of_parts_add_up_to_total(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     config = REPOSITORY / "configs" / "quickstart.py"
     text = analyzed(
         monkeypatch, capsys, "--config-file", config, "--image", "64x96", "--device", "cpu"
     )
-    assert "one image of 64x96, random weights, 100 objects found" in text
+    assert "one image of 64x96, random weights, 100 detections" in text
     table = table_in(text)
     assert list(table) == [
         "backbone",
@@ -60,35 +66,39 @@ def test_the_parts_of_a_model_add_up_to_the_whole(
         "rest",
         "total",
     ]
-    whole = table.pop("total")
+    total = table.pop("total")
     model = analysis.built_on_meta(load_config(str(config)).model)
-    assert whole[0] == pytest.approx(
-        sum(weight.numel() for weight in model.parameters()) / 1e6, abs=0.006
-    )
-    for column, tolerance in ((0, 0.03), (1, 0.03), (3, 0.5), (4, 3)):  # roundings
-        assert whole[column] == pytest.approx(
-            sum(row[column] for row in table.values()), abs=tolerance
-        )
-    assert whole[2] == max(row[2] for row in table.values())
-    assert all(row[1] > 0 and row[3] > 0 for part, row in table.items() if part != "rest")
+    parameters = sum(weight.numel() for weight in model.parameters())
+    assert total[COLUMNS["parameters"]] == pytest.approx(parameters / 1e6, abs=0.006)
+    # The tolerances allow for the rounding of each row.
+    tolerances = {"parameters": 0.03, "gflops": 0.03, "milliseconds": 0.5, "percent": 3}
+    for name, tolerance in tolerances.items():
+        column = COLUMNS[name]
+        added = sum(row[column] for row in table.values())
+        assert total[column] == pytest.approx(added, abs=tolerance)
+    peak = COLUMNS["peak"]
+    assert total[peak] == max(row[peak] for row in table.values())
+    del table["rest"]
+    for row in table.values():
+        assert row[COLUMNS["gflops"]] > 0 and row[COLUMNS["milliseconds"]] > 0
 
 
-def test_a_model_is_known_from_its_checkpoint(
+def test_model_of_a_checkpoint_is_analyzed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, weights: Path
 ) -> None:
     text = analyzed(monkeypatch, capsys, "--weights", weights.parent, "--device", "cpu")
     total = table_in(text)["total"]
-    assert "one image of 64x96," in text  # the config's own size
-    loaded = [
-        tensor.numel()
-        for key, tensor in checkpoint.read(str(weights)).weights.items()
-        if "running_" not in key
-    ]
-    assert total[0] == pytest.approx(sum(loaded) / 1e6, abs=0.006)
+    assert "one image of 64x96," in text  # the size in the config
+    parameters = 0
+    for key, tensor in checkpoint.read(str(weights)).weights.items():
+        if "running_" not in key:  # statistics of batch norm
+            parameters += tensor.numel()
+    assert total[0] == pytest.approx(parameters / 1e6, abs=0.006)
 
 
 @pytest.mark.parametrize("table", ["models", "published"])
-def test_a_table_in_the_documentation_is_what_the_command_prints(
+def test_table_in_documentation_matches_output(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, table: str
 ) -> None:
-    assert analyzed(monkeypatch, capsys, "--table", table) in "".join(DOCUMENTATION.values())
+    documentation = "".join(page.read_text() for page in PAGES)
+    assert analyzed(monkeypatch, capsys, "--table", table) in documentation

@@ -1,4 +1,4 @@
-"""Checkpoints are converted to and from the layout of the published files."""
+"""`gpvit convert` converts checkpoints from and to the official format."""
 
 from pathlib import Path
 
@@ -29,54 +29,51 @@ def convert(weights: Path, output: Path, *options: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_published_file_is_converted_and_back(
+def test_official_checkpoint_survives_round_trip(
     capsys: pytest.CaptureFixture, tmp_path: Path, suffix: str
 ) -> None:
-    theirs, ours, back = (
-        tmp_path / "official.pth",
-        tmp_path / "new" / f"ours{suffix}",
-        tmp_path / "back.pth",
-    )
+    official_file = tmp_path / "official.pth"
+    converted_file = tmp_path / "new" / f"converted{suffix}"
+    restored_file = tmp_path / "restored.pth"
     weights = official.weights("retinanet", "L1")
-    torch.save({"meta": {"epoch": 12}, "state_dict": weights}, theirs)
-    convert(theirs, ours)
-    assert f"{ours}: published RetinaNet L1, 623 tensors, 80 class names" in capsys.readouterr().out
-    file = checkpoint.read(str(ours))
-    assert file.about["source"] == str(theirs) and file.classes == COCO_CLASSES
-    assert file.config == inference_config(config_of(checkpoint.read(str(theirs))))
-    convert(ours, back, "--to-published")
-    content = checkpoint.read_content(str(back))
-    assert (
-        content["meta"]["CLASSES"] == tuple(COCO_CLASSES)
-        and content["state_dict"].keys() == weights.keys()
-    )
-    assert all(torch.equal(content["state_dict"][key], weights[key]) for key in weights)
+    torch.save({"meta": {"epoch": 12}, "state_dict": weights}, official_file)
+    convert(official_file, converted_file)
+    printed = capsys.readouterr().out
+    assert f"{converted_file}: published RetinaNet L1, 623 tensors, 80 class names" in printed
+    converted = checkpoint.read(str(converted_file))
+    assert converted.about["source"] == str(official_file) and converted.classes == COCO_CLASSES
+    assert converted.config == inference_config(config_of(checkpoint.read(str(official_file))))
+    convert(converted_file, restored_file, "--to-published")
+    content = checkpoint.read_content(str(restored_file))
+    assert content["meta"]["CLASSES"] == tuple(COCO_CLASSES)
+    assert content["state_dict"].keys() == weights.keys()
+    for key, tensor in weights.items():
+        assert torch.equal(content["state_dict"][key], tensor)
 
 
-def test_the_backbone_of_a_converted_classifier_goes_into_a_detector(tmp_path: Path) -> None:
+def test_backbone_of_converted_classifier_loads_into_detector(tmp_path: Path) -> None:
     weights = official.weights("classifier", "L1")
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "official.pth")
-    convert(tmp_path / "official.pth", tmp_path / "ours.safetensors")
-    model = instantiate(
-        load_config(str(REPOSITORY / "configs" / "published" / "retinanet_gpvit_l1_1x.py")).model
-    )
-    checkpoint.load(model, str(tmp_path / "ours.safetensors"))
+    convert(tmp_path / "official.pth", tmp_path / "converted.safetensors")
+    config = REPOSITORY / "configs" / "published" / "retinanet_gpvit_l1_1x.py"
+    model = instantiate(load_config(str(config)).model)
+    checkpoint.load(model, str(tmp_path / "converted.safetensors"))
     assert torch.equal(model.backbone.bottom_up.net.pos_embed, weights["backbone.pos_embed"])
 
 
-def test_conversion_refuses_what_it_cannot_do(weights: Path, tmp_path: Path) -> None:
+def test_invalid_conversion_raises_and_keeps_existing_files(weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.pth"
     with pytest.raises(
         UserError, match="only Mask R-CNN and RetinaNet with the adapter have a counterpart"
     ):
         convert(weights, out, "--to-published")
-    with pytest.raises(UserError, match="name that ends in .pth"):
+    with pytest.raises(UserError, match="give an --output that ends in .pth"):
         convert(weights, tmp_path / "out.safetensors", "--to-published")
     with pytest.raises(UserError, match="cannot write .*below_a_file.pth: "):
         convert(weights, weights / "below_a_file.pth")
     out.write_text("precious")
     with pytest.raises(
-        UserError, match=r"there is .*out.pth already; give another --output, or --overwrite"
+        UserError, match=r"out.pth already exists; give another --output, or --overwrite"
     ):
         convert(weights, out)
     with pytest.raises(UserError, match="have a counterpart"):

@@ -1,7 +1,8 @@
-"""Checkpoints and configs that an earlier version has saved are read, resumed, predicted with and exported.
+"""Checkpoints and configs of an earlier version are read, resumed, used for inference and exported.
 
-The files in reference/saved were written before the modules moved; their tensors are zeros there, so that they are
-small, and get values by rule here. What they must give was computed by that version, too.
+The files in reference/saved were written before modules were renamed. Their tensors are zeros,
+which compress well, and are filled by a fixed rule here. That version also computed the expected
+results.
 """
 
 import json
@@ -28,7 +29,7 @@ EXPECTED = json.loads((SAVED / "expected.json").read_text())
 
 
 def make_data(folder: Path) -> Path:
-    """Two images to train on and one to validate with, each with two rectangles."""
+    """Write a dataset of two training images and one validation image, with two rectangles each."""
     rng = np.random.default_rng(0)
     (folder / "annotations").mkdir(parents=True)
     (folder / "images").mkdir()
@@ -37,9 +38,8 @@ def make_data(folder: Path) -> Path:
         for id in ids:
             pixels = rng.integers(0, 80, (64, 80, 3), np.uint8)
             images.append({"id": id, "file_name": f"{id}.png", "width": 80, "height": 64})
-            for number, (x, y, w, h) in enumerate(
-                [(4 + id, 8, 24, 32), (40, 20 + id, 30, 20)], start=1
-            ):
+            boxes = [(4 + id, 8, 24, 32), (40, 20 + id, 30, 20)]
+            for number, (x, y, w, h) in enumerate(boxes, start=1):
                 pixels[y : y + h, x : x + w, number] = 220
                 objects.append(
                     {
@@ -60,7 +60,7 @@ def make_data(folder: Path) -> Path:
 
 
 def filled(content: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint with values by rule for the weights, their average and the state of the optimizer."""
+    """Fill the weights, their average and the optimizer state of a checkpoint by a fixed rule."""
     for part in ("model", "ema"):
         for key, tensor in content.get(part, {}).items():
             tensor.copy_(torch.from_numpy(np.asarray(official.fill(key, list(tensor.shape)))))
@@ -70,12 +70,12 @@ def filled(content: dict[str, Any]) -> dict[str, Any]:
                 values = 1e-3 * official.fill(f"{name}.{number}.bias", list(state[name].shape))
                 state[name].copy_(torch.from_numpy(np.asarray(values)))
         if "exp_avg_sq" in state:
-            state["exp_avg_sq"].square_()
+            state["exp_avg_sq"].square_()  # must not be negative
     return content
 
 
 def saved_run(name: str, folder: Path) -> Path:
-    """The folder of a run as that version left it after 2 of 4 iterations, but for the values in its checkpoint."""
+    """Restore the folder of a run after 2 of 4 iterations, with filled tensors."""
     folder.mkdir()
     (folder / "config.yaml").write_bytes((SAVED / f"{name}.yaml").read_bytes())
     path = folder / "model_0000002.pth"
@@ -85,18 +85,12 @@ def saved_run(name: str, folder: Path) -> Path:
 
 
 def resumed(run: Path, data: Path) -> list[float]:
-    """Goes on to iteration 4; gives the losses."""
-    arguments = [
-        "--config-file",
-        str(run / "config.yaml"),
-        "--data",
-        str(data),
-        "--resume",
-        f"train.output_dir={run}",
-    ]
+    """Resume to iteration 4 and return the losses."""
+    arguments = ["--config-file", str(run / "config.yaml"), "--data", str(data), "--resume"]
+    arguments.append(f"train.output_dir={run}")
     train_net.main(argument_parser().parse_intermixed_args(arguments))
-    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
-    return [line["total_loss"] for line in lines if "total_loss" in line]
+    metrics = map(json.loads, (run / "metrics.json").read_text().splitlines())
+    return [entry["total_loss"] for entry in metrics if "total_loss" in entry]
 
 
 def predicted(run: Path, data: Path) -> dict[str, list[Any]]:
@@ -110,7 +104,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_checkpoint_is_what_it_was(name: str, tmp_path: Path) -> None:
+def test_old_checkpoint_has_classes_and_all_tensors(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model_0000002.pth"
     path.write_bytes(lzma.decompress((SAVED / f"{name}.pth.xz").read_bytes()))
     file = checkpoint.read(str(path))
@@ -120,7 +114,7 @@ def test_a_saved_checkpoint_is_what_it_was(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_checkpoint_predicts_as_it_did(name: str, data: Path, tmp_path: Path) -> None:
+def test_old_checkpoint_gives_same_predictions(name: str, data: Path, tmp_path: Path) -> None:
     found = predicted(saved_run(name, tmp_path / "run"), data)
     for key, values in found.items():
         assert len(values) == len(EXPECTED[name][key]) > 0
@@ -128,7 +122,7 @@ def test_a_saved_checkpoint_predicts_as_it_did(name: str, data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_run_goes_on_as_it_did(name: str, data: Path, tmp_path: Path) -> None:
+def test_old_run_resumes_with_same_losses(name: str, data: Path, tmp_path: Path) -> None:
     assert resumed(saved_run(name, tmp_path / "run"), data) == pytest.approx(
         EXPECTED[name]["losses"], rel=1e-3
     )
@@ -136,13 +130,13 @@ def test_a_saved_run_goes_on_as_it_did(name: str, data: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_checkpoint_is_exported(name: str, tmp_path: Path) -> None:
+def test_old_checkpoint_is_exported(name: str, tmp_path: Path) -> None:
     model = Predictor.from_checkpoint(saved_run(name, tmp_path / "run"), "cpu").model
     assert len(export.export(model).graph.nodes) > 100
 
 
 @pytest.mark.parametrize("path", sorted(SAVED.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_saved_config_is_read(path: Path) -> None:
+def test_old_config_is_read(path: Path) -> None:
     if path.stem in NAMES:
         assert load_config(str(path)).train.max_iter == 4
     else:
@@ -153,5 +147,5 @@ def test_a_saved_config_is_read(path: Path) -> None:
     ("name", "expected"),
     [("quickstart", "0de23eb6e7e06e20"), ("published/retinanet_gpvit_l1_1x", "1a233cab90ca1999")],
 )
-def test_results_of_before_are_of_the_same_settings(name: str, expected: str) -> None:
+def test_hash_of_settings_is_that_of_old_results(name: str, expected: str) -> None:
     assert settings(load_config(str(REPOSITORY / "configs" / f"{name}.py"))) == expected

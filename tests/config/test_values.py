@@ -1,4 +1,4 @@
-"""Values of configs and command lines are checked before anything starts, and an error shows what to write instead."""
+"""Values of configs and options are checked before anything starts; errors suggest valid ones."""
 
 import copy
 import json
@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,14 @@ L1 = load_config(str(REPOSITORY / "configs" / "mask_rcnn_gpvit_l1.py"))
 
 
 def checked(*overrides: str, processes: int = 1) -> DictConfig:
-    """A config as train_net.py takes it from the command line."""
+    """Load and check a config with overrides, as train_net.py does."""
     cfg = with_overrides(copy.deepcopy(L1), overrides)
     check_config(cfg, train=True)
     check_batches(cfg, processes)
     return cfg
 
 
-def one_line_of(action: Callable[[], object]) -> str:
+def error_of(action: Callable[[], object]) -> str:
     with pytest.raises(UserError) as error:
         action()
     assert "\n" not in str(error.value)
@@ -47,11 +48,11 @@ def one_line_of(action: Callable[[], object]) -> str:
 
 
 def suggested(message: str) -> list[str]:
-    """The words that a shell makes of what a message says to write."""
+    """Split the override that a message suggests into words, as a shell does."""
     return shlex.split(re.split(", write |; write |needs quotes: ", message)[1])
 
 
-WRONG = [
+INVALID = [
     ("train.max_iter=0", "whole number of iterations, at least 1, got 0", None),
     ("train.max_iter=-5", "got -5", None),
     ("train.max_iter=1e4", "got 10000.0", 10_000),
@@ -68,7 +69,7 @@ WRONG = [
     ("train.log_period=0", "at least 1", None),
     (
         "train.seed=abc",
-        'a whole number, at most 9223372036854775807 (negative: another one each time), got "abc"',
+        'a whole number, at most 9223372036854775807 (negative: a random seed), got "abc"',
         None,
     ),
     ("train.seed=1.0", "got 1.0", 1),
@@ -166,18 +167,18 @@ WRONG = [
     ("optimizer.betas=[${nothing},0.9]", "'nothing' not found", None),
     (
         "+optimizer.momentum=0.9",
-        "optimizer cannot be made of its values (AdamW.__init__() got",
+        "optimizer cannot be built from its values (AdamW.__init__() got",
         None,
     ),
     (
         "+optimizer.rho=anything",
-        "optimizer cannot be made of its values (AdamW.__init__() got",
+        "optimizer cannot be built from its values (AdamW.__init__() got",
         None,
     ),
-    ("optimizer.params.base_lr=null", "optimizer cannot be made of its values (", None),
+    ("optimizer.params.base_lr=null", "optimizer cannot be built from its values (", None),
     (
         "optimizer.params.weight_decay_bias=0.01",
-        "optimizer cannot be made of its values (Conflicting",
+        "optimizer cannot be built from its values (Conflicting",
         None,
     ),
     ("optimizer.weight_decay=-0.1", "at least 0", None),
@@ -187,7 +188,11 @@ WRONG = [
     ("lr_multiplier.milestones=[0.9,0.7]", "increasing", None),
     ("lr_multiplier.milestones=0.7", "increasing", [0.7]),
     ("lr_multiplier.milestones=null", "increasing", None),
-    ("lr_multiplier.milestones=[0.0000001]", "lr_multiplier cannot be made of its values (", None),
+    (
+        "lr_multiplier.milestones=[0.0000001]",
+        "lr_multiplier cannot be built from its values (",
+        None,
+    ),
     ("lr_multiplier.milestones=[0.5,1]", "between 0 and 1, got [0.5, 1]", None),
     ("lr_multiplier.milestones=[21988,43000]", "fractions of train.max_iter", [0.5, 0.9778]),
     ("lr_multiplier.warmup_iters=-1", "at least 0", None),
@@ -203,19 +208,19 @@ WRONG = [
 
 
 @pytest.mark.parametrize(
-    ("override", "message", "meant"), WRONG, ids=[row[0][:50] for row in WRONG]
+    ("override", "message", "meant"), INVALID, ids=[row[0][:50] for row in INVALID]
 )
-def test_a_wrong_value_is_one_line_that_shows_what_was_meant(
+def test_invalid_value_raises_with_suggestion(
     caplog: pytest.LogCaptureFixture, override: str, message: str, meant: Any
 ) -> None:
-    said = one_line_of(lambda: checked(override))
-    assert message in said
+    error = error_of(lambda: checked(override))
+    assert message in error
     if meant is None:
-        assert not caplog.records  # which would be a second line
-        assert "; write " not in said and "needs quotes" not in said
+        assert not caplog.records  # which would be printed in addition to the error
+        assert "; write " not in error and "needs quotes" not in error
     else:
         key = override.partition("=")[0].lstrip("+")
-        value = OmegaConf.select(checked(*suggested(said)), key)
+        value = OmegaConf.select(checked(*suggested(error)), key)
         assert value is meant or (value == meant and not isinstance(value, bool))
 
 
@@ -232,17 +237,16 @@ def test_a_wrong_value_is_one_line_that_shows_what_was_meant(
         (["train.seed=1", ""], None),
     ],
 )
-def test_an_override_that_the_shell_cut_into_words_is_put_together(
-    overrides: list[str], meant: Any
-) -> None:
-    said = one_line_of(lambda: checked(*overrides))
-    assert "is not of the form key=value" in said and ("; write " in said) == (meant is not None)
+def test_override_split_by_shell_raises_with_suggestion(overrides: list[str], meant: Any) -> None:
+    message = error_of(lambda: checked(*overrides))
+    assert "is not of the form key=value" in message
+    assert ("; write " in message) == (meant is not None)
     if meant is not None:
-        words = suggested(said)
+        words = suggested(message)
         assert OmegaConf.select(checked(*words), words[0].partition("=")[0]) == meant
 
 
-RIGHT = {
+VALID = {
     "train.max_iter=1_000": 1000,
     "train.max_iter=${train.checkpointer.period}": 3665,
     "train.eval_period=0": 0,
@@ -285,67 +289,69 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(("override", "value"), RIGHT.items(), ids=RIGHT)
-def test_a_right_value_is_taken(override: str, value: Any) -> None:
+@pytest.mark.parametrize(("override", "value"), VALID.items(), ids=VALID)
+def test_valid_value_is_accepted(override: str, value: Any) -> None:
     assert OmegaConf.select(checked(override), override.partition("=")[0].lstrip("+")) == value
 
 
-def is_shown_as_meant(text: str) -> None:
-    """A folder's name is what an override says, or an error that says how to write it."""
+def output_dir(override: str) -> str:
+    cfg = OmegaConf.create({"train": {"output_dir": "out"}})
+    return with_overrides(cfg, [override]).train.output_dir
+
+
+def check_suggested_name(text: str) -> None:
+    """An override sets the name of a folder, or raises an error that suggests how to write it."""
     try:
-        cfg = with_overrides(
-            OmegaConf.create({"train": {"output_dir": "out"}}), [f"train.output_dir={text}"]
-        )
+        name = output_dir(f"train.output_dir={text}")
     except UserError as error:
-        if "; put the value in quotes of its own" in str(error) or "${" in text:
+        if "; put quotes around the value" in str(error) or "${" in text:
             return
         if "needs quotes: " not in str(error):
-            assert re.search(
-                r"must be a folder, got (\"\"|null|\"n|\{|\[|')|; write train", str(error)
-            ), str(error)
+            # Not a name: empty, null, a dict, a list, an unclosed quote; or one without special
+            # characters.
+            no_name = r"must be a folder, got (\"\"|null|\"n|\{|\[|')|; write train"
+            assert re.search(no_name, str(error)), str(error)
             return
-        words = suggested(str(error))
-        assert len(words) == 1
-        name = with_overrides(
-            OmegaConf.create({"train": {"output_dir": "out"}}), words
-        ).train.output_dir
+        (suggestion,) = suggested(str(error))
+        name = output_dir(suggestion)
         meant = text.strip()
-        meant = meant[1:].removesuffix(meant[0]) if meant[0] in "'\"" else meant
-        list_of_one = re.fullmatch(r"\[\s*([^\[\],]+?)\s*\]", meant)
+        if meant[0] in "'\"":
+            meant = meant[1:].removesuffix(meant[0])
+        list_of_one = re.fullmatch(r"\[\s*([^\[\],]+?)\s*\]", meant)  # "[a]" stands for "a"
         assert name == meant or (list_of_one is not None and name == list_of_one[1])
     else:
-        escaped = re.sub(r"\\([\\()\[\]{}:=, \t])", r"\1", text.strip())
-        quoted = text.strip()[1:-1].replace("\\'", "'").replace('\\"', '"')
-        assert cfg.train.output_dir in (text.strip(), escaped, quoted)
+        # Hydra removes the backslash before its special characters, and quotes around the value.
+        unescaped = re.sub(r"\\([\\()\[\]{}:=, \t])", r"\1", text.strip())
+        unquoted = text.strip()[1:-1].replace("\\'", "'").replace('\\"', '"')
+        assert name in (text.strip(), unescaped, unquoted)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "my folder (1)", "a=b", "a,b", "(x)", "a{b}", "a[1]", "größe", "日本", "it's", 'say "x"', "'a", '"my folder',
-        "a#b", "a&b", "a;b", "a!b", "a<b>", "a`b`", "$(x)", "a\\", "a\\'b", "C:\\new folder (x)", "a\\\"", "~x~", "x~",
-        "a\\\\'",
-        "1e5", "-1", "+.5", "inf", "NaN", "0x10", "tRue", "1_0", "a:b=c", "?x=1&y=2", "100%", "^", "f(x)", "'a=b'", "é ü",
+        "my folder (1)", "a=b", "a,b", "(x)", "a{b}", "a[1]", "größe", "日本", "it's", 'say "x"',
+        "'a", '"my folder', "a#b", "a&b", "a;b", "a!b", "a<b>", "a`b`", "$(x)", "a\\", "a\\'b",
+        "C:\\new folder (x)", "a\\\"", "~x~", "x~", "a\\\\'",
+        "1e5", "-1", "+.5", "inf", "NaN", "0x10", "tRue", "1_0", "a:b=c", "?x=1&y=2", "100%", "^",
+        "f(x)", "'a=b'", "é ü",
     ],
 )  # fmt: skip
-def test_a_name_is_shown_as_it_must_be_typed(text: str) -> None:
-    is_shown_as_meant(text)
+def test_suggestion_for_name_is_valid(text: str) -> None:
+    check_suggested_name(text)
 
 
-def test_any_name_is_shown_as_it_must_be_typed() -> None:
+def test_suggestion_for_random_name_is_valid() -> None:
     rng = random.Random(0)
+    characters = "ab01.-_ ,;:=+~'\"\\/()[]{}$#&!*?<>|@%^`äß日e\t"
     for _ in range(300):
-        is_shown_as_meant(
-            "".join(
-                rng.choices("ab01.-_ ,;:=+~'\"\\/()[]{}$#&!*?<>|@%^`äß日e\t", k=rng.randint(1, 12))
-            )
-        )
+        length = rng.randint(1, 12)
+        check_suggested_name("".join(rng.choices(characters, k=length)))
 
 
 @seed(0)
 @settings(max_examples=60, deadline=None, database=None)
 @given(st.text(st.sampled_from("abtrin.=+~'\"[]{}$@/01, _"), max_size=12), st.text(max_size=6))
-def test_no_override_is_more_than_an_error_of_one_line(key: str, value: str) -> None:
+def test_any_override_is_applied_or_raises_one_line(key: str, value: str) -> None:
     for override in (f"{key}={value}", f"+{key}={value}", f"train.{key}={value}", key + value):
         cfg = OmegaConf.create(
             {"train": {"output_dir": "out", "sizes": [1], "a": 1}, "b": "${train.a}"}
@@ -377,7 +383,7 @@ def test_no_override_is_more_than_an_error_of_one_line(key: str, value: str) -> 
         ("train.amp", 1, "train.amp must be a section"),
     ],
 )
-def test_values_of_a_file_are_checked_too(
+def test_values_in_config_file_are_checked(
     tmp_path: Path, suffix: str, key: str, value: Any, message: str
 ) -> None:
     if suffix == "yaml":
@@ -387,88 +393,89 @@ def test_values_of_a_file_are_checked_too(
     else:
         base = REPOSITORY / "configs" / "mask_rcnn_gpvit_l1.py"
         (tmp_path / "config.py").write_text(
-            "from detectron2.config import LazyConfig\nfrom omegaconf import OmegaConf\n"
-            f"cfg = LazyConfig.load({str(base)!r})\nOmegaConf.update(cfg, {key!r}, {value!r}, merge=False)\n"
-            "dataloader, lr_multiplier, model, optimizer, train = (\n"
-            "    cfg[key] for key in ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train'))\n"
+            "from detectron2.config import LazyConfig\n"
+            "from omegaconf import OmegaConf\n"
+            f"cfg = LazyConfig.load({str(base)!r})\n"
+            f"OmegaConf.update(cfg, {key!r}, {value!r}, merge=False)\n"
+            "dataloader, lr_multiplier = cfg.dataloader, cfg.lr_multiplier\n"
+            "model, optimizer, train = cfg.model, cfg.optimizer, cfg.train\n"
         )
     arguments = argument_parser().parse_args(["--config-file", str(tmp_path / f"config.{suffix}")])
-    assert re.search(message, one_line_of(lambda: train_net.configure(arguments)))
+    assert re.search(message, error_of(lambda: train_net.configure(arguments)))
 
 
-def test_what_a_config_lacks_is_named_where_it_is_needed() -> None:
-    for missing, needed_for_evaluation in (
-        ("train.device", True),
-        ("model", True),
-        ("lr_multiplier", False),
-    ):
-        cfg = copy.deepcopy(L1)
-        parent, _, name = missing.rpartition(".")
-        del (cfg[parent] if parent else cfg)[name]
-        for train in (False, True):
-            if train or needed_for_evaluation:
-                assert f"the config has no {missing};" in one_line_of(
-                    lambda: check_config(cfg, train=train)
-                )  # noqa: B023
-            else:
-                check_config(cfg, train=train)
-    for key in KINDS:  # a row may not be out of reach
+@pytest.mark.parametrize(
+    ("missing", "needed_for_evaluation"),
+    [("train.device", True), ("model", True), ("lr_multiplier", False)],
+)
+def test_missing_key_raises_if_it_is_required(missing: str, needed_for_evaluation: bool) -> None:
+    cfg = copy.deepcopy(L1)
+    parent, _, name = missing.rpartition(".")
+    del (cfg[parent] if parent else cfg)[name]
+    message = f"the config has no {missing};"
+    assert message in error_of(lambda: check_config(cfg, train=True))
+    if needed_for_evaluation:
+        assert message in error_of(lambda: check_config(cfg, train=False))
+    else:
+        check_config(cfg, train=False)
+
+
+def test_every_row_of_the_table_matches_a_key() -> None:
+    for key in KINDS:
         assert kind_of(key.replace("**", "x").replace("*", "x").replace("#", "0")) is not None
 
 
-def test_values_that_exclude_each_other_are_one_line() -> None:
-    said = one_line_of(lambda: checked("optimizer.fused=True", "optimizer.foreach=True"))
-    assert said.startswith("optimizer cannot be made of its values (")
+def test_conflicting_optimizer_options_raise() -> None:
+    message = error_of(lambda: checked("optimizer.fused=True", "optimizer.foreach=True"))
+    assert message.startswith("optimizer cannot be built from its values (")
 
 
-def test_what_only_older_configs_lack_is_not_asked_for() -> None:
+def test_keys_added_in_later_versions_are_optional() -> None:
     cfg = copy.deepcopy(L1)
     del cfg.train["pictures"], cfg.train["wandb"]
     check_config(cfg, train=True)
 
 
-def test_a_folder_in_a_file_may_be_written_as_a_path() -> None:
+def test_path_object_raises_with_suggestion() -> None:
     cfg = copy.deepcopy(L1)
     cfg.train.output_dir = Path("out")
-    assert one_line_of(lambda: check_config(cfg, train=True)).endswith(
-        "; write train.output_dir=out"
-    )
+    assert error_of(lambda: check_config(cfg, train=True)).endswith("; write train.output_dir=out")
 
 
-def test_a_file_may_have_sections_for_its_own_use() -> None:
+def test_additional_sections_are_not_checked_unless_referred_to() -> None:
     cfg = OmegaConf.merge(copy.deepcopy(L1), {"mine": {"width": 5, "more": "${..lost}"}})
     cfg.train.max_iter = "${mine.width}"
     check_config(cfg, train=True)
     cfg.train.max_iter = "${mine.more}"
-    assert "train.max_iter has no value that can be found" in one_line_of(
-        lambda: check_config(cfg, train=True)
-    )
+    assert "train.max_iter cannot be resolved" in error_of(lambda: check_config(cfg, train=True))
 
 
-def test_a_reference_to_itself_is_one_line() -> None:
-    for amp, ddp in (
+@pytest.mark.parametrize(
+    ("amp", "ddp"),
+    [
         ("${train.ddp}", "${train.amp}"),
         ({"more": "${train.ddp}"}, {"more": "${train.amp}"}),
-    ):
-        cfg = copy.deepcopy(L1)
-        cfg.train.update(amp=amp, ddp=ddp)
-        said = one_line_of(lambda: check_config(cfg, train=True))  # noqa: B023
-        assert re.search("train.amp.*(leads back to itself|Recursive)", said) and len(said) < 300
+    ],
+)
+def test_circular_reference_raises(amp: Any, ddp: Any) -> None:
+    cfg = copy.deepcopy(L1)
+    cfg.train.update(amp=amp, ddp=ddp)
+    message = error_of(lambda: check_config(cfg, train=True))
+    assert re.search("train.amp.*(is circular|Recursive)", message) and len(message) < 300
 
 
-def test_a_batch_is_divided_among_the_processes_in_training_alone(
+def test_batch_size_is_checked_against_processes_in_training_only(
     monkeypatch: pytest.MonkeyPatch, synthetic_data: Path
 ) -> None:
     checked(processes=8)
-    assert "cannot be divided among 3 processes" in one_line_of(lambda: checked(processes=3))
-    said = one_line_of(lambda: checked("train.accumulate=8", processes=8))
-    assert "train.accumulate=8 does not divide the 4 images" in said and said.endswith(
-        "it may be 1, 2, 4"
-    )
+    assert "cannot be divided among 3 processes" in error_of(lambda: checked(processes=3))
+    message = error_of(lambda: checked("train.accumulate=8", processes=8))
+    assert "train.accumulate=8 does not divide the 4 images" in message
+    assert message.endswith("it may be 1, 2, 4")
     assert configured("--data", synthetic_data, "--num-gpus", 3, "train.device=cpu", "--eval-only")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert "among 3 processes" in one_line_of(
+    assert "among 3 processes" in error_of(
         lambda: configured("--data", synthetic_data, "train.device=cpu")
     )
 
@@ -482,21 +489,18 @@ def configured(
 
 @pytest.fixture
 def registered(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Registers made-up data as Detectron2's tutorial does, the names of its classes in the JSON file alone."""
+    """A function that registers a dataset as in Detectron2's tutorial.
+
+    The class names are in the JSON file only.
+    """
     names: list[str] = []
 
     def register(name: str, classes: list[str]) -> str:
         image = {"id": 1, "file_name": "a.png", "width": 8, "height": 8}
-        item = {
-            "id": 1,
-            "image_id": 1,
-            "category_id": 1,
-            "bbox": [0, 0, 4, 4],
-            "area": 16,
-            "iscrowd": 0,
-        }
+        box = {"bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}
+        annotation = {"id": 1, "image_id": 1, "category_id": 1} | box
         categories = [{"id": number, "name": label} for number, label in enumerate(classes, 1)]
-        content = {"images": [image], "annotations": [item], "categories": categories}
+        content = {"images": [image], "annotations": [annotation], "categories": categories}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         register_coco_instances(name, {}, str(tmp_path / f"{name}.json"), str(tmp_path))
         names.append(name)
@@ -520,17 +524,17 @@ def data(train: str, test: str) -> list[str]:
         ("published/retinanet_gpvit_l1_1x", "model.num_classes", []),
     ],
 )
-def test_a_model_for_other_classes_than_the_data_is_refused(
+def test_number_of_classes_unlike_dataset_raises(
     registered: Callable[..., str], config: str, key: str, mode: list[str]
 ) -> None:
     names = data(
         registered("made_up_train", ["a", "b", "c"]), registered("made_up_val", ["a", "b", "c"])
     )
     path = REPOSITORY / "configs" / f"{config}.py"
-    said = one_line_of(lambda: configured(*mode, *names, config=path))
-    assert said == f"the model is for 80 classes, the data has 3: {key}=3"
-    said = one_line_of(lambda: configured(*mode, *names, f"{key}=2", config=path))
-    assert said == f"the model is for 2 classes, the data has 3: {key}=3"
+    message = error_of(lambda: configured(*mode, *names, config=path))
+    assert message == f"the model is for 80 classes, the data has 3: {key}=3"
+    message = error_of(lambda: configured(*mode, *names, f"{key}=2", config=path))
+    assert message == f"the model is for 2 classes, the data has 3: {key}=3"
     assert OmegaConf.select(configured(*mode, *names, f"{key}=3", config=path), key) == 3
 
 
@@ -543,15 +547,15 @@ def test_a_model_for_other_classes_than_the_data_is_refused(
         ("published/retinanet_gpvit_l1_1x", "model.head.num_classes"),
     ],
 )
-def test_a_head_with_a_number_of_its_own_is_refused(
+def test_number_of_classes_of_a_head_unlike_dataset_raises(
     synthetic_data: Path, config: str, key: str
 ) -> None:
     path = REPOSITORY / "configs" / f"{config}.py"
-    said = one_line_of(lambda: configured("--data", synthetic_data, f"{key}=80", config=path))
-    assert said == f"the model is for 80 classes, the data has 3: {key}=3"
+    message = error_of(lambda: configured("--data", synthetic_data, f"{key}=80", config=path))
+    assert message == f"the model is for 80 classes, the data has 3: {key}=3"
 
 
-def test_one_mask_for_all_classes_is_fine(synthetic_data: Path) -> None:
+def test_class_agnostic_mask_head_is_accepted(synthetic_data: Path) -> None:
     configured("--data", synthetic_data, "model.roi_heads.mask_head.num_classes=1")
 
 
@@ -563,50 +567,40 @@ def test_one_mask_for_all_classes_is_fine(synthetic_data: Path) -> None:
         (["a", "b"], ["a", "B"], "from class number 1 on: b and B"),
     ],
 )
-def test_training_and_test_data_with_different_classes_are_refused(
+def test_different_classes_in_training_and_validation_data_raise(
     registered: Callable[..., str], train: list[str], test: list[str], difference: str
 ) -> None:
     names = [registered("made_up_train", train), registered("made_up_val", test)]
     for overrides in (data(*names), data(f"[{','.join(names)}]", names[0])):
-        said = one_line_of(lambda: configured(*overrides, "model.roi_heads.num_classes=2"))  # noqa: B023
-        assert (
-            said.startswith("data sets made_up_train and made_up_val have different classes, ")
-            and difference in said
-        )
+        message = error_of(partial(configured, *overrides, "model.roi_heads.num_classes=2"))
+        assert "made_up_train and made_up_val have different classes, " in message
+        assert difference in message
     configured("--eval-only", *data(*names), f"model.roi_heads.num_classes={len(test)}")
 
 
-def test_data_without_class_names_is_one_line(
-    registered: Callable[..., str], tmp_path: Path
-) -> None:
+def test_dataset_without_class_names_raises(registered: Callable[..., str], tmp_path: Path) -> None:
     DatasetCatalog.register("made_up_nameless", lambda: [])
     try:
-        said = one_line_of(lambda: configured("--eval-only", *data("x", "made_up_nameless")))
-        assert (
-            "made_up_nameless is registered without the names of its classes: add MetadataCatalog.get("
-            in said
-        )
+        message = error_of(lambda: configured("--eval-only", *data("x", "made_up_nameless")))
+        assert "made_up_nameless is registered without class names" in message
+        assert ": add MetadataCatalog.get(" in message
         MetadataCatalog.get("made_up_nameless").thing_classes = ["a", "b"]
-        assert class_names(OmegaConf.create({"dataset": {"names": "made_up_nameless"}})) == [
-            "a",
-            "b",
-        ]
+        loader = OmegaConf.create({"dataset": {"names": "made_up_nameless"}})
+        assert class_names(loader) == ["a", "b"]
     finally:
         DatasetCatalog.remove("made_up_nameless")
         MetadataCatalog.remove("made_up_nameless")
-    name = registered("made_up_torn", ["a"])
-    (tmp_path / "made_up_torn.json").write_text("{")
-    assert "data set made_up_torn cannot be read (JSONDecodeError" in one_line_of(
+    name = registered("made_up_damaged", ["a"])
+    (tmp_path / "made_up_damaged.json").write_text("{")
+    assert "made_up_damaged cannot be read (JSONDecodeError" in error_of(
         lambda: configured("--eval-only", *data("x", name))
     )
 
 
-def test_an_unknown_metric_is_refused_before_the_folder_is_made(
-    synthetic_data: Path, tmp_path: Path
-) -> None:
+def test_unknown_best_metric_raises(synthetic_data: Path, tmp_path: Path) -> None:
     arguments = ["--data", synthetic_data, f"train.output_dir={tmp_path / 'out'}"]
-    said = one_line_of(lambda: configured(*arguments, "train.best_metric=segm/APx"))
-    assert "segm/APx is none of bbox/AP" in said
+    message = error_of(lambda: configured(*arguments, "train.best_metric=segm/APx"))
+    assert "segm/APx is none of bbox/AP" in message
 
 
 @pytest.mark.parametrize(
@@ -626,7 +620,7 @@ def test_an_unknown_metric_is_refused_before_the_folder_is_made(
         (["--dist-url", "tcp://host:port"], "argument --dist-url"),
     ],
 )
-def test_a_wrong_option_is_argparses_error(
+def test_invalid_option_is_reported_by_argparse(
     capsys: pytest.CaptureFixture, arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -635,7 +629,7 @@ def test_a_wrong_option_is_argparses_error(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_right_options_are_taken(synthetic_data: Path) -> None:
+def test_valid_options_are_accepted(synthetic_data: Path) -> None:
     for url in (
         "auto",
         "tcp://host:29500",
@@ -649,8 +643,8 @@ def test_right_options_are_taken(synthetic_data: Path) -> None:
         )
     options = ["--data", synthetic_data, "--num-machines", 2, "--dist-url", "tcp://host:1"]
     configured(*options, "--machine-rank", 1)
-    said = one_line_of(lambda: configured(*options, "--machine-rank", 2))
-    assert said == "--machine-rank 2 must be below --num-machines 2: machines count from 0"
+    message = error_of(lambda: configured(*options, "--machine-rank", 2))
+    assert message == "--machine-rank 2 must be below --num-machines 2: ranks start at 0"
 
 
 @pytest.mark.parametrize(
@@ -699,7 +693,7 @@ def test_right_options_are_taken(synthetic_data: Path) -> None:
         (analyze.main, ["--image", "512"], "--image: must be HEIGHTxWIDTH"),
     ],
 )
-def test_a_wrong_number_for_a_command_is_argparses_error(
+def test_invalid_number_for_a_command_is_reported_by_argparse(
     capsys: pytest.CaptureFixture,
     main: Callable[[list[str]], object],
     arguments: list[str],
@@ -711,16 +705,20 @@ def test_a_wrong_number_for_a_command_is_argparses_error(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_wrong_value_starts_nothing_and_leaves_nothing(
+def test_invalid_value_starts_no_process_and_writes_no_file(
     synthetic_data: Path, tmp_path: Path
 ) -> None:
-    """As a user sees it; with two processes to start."""
+    """The complete command, which would start two processes."""
+    config = REPOSITORY / "configs" / "quickstart.py"
+    command = [sys.executable, REPOSITORY / "train_net.py", "--config-file", config]
+    command += ["--data", synthetic_data, "--num-gpus", "2", "train.device=cpu"]
     result = subprocess.run(
-        [sys.executable, REPOSITORY / "train_net.py", "--config-file", REPOSITORY / "configs" / "quickstart.py",
-         "--data", synthetic_data, "--num-gpus", "2", "train.device=cpu", "train.output_dir=20240101"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [*command, "train.output_dir=20240101"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")},
+        capture_output=True,
+        text=True,
+    )
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == (
         "error: train.output_dir must be a folder, got the number 20240101; "

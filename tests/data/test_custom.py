@@ -1,4 +1,4 @@
-"""Own data in the layouts that people have."""
+"""Custom datasets in all supported formats and layouts."""
 
 import json
 import logging
@@ -20,8 +20,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from gpvit.cli import check_data
 from gpvit.config import load_config
-from gpvit.data.datasets import coco as annotations
-from gpvit.data.datasets import custom as layouts
+from gpvit.data.datasets import coco, custom
+from gpvit.data.datasets.coco_rules import grouped
+from gpvit.data.datasets.file_tree import Tree
 from gpvit.data.image_io import read_image
 from gpvit.evaluation.coco_evaluation import coco_fingerprint
 from gpvit.utils.errors import UserError
@@ -29,48 +30,56 @@ from gpvit.utils.fingerprint import dataset_fingerprint
 from PIL import Image
 from pycocotools import mask as mask_api
 
-CLASSES = ["cross", "disc", "triangle"]  # in the order that labelme gets
+CLASSES = ["cross", "disc", "triangle"]  # sorted, as labelme's are
+SPLITS = ("train", "val")
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache is not touched."""
+    """A cache of its own for each test, instead of the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "gpvit" / "data"
 
 
 @pytest.fixture(scope="session")
 def source(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic data set with objects of one outline each, which every format can hold, in the plainest layout."""
+    """The synthetic dataset in the default layout, with single-polygon objects only.
+
+    All formats can represent these.
+    """
     folder = tmp_path_factory.mktemp("source") / "data"
     shutil.copytree(synthetic_data / "images", folder / "images")
-    (folder / "annotations").mkdir()
-    for split in ("train", "val"):
-        content = json.loads((synthetic_data / "annotations" / f"{split}.json").read_text())
+    categories = []
+    for id, name in enumerate(CLASSES, start=1):
+        categories.append({"id": id, "name": name, "supercategory": "shape"})
+    for split, content in contents(synthetic_data).items():
         names = {entry["id"]: entry["name"] for entry in content["categories"]}
-        kept = [
-            a
-            for a in content["annotations"]
-            if isinstance(a["segmentation"], list) and len(a["segmentation"]) == 1
-        ]
-        for item in kept:
-            item["category_id"] = 1 + CLASSES.index(names[item["category_id"]])
-            points = np.reshape(item["segmentation"][0], (-1, 2))
-            item["bbox"] = [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
-        categories = [
-            {"id": id, "name": name, "supercategory": "shape"}
-            for id, name in enumerate(CLASSES, start=1)
-        ]
+        kept = []
+        for item in content["annotations"]:
+            polygons = item["segmentation"]
+            if isinstance(polygons, list) and len(polygons) == 1:
+                points = points_of(item)
+                item["category_id"] = 1 + CLASSES.index(names[item["category_id"]])
+                item["bbox"] = [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+                kept.append(item)
         content = {"images": content["images"], "annotations": kept, "categories": categories}
-        (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+        write(folder / "annotations" / f"{split}.json", content)
     return folder
 
 
 def contents(source: Path) -> dict[str, dict]:
-    return {
-        split: json.loads((source / "annotations" / f"{split}.json").read_text())
-        for split in ("train", "val")
-    }
+    """Return the COCO files of a dataset in the default layout, by split."""
+    folder = source / "annotations"
+    return {split: json.loads((folder / f"{split}.json").read_text()) for split in SPLITS}
+
+
+def points_of(item: dict) -> np.ndarray:
+    """Return the polygon of an annotation, (n, 2)."""
+    return np.reshape(item["segmentation"][0], (-1, 2))
+
+
+def annotations_of(content: dict, image: dict) -> list[dict]:
+    return [item for item in content["annotations"] if item["image_id"] == image["id"]]
 
 
 def write(path: Path, content: object) -> None:
@@ -84,8 +93,13 @@ def copy_images(source: Path, content: dict, folder: Path) -> None:
         shutil.copy(source / "images" / image["file_name"], folder)
 
 
-def coco(json_files: str, images: str, prefix: str = "") -> Callable[[Path, Path], None]:
-    """A layout of COCO files, whose paths have SPLIT in the place of train and val."""
+# Layouts: functions that write the source in another format or layout to a folder.
+
+Build = Callable[[Path, Path], None]
+
+
+def coco_layout(json_files: str, images: str, prefix: str = "") -> Build:
+    """COCO files. SPLIT in the arguments is replaced by train and val."""
 
     def build(source: Path, folder: Path) -> None:
         for split, content in contents(source).items():
@@ -98,105 +112,126 @@ def coco(json_files: str, images: str, prefix: str = "") -> Callable[[Path, Path
 
 
 def roboflow(source: Path, folder: Path) -> None:
+    names = {"train": "train", "val": "valid"}
     for split, content in contents(source).items():
-        folder_of_split = folder / {"train": "train", "val": "valid"}[split]
-        copy_images(source, content, folder_of_split)
+        split_folder = folder / names[split]
+        copy_images(source, content, split_folder)
         content["categories"].insert(0, {"id": 0, "name": "shape", "supercategory": "none"})
-        write(folder_of_split / "_annotations.coco.json", content)
+        write(split_folder / "_annotations.coco.json", content)
 
 
 def called_test(source: Path, folder: Path) -> None:
-    coco("SPLIT/labels.json", "SPLIT")(source, folder)
+    coco_layout("SPLIT/labels.json", "SPLIT")(source, folder)
     (folder / "val").rename(folder / "test")
 
 
-def yolo(images: str, labels: str, **entries: object) -> Callable[[Path, Path], None]:
+def merged(source: Path) -> dict:
+    """Return both splits as one COCO file."""
+    train, val = contents(source).values()
+    for key, id_key in (("images", "id"), ("annotations", "id"), ("annotations", "image_id")):
+        for entry in val[key]:
+            entry[id_key] += 1000
+    both = {key: train[key] + val[key] for key in ("images", "annotations")}
+    return train | both
+
+
+def one_file(source: Path, folder: Path) -> None:
+    shutil.copytree(source / "images", folder / "images")
+    write(folder / "all.json", merged(source))
+
+
+def yolo_layout(images: str, labels: str, **entries: object) -> Build:
+    """YOLO segmentation; ``entries`` are those of the YAML file."""
+
     def build(source: Path, folder: Path) -> None:
         for split, content in contents(source).items():
             copy_images(source, content, folder / images.replace("SPLIT", split))
             for image in content["images"]:
-                lines = []
-                for item in content["annotations"]:
-                    if item["image_id"] == image["id"]:
-                        shares = np.reshape(item["segmentation"][0], (-1, 2)) / [
-                            image["width"],
-                            image["height"],
-                        ]
-                        lines.append(
-                            " ".join(
-                                [
-                                    str(item["category_id"] - 1),
-                                    *(f"{value:.6f}" for value in shares.ravel()),
-                                ]
-                            )
-                        )
                 name = Path(image["file_name"]).with_suffix(".txt").name
-                write(folder / labels.replace("SPLIT", split) / name, "\n".join(lines) + "\n")
-        lists = {key: value for key, value in entries.items() if key != "names"}
-        write(folder / "data.yaml", {"names": entries.get("names", CLASSES)} | lists)
+                path = folder / labels.replace("SPLIT", split) / name
+                write(path, yolo_lines(annotations_of(content, image), image))
+        write(folder / "data.yaml", {"names": CLASSES} | entries)
 
     return build
 
 
-def labelme(images: str) -> Callable[[Path, Path], None]:
+def yolo_lines(items: list[dict], image: dict) -> str:
+    """Return one line per object: class number, x, y, x, y, ... in normalized coordinates."""
+    lines = []
+    for item in items:
+        normalized = points_of(item) / [image["width"], image["height"]]
+        numbers = " ".join(f"{value:.6f}" for value in normalized.ravel())
+        lines.append(f"{item['category_id'] - 1} {numbers}")
+    return "\n".join(lines) + "\n"
+
+
+def labelme_layout(images: str) -> Build:
     def build(source: Path, folder: Path) -> None:
         for split, content in contents(source).items():
-            place = folder / images.replace("SPLIT", split)
-            copy_images(source, content, place)
+            split_folder = folder / images.replace("SPLIT", split)
+            copy_images(source, content, split_folder)
             for image in content["images"]:
-                shapes = [
-                    {
-                        "label": CLASSES[item["category_id"] - 1],
-                        "points": np.reshape(item["segmentation"][0], (-1, 2)).tolist(),
-                        "group_id": None,
-                        "shape_type": "polygon",
-                    }
-                    for item in content["annotations"]
-                    if item["image_id"] == image["id"]
-                ]
-                entry = {
-                    "version": "5.5.0",
-                    "shapes": shapes,
-                    "imagePath": image["file_name"],
-                    "imageData": None,
-                }
-                size = {"imageHeight": image["height"], "imageWidth": image["width"]}
-                write(place / Path(image["file_name"]).with_suffix(".json").name, entry | size)
+                path = split_folder / Path(image["file_name"]).with_suffix(".json").name
+                write(path, labelme_content(annotations_of(content, image), image))
 
     return build
+
+
+def labelme_content(items: list[dict], image: dict) -> dict:
+    shapes = []
+    for item in items:
+        label = CLASSES[item["category_id"] - 1]
+        shapes.append(labelme_shape(label, "polygon", *points_of(item).tolist()))
+    return {
+        "version": "5.5.0",
+        "shapes": shapes,
+        "imagePath": image["file_name"],
+        "imageData": None,
+        "imageHeight": image["height"],
+        "imageWidth": image["width"],
+    }
+
+
+def labelme_shape(label: str, kind: str, *points: list[float], group: int | None = None) -> dict:
+    return {"label": label, "shape_type": kind, "points": points, "group_id": group}
 
 
 SPLIT = {
-    "plain": coco("annotations/SPLIT.json", "images"),
-    "folders in images": coco("annotations/SPLIT.json", "images/SPLIT"),
-    "COCO": coco("annotations/instances_SPLIT2017.json", "SPLIT2017"),
-    "COCO in images": coco("annotations/instances_SPLIT2017.json", "images/SPLIT2017"),
-    "anywhere": coco("labels/final_SPLIT.json", "pictures/2024/may"),
-    "with folders in the names": coco("SPLIT.json", "photos/SPLIT", prefix="SPLIT/"),
-    "with dots in the names": coco("SPLIT/labels.json", "images", prefix="./"),
+    "default": coco_layout("annotations/SPLIT.json", "images"),
+    "folders in images": coco_layout("annotations/SPLIT.json", "images/SPLIT"),
+    "COCO": coco_layout("annotations/instances_SPLIT2017.json", "SPLIT2017"),
+    "COCO in images": coco_layout("annotations/instances_SPLIT2017.json", "images/SPLIT2017"),
+    "anywhere": coco_layout("labels/final_SPLIT.json", "pictures/2024/may"),
+    "with folders in the names": coco_layout("SPLIT.json", "photos/SPLIT", prefix="SPLIT/"),
+    "with dots in the names": coco_layout("SPLIT/labels.json", "images", prefix="./"),
     "a test split": called_test,
     "Roboflow": roboflow,
-    "YOLO, Roboflow's": yolo(
+    "YOLO by Roboflow": yolo_layout(
         "SPLIT/images", "SPLIT/labels", train="../train/images", val="../val/images"
     ),
-    "YOLO, Ultralytics'": yolo("images/SPLIT", "labels/SPLIT", names=dict(enumerate(CLASSES))),
-    "YOLO, folders of other names": yolo(
+    "YOLO by Ultralytics": yolo_layout(
+        "images/SPLIT", "labels/SPLIT", names=dict(enumerate(CLASSES))
+    ),
+    "YOLO, folders of other names": yolo_layout(
         "SPLIT_a/images", "SPLIT_a/labels", path=".", train="train_a", val="val_a/images"
     ),
-    "labelme": labelme("SPLIT"),
+    "labelme": labelme_layout("SPLIT"),
 }
 UNSPLIT = {
-    "one file": coco("all.json", "images"),
-    "YOLO": yolo("images", "labels", train="images", val="images"),
-    "YOLO in one folder": yolo("data", "data"),
-    "labelme": labelme("."),
+    "one file": one_file,
+    "YOLO": yolo_layout("images", "labels", train="images", val="images"),
+    "YOLO in one folder": yolo_layout("data", "data"),
+    "labelme": labelme_layout("."),
 }
 
 
-def known(records: list[dict]) -> dict[str, list[tuple]]:
-    """Objects by the name of the image: class, box, and mask as RLE."""
+# Contents of a dataset, to compare.
+
+
+def objects_of(data: Path, split: str) -> dict[str, list[tuple]]:
+    """Return the objects of a split by image name: class, box, and mask as RLE."""
     found = {}
-    for record in records:
+    for record in custom.read(str(data), split).records():
         size, objects = (record["height"], record["width"]), []
         for item in record["annotations"]:
             mask = mask_api.merge(mask_api.frPyObjects(item["segmentation"], *size))["counts"]
@@ -206,84 +241,76 @@ def known(records: list[dict]) -> dict[str, list[tuple]]:
     return found
 
 
-def all_files(folder: Path) -> dict[Path, float]:
+def objects_by_split(data: Path) -> dict[str, dict[str, list[tuple]]]:
+    return {split: objects_of(data, split) for split in SPLITS}
+
+
+def all_objects(data: Path) -> dict[str, list[tuple]]:
+    return objects_of(data, "train") | objects_of(data, "val")
+
+
+def file_paths(data: Path, split: str) -> list[Path]:
+    """Return the paths of the images of a split."""
+    return [Path(record["file_name"]) for record in custom.read(str(data), split).records()]
+
+
+def modification_times(folder: Path) -> dict[Path, float]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+HELD_OUT = "2 of 12 images are held out for validation, by seed 0 and their names"
+
+
 @pytest.mark.parametrize("name", SPLIT)
-def test_every_layout_gives_the_same_records(source: Path, tmp_path: Path, name: str) -> None:
-    SPLIT[name](source, tmp_path / "data")
-    before = all_files(tmp_path / "data")
-    for split in ("train", "val"):
-        file = layouts.read(str(tmp_path / "data"), split)
-        assert list(file.categories.values()) == CLASSES
-        assert known(file.records()) == known(layouts.read(str(source), split).records())
-    assert all_files(tmp_path / "data") == before
+def test_all_layouts_give_the_same_records(source: Path, tmp_path: Path, name: str) -> None:
+    data = tmp_path / "data"
+    SPLIT[name](source, data)
+    before = modification_times(data)
+    for split in SPLITS:
+        assert list(custom.read(str(data), split).categories.values()) == CLASSES
+        assert objects_of(data, split) == objects_of(source, split)
+    assert modification_times(data) == before
 
 
 @pytest.mark.parametrize("name", UNSPLIT)
-def test_what_is_not_split_gives_the_same_records_in_two_parts(
+def test_layouts_without_splits_are_split_without_changing_records(
     source: Path, tmp_path: Path, name: str
 ) -> None:
-    if name == "one file":
-        shutil.copytree(source / "images", tmp_path / "data" / "images")
-        write(tmp_path / "data" / "all.json", merged(source))
-    else:
-        UNSPLIT[name](source, tmp_path / "data")
-    before = all_files(tmp_path / "data")
-    layout = layouts.detect_format(str(tmp_path / "data"))
-    parts = {split: known(layout.read(split).records()) for split in ("train", "val")}
+    data = tmp_path / "data"
+    UNSPLIT[name](source, data)
+    before = modification_times(data)
+    parts = objects_by_split(data)
     assert len(parts["train"]) == 10 and len(parts["val"]) == 2  # a fifth of 12
-    expected = {
-        **known(layouts.read(str(source), "train").records()),
-        **known(layouts.read(str(source), "val").records()),
-    }
-    assert parts["train"] | parts["val"] == expected
-    assert "2 of 12 images are set apart to validate, by seed 0 and their names" in layout.notes
-    assert all_files(tmp_path / "data") == before
+    assert parts["train"] | parts["val"] == all_objects(source)
+    assert HELD_OUT in custom.detect_format(str(data)).notes
+    assert modification_times(data) == before
 
 
-def merged(source: Path) -> dict:
-    """Both splits in one file."""
-    train, val = contents(source).values()
-    for offset, key in (("images", "id"), ("annotations", "id"), ("annotations", "image_id")):
-        for entry in val[offset]:
-            entry[key] += 1000
-    return train | {key: train[key] + val[key] for key in ("images", "annotations")}
-
-
-def test_a_single_file_is_split_by_names_alone(source: Path, tmp_path: Path) -> None:
+def test_split_of_a_single_file_depends_on_names_only(source: Path, tmp_path: Path) -> None:
     content, parts = merged(source), []
     for number, reverse in enumerate((False, True)):
         folder = tmp_path / str(number)
         shutil.copytree(source / "images", folder / "images")
         content["images"].sort(key=lambda image: image["id"], reverse=reverse)
-        write(folder / "annotations" / "all.json", content)
-        for given in (folder, folder / "annotations" / "all.json"):
-            splits = layouts.find(str(given))
-            parts.append(
-                {split: known(layouts.read(str(given), split).records()) for split in splits}
-            )
-    assert (
-        parts[0] == parts[1] == parts[2] == parts[3]
-        and not parts[0]["train"].keys() & parts[0]["val"].keys()
-    )
+        json_file = folder / "annotations" / "all.json"
+        write(json_file, content)
+        parts += [objects_by_split(folder), objects_by_split(json_file)]
+    assert parts[0] == parts[1] == parts[2] == parts[3]
+    assert not parts[0]["train"].keys() & parts[0]["val"].keys()
 
 
-def test_a_single_file_is_split_whatever_it_is_called(source: Path, tmp_path: Path) -> None:
+def test_single_file_named_train_is_split(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source / "images", tmp_path / "data" / "images")
     write(tmp_path / "data" / "annotations" / "train.json", merged(source))
-    layout = layouts.detect_format(str(tmp_path / "data"))
-    assert {split: len(layout.read(split).images) for split in layout.splits} == {
-        "train": 10,
-        "val": 2,
-    }
-    assert "2 of 12 images are set apart to validate, by seed 0 and their names" in layout.notes
+    layout = custom.detect_format(str(tmp_path / "data"))
+    assert layout.splits.keys() == {"train", "val"}
+    assert len(layout.read("train").images) == 10 and len(layout.read("val").images) == 2
+    assert HELD_OUT in layout.notes
 
 
-@pytest.mark.parametrize("masks_too", [False, True])
-def test_normalized_boxes_are_made_from_masks_in_a_single_file_as_in_two(
-    source: Path, tmp_path: Path, masks_too: bool
+@pytest.mark.parametrize("normalize_masks", [False, True])
+def test_normalized_boxes_in_a_single_file_are_recomputed_from_masks(
+    source: Path, tmp_path: Path, normalize_masks: bool
 ) -> None:
     shutil.copytree(source / "images", tmp_path / "data" / "images")
     content = merged(source)
@@ -293,128 +320,123 @@ def test_normalized_boxes_are_made_from_masks_in_a_single_file_as_in_two(
         width, height = sizes[item["image_id"]]
         x, y, w, h = boxes[item["id"]] = item["bbox"]
         item["bbox"] = [x / width, y / height, w / width, h / height]
-        if masks_too:
-            points = np.reshape(item["segmentation"][0], (-1, 2)) / [width, height]
-            item["segmentation"] = [points.ravel().tolist()]
+        if normalize_masks:
+            item["segmentation"] = [(points_of(item) / [width, height]).ravel().tolist()]
     write(tmp_path / "data" / "all.json", content)
-    layout = layouts.detect_format(str(tmp_path / "data"))
-    for split in ("train", "val"):
+    layout = custom.detect_format(str(tmp_path / "data"))
+    for split in SPLITS:
         with pytest.raises(UserError, match=r"are they normalized\?"):
-            layout.read(split, masks=masks_too)
-        if not masks_too:
-            objects = [item for items in layout.read(split).objects.values() for item in items]
-            for item in objects:
-                assert item["bbox"] == pytest.approx(boxes[item["id"]])
+            layout.read(split, masks=normalize_masks)
+        if not normalize_masks:
+            for objects in layout.read(split).objects.values():
+                for item in objects:
+                    assert item["bbox"] == pytest.approx(boxes[item["id"]])
 
 
-def test_val_json_alone_is_evaluated_on(source: Path, tmp_path: Path) -> None:
+def test_val_json_alone_is_a_validation_split(source: Path, tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     shutil.copytree(source / "images", tmp_path / "images")
     shutil.copy(source / "annotations" / "val.json", tmp_path / "annotations")
-    assert layouts.find(str(tmp_path)) == {
-        "val": layouts.Split(tmp_path / "annotations" / "val.json", tmp_path / "images")
-    }
+    split = custom.Split(tmp_path / "annotations" / "val.json", tmp_path / "images")
+    assert custom.find(str(tmp_path)) == {"val": split}
 
 
-def test_who_splits_and_when_makes_no_difference() -> None:
+def no_split(name: str) -> None:
+    return None
+
+
+def test_held_out_images_never_change() -> None:
     names = [f"{number}.jpg" for number in range(12)]
-    for given in (names, names[::-1]):
-        assert layouts.split_images(given, lambda name: None)[0]["val"] == {
-            "4.jpg",
-            "0.jpg",
-        }  # which people go by
+    for ordered in (names, names[::-1]):
+        parts, _ = custom.split_images(ordered, no_split)
+        assert parts["val"] == {"4.jpg", "0.jpg"}  # users rely on these
 
 
-def test_at_least_one_image_is_set_apart_and_variants_of_one_stay_together() -> None:
-    parts, _ = layouts.split_images(["a.jpg", "b.jpg"], lambda name: None)
+def test_at_least_one_image_is_held_out() -> None:
+    parts, _ = custom.split_images(["a.jpg", "b.jpg"], no_split)
     assert len(parts["train"]) == len(parts["val"]) == 1
-    names = [f"{number}_jpg.rf.{variant}.jpg" for number in range(10) for variant in "abc"]
-    parts, _ = layouts.split_images(names, lambda name: None)
-    originals = {split: {name[0] for name in part} for split, part in parts.items()}
-    assert len(parts["val"]) == 6 and not originals["train"] & originals["val"]
     with pytest.raises(UserError, match="1 image cannot be split"):
-        layouts.split_images(["a.jpg"], lambda name: None)
+        custom.split_images(["a.jpg"], no_split)
 
 
-def test_converted_data_is_written_once_and_anew_when_something_changes(
+def test_variants_of_an_image_are_in_the_same_split() -> None:
+    names = []
+    for number in range(10):
+        names += [f"{number}_jpg.rf.{variant}.jpg" for variant in "abc"]
+    parts, _ = custom.split_images(names, no_split)
+    train_originals = {name[0] for name in parts["train"]}
+    val_originals = {name[0] for name in parts["val"]}
+    assert len(parts["val"]) == 6 and not train_originals & val_originals
+
+
+def test_conversion_is_repeated_only_if_a_file_changes(
     source: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpvit.data.datasets import yolo as reader
+    from gpvit.data.datasets import yolo
 
-    folder = tmp_path / "data"
-    yolo("images", "labels")(source, folder)
-    first = layouts.find(str(folder))
-    assert first["train"].json_file.parent.parent == cache and first[
-        "train"
-    ].json_file.parent.name.startswith("data-")
+    data = tmp_path / "data"
+    yolo_layout("images", "labels")(source, data)
+    first = custom.find(str(data))
+    folder = first["train"].json_file.parent
+    assert folder.parent == cache and folder.name.startswith("data-")
     with monkeypatch.context() as patch:
-        patch.setattr(reader, "from_yolo", lambda *arguments: pytest.fail("it is converted again"))
-        assert layouts.find(str(folder)) == first
-    label = sorted((folder / "labels").iterdir())[0]
-    label.write_text("".join(f"2 0.1 0.1 0.5 0.1 0.5 0.{end}\n" for end in (5, 6, 7)))
-    assert layouts.find(str(folder)) != first
-    found = {
-        **known(layouts.read(str(folder), "train").records()),
-        **known(layouts.read(str(folder), "val").records()),
-    }
-    assert [item[0] for item in found[label.with_suffix(".png").name]] == [2, 2, 2]
+        patch.setattr(yolo, "from_yolo", lambda *arguments: pytest.fail("it is converted again"))
+        assert custom.find(str(data)) == first
+    labels = sorted((data / "labels").iterdir())[0]
+    lines = [f"2 0.1 0.1 0.5 0.1 0.5 0.{end}\n" for end in (5, 6, 7)]
+    labels.write_text("".join(lines))
+    assert custom.find(str(data)) != first
+    objects = all_objects(data)[labels.with_suffix(".png").name]
+    assert [category for category, *_ in objects] == [2, 2, 2]
 
 
-def test_data_of_the_same_names_sizes_and_times_in_two_folders_are_told_apart(
-    tmp_path: Path,
-) -> None:
-    for number, folder in enumerate(("a", "b"), start=1):
-        file = tmp_path / folder / "data.json"
-        names = [f"{image}.png" for image in range(5)]
-        images = [
-            {"id": id, "file_name": name, "width": 9, "height": 9} for id, name in enumerate(names)
-        ]
-        objects = [
-            {"id": id, "image_id": id, "category_id": 1, "bbox": [1, 1, 4, number + 3]}
-            for id in range(5)
-        ]
-        write(
-            file, {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "x"}]}
-        )
-        os.utime(file, ns=(0, 0))
-        for name in names:
+def boxes_content(images: dict[int, str], box: list[float]) -> dict:
+    """Return a COCO file without masks: 9 x 9 images by ID, each with the same box."""
+    entries, objects = [], []
+    for id, name in images.items():
+        entries.append({"id": id, "file_name": name, "width": 9, "height": 9})
+        objects.append({"id": id, "image_id": id, "category_id": 1, "bbox": box})
+    categories = [{"id": 1, "name": "x"}]
+    return {"images": entries, "annotations": objects, "categories": categories}
+
+
+def test_datasets_of_equal_names_sizes_and_times_have_separate_caches(tmp_path: Path) -> None:
+    images = {id: f"{id}.png" for id in range(5)}
+    for folder, height in (("a", 4), ("b", 5)):
+        json_file = tmp_path / folder / "data.json"
+        write(json_file, boxes_content(images, [1, 1, 4, height]))
+        os.utime(json_file, ns=(0, 0))
+        for name in images.values():
             Image.new("RGB", (9, 9)).save(tmp_path / folder / name)
-        read = layouts.read(str(file), "train", masks=False)
-        assert {item["bbox"][3] for items in read.objects.values() for item in items} == {
-            number + 3
-        }
+        file = custom.read(str(json_file), "train", masks=False)
+        for [item] in file.objects.values():
+            assert item["bbox"][3] == height
 
 
-def test_of_processes_that_convert_at_once_one_is_first_and_the_others_take_its_files(
-    tmp_path: Path,
-) -> None:
-    layouts._write(tmp_path / "new", {"a": "first"})
-    layouts._write(tmp_path / "new", {"a": "second"})
-    assert [path.name for path in tmp_path.iterdir()] == ["new"] and (
-        tmp_path / "new" / "a"
-    ).read_text() == '"first"'
+def test_of_simultaneous_conversions_the_first_is_kept(tmp_path: Path) -> None:
+    custom._write_folder(tmp_path / "new", {"a": "first"})
+    custom._write_folder(tmp_path / "new", {"a": "second"})
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+    assert (tmp_path / "new" / "a").read_text() == '"first"'
 
 
-def test_data_that_moved_is_the_same_to_a_training_that_goes_on(
-    source: Path, tmp_path: Path
-) -> None:
-    yolo("images", "labels")(source, tmp_path / "before")
-    before = dataset_fingerprint(layouts.read(str(tmp_path / "before"), "train").records(), [])
+def test_moving_a_dataset_keeps_its_fingerprint(source: Path, tmp_path: Path) -> None:
+    yolo_layout("images", "labels")(source, tmp_path / "before")
+    before = dataset_fingerprint(custom.read(str(tmp_path / "before"), "train").records(), [])
     shutil.copytree(tmp_path / "before", tmp_path / "after", copy_function=shutil.copyfile)
     shutil.rmtree(tmp_path / "before")
-    assert (
-        dataset_fingerprint(layouts.read(str(tmp_path / "after"), "train").records(), []) == before
-    )
+    after = dataset_fingerprint(custom.read(str(tmp_path / "after"), "train").records(), [])
+    assert after == before
 
 
-def test_converted_data_is_evaluated(source: Path, tmp_path: Path) -> None:
-    yolo("images", "labels")(source, tmp_path / "data")
+def test_perfect_detections_of_converted_data_have_ap_100(source: Path, tmp_path: Path) -> None:
+    yolo_layout("images", "labels")(source, tmp_path / "data")
 
     def perfect(image: dict, api, name: str) -> Instances:
         found = api.loadAnns(api.getAnnIds(image["id"]))
         boxes = torch.tensor([item["bbox"] for item in found], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        masks = torch.tensor(np.array([api.annToMask(item) for item in found]), dtype=torch.bool)
+        masks = torch.tensor(np.array(list(map(api.annToMask, found))), dtype=torch.bool)
         classes = torch.tensor([item["category_id"] - 1 for item in found])
         size = (image["height"], image["width"])
         scores = torch.ones(len(found))
@@ -426,53 +448,53 @@ def test_converted_data_is_evaluated(source: Path, tmp_path: Path) -> None:
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
 
 
-@pytest.mark.parametrize("kind", [yolo("images", "labels"), labelme(".")])
-def test_outlines_of_photos_survive_conversion(real_data: Path, tmp_path: Path, kind) -> None:
+@pytest.mark.parametrize("build", [yolo_layout("images", "labels"), labelme_layout(".")])
+def test_conversion_preserves_outlines_of_photos(
+    real_data: Path, tmp_path: Path, build: Build
+) -> None:
     source = tmp_path / "source"
     shutil.copytree(real_data / "fruits_nuts", source)
     for split, content in contents(source).items():
         for entry in content["categories"]:
             entry["name"] = CLASSES[entry["id"] - 1]
         write(source / "annotations" / f"{split}.json", content)
-    kind(source, tmp_path / "data")
-    overlaps = []
-    for split in layouts.find(str(tmp_path / "data")):
-        for record in layouts.read(str(tmp_path / "data"), split).records():
-            name, size = Path(record["file_name"]).name, (record["height"], record["width"])
-            mine = [item["segmentation"] for item in record["annotations"]]
-            original = by_image(source)[name]
-            assert len(mine) == len(original)
-            pairs = [mask_api.frPyObjects([a[0], b[0]], *size) for a, b in zip(mine, original)]
-            overlaps += [mask_api.iou([a], [b], [0])[0, 0] for a, b in pairs]
-    assert len(overlaps) == 165 and min(overlaps) > 0.999
+    build(source, tmp_path / "data")
+    originals = polygons_by_image(source)
+    ious = []
+    for split in custom.find(str(tmp_path / "data")):
+        for record in custom.read(str(tmp_path / "data"), split).records():
+            size = (record["height"], record["width"])
+            polygons = originals[Path(record["file_name"]).name]
+            assert len(record["annotations"]) == len(polygons)
+            for item, [original] in zip(record["annotations"], polygons):
+                a, b = mask_api.frPyObjects([item["segmentation"][0], original], *size)
+                ious.append(mask_api.iou([a], [b], [0])[0, 0])
+    assert len(ious) == 165 and min(ious) > 0.999
 
 
-def by_image(source: Path) -> dict[str, list]:
+def polygons_by_image(source: Path) -> dict[str, list]:
     found: dict[str, list] = {}
     for content in contents(source).values():
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        for item in content["annotations"]:
-            found.setdefault(names[item["image_id"]], []).append(item["segmentation"])
+        for image in content["images"]:
+            for item in annotations_of(content, image):
+                found.setdefault(image["file_name"], []).append(item["segmentation"])
     return found
 
 
 def test_labelme_groups_are_one_object_and_rectangles_have_no_mask(tmp_path: Path) -> None:
-    def shape(label: str, kind: str, *points: list[float], group: int | None = None) -> dict:
-        return {"label": label, "shape_type": kind, "points": points, "group_id": group}
-
     parts = [[1, 1], [9, 1], [9, 9]], [[20, 1], [29, 1], [29, 9.5]]
+    shapes = [
+        labelme_shape("cat", "polygon", *parts[0], group=4),
+        labelme_shape("cat", "polygon", *parts[1], group=4),
+        labelme_shape("dog", "polygon", *parts[0], group=4),
+        labelme_shape("dog", "rectangle", [9, 9], [1, 2]),
+        labelme_shape("dog", "circle", [3, 3], [4, 4]),
+    ]
     for name in ("a", "b"):
         Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")
-        shapes = [shape("cat", "polygon", *part, group=4) for part in parts] + [
-            shape("dog", "polygon", *parts[0], group=4)
-        ]
-        shapes += [
-            shape("dog", "rectangle", [9, 9], [1, 2]),
-            shape("dog", "circle", [3, 3], [4, 4]),
-        ]
         write(tmp_path / f"{name}.json", {"shapes": shapes, "imagePath": f"..\\photos\\{name}.png"})
-    layout = layouts.detect_format(str(tmp_path))
-    assert "left out: 2 shapes that are no outlines (circle)" in layout.notes
+    layout = custom.detect_format(str(tmp_path))
+    assert "left out: 2 shapes without an outline (circle)" in layout.notes
     [record] = layout.read("val", masks=False).records()
     boxes = [(item["category_id"], item["bbox"]) for item in record["annotations"]]
     assert boxes == [(0, [1, 1, 28, 8.5]), (1, [1, 1, 8, 8]), (1, [1, 2, 8, 7])]
@@ -484,27 +506,22 @@ def test_labelme_groups_are_one_object_and_rectangles_have_no_mask(tmp_path: Pat
 
 
 def test_yolo_boxes_scores_and_images_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
     for name in "abc":
-        (tmp_path / "images").mkdir(exist_ok=True)
         Image.new("RGB", (40, 20)).save(tmp_path / "images" / f"{name}.png")
-    write(
-        tmp_path / "labels" / "a.txt",
-        "1 0.5 0.5 0.5 0.5\n\n0 0.5 0.5 0.5 0.5 0.9\n0 0 0 0.5 0 0.5 0.5 0.25\n",
-    )
+    box, box_with_score = "1 0.5 0.5 0.5 0.5\n", "0 0.5 0.5 0.5 0.5 0.9\n"
+    polygon_with_score = "0 0 0 0.5 0 0.5 0.5 0.25\n"
+    write(tmp_path / "labels" / "a.txt", f"{box}\n{box_with_score}{polygon_with_score}")
     write(tmp_path / "labels" / "b.txt", "")
     write(tmp_path / "d.yml", "names: {0: cat, 1: dog}\n")
-    layout = layouts.detect_format(str(tmp_path))
-    assert (
-        "1 images have no file of labels: taken for images without objects: images/c.png"
-        in layout.notes
-    )
+    layout = custom.detect_format(str(tmp_path))
+    note = "1 images have no label file and are treated as images without objects: images/c.png"
+    assert note in layout.notes
     found = {}
-    for split in ("train", "val"):
+    for split in SPLITS:
         content = json.loads(layout.splits[split].json_file.read_text())
-        found |= {
-            image["file_name"]: [a for a in content["annotations"] if a["image_id"] == image["id"]]
-            for image in content["images"]
-        }
+        for image in content["images"]:
+            found[image["file_name"]] = annotations_of(content, image)
     assert [len(found[f"images/{name}.png"]) for name in "abc"] == [3, 0, 0]
     items = found["images/a.png"]
     assert [item["bbox"] for item in items] == [[10, 5, 20, 10], [10, 5, 20, 10], [0, 0, 20, 10]]
@@ -512,28 +529,22 @@ def test_yolo_boxes_scores_and_images_without_labels(tmp_path: Path) -> None:
     assert [item.get("segmentation") for item in items] == [None, None, [[0, 0, 20, 0, 20, 10]]]
 
 
-def test_images_that_the_yaml_file_does_not_say_are_no_part_of_the_data(
-    source: Path, tmp_path: Path
-) -> None:
-    yolo("SPLIT/images", "SPLIT/labels", train="train/images", test="val")(
-        source, tmp_path / "data"
-    )
+def test_images_that_the_yaml_file_does_not_list_are_not_used(source: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    yolo_layout("SPLIT/images", "SPLIT/labels", train="train/images", test="val")(source, data)
     for folder in ("images", "labels"):
-        shutil.copytree(tmp_path / "data" / "train" / folder, tmp_path / "data" / "old" / folder)
-    for given in (tmp_path / "data", tmp_path / "data" / "data.yaml"):
-        found = {
-            split: known(layouts.read(str(given), split).records()) for split in ("train", "val")
-        }
-        assert [len(records) for records in found.values()] == [8, 4]
+        shutil.copytree(data / "train" / folder, data / "old" / folder)
+    for given in (data, data / "data.yaml"):
+        assert len(objects_of(given, "train")) == 8 and len(objects_of(given, "val")) == 4
 
 
-def test_sizes_are_those_of_the_picture_as_it_is_seen(tmp_path: Path) -> None:
+def test_size_of_an_image_respects_exif_rotation(tmp_path: Path) -> None:
     from gpvit.data.datasets.to_coco import size_of
 
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = 6  # orientation: rotated by 90 degrees
     for suffix in ("jpg", "png", "tif", "webp"):
-        path = tmp_path / f"turned.{suffix}"
+        path = tmp_path / f"rotated.{suffix}"
         Image.new("RGB", (40, 20)).save(path, exif=exif)
         assert size_of(path) == read_image(path).shape[:2] == (40, 20)
     (tmp_path / "broken.jpg").write_bytes(b"broken")
@@ -542,78 +553,87 @@ def test_sizes_are_those_of_the_picture_as_it_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_the_group_that_roboflow_writes_before_the_classes_is_left_out_if_it_is_one(
+def test_group_category_of_roboflow_is_ignored_unless_it_has_objects(
     tmp_path: Path, used: bool
 ) -> None:
-    categories = [{"id": 0, "name": "fruit", "supercategory": "none"}]
-    categories += [
-        {"id": id, "name": name, "supercategory": "fruit"}
-        for id, name in ((1, "fig"), (2, "fruit"))
+    categories = [
+        {"id": 0, "name": "fruit", "supercategory": "none"},
+        {"id": 1, "name": "fig", "supercategory": "fruit"},
+        {"id": 2, "name": "fruit", "supercategory": "fruit"},
     ]
-    item = {
-        "id": 1,
-        "image_id": 1,
-        "category_id": 0 if used else 2,
-        "bbox": [1, 1, 4, 4],
-        "area": 16,
-        "iscrowd": 0,
-    }
-    images = [{"id": 1, "file_name": "a.png", "height": 9, "width": 9}]
-    write(
-        tmp_path / "all.json", {"categories": categories, "images": images, "annotations": [item]}
-    )
-    file = annotations.read(tmp_path / "all.json", tmp_path, masks=False)
+    content = boxes_content({1: "a.png"}, [1, 1, 4, 4]) | {"categories": categories}
+    content["annotations"][0]["category_id"] = 0 if used else 2
+    write(tmp_path / "all.json", content)
+    file = coco.read(tmp_path / "all.json", tmp_path, masks=False)
     assert list(file.categories.values()) == (["fruit"] if used else []) + ["fig", "fruit"]
-    assert ("group" in annotations.grouped(file.problems)) is not used
+    assert ("group" in grouped(file.problems)) is not used
 
 
-def put(name: str, content: object) -> Callable[[Path], object]:
+# Damage: functions that change a dataset.
+
+Damage = Callable[[Path], object]
+
+
+def put(name: str, content: object) -> Damage:
     return lambda folder: write(folder / name, content)
 
 
-def remove(name: str) -> Callable[[Path], object]:
-    return lambda folder: (
-        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
-    )
+def remove(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+    return damage
 
 
-def copy(name: str, other: str) -> Callable[[Path], object]:
-    return lambda folder: (shutil.copytree if (folder / name).is_dir() else shutil.copy)(
-        folder / name, folder / other
-    )
+def copy(name: str, other: str) -> Damage:
+    def damage(folder: Path) -> None:
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, folder / other)
+        else:
+            shutil.copy(folder / name, folder / other)
+
+    return damage
 
 
-COCO_2017, LABEL = "annotations/instances_train2017.json", "labels/val_00001.txt"
+def link_to_nowhere(folder: Path) -> None:
+    (folder / "images" / "gone.png").symlink_to("nowhere")
+
+
+COCO_2017 = "annotations/instances_train2017.json"
 YAML = {"names": CLASSES}
 
 
 @pytest.mark.parametrize(
-    ("kind", "damage", "message"),
+    ("build", "damage", "message"),
     [
         (
-            SPLIT["plain"],
+            SPLIT["default"],
             remove("annotations"),
-            "no annotations are recognised in 12 images; accepted are",
+            "no annotations are recognized in 12 images; supported are",
         ),
         (
-            SPLIT["plain"],
+            SPLIT["default"],
             remove("images"),
-            "of its 8 images, 8 are not in .* and its folders: train_00000",
+            "8 of its 8 images are not in .* and its subfolders: train_00000",
         ),
         (
-            SPLIT["plain"],
+            SPLIT["default"],
             remove("annotations/train.json"),
             "there are no annotations for train, only .*/val.json",
         ),
         (
             SPLIT["COCO"],
             copy(COCO_2017, "annotations/instances_train2014.json"),
-            "it cannot be told which",
+            "cannot tell which of annotations/instances_train2014.json, .* is for train",
         ),
         (
             SPLIT["folders in images"],
             put("annotations/val.json", "{"),
-            "val.json is no JSON .*; correct it, or move it",
+            "val.json is not valid JSON .*; fix it, or move it",
         ),
         (
             SPLIT["COCO"],
@@ -628,12 +648,12 @@ YAML = {"names": CLASSES}
         (
             SPLIT["anywhere"],
             remove("pictures/2024/may/val_00001.png"),
-            "of its 4 images, 1 are not in .*val_00001",
+            "1 of its 4 images are not in .*val_00001",
         ),
         (
             SPLIT["labelme"],
             put("val/val_00001.json", '{"shapes'),
-            "cannot be used, .* cannot be read as labelme's",
+            "cannot be used, .* cannot be read as a labelme file",
         ),
         (
             SPLIT["labelme"],
@@ -643,40 +663,36 @@ YAML = {"names": CLASSES}
         (
             SPLIT["labelme"],
             remove("val/val_00001.png"),
-            "val_00001.json: its image, val_00001.png, is not there",
+            "val_00001.json: its image, val_00001.png, does not exist",
         ),
         (
             SPLIT["labelme"],
             copy("val/val_00001.json", "val/again.json"),
-            "val_00001.json: is of the same image as .*again",
+            "val_00001.json: belongs to the same image as .*again",
         ),
-        (UNSPLIT["YOLO"], put("data.yaml", YAML | {"kpt_shape": [3, 2]}), "is of key points"),
-        (UNSPLIT["YOLO"], put("data.yaml", "names"), "data.yaml: it holds no keys"),
-        (UNSPLIT["YOLO"], put("more.yaml", YAML), "data.yaml, more.yaml all have names of classes"),
-        (
-            UNSPLIT["YOLO"],
-            lambda folder: (folder / "images" / "gone.png").symlink_to("nowhere"),
-            "No such file .*gone.png",
-        ),
+        (UNSPLIT["YOLO"], put("data.yaml", YAML | {"kpt_shape": [3, 2]}), "describes keypoints"),
+        (UNSPLIT["YOLO"], put("data.yaml", "names"), "data.yaml: it has no keys"),
+        (UNSPLIT["YOLO"], put("more.yaml", YAML), "data.yaml, more.yaml all have class names"),
+        (UNSPLIT["YOLO"], link_to_nowhere, "No such file .*gone.png"),
         (UNSPLIT["YOLO"], remove("labels"), "has no images with labels"),
         (UNSPLIT["YOLO"], put("images/val_00001.png", "no image"), "val_00001.png: cannot be read"),
     ],
 )
-def test_what_is_not_clear_is_refused_in_one_line(
-    source: Path, tmp_path: Path, kind, damage, message: str
+def test_ambiguous_or_damaged_dataset_raises_in_one_line(
+    source: Path, tmp_path: Path, build: Build, damage: Damage, message: str
 ) -> None:
-    kind(source, tmp_path / "data")
+    build(source, tmp_path / "data")
     damage(tmp_path / "data")
     with pytest.raises(UserError, match=message) as error:
-        for split in ("train", "val"):
-            layouts.read(str(tmp_path / "data"), split)
+        for split in SPLITS:
+            custom.read(str(tmp_path / "data"), split)
     assert "\n" not in str(error.value)
 
 
-def unreadable(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    """Lets nobody read what has a path that ends so; root, who may run the tests, could."""
+def deny_access(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Deny reading the paths with this end. Permissions would not stop tests that run as root."""
 
-    def refusing(function: Callable) -> Callable:
+    def denying(function: Callable) -> Callable:
         def call(path: object = ".", *arguments: object, **options: object) -> object:
             if not isinstance(path, int) and os.fspath(path).endswith(end):
                 raise PermissionError(13, "Permission denied", os.fspath(path))
@@ -684,43 +700,48 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
 
         return call
 
-    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
-    monkeypatch.setattr(Path, "open", refusing(Path.open))
+    monkeypatch.setattr(os, "scandir", denying(os.scandir))
+    monkeypatch.setattr(Path, "open", denying(Path.open))
 
 
-def test_a_path_that_cannot_be_looked_at_is_one_line() -> None:
+def test_too_long_path_raises_in_one_line() -> None:
     with pytest.raises(UserError, match=r"^--data aaa.*: File name too long$"):
-        layouts.detect_format("a" * 300)
+        custom.detect_format("a" * 300)
 
 
 @pytest.mark.parametrize(
-    ("kind", "end", "message"),
+    ("build", "end", "message"),
     [
         (SPLIT["folders in images"], "images/val", "cannot list .*images/val: Permission denied"),
-        (SPLIT["plain"], "images", "cannot list .*images: Permission denied; make it readable"),
+        (SPLIT["default"], "images", "cannot list .*images: Permission denied; make it readable"),
         (UNSPLIT["YOLO"], "a.log.txt", "cannot read .*a.log.txt: Permission denied"),
-        (SPLIT["COCO"], "instances_val2017.json", "val2017.json cannot be read .Perm.*; correct"),
+        (SPLIT["COCO"], "instances_val2017.json", "val2017.json cannot be read .Perm.*; fix it"),
         (SPLIT["labelme"], "val_00001.json", "val_00001.json: cannot be read as .*PermissionE"),
     ],
 )
-def test_what_cannot_be_read_is_named(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind, end: str, message: str
+def test_unreadable_file_or_folder_raises_with_its_name(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    build: Build,
+    end: str,
+    message: str,
 ) -> None:
-    kind(source, tmp_path / "data")
-    write(tmp_path / "data" / "a.log.txt", "what somebody else wrote")
-    unreadable(monkeypatch, end)
+    build(source, tmp_path / "data")
+    write(tmp_path / "data" / "a.log.txt", "output of another program")
+    deny_access(monkeypatch, end)
     with pytest.raises(UserError, match=message) as error:
-        layouts.detect_format(str(tmp_path / "data")).read("val")
+        custom.detect_format(str(tmp_path / "data")).read("val")
     assert "\n" not in str(error.value)
 
 
-def test_files_in_a_folder_that_can_only_be_listed_are_named(
+def test_folder_that_can_only_be_listed_raises_with_its_name(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     SPLIT["folders in images"](source, tmp_path / "data")
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("images/val"))
     with pytest.raises(UserError, match=r"cannot open the files in .*images/val; make it"):
-        layouts.detect_format(str(tmp_path / "data"))
+        custom.detect_format(str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(
@@ -732,14 +753,16 @@ def test_files_in_a_folder_that_can_only_be_listed_are_named(
         ({"images": [{"id": 1}], "categories": []}, "no categories"),
     ],
 )
-def test_a_file_that_is_none_is_one_line(tmp_path: Path, content: object, message: str) -> None:
+def test_invalid_json_file_raises_in_one_line(
+    tmp_path: Path, content: object, message: str
+) -> None:
     write(tmp_path / "all.json", content)
     with pytest.raises(UserError, match=message) as error:
-        layouts.find(str(tmp_path / "all.json"))
+        custom.find(str(tmp_path / "all.json"))
     assert "\n" not in str(error.value)
 
 
-def test_without_supervision_the_error_says_what_to_install(
+def test_only_conversion_needs_supervision(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("labelme", "to_coco", "yolo"):
@@ -748,36 +771,36 @@ def test_without_supervision_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "supervision", None)
     SPLIT["labelme"](source, tmp_path / "data")
     with pytest.raises(UserError, match="pip install 'supervision"):
-        layouts.find(str(tmp_path / "data"))
-    assert layouts.find(str(source))["train"].json_file.exists()
+        custom.find(str(tmp_path / "data"))
+    assert custom.find(str(source))["train"].json_file.exists()
 
 
-def test_of_folders_that_have_all_images_the_one_called_as_the_split_or_images_counts(
+def test_of_folders_with_all_images_the_one_named_as_the_split_or_images_is_used(
     source: Path, tmp_path: Path
 ) -> None:
-    images = contents(source)["val"]
+    data = tmp_path / "data"
+    content = contents(source)["val"]
     for folder in ("pictures/train", "pictures/val", "shots/images", "shots/masks"):
-        copy_images(source, images, tmp_path / "data" / folder)
-    for split in ("train", "val"):
-        write(tmp_path / "data" / "labels" / f"{split}.json", images)
-    tree = layouts.Tree(tmp_path / "data" / "pictures")
-    for split in ("train", "val"):
-        found = layouts.image_root(tmp_path / "data" / "labels" / f"{split}.json", tree, split)
-        assert found == tmp_path / "data" / "pictures" / split
-    tree = layouts.Tree(tmp_path / "data" / "shots")
-    found = layouts.image_root(tmp_path / "data" / "labels" / "val.json", tree, "val")
-    assert found == tmp_path / "data" / "shots" / "images"
+        copy_images(source, content, data / folder)
+    for split in SPLITS:
+        write(data / "labels" / f"{split}.json", content)
+    tree = Tree(data / "pictures")
+    for split in SPLITS:
+        found = custom.image_root(data / "labels" / f"{split}.json", tree, split)
+        assert found == data / "pictures" / split
+    found = custom.image_root(data / "labels" / "val.json", Tree(data / "shots"), "val")
+    assert found == data / "shots" / "images"
 
 
-def test_a_folder_with_one_split_has_that_one(source: Path, tmp_path: Path) -> None:
+def test_folder_may_have_a_single_split(source: Path, tmp_path: Path) -> None:
     SPLIT["COCO"](source, tmp_path)
     (tmp_path / "annotations" / "instances_train2017.json").unlink()
-    assert layouts.find(str(tmp_path)).keys() == {"val"}
+    assert custom.find(str(tmp_path)).keys() == {"val"}
     with pytest.raises(UserError, match="no annotations for train, only .*instances_val2017.json"):
-        layouts.read(str(tmp_path), "train")
+        custom.read(str(tmp_path), "train")
 
 
-def test_what_was_found_is_in_the_log_before_the_data_is_used(
+def test_summary_is_logged_before_the_first_use(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     SPLIT["Roboflow"](source, tmp_path / "data")
@@ -787,64 +810,55 @@ def test_what_was_found_is_in_the_log_before_the_data_is_used(
     with caplog.at_level(logging.INFO, "gpvit.data"):
         for loader in (cfg.dataloader.train, cfg.dataloader.test):
             DatasetCatalog.get(loader.dataset.names)
-    [text] = [
-        entry.getMessage()
-        for entry in caplog.records
-        if entry.name == "gpvit.data.datasets.register"
-    ]
-    lines = text.splitlines()
+    [entry] = [entry for entry in caplog.records if entry.name == "gpvit.data.datasets.register"]
+    lines = entry.getMessage().splitlines()
     assert lines[0] == f"{tmp_path / 'data'}: COCO format by Roboflow"
-    numbers = {
-        line.rsplit(maxsplit=2)[0].strip(): [int(n) for n in line.split()[-2:]]
-        for line in lines
-        if line[-1].isdigit()
-    }
-    files = {split: layouts.read(str(source), split) for split in ("train", "val")}
-    objects = {
-        split: [item for items in file.objects.values() for item in items]
-        for split, file in files.items()
-    }
-    assert numbers["images"] == [8, 4]
-    assert numbers["objects"] == [len(found) for found in objects.values()]
+    rows = {}
+    for line in lines:
+        if line[-1].isdigit():
+            label, *numbers = line.rsplit(maxsplit=2)
+            rows[label.strip()] = list(map(int, numbers))
+    classes, widths = {split: [] for split in SPLITS}, []  # of each object and image
+    for split, content in contents(source).items():
+        classes[split] += [item["category_id"] for item in content["annotations"]]
+        widths += [image["width"] for image in content["images"]]
+    assert rows["images"] == [8, 4]
+    assert rows["objects"] == list(map(len, classes.values()))
     for id, name in enumerate(CLASSES, start=1):
-        assert numbers[name] == [
-            sum(item["category_id"] == id for item in found) for found in objects.values()
-        ]
-    sides = [image["width"] for file in files.values() for image in file.images.values()]
-    assert f"images are {min(sides)} to {max(sides)} pixels wide" in lines[-1]
+        assert rows[name] == [found.count(id) for found in classes.values()]
+    assert f"images are {min(widths)} to {max(widths)} pixels wide" in lines[-1]
 
 
-def test_a_table_of_many_classes_has_the_most_frequent_and_those_without_objects() -> None:
-    file = annotations.CocoFile("a.json", "", categories={id: f"class {id}" for id in range(30)})
+def test_table_has_the_most_frequent_classes_and_those_without_objects() -> None:
+    file = coco.CocoFile("a.json", "", categories={id: f"class {id}" for id in range(30)})
     file.images = {1: {"file_name": "a.png", "height": 5, "width": 7}}
-    file.objects = {
-        1: [{"category_id": id, "iscrowd": 0} for id in range(28) for _ in range(id + 1)]
-    }
+    file.objects = {1: []}
+    for id in range(28):
+        file.objects[1] += [{"category_id": id, "iscrowd": 0}] * (id + 1)
     file.objects[1].append({"category_id": 29, "iscrowd": 1})
-    lines = layouts.table({"train": file}).splitlines()
-    assert [line.split() for line in lines[5:7]] == [["class", "27", "28"], ["class", "26", "27"]]
-    assert [line.split() for line in lines[-3:-2]] == [
-        ["and", "10", "classes", "more", str(sum(range(1, 9)))]
-    ]
+    lines = custom.table({"train": file}).splitlines()
+    assert lines[5].split() == ["class", "27", "28"] and lines[6].split() == ["class", "26", "27"]
+    assert lines[-3].split() == ["and", "10", "more", "classes", str(sum(range(1, 9)))]
     assert lines[-2:] == [
         "classes without objects in train: class 28, class 29",
         "images are 7 pixels wide and 5 high",
     ]
 
 
-@pytest.mark.parametrize("name", ["Roboflow", "YOLO, Ultralytics'"])
-def test_the_checker_takes_every_layout(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("Roboflow", "COCO format by Roboflow"),
+        ("YOLO by Ultralytics", "YOLO format, converted to COCO format in "),
+    ],
+)
+def test_check_data_accepts_all_layouts(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, format: str
 ) -> None:
     SPLIT[name](source, tmp_path / "data")
     assert check_data.main(["--data", str(tmp_path / "data")]) == 0
     text = capsys.readouterr().out
-    what = (
-        "COCO format by Roboflow"
-        if name == "Roboflow"
-        else "YOLO format, converted to COCO format in "
-    )
-    assert f"{tmp_path / 'data'}: {what}" in text
+    assert f"{tmp_path / 'data'}: {format}" in text
     assert "images                   8      4" in text
     image = next((tmp_path / "data").rglob("val_00001.png"))
     image.write_bytes(image.read_bytes()[:100])
@@ -852,126 +866,130 @@ def test_the_checker_takes_every_layout(
     assert "val_00001.png: cannot be read" in capsys.readouterr().out
 
 
-def test_the_checker_finds_the_images_of_a_single_file(
+def test_check_data_finds_the_images_of_a_single_file(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     SPLIT["anywhere"](source, tmp_path / "data")
-    given = tmp_path / "data" / "labels" / "final_train.json"
-    with pytest.raises(
-        UserError,
-        match="of its 8 images, 8 are not in .*; give the folder of its images by --images DIR",
-    ):
-        check_data.main(["--data", str(given)])
-    given = shutil.move(given, tmp_path / "data")
-    assert check_data.main(["--data", str(given)]) == 0
-    assert "2 of 8 images are set apart to validate" in capsys.readouterr().out
+    json_file = tmp_path / "data" / "labels" / "final_train.json"
+    message = "8 of its 8 images are not in .*; give the folder of its images by --images DIR"
+    with pytest.raises(UserError, match=message):
+        check_data.main(["--data", str(json_file)])
+    json_file = shutil.move(json_file, tmp_path / "data")
+    assert check_data.main(["--data", str(json_file)]) == 0
+    assert "2 of 8 images are held out for validation" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("names", "reason"),
+    ("content", "reason"),
     [
         ("names: &a [x]\nb: [*a, *a]\n", "line 1: has an anchor or alias"),
         ("names: [a]\nb: " + "[" * 1000, "line 2: is nested more than 50 levels deep"),
         ("names: [a]\nb: " + "1" * 10_000, "line 2: has a number of 10000 characters"),
     ],
 )
-def test_what_would_choke_a_reader_of_yaml_is_one_line(
-    tmp_path: Path, names: str, reason: str
-) -> None:
-    (tmp_path / "data.yaml").write_text(names)
+def test_malicious_yaml_file_raises_in_one_line(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "data.yaml").write_text(content)
     with pytest.raises(UserError, match=reason) as raised:
-        layouts.detect_format(str(tmp_path / "data.yaml"))
+        custom.detect_format(str(tmp_path / "data.yaml"))
     assert str(raised.value).isprintable() and len(str(raised.value)) < 500 + len(str(tmp_path))
 
 
-def test_a_name_of_255_bytes_has_a_cache(source: Path, tmp_path: Path) -> None:
+def test_dataset_name_of_255_bytes_can_be_cached(source: Path, tmp_path: Path) -> None:
     json_file = tmp_path / ("é" * 125 + ".json")
     write(json_file, merged(source))
     shutil.copytree(source / "images", tmp_path / "images")
-    assert layouts.detect_format(str(json_file)).splits.keys() == {"train", "val"}
+    assert custom.detect_format(str(json_file)).splits.keys() == {"train", "val"}
 
 
-# Names of images as programs write them.
+# Image names as programs write them.
 
 NAMES = ["a 0.png", "b%1.png", "é2.png", "sub/c.png"]
 
 
-def as_written(
+def write_with_names(
     source: Path, folder: Path, names: dict[str, str], json_file: str = "annotations.json"
-) -> dict:
-    """A file of annotations with four images, of which each is under the one name and written as the other."""
+) -> None:
+    """Write a COCO file whose image names differ from the files.
+
+    Args:
+        source: the dataset that images are taken from.
+        folder: to write to.
+        names: for each image, the path of the file and the name in the annotations.
+        json_file: relative to the folder.
+    """
     content = merged(source)
     content["images"] = content["images"][: len(names)]
-    for image, (there, written) in zip(content["images"], names.items()):
-        (folder / there).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source / "images" / image["file_name"], folder / there)
+    annotations = []
+    for image, (path, written) in zip(content["images"], names.items()):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / "images" / image["file_name"], folder / path)
         image["file_name"] = written
-    ids = {image["id"] for image in content["images"]}
-    content["annotations"] = [item for item in content["annotations"] if item["image_id"] in ids]
+        annotations += annotations_of(content, image)
+    content["annotations"] = annotations
     write(folder / json_file, content)
-    return content
+
+
+def by_windows(name: str) -> str:
+    return name.replace("/", "\\")
 
 
 WRITTEN = {
-    "Windows": lambda name: name.replace("/", "\\"),
-    "Windows, absolute": lambda name: "C:\\Users\\me\\photos\\" + name.replace("/", "\\"),
-    "X-AnyLabeling": lambda name: "..\\label\\" + name.replace("/", "\\"),
+    "Windows": by_windows,
+    "Windows, absolute": lambda name: "C:\\Users\\me\\photos\\" + by_windows(name),
+    "X-AnyLabeling": lambda name: "..\\label\\" + by_windows(name),
     "Label Studio on Windows": lambda name: (
-        "..\\..\\label-studio\\media\\upload\\4\\" + name.replace("/", "\\")
+        "..\\..\\label-studio\\media\\upload\\4\\" + by_windows(name)
     ),
     "Label Studio": lambda name: "/data/upload/4/1a2b3c4d-" + Path(name).name,
     "Label Studio, local files": lambda name: (
         "/data/local-files/?d=" + quote(f"shots/{name}", safe="")
     ),
-    "an address": lambda name: "http://localhost:8080/data/upload/" + quote(name),
-    "percent": quote,
-    "percent and backslashes": lambda name: quote(name.replace("/", "\\")),
+    "a URL": lambda name: "http://localhost:8080/data/upload/" + quote(name),
+    "percent-encoded": quote,
+    "percent-encoded backslashes": lambda name: quote(by_windows(name)),
     "another folder": lambda name: f"train/{name}",
     "absolute": lambda name: f"/home/me/photos/{name}",
-    "doubled slashes": lambda name: f".//images//.//{name}",
-    "a space at its end": lambda name: f"{name} ",
-    "letters in two characters": lambda name: unicodedata.normalize("NFD", name),
+    "double slashes": lambda name: f".//images//.//{name}",
+    "a trailing space": lambda name: f"{name} ",
+    "decomposed accents": lambda name: unicodedata.normalize("NFD", name),
 }
 
 
 @pytest.mark.parametrize("program", WRITTEN)
-@pytest.mark.parametrize("layout", ["one file", "plain"])
-def test_names_as_programs_write_them_are_those_images(
+@pytest.mark.parametrize("layout", ["one file", "default"])
+def test_names_as_programs_write_them_are_matched(
     source: Path, tmp_path: Path, program: str, layout: str
 ) -> None:
-    folder, images = tmp_path / "data", {f"images/{name}": WRITTEN[program](name) for name in NAMES}
+    data = tmp_path / "data"
+    names = {f"images/{name}": WRITTEN[program](name) for name in NAMES}
     if layout == "one file":
-        as_written(source, folder, images)
-        splits = layouts.detect_format(str(folder)).splits
-        assert (
-            splits.keys()
-            == layouts.detect_format(str(folder / "annotations.json")).splits.keys()
-            == {"train", "val"}
-        )
-        files = [layouts.read(str(folder), split) for split in splits]
+        write_with_names(source, data, names)
+        assert custom.find(str(data)).keys() == {"train", "val"}
+        assert custom.find(str(data / "annotations.json")).keys() == {"train", "val"}
+        files = [custom.read(str(data), split) for split in SPLITS]
     else:
-        for split in ("train", "val"):
-            as_written(source, folder, images, f"annotations/{split}.json")
-        files = [layouts.read(str(folder), "train")]
-    found = {record["image_id"]: record["file_name"] for file in files for record in file.records()}
-    assert {str(Path(name).relative_to(folder)) for name in found.values()} == set(images)
-    written = dict(zip((image["id"] for image in merged(source)["images"]), images))
-    assert {id: str(Path(name).relative_to(folder)) for id, name in found.items()} == written
+        for split in SPLITS:
+            write_with_names(source, data, names, f"annotations/{split}.json")
+        files = [custom.read(str(data), "train")]
+    found = {}
     for file in files:
-        named = [file.written.get(id, image["file_name"]) for id, image in file.images.items()]
-        others = [name for name in named if not (Path(file.image_root) / name).exists()]
-        assert (
-            len(others)
-            == len(file.written)
-            == sum(problem.kind == "image name" for problem in file.problems)
-        )
-        # The same data by its file alone, where nobody looks for images.
-        alone = annotations.read(file.path, "")
-        assert coco_fingerprint(file) == coco_fingerprint(alone)
-    assert check_data.main(["--data", str(folder)]) == 0
+        for record in file.records():
+            found[record["image_id"]] = str(Path(record["file_name"]).relative_to(data))
+    ids = [image["id"] for image in merged(source)["images"][: len(names)]]
+    assert found == dict(zip(ids, names))
+    for file in files:
+        renamed = 0
+        for id, image in file.images.items():
+            written = file.written.get(id, image["file_name"])
+            renamed += not (Path(file.image_root) / written).exists()
+        kinds = [problem.kind for problem in file.problems]
+        assert len(file.written) == kinds.count("image name") == renamed
+        # The fingerprint is the same for the JSON file alone, without a search for images.
+        assert coco_fingerprint(file) == coco_fingerprint(coco.read(file.path, ""))
+    assert check_data.main(["--data", str(data)]) == 0
 
 
-def test_a_file_that_is_called_so_is_that_file(source: Path, tmp_path: Path) -> None:
+def test_existing_file_is_used_whatever_its_name(source: Path, tmp_path: Path) -> None:
     names = [
         "a%20b.png",
         "a b.png",
@@ -980,8 +998,9 @@ def test_a_file_that_is_called_so_is_that_file(source: Path, tmp_path: Path) -> 
         "%41.png",
         "A.png",
     ]
-    as_written(source, tmp_path / "data", {f"images/{name}": name for name in names})
-    for file in (layouts.read(str(tmp_path / "data"), split) for split in ("train", "val")):
+    write_with_names(source, tmp_path / "data", {f"images/{name}": name for name in names})
+    for split in SPLITS:
+        file = custom.read(str(tmp_path / "data"), split)
         assert not file.problems and not file.written
         assert {image["file_name"] for image in file.images.values()} <= set(names)
 
@@ -993,69 +1012,68 @@ AMBIGUOUS = [
     ),
     (
         {"images/a.png": "one/a.png", "images/b.png": "two/a.png"},
-        ["one/a.png (images/a.png may be that of another name)"],
+        ["one/a.png (images/a.png may belong to another name)"],
     ),
     (
         {"images/a.png": "images/a.png", "images/b.png": "C:\\a.png"},
-        ["C:\\a.png (images/a.png may be that of another"],
+        ["C:\\a.png (images/a.png may belong to another"],
     ),
     (
         {"images/00000001-a.png": "00000002-a.png"},
-        ["1 images, 1 are not in", "00000002-a.png; looked for as written"],
+        ["1 of its 1 images are not in", "00000002-a.png; searched for as written"],
     ),
     (
         {"images/a.png": "a.jpg"},
-        ["a.jpg; looked for as written and by the last parts of their names"],
+        ["a.jpg; searched for as written and by the last parts of their names"],
     ),
-    ({".hidden/a.png": "C:\\a.png"}, ["C:\\a.png; looked"]),
+    ({".hidden/a.png": "C:\\a.png"}, ["C:\\a.png; searched"]),
 ]
 
 
 @pytest.mark.parametrize(("names", "reasons"), AMBIGUOUS)
-def test_names_that_may_mean_several_images_or_none_are_listed(
-    source: Path, tmp_path: Path, names, reasons
+def test_names_of_several_images_or_none_raise(
+    source: Path, tmp_path: Path, names: dict[str, str], reasons: list[str]
 ) -> None:
-    as_written(source, tmp_path / "data", names)
+    write_with_names(source, tmp_path / "data", names)
     with pytest.raises(UserError) as error:
-        layouts.detect_format(str(tmp_path / "data"))
+        custom.detect_format(str(tmp_path / "data"))
     for reason in reasons:
         assert reason.replace("\\\\", "\\") in str(error.value)
 
 
-def test_the_longest_end_decides_and_then_the_folder_beside_the_file_or_called_as_the_split(
+def test_image_with_the_longest_common_end_is_used(source: Path, tmp_path: Path) -> None:
+    names = {"one/a.png": "D:\\shots\\one\\a.png", "two/a.png": "D:\\shots\\two\\a.png"}
+    write_with_names(source, tmp_path / "data", names)
+    for path in file_paths(tmp_path / "data", "train"):
+        assert path.parent.name in ("one", "two")
+
+
+def test_literal_reading_of_a_name_is_preferred(source: Path, tmp_path: Path) -> None:
+    names = {"images/a%20b.png": "x\\a%20b.png", "images/a b.png": "x\\a b.png"}
+    write_with_names(source, tmp_path / "data", names)
+    found = {}
+    for split in SPLITS:
+        file = custom.read(str(tmp_path / "data"), split)
+        for id, image in file.images.items():
+            found[image["file_name"]] = file.written[id]
+    assert found == names
+
+
+def test_folder_of_the_json_file_then_that_of_the_split_then_images_is_preferred(
     source: Path, tmp_path: Path
 ) -> None:
-    names = {"one/a.png": "D:\\shots\\one\\a.png", "two/a.png": "D:\\shots\\two\\a.png"}
-    as_written(source, tmp_path / "a", names)
-    assert {
-        Path(r["file_name"]).parent.name
-        for r in layouts.read(str(tmp_path / "a"), "train").records()
-    } <= {"one", "two"}
-    as_written(
-        source, tmp_path / "e", {"images/a%20b.png": "x\\a%20b.png", "images/a b.png": "x\\a b.png"}
-    )
-    files = [layouts.read(str(tmp_path / "e"), split) for split in ("train", "val")]
-    found = {
-        file.written[id]: image["file_name"] for file in files for id, image in file.images.items()
-    }
-    assert found == {"x\\a%20b.png": "images/a%20b.png", "x\\a b.png": "images/a b.png"}
-    for split in ("train", "val"):
-        as_written(
-            source,
-            tmp_path / "b",
-            {f"{split}/a.png": "D:\\a.png", f"{split}/b.png": "D:\\b.png"},
-            f"{split}/x.json",
-        )
-        as_written(
-            source, tmp_path / "c", {f"im/{split}/a.png": "D:\\a.png"}, f"labels/{split}.json"
-        )
-        as_written(source, tmp_path / "d", {"images/a.png": "D:\\a.png"}, f"labels/{split}.json")
-    write(tmp_path / "d" / "masks" / "a.png", "")
-    for data in "bcd":
-        for split in ("train", "val"):
-            records = layouts.read(str(tmp_path / data), split).records()
-            folders = {Path(record["file_name"]).parent.name for record in records}
-            assert folders == {"images" if data == "d" else split}
+    for split in SPLITS:
+        names = {f"{split}/a.png": "D:\\a.png", f"{split}/b.png": "D:\\b.png"}
+        write_with_names(source, tmp_path / "json folder", names, f"{split}/x.json")
+        names = {f"im/{split}/a.png": "D:\\a.png"}
+        write_with_names(source, tmp_path / "split", names, f"labels/{split}.json")
+        names = {"images/a.png": "D:\\a.png"}
+        write_with_names(source, tmp_path / "images", names, f"labels/{split}.json")
+    write(tmp_path / "images" / "masks" / "a.png", "")
+    for split in SPLITS:
+        for data, folder in (("json folder", split), ("split", split), ("images", "images")):
+            for path in file_paths(tmp_path / data, split):
+                assert path.parent.name == folder
 
 
 DELETED = {
@@ -1066,152 +1084,144 @@ DELETED = {
 
 
 @pytest.mark.parametrize("written", DELETED.values(), ids=DELETED)
-def test_a_deleted_image_is_not_replaced_by_another_of_its_name(
+def test_deleted_image_is_not_replaced_by_another_of_its_name(
     source: Path, tmp_path: Path, written: str
 ) -> None:
-    folder = tmp_path / "data"
-    as_written(source, folder, {"val/a.png": written, "train/b.png": "train/b.png"}, "all.json")
+    data = tmp_path / "data"
+    names = {"val/a.png": written, "train/b.png": "train/b.png"}
+    write_with_names(source, data, names, "all.json")
     with pytest.raises(UserError, match=r"a\.png \(is not in that folder, .*; val/a.png may"):
-        layouts.detect_format(str(folder))
-    file = annotations.read(folder / "all.json", folder, open_images=True)
-    assert not file.written and [problem.kind for problem in file.problems][:1] == ["unreadable"]
-    (folder / "train" / "b.png").rename(folder / "val" / "b.png")  # now there is no such folder
-    (folder / "train" / "notes.txt").write_text("all images are in val")
-    assert layouts.detect_format(str(folder)).splits.keys() == {"train", "val"}
+        custom.detect_format(str(data))
+    file = coco.read(data / "all.json", data, open_images=True)
+    assert not file.written and file.problems[0].kind == "unreadable"
+    # Without other images in the folder of the name, the images were moved, not deleted.
+    (data / "train" / "b.png").rename(data / "val" / "b.png")
+    (data / "train" / "notes.txt").write_text("all images are in val")
+    assert custom.detect_format(str(data)).splits.keys() == {"train", "val"}
 
 
-def test_a_name_leads_out_of_the_folder_only_where_it_did(source: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "outside" / "a.png"
+def test_name_of_a_file_outside_of_the_dataset_raises(source: Path, tmp_path: Path) -> None:
+    data, outside = tmp_path / "data", tmp_path / "outside" / "a.png"
     write(outside, "")
     for written in (str(outside), "../outside/a.png", "../../outside/a.png"):
-        shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        as_written(source, tmp_path / "data", {"photos/a.png": written, "photos/b.png": "b.png"})
-        if os.path.exists(tmp_path / "data" / written):
-            with pytest.raises(UserError, match=r"a.png \(is elsewhere\)"):
-                layouts.detect_format(str(tmp_path / "data"))
+        shutil.rmtree(data, ignore_errors=True)
+        write_with_names(source, data, {"photos/a.png": written, "photos/b.png": "b.png"})
+        if os.path.exists(data / written):
+            with pytest.raises(UserError, match=r"a.png \(is a file outside of the dataset\)"):
+                custom.detect_format(str(data))
         else:
-            assert layouts.detect_format(str(tmp_path / "data")).splits
-    inside = str(tmp_path / "data" / "photos" / "a.png")  # absolute, and the file there
-    for name in (inside, "../images/a.png"):
-        shutil.rmtree(tmp_path / "data")
-        as_written(source, tmp_path / "data", {"photos/a.png": name, "photos/b.png": "b.png"})
-        records = [
-            r
-            for split in ("train", "val")
-            for r in layouts.read(str(tmp_path / "data"), split).records()
-        ]
-        assert {os.path.realpath(record["file_name"]) for record in records} == {
-            inside,
-            inside.replace("a.png", "b.png"),
-        }
-    for split in ("train", "val"):  # the plain layout, where it did
-        as_written(
-            source, tmp_path / "plain", {"images/a.png": str(outside)}, f"annotations/{split}.json"
-        )
-    assert [r["file_name"] for r in layouts.read(str(tmp_path / "plain"), "val").records()] == [
-        str(outside)
-    ]
+            assert custom.detect_format(str(data)).splits
 
 
-def test_check_data_finds_images_in_the_folder_that_is_given(
-    source: Path, tmp_path: Path, capsys
+def test_absolute_name_or_wrong_parent_folder_is_matched_inside(
+    source: Path, tmp_path: Path
 ) -> None:
-    as_written(
-        source,
-        tmp_path,
-        {"shots/deep/a b.png": "D:\\x\\a%20b.png", "shots/c.png": "gone.png"},
-        "labels/all.json",
-    )
-    assert (
-        check_data.main(
-            ["--data", str(tmp_path / "labels" / "all.json"), "--images", str(tmp_path / "shots")]
-        )
-        == 1
-    )
+    data = tmp_path / "data"
+    inside = {str(data / "photos" / "a.png"), str(data / "photos" / "b.png")}
+    for written in (str(data / "photos" / "a.png"), "../images/a.png"):
+        shutil.rmtree(data, ignore_errors=True)
+        write_with_names(source, data, {"photos/a.png": written, "photos/b.png": "b.png"})
+        paths = [*file_paths(data, "train"), *file_paths(data, "val")]
+        assert set(map(os.path.realpath, paths)) == inside
+
+
+def test_absolute_name_in_the_default_layout_may_be_outside(source: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside" / "a.png"
+    write(outside, "")
+    names = {"images/a.png": str(outside)}
+    for split in SPLITS:
+        write_with_names(source, tmp_path / "data", names, f"annotations/{split}.json")
+    assert file_paths(tmp_path / "data", "val") == [outside]
+
+
+def test_check_data_finds_images_in_the_given_folder(source: Path, tmp_path: Path, capsys) -> None:
+    names = {"shots/deep/a b.png": "D:\\x\\a%20b.png", "shots/c.png": "gone.png"}
+    write_with_names(source, tmp_path, names, "labels/all.json")
+    data = ["--data", str(tmp_path / "labels" / "all.json")]
+    assert check_data.main([*data, "--images", str(tmp_path / "shots")]) == 1
     text = capsys.readouterr().out
-    assert (
-        "to know: 1 images are not there under their names" in text
-        and "D:\\x\\a%20b.png is deep/a b.png" in text
-    )
-    assert "gone.png: cannot be read: it does not exist" in text and "it is not there" in text
-    assert (
-        check_data.main(["--data", str(tmp_path / "labels" / "all.json"), "--annotations-only"])
-        == 0
-    )
+    assert "note: 1 images do not exist under their names" in text
+    assert "D:\\x\\a%20b.png is deep/a b.png" in text
+    assert "gone.png: cannot be read: it does not exist" in text and "it was not found" in text
+    assert check_data.main([*data, "--annotations-only"]) == 0
 
 
 def test_check_data_finds_copies_of_images_in_both_splits(tmp_path: Path, capsys) -> None:
-    folder = tmp_path / "data"
+    data = tmp_path / "data"
     pixels = np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)
     for split, ids in {"train": (1, 2), "val": (3, 4)}.items():
-        images = [
-            {"id": id, "file_name": f"{split}/{id}.png", "width": 9, "height": 9} for id in ids
-        ]
-        objects = [{"id": id, "image_id": id, "category_id": 1, "bbox": [1, 1, 4, 4]} for id in ids]
-        content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "x"}]}
-        write(folder / f"{split}.json", content)
-        (folder / split).mkdir()
-        for id in ids:  # 1 and 3 are the same picture, 2 and 4 are black
-            Image.fromarray(pixels * (id % 2)).save(folder / split / f"{id}.png")
-    assert check_data.main(["--data", str(folder), "--boxes"]) == 0
+        names = {id: f"{split}/{id}.png" for id in ids}
+        write(data / f"{split}.json", boxes_content(names, [1, 1, 4, 4]))
+        (data / split).mkdir()
+        for id, name in names.items():  # 1 and 3 are the same image, 2 and 4 are black
+            Image.fromarray(pixels * (id % 2)).save(data / name)
+    assert check_data.main(["--data", str(data), "--boxes"]) == 0
     text = capsys.readouterr().out
-    assert "to know: 1 images are in train and in val\n" in text
-    assert f"image 1 (train/1.png, the same as {folder}/val/3.png)" in text
-    assert check_data.main(["--data", str(folder), "--boxes", "--annotations-only"]) == 0
-    assert "in train and in val" not in capsys.readouterr().out
+    assert "note: 1 images are in both train and val\n" in text
+    assert f"image 1 (train/1.png, the same as {data}/val/3.png)" in text
+    assert check_data.main(["--data", str(data), "--boxes", "--annotations-only"]) == 0
+    assert "in both train and val" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["the same file", "a link", "a linked folder"])
-def test_images_in_train_and_val_are_told_once_both_are_known(
-    source: Path, tmp_path: Path, kind: str, capsys, caplog: pytest.LogCaptureFixture
+def same_name(data: Path) -> str:
+    """Let both splits of the default layout name the same file."""
+    for file in (data / "images").rglob("*.png"):
+        shutil.move(file, data / "images" / file.name)
+    (data / "images" / "train").rmdir()
+    (data / "images" / "val").rmdir()
+    return "./train_00000.png"
+
+
+def linked_file(data: Path) -> str:
+    link = data / "images" / "val" / "val_00001.png"
+    link.unlink()
+    link.symlink_to(data / "images" / "train" / "train_00000.png")
+    return "val_00001.png"
+
+
+def linked_folder(data: Path) -> str:
+    shutil.rmtree(data / "images" / "val")
+    (data / "images" / "val").symlink_to(data / "images" / "train")
+    return "train_00000.png"
+
+
+@pytest.mark.parametrize("share", [same_name, linked_file, linked_folder])
+def test_images_in_both_splits_are_reported(
+    source: Path,
+    tmp_path: Path,
+    share: Callable[[Path], str],
+    capsys,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    coco("annotations/SPLIT.json", "images/SPLIT")(source, tmp_path / "data")
-    val, train = contents(source).values()
-    val, train = tmp_path / "data" / "images" / "val", tmp_path / "data" / "images" / "train"
-    if kind == "a link":
-        (val / "val_00001.png").unlink()
-        (val / "val_00001.png").symlink_to(train / "train_00000.png")
-    elif kind == "a linked folder":
-        shutil.rmtree(val)
-        val.symlink_to(train)
-    path = tmp_path / "data" / "annotations" / "val.json"
-    content = json.loads(path.read_text())
-    name = {
-        "the same file": "../train/train_00000.png",
-        "a link": "val_00001.png",
-        "a linked folder": "train_00000.png",
-    }
+    data = tmp_path / "data"
+    SPLIT["folders in images"](source, data)
+    content = contents(data)["val"]
     content["images"] = content["images"][:1]
-    content["images"][0]["file_name"] = name[kind]
-    content["annotations"] = [
-        a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]
-    ]
-    path.write_text(json.dumps(content))
-    if kind == "the same file":  # such a name is only looked up in the plain layout
-        for file in (tmp_path / "data" / "images").rglob("*.png"):
-            shutil.move(file, tmp_path / "data" / "images" / file.name)
-        (tmp_path / "data" / "images" / "train").rmdir()
-        content["images"][0]["file_name"] = "./train_00000.png"
-        path.write_text(json.dumps(content))
-        shutil.rmtree(val)
-    check_data.main(["--data", str(tmp_path / "data"), "--annotations-only"])
+    [image] = content["images"]
+    content["annotations"] = annotations_of(content, image)
+    image["file_name"] = share(data)
+    write(data / "annotations" / "val.json", content)
+    check_data.main(["--data", str(data), "--annotations-only"])
     text = capsys.readouterr().out
-    assert "to know: 1 images are in train and in val\n    image 1 (train_00000.png)" in text
+    assert "note: 1 images are in both train and val\n    image 1 (train_00000.png)" in text
     cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"))
-    gpvit.data.use_folder(cfg, str(tmp_path / "data"), train=True)
+    gpvit.data.use_folder(cfg, str(data), train=True)
     with caplog.at_level(logging.INFO, "gpvit"):
         DatasetCatalog.get(cfg.dataloader.train.dataset.names)
-    assert "1 images are in train and in val, first id 1 (train_00000.png)" in caplog.text
+    assert "1 images are in both train and val, first id 1 (train_00000.png)" in caplog.text
 
 
-def test_classes_are_counted_by_their_names(source: Path, tmp_path: Path) -> None:
-    first = annotations.CocoFile("a", "", categories={1: "box", 2: "tri", 7: "tri"})
-    second = annotations.CocoFile("b", "", categories={0: "tri", 1: "box", 5: "dot"})
+def test_classes_are_counted_by_name() -> None:
+    first = coco.CocoFile("a", "", categories={1: "box", 2: "tri", 7: "tri"})
+    second = coco.CocoFile("b", "", categories={0: "tri", 1: "box", 5: "dot"})
     for file, ids in ((first, [1, 1, 1, 2, 7]), (second, [0, 1, 5, 5])):
         file.images[1] = {"file_name": "a.png", "height": 9, "width": 9}
         file.objects[1] = [{"category_id": id, "iscrowd": 0} for id in ids]
-    lines = layouts.table({"train": first, "val": second}).splitlines()
+    lines = custom.table({"train": first, "val": second}).splitlines()
     assert [line.split() for line in lines[5:9]] == [
-        ["box", "3", "1"], ["tri", "1", "1"], ["dot", "0", "2"], ["tri", "1", "0"]
-    ]  # fmt: skip
+        ["box", "3", "1"],
+        ["tri", "1", "1"],
+        ["dot", "0", "2"],
+        ["tri", "1", "0"],
+    ]
     assert lines[9] == "classes without objects in train: dot"

@@ -72,7 +72,7 @@ def test_a_folder_sets_data_and_number_of_classes_of_every_detector(synthetic_da
     [
         (
             lambda d: shutil.rmtree(d / "images"),
-            "of its 8 images, 8 are not in .* and its folders: train_00000.png",
+            "8 of its 8 images are not in .* and its subfolders: train_00000.png",
         ),
         (
             lambda d: (d / "annotations" / "train.json").unlink(),

@@ -79,15 +79,15 @@ def refused(folder: Path, split: str = "train") -> str:
     [
         ({"points": [[1, 1], [2, 2]]}, "shape", "has 2 point(s); expected at least 3"),
         ({"points": []}, "shape", "malformed points"),
-        ({"points": None}, "shape", "points None are no pairs of numbers"),
-        ({"points": [[1, "x"], [2, 2], [3, 3]]}, "shape", "are no pairs of numbers"),
-        ({"points": [[1, 1, 1], [2, 2, 2], [3, 3, 3]]}, "shape", "are no pairs of numbers"),
+        ({"points": None}, "shape", "points None are not pairs of numbers"),
+        ({"points": [[1, "x"], [2, 2], [3, 3]]}, "shape", "are not pairs of numbers"),
+        ({"points": [[1, 1, 1], [2, 2, 2], [3, 3, 3]]}, "shape", "are not pairs of numbers"),
         ({"points": [[1, 1], [2, float("nan")], [3, 3]]}, "shape", "NaN or infinity"),
         ({"points": [[1, 1], [2, 10**400], [3, 3]]}, "shape", "too large"),
         ({"label": None}, "shape", "it has no label"),
         ({"label": ""}, "shape", "it has no label"),
-        ({"label": ["a\n"]}, "shape", "label ['a\\n'] is no text"),
-        ({"group_id": [1]}, "shape", "group_id [1] is no number"),
+        ({"label": ["a\n"]}, "shape", "label ['a\\n'] is not text"),
+        ({"group_id": [1]}, "shape", "group_id [1] is not a number"),
         ({"shape_type": "rectangle", "points": [[1, 1]]}, "shape", "expected at least 2"),
         ({"shape_type": "mask"}, "shape", "3 points, not two corners"),
         ({"points": [[1, 1], [1, 1], [1, 1]]}, "empty box", "0 x 0"),
@@ -176,7 +176,7 @@ def test_why_label_files_cannot_be_used_is_told_if_too_few_are_left(tmp_path: Pa
         write(tmp_path / f"{name}.json", entry(GOOD, said="a.png"))
     assert (
         "cannot be split" in (message := refused(tmp_path))
-        and "b.json: is of the same image as a.json" in message
+        and "b.json: belongs to the same image as a.json" in message
     )
 
 
@@ -196,11 +196,11 @@ def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.Capture
     assert check_data.main(["--data", str(folder), "--json", str(tmp_path / "problems.json")]) == 0
     text = capsys.readouterr().out
     assert (
-        "dropped: 8 shapes of labelme files are no objects\n    (train/0.json, shape 2: LabelMe polygon shape"
+        "dropped: 8 shapes of labelme files are not valid objects\n    (train/0.json, shape 2: LabelMe polygon shape"
         in text
     )
     assert "train.json: 2 images, 4 of 12 annotations used" in text
-    assert "left out: 2 shapes that are no outlines (circle)" in text
+    assert "left out: 2 shapes without an outline (circle)" in text
     assert len(json.loads((tmp_path / "problems.json").read_text())) == 8
 
 
@@ -217,21 +217,21 @@ def test_files_that_cannot_be_used_stop_and_all_are_named(tmp_path: Path) -> Non
         if problem.kind == "label file"
     ]
     assert details == [
-        "train/1.json: cannot be read as labelme's",
-        "train/a.json: is of the same image as train/0.json, train/0.png",
-        "train/b.json: its image, gone.png, is not there, or more than once; looked for by its path, its name, "
+        "train/1.json: cannot be read as a labelme file",
+        "train/a.json: belongs to the same image as train/0.json, train/0.png",
+        "train/b.json: its image, gone.png, does not exist or is ambiguous; searched by its path, its name, "
         "and the name b",
-        "train/no image.json: cannot be read as labelme's",
+        "train/no image.json: cannot be read as a labelme file",
     ]
     assert (
-        "4 label files cannot be used, first train/1.json: cannot be read as labelme's"
+        "4 label files cannot be used, first train/1.json: cannot be read as a labelme file"
         in refused(folder)
     )
     for name in ("0", "1", "a", "b", "no image"):
         (folder / f"train/{name}.json").unlink()
     write(folder / "val/2.json", b'"shapes"')
     assert (
-        "no labelme file can be used: val/2.json: cannot be read as labelme's (TypeError"
+        "no labelme file can be used: val/2.json: cannot be read as a labelme file (TypeError"
         in refused(folder)
     )
 
@@ -277,7 +277,7 @@ def test_an_image_outside_or_there_twice_is_not_found(tmp_path: Path, said: str)
     for name in ("b/c/x.png", "b/d/x.png"):
         image(folder / name)
     write(folder / "train/gone.json", entry(GOOD, said=said.replace("HERE", str(tmp_path))))
-    assert "train/gone.json: its image, " in refused(folder) and "looked for by" in refused(folder)
+    assert "train/gone.json: its image, " in refused(folder) and "searched by" in refused(folder)
 
 
 def test_the_name_that_is_said_counts_before_that_of_the_file(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_deleted_image_is_not_replaced_by_another_of_its_name(tmp_path: Path) 
         (folder / f"train/{name}.json").unlink()
         write(folder / f"labels/{name}.json", entry(GOOD, said=f"..\\train\\{name}.png"))
     message = refused(folder, "val")
-    assert "labels/0.json: its image, ..\\train\\0.png, is not there" in message
+    assert "labels/0.json: its image, ..\\train\\0.png, does not exist" in message
 
 
 def test_an_image_that_is_elsewhere_than_its_file_says_is_told(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_an_image_that_is_elsewhere_than_its_file_says_is_told(tmp_path: Path) -
     for name in "78":
         image(folder / f"train/images/{name}.png")
     assert layouts.detect_format(str(folder)).notes == [
-        "2 images are not where their labelme files say; found by their names: "
+        "2 images are not where their labelme files expect them; found by their names: "
         "labels/7.json: ..\\label\\7.png is train/images/7.png, "
         "labels/8.json: 8.png is train/images/8.png"
     ]
@@ -328,7 +328,7 @@ def test_images_without_a_file_and_of_other_kinds_are_named(tmp_path: Path) -> N
         "left out: 2 images without a labelme file: train/more.png, train/x.heic"
     ]
     write(folder / "train/x.json", entry(GOOD, said="x.heic"))
-    assert "train/x.json: its image, train/x.heic, is of a kind that is not read" in refused(folder)
+    assert "train/x.json: its image, train/x.heic, is of an unsupported format" in refused(folder)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -358,8 +358,8 @@ def test_unusable_sides_are_taken_from_the_image(tmp_path: Path, sides: tuple) -
 def test_a_shape_that_repeats_another_names_its_number(tmp_path: Path) -> None:
     file = read(dataset(tmp_path, GOOD | {"shape_type": "circle"}, ANOTHER))
     assert [(problem.kind, problem.detail) for problem in file.problems] == [
-        ("object twice", "train/0.json, shape 4: as shape 3"),
-        ("object twice", "train/1.json, shape 4: as shape 3"),
+        ("object twice", "train/0.json, shape 4: same as shape 3"),
+        ("object twice", "train/1.json, shape 4: same as shape 3"),
     ]
 
 
@@ -442,28 +442,28 @@ def bomb() -> str:
 @pytest.mark.parametrize(
     ("mask", "points", "reason"),
     [
-        (None, [[1, 1], [2, 2]], "its mask is no PNG in base64"),
-        ("***", [[1, 1], [2, 2]], "its mask is no PNG in base64"),
+        (None, [[1, 1], [2, 2]], "its mask is not a PNG in base64"),
+        ("***", [[1, 1], [2, 2]], "its mask is not a PNG in base64"),
         (
             base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n").decode(),
             [[1, 1], [2, 2]],
-            "its mask is no PNG in base64",
+            "its mask is not a PNG in base64",
         ),
         (
             png(np.ones((5, 5))),
             [[1, 1], [9, 9]],
-            "its mask has 5 x 5 pixels, and 9 x 9 by its points",
+            "its mask has 5 x 5 pixels, but its points span 9 x 9",
         ),
         (png(np.ones((5, 5))), [[-1, 1], [3, 5]], "its mask leaves the image, which is 40 x 30"),
         (
             png(np.ones((5, 5))),
             [[36, 1], [40, 5]],
-            "its mask has 5 x 5 pixels, and 4 x 5 by its points",
+            "its mask has 5 x 5 pixels, but its points span 4 x 5",
         ),
         (
             png(np.ones((5, 5))),
             [[50, 1], [54, 5]],
-            "its mask has 5 x 5 pixels, and -10 x 5 by its points",
+            "its mask has 5 x 5 pixels, but its points span -10 x 5",
         ),
         (png(np.ones((5, 5)))[:60], [[1, 1], [5, 5]], "its mask is damaged"),
         (bomb(), [[1, 1], [2, 2]], "its mask has too many pixels to be opened"),

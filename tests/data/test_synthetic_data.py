@@ -262,7 +262,7 @@ def test_objects_are_cut_by_the_border_and_by_each_other(coco):
             scene = synthetic.make_scene(split, image["id"] - 1)
             visible = [annotation["area"] for annotation in scene.annotations()]
             inside = [not touches_border(image, annotation) for annotation in scene.annotations()]
-            for area, whole, free in zip(visible, scene.whole[1:], inside, strict=True):
+            for area, whole, free in zip(visible, scene.full_areas[1:], inside, strict=True):
                 assert area >= max(synthetic.MIN_VISIBLE * whole, synthetic.MIN_PIXELS)
                 occluded.append(free and area < 0.9 * whole)
     assert 0.1 < np.mean(occluded) < 0.6

@@ -206,7 +206,7 @@ def test_labels_in_pixels_are_named_as_such(tmp_path: Path, line: str) -> None:
     folder = dataset(tmp_path, *SIX, labels=f"{line}\n")
     with pytest.raises(
         UserError,
-        match="lines of label files are no objects, first .* no share of the image; is it in pixels",
+        match="lines of label files are not valid objects, first .* not normalized; is it in pixels",
     ):
         layouts.read(str(folder), "train", masks=False)
 
@@ -214,7 +214,7 @@ def test_labels_in_pixels_are_named_as_such(tmp_path: Path, line: str) -> None:
 def test_a_second_label_file_of_an_image_is_named(tmp_path: Path) -> None:
     folder = dataset(tmp_path, *SIX)
     write(folder / "images" / "0.txt", ANOTHER)
-    assert "left out: 1 label files of images that have another one: images/0.txt" in notes(folder)
+    assert "left out: 1 label files of images that have another label file: images/0.txt" in notes(folder)
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,9 @@ def test_what_lists_leave_out_or_say_twice_is_named(tmp_path: Path) -> None:
     write(folder / "test.txt", "images/more.png\nimages/0.png\n")
     assert parts(folder) == {"train": SIX[:3], "val": SIX[3:]}
     assert notes(folder).splitlines() == [
-        "data.yaml: train: train.txt: left out: 1 of 5 images that are not there: images/gone.png",
-        "data.yaml: val: val.txt: left out: 1 of 4 images that are not there: images/gone too.png",
-        "not used: 1 images for test",
+        "data.yaml: train: train.txt: left out: 1 of 5 images that do not exist: images/gone.png",
+        "data.yaml: val: val.txt: left out: 1 of 4 images that do not exist: images/gone too.png",
+        "not used: 1 test images",
     ]
     assert problems(folder) == [("named twice", "train.txt: images/0.png")]
     assert problems(folder, "val") == [("named for two", "images/3.png, used for val")]
@@ -277,7 +277,7 @@ def test_a_listed_image_that_was_deleted_is_not_that_of_another_folder(
         tmp_path, "a/0.png", "a/1.png", "gone.png", path="images", train="../train.txt", val="a"
     )
     write(folder / "train.txt", f"a/0.png\n{line}\n")
-    assert f"left out: 1 of 2 images that are not there: {line}" in notes(folder)
+    assert f"left out: 1 of 2 images that do not exist: {line}" in notes(folder)
     assert parts(folder)["train"] == ["a/0.png"]
 
 
@@ -288,14 +288,14 @@ def test_images_that_no_list_has_are_left_out_with_their_names(tmp_path: Path) -
     assert parts(folder) == {"train": SIX[:3], "val": SIX[3:4]}
     assert (
         notes(folder)
-        == "left out: 2 images that data.yaml names for no split: images/4.png, images/5.png"
+        == "left out: 2 images that are in no split of data.yaml: images/4.png, images/5.png"
     )
 
 
 @pytest.mark.parametrize(
     ("train", "val", "found", "note"),
     [
-        ("images", "images", None, "the same 4 images for train and val: taken for train only"),
+        ("images", "images", None, "the same 4 images for train and val: used for train only"),
         (
             "images/a",
             "images",
@@ -319,13 +319,13 @@ def test_no_image_is_trained_on_and_validated_with(
         overlap = problems(folder) + problems(folder, "val")
         assert overlap[0] == ("named for two", note) and len(overlap) == 2
     else:
-        assert note in notes(folder) and "1 of 4 images are set apart to validate" in notes(folder)
+        assert note in notes(folder) and "1 of 4 images are held out for validation" in notes(folder)
 
 
 def test_a_split_that_the_file_does_not_say_is_looked_for_by_words(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "a/0.png", "a/1.png", "val/2.png", "c/3.png", train="images/a")
     assert parts(folder) == {"train": ["a/0.png", "a/1.png"], "val": ["val/2.png"]}
-    assert "left out: 1 images that data.yaml names for no split: images/c/3.png" in notes(folder)
+    assert "left out: 1 images that are in no split of data.yaml: images/c/3.png" in notes(folder)
     folder = dataset(tmp_path, val="images/a")
     assert parts(folder) == {"val": ["a/0.png", "a/1.png"]}
     folder = dataset(tmp_path, train="images/c", val=None, test="")
@@ -335,29 +335,29 @@ def test_a_split_that_the_file_does_not_say_is_looked_for_by_words(tmp_path: Pat
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ("images/gone", "train is images/gone, which is not there (looked for from HERE/)"),
-        ("gone.txt", "train is gone.txt, which is not there"),
-        (["images/train", "gone"], "train is gone, which is not there"),
+        ("images/gone", "train is images/gone, which does not exist (searched from HERE/)"),
+        ("gone.txt", "train is gone.txt, which does not exist"),
+        (["images/train", "gone"], "train is gone, which does not exist"),
         ([], "train is an empty list"),
-        ([None], "train is None, which is no path"),
-        ({"a": "images/train"}, "train is {'a': 'images/train'}, which is no path"),
-        (True, "train is True, which is no path"),
-        ("https://x.org/coco.zip", "train is https://x.org/coco.zip, an address; download it"),
-        ("images/tr*", "patterns are not followed"),
-        ("images/[ab]/*.png", "patterns are not followed"),
+        ([None], "train is None, which is not a path"),
+        ({"a": "images/train"}, "train is {'a': 'images/train'}, which is not a path"),
+        (True, "train is True, which is not a path"),
+        ("https://x.org/coco.zip", "train is https://x.org/coco.zip, a URL; download it"),
+        ("images/tr*", "patterns are not supported"),
+        ("images/[ab]/*.png", "patterns are not supported"),
         ("empty", "train is empty, which has no images"),
         ("empty.txt", "empty.txt: it is empty"),
         (
             "unread.txt",
-            "unread.txt, which lists only images of kinds that are not read: images/3.heic",
+            "unread.txt, which lists only images of unsupported formats: images/3.heic",
         ),
         ("wrong.txt", "wrong.txt: none of its 2 images is in HERE: images/gone.png, root:x"),
-        ("data.yaml", "which is no folder and no text list"),
+        ("data.yaml", "which is neither a folder nor a text list"),
         ("../outside", "which lies outside of HERE; give the YAML file itself"),
         ("../outside/list.txt", "which lies outside of HERE; give the YAML file itself"),
-        ("pipe.txt", "which is no folder and no text list"),
-        ("x" * 5000, "which is not there"),
-        ("a\0b\n", "train is a\\x00b\\n, which is not there"),
+        ("pipe.txt", "which is neither a folder nor a text list"),
+        ("x" * 5000, "which does not exist"),
+        ("a\0b\n", "train is a\\x00b\\n, which does not exist"),
         ("images/unlabeled", "none of the 1 images for train has labels"),
     ],
 )
@@ -396,10 +396,10 @@ def test_a_test_split_that_is_not_there_is_passed_over_if_another_validates(tmp_
         test="../test/images",
     )
     assert parts(folder) == {"train": ["train/0.png"], "val": ["val/1.png"]}
-    assert "not used: " in notes(folder) and "test is ../test/images, which is not there" in notes(
+    assert "not used: " in notes(folder) and "test is ../test/images, which does not exist" in notes(
         folder
     )
-    assert "test is gone, which is not there" in refused(
+    assert "test is gone, which does not exist" in refused(
         dataset(tmp_path, train="images/train", test="gone")
     )
 
@@ -417,7 +417,7 @@ def test_images_of_every_suffix_that_is_read_are_found_and_others_named(tmp_path
     write(folder / "labels/train/b.txt", LINE)
     write(folder / "images/val/c.AVIF", "")
     assert parts(folder)["train"] == sorted(f"train/{name}" for name in names)
-    expected = "left out: 2 images of kinds that are not read (.AVIF, .heic), 1 of them with labels: images/train/b.heic, images"
+    expected = "left out: 2 images of unsupported formats (.AVIF, .heic), 1 of them with labels: images/train/b.heic, images"
     assert expected in notes(folder)
     write(folder / "train.txt", "images/train/b.heic\nimages/val/0.png\nimages/train/jpe/0.jpe\n")
     assert ".heic" in notes(dataset(folder, train="train.txt", val="images/val"))
@@ -441,11 +441,11 @@ def test_images_without_labels_are_negatives_or_named(
     found = parts(folder)
     assert (os.path.relpath(extra, "images") in found["train"]) is used and len(found["val"]) == 1
     assert (
-        f"1 images have no file of labels: taken for images without objects: {extra}"
+        f"1 images have no label file and are treated as images without objects: {extra}"
         in notes(folder)
     ) is used
     assert (
-        f"left out: 1 images without labels, in folders without: {extra}" in notes(folder)
+        f"left out: 1 images without labels, in folders without labels: {extra}" in notes(folder)
     ) is left_out
 
 
@@ -456,7 +456,7 @@ def test_what_the_yaml_file_reaches_is_an_image_without_objects(tmp_path: Path) 
     image(folder / "negatives" / "2.png")
     image(folder / "preview" / "3.png")
     assert parts(folder)["train"] == ["../negatives/2.png", "train/0.png"]
-    assert "left out: 1 images that data.yaml names for no split: preview/3.png" in notes(folder)
+    assert "left out: 1 images that are in no split of data.yaml: preview/3.png" in notes(folder)
 
 
 def test_negatives_in_an_unsplit_folder_of_images_count(tmp_path: Path) -> None:
@@ -485,7 +485,7 @@ def test_labels_of_several_images_are_named(tmp_path: Path) -> None:
     assert parts(folder)["train"] == ["train/0.jpg", "train/0.png"]
     assert (
         notes(folder)
-        == "1 label files are of several images, which differ by their suffix: labels/train/0.txt"
+        == "1 label files belong to several images, which differ in their suffix: labels/train/0.txt"
     )
 
 
@@ -496,14 +496,14 @@ def test_labels_without_an_image_are_named(tmp_path: Path) -> None:
     for name in ("labels/classes.txt", "readme.txt", "train.txt"):
         write(folder / name, "images/train/0.png and a line of words")
     assert notes(folder) == (
-        "left out: 3 label files whose image is not there: annotations/lost.txt, labels/empty.txt, labels/train/gone.txt"
+        "left out: 3 label files whose image does not exist: annotations/lost.txt, labels/empty.txt, labels/train/gone.txt"
     )
     for name in ("0", "1"):
         (folder / f"labels/train/{name}.txt").rename(folder / f"labels/train/{name}{name}.txt")
     (folder / "labels/val/2.txt").rename(folder / "labels/2.txt")
     assert "has no images with labels" in refused(
         folder
-    ) and "6 label files are of no image" in refused(folder)
+    ) and "6 label files do not belong to an image" in refused(folder)
 
 
 @pytest.mark.parametrize("number", ["%.18e", "%.3E"])
@@ -511,7 +511,7 @@ def test_lost_labels_are_known_however_their_numbers_are_set(tmp_path: Path, num
     folder = dataset(tmp_path, "train/0.png", "val/1.png")
     values = [number % value for value in (0, 0.0002, 0.2, 0.6, 0.5)]
     write(folder / "annotations/lost.txt", " ".join(values) + "\n")
-    assert notes(folder) == "left out: 1 label files whose image is not there: annotations/lost.txt"
+    assert notes(folder) == "left out: 1 label files whose image does not exist: annotations/lost.txt"
 
 
 @pytest.mark.parametrize(
@@ -543,11 +543,11 @@ def test_labels_that_may_be_of_two_images_are_of_none(tmp_path: Path) -> None:
     for name in ("a b.png", "a%20b.png"):
         image(folder / "images/train" / name)
     write(folder / "labels/train/a%20b.txt", LINE)
-    assert "differ by" not in notes(folder) and "1 images have no file of labels" in notes(
+    assert "differ by" not in notes(folder) and "1 images have no label file" in notes(
         folder
     )  # one is of that very name
     (folder / "labels/train/a%20b.txt").rename(folder / "labels/train/%61%20b.txt")
-    assert "2 images have no file of labels" in notes(
+    assert "2 images have no label file" in notes(
         folder
     ) and "left out: 1 label files" in notes(folder)
 
@@ -558,8 +558,8 @@ def test_labels_that_may_be_of_two_images_are_of_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "kind", "reason"),
     [
-        ("2 0.2 0.2 0.6 0.2 0.6 0.6", "class", "class 2, and there are names for 0 to 1"),
-        ("-1 0.2 0.2 0.6 0.2", "class", "class -1, and"),
+        ("2 0.2 0.2 0.6 0.2 0.6 0.6", "class", "class 2, but there are names for 0 to 1"),
+        ("-1 0.2 0.2 0.6 0.2", "class", "class -1, but"),
         ("1.5 0.2 0.2 0.6 0.2", "line", "Invalid class id '1.5'"),
         ("a 0.2 0.2 0.6 0.2", "line", "Invalid class id 'a'"),
         ("nan 0.2 0.2 0.6 0.2", "line", "Invalid class id 'nan'"),
@@ -609,7 +609,7 @@ def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.Capture
         check_data.main(["--data", str(folder), "--boxes", "--json", str(tmp_path / "p.json")]) == 0
     )
     text = capsys.readouterr().out
-    what = "7 lines of label files are of a class that has no name in the YAML file"
+    what = "7 lines of label files have a class without a name in the YAML file"
     assert f"dropped: {what}\n    (labels/train/0.txt, line 2:" in text
     assert "train.json: 2 images, 3 of 11 annotations used" in text
     rows = json.loads((tmp_path / "p.json").read_text())
@@ -619,7 +619,7 @@ def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"\0\1\2", "is no text file"), (None, "is no text file")]
+    ("content", "reason"), [(b"\0\1\2", "is not a text file"), (None, "is not a text file")]
 )
 def test_label_files_that_cannot_be_read_stop_and_all_are_named(
     tmp_path: Path, content: bytes | None, reason: str
@@ -634,7 +634,7 @@ def test_label_files_that_cannot_be_read_stop_and_all_are_named(
     ]
     with pytest.raises(
         UserError,
-        match=f"2 label files cannot be used, first labels/train/0.txt: {reason}: correct",
+        match=f"2 label files cannot be used, first labels/train/0.txt: {reason}: fix",
     ) as raised:
         layouts.read(str(folder), "train")
     assert str(raised.value).endswith(
@@ -649,7 +649,7 @@ def test_images_that_cannot_be_read_stop_and_all_are_named(tmp_path: Path) -> No
     write(folder / "images/train/1.png", "")
     assert [kind for kind, _ in problems(folder)] == ["unreadable", "unreadable"]
     with pytest.raises(
-        UserError, match="2 images cannot be read, first .*0.png: cannot be read: it is no image"
+        UserError, match="2 images cannot be read, first .*0.png: cannot be read: it is not an image"
     ):
         layouts.read(str(folder), "train")
 
@@ -662,7 +662,7 @@ def test_one_number_more_than_points_is_a_score_where_all_have_it(tmp_path: Path
     assert [item["segmentation"] for item in file.objects[1]] == [
         [[8, 4, 24, 4, 24, 12]]
     ] and not file.problems
-    assert "3 outlines have one number more than points: taken for scores" in notes(folder)
+    assert "3 outlines have one extra number, which is treated as a score" in notes(folder)
 
 
 @pytest.mark.parametrize(
@@ -687,32 +687,32 @@ def test_byte_order_marks_and_line_ends_are_read(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("names:\n\t- a\n", "is no YAML that can be read: line 2: found character"),
+        ("names:\n\t- a\n", "is not valid YAML: line 2: found character"),
         (
             b"x: 1\r\nnames: [b\xf6x]\r\n",
-            "is no YAML that can be read: line 2: byte 0xf6 is not UTF-8",
+            "is not valid YAML: line 2: byte 0xf6 is not UTF-8",
         ),
-        (b"x: 1\nnames: ['\x1b']\n", "is no YAML that can be read: line 2: control characters"),
-        ("names: [a\nnc: 1\n", "is no YAML that can be read: line 2"),
-        ("names: {0: a, 0: b}", "is no YAML that can be read: line 1: has the key 0 twice"),
+        (b"x: 1\nnames: ['\x1b']\n", "is not valid YAML: line 2: control characters"),
+        ("names: [a\nnc: 1\n", "is not valid YAML: line 2"),
+        ("names: {0: a, 0: b}", "is not valid YAML: line 1: has the key 0 twice"),
         ("names: {1: a, 2: b}", "its names are numbered 1, 2, not from 0 to 1"),
         ("names: {0: a, 2: b}", "its names are numbered 0, 2, not from 0 to 1"),
         ("names: {a: 0, b: 1}", "its names are numbered a, b, not from 0 to 1"),
         ("nc: 2\n", 'it has no "names" of classes'),
         ("names:\n", 'it has no "names" of classes'),
-        ("names: []\n", '"names" are [], no list'),
-        ("names: {}\n", '"names" are [], no list'),
-        ("names: box\n", "\"names\" are 'box', no list"),
-        ("names: 5\n", "\"names\" are '5', no list"),
-        ("names: [a, null]\n", "the name of class 1 is None, no text"),
-        ("names: [a, no]\n", "the name of class 1 is False, no text; put it in quotes"),
-        ("names: [[a], b]\n", "the name of class 0 is ['a'], no text"),
-        ("names: {0: {name: a}}\n", "the name of class 0 is {'name': 'a'}, no text"),
-        ("names: [a, '']\n", "the name of class 1 is '', no text"),
-        ("names: [2024-01-01]\n", "the name of class 0 is datetime.date(2024, 1, 1), no text"),
+        ("names: []\n", '"names" are [], not a list'),
+        ("names: {}\n", '"names" are [], not a list'),
+        ("names: box\n", "\"names\" are 'box', not a list"),
+        ("names: 5\n", "\"names\" are '5', not a list"),
+        ("names: [a, null]\n", "the name of class 1 is None, not text"),
+        ("names: [a, no]\n", "the name of class 1 is False, not text; put it in quotes"),
+        ("names: [[a], b]\n", "the name of class 0 is ['a'], not text"),
+        ("names: {0: {name: a}}\n", "the name of class 0 is {'name': 'a'}, not text"),
+        ("names: [a, '']\n", "the name of class 1 is '', not text"),
+        ("names: [2024-01-01]\n", "the name of class 0 is datetime.date(2024, 1, 1), not text"),
         ("names: [a, b]\nnc: 3\n", '"nc" is 3, but there are 2 names'),
-        ("names", "it holds no keys"),
-        ("", "it holds no keys"),
+        ("names", "it has no keys"),
+        ("", "it has no keys"),
     ],
 )
 def test_what_is_wrong_with_the_yaml_file_is_said(
@@ -741,7 +741,7 @@ def test_another_yaml_file_does_not_matter(tmp_path: Path) -> None:
     write(folder / "broken.yml", "\t")
     assert parts(folder) == {"train": ["train/0.png"], "val": ["val/1.png"]}
     write(folder / "more.yaml", "names: [a]")
-    assert "data.yaml, more.yaml all have names of classes" in refused(folder)
+    assert "data.yaml, more.yaml all have class names" in refused(folder)
 
 
 def test_oriented_boxes_are_outlines(tmp_path: Path) -> None:
@@ -773,10 +773,10 @@ def test_each_yaml_file_of_one_folder_has_its_own_splits(tmp_path: Path, files: 
 @pytest.mark.parametrize(
     ("given", "json_file", "reason"),
     [
-        ("data.yaml", "data.yaml", "data.yaml is the data itself; give another name"),
-        (".", "data.yaml", "data.yaml is there already, in the data; remove it, or give"),
-        (".", "labels/train/0.txt", "0.txt is there already, in the data"),
-        ("all.json", "all.json", "all.json is the data itself; give another name"),
+        ("data.yaml", "data.yaml", "data.yaml is the dataset itself; give another file name"),
+        (".", "data.yaml", "data.yaml already exists in the dataset; remove it, or give"),
+        (".", "labels/train/0.txt", "0.txt already exists in the dataset"),
+        ("all.json", "all.json", "all.json is the dataset itself; give another file name"),
     ],
 )
 def test_the_checker_overwrites_no_file_of_the_data(
@@ -803,11 +803,11 @@ def test_the_checker_overwrites_no_file_of_the_data(
 def test_a_line_that_repeats_another_names_its_number(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     write(folder / "labels/train/1.txt", "\n" + LINE + ANOTHER + LINE)
-    assert problems(folder) == [("object twice", "labels/train/1.txt, line 4: as line 2")]
+    assert problems(folder) == [("object twice", "labels/train/1.txt, line 4: same as line 2")]
 
 
 def test_an_image_that_is_another_one_names_it(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     (folder / "images/train/1.png").unlink()
     (folder / "images/train/1.png").symlink_to("0.png")
-    assert problems(folder) == [("file twice", "images/train/1.png: as images/train/0.png")]
+    assert problems(folder) == [("file twice", "images/train/1.png: same as images/train/0.png")]

@@ -1,4 +1,4 @@
-"""train_net.py in one of several processes; each keeps its weights in train.output_dir for the test to compare."""
+"""Runs train_net.py, and saves the weights of each process to train.output_dir, to compare them."""
 
 import torch
 import train_net

@@ -1,10 +1,14 @@
-"""Detectron2's own trainers take the configs here: its script for LazyConfigs, and DefaultTrainer the yacs example."""
+"""The configs work with Detectron2's trainers.
+
+LazyConfigs are trained as by its ``lazyconfig_train_net.py``, the yacs example by DefaultTrainer.
+"""
 
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +22,8 @@ from gpvit.data import use_folder
 from omegaconf import DictConfig
 from torch import nn
 
-CONFIGS = sorted(
-    str(path.relative_to(REPOSITORY / "configs"))
-    for path in (REPOSITORY / "configs").rglob("*.py")
-    if "common" not in path.parts and "yacs" not in path.parts
-)
 FAST = ("quickstart.py", "published/retinanet_gpvit_l1_1x.py")
-# What makes a training run short; nothing of what the script calls.
+# Overrides that shorten a run without changing the model.
 SHORT = [override for override in TINY if override.startswith("dataloader.")]
 SHORT += [
     "dataloader.max_size=96",
@@ -32,6 +31,17 @@ SHORT += [
     "train.log_period=1",
     "train.checkpointer.period=1",
 ]
+
+
+def configs() -> list[Any]:
+    """All LazyConfigs, as parameters of a test; most of them are slow."""
+    parameters = []
+    for path in sorted((REPOSITORY / "configs").rglob("*.py")):
+        if not {"common", "yacs"} & set(path.parts):
+            name = str(path.relative_to(REPOSITORY / "configs"))
+            marks = () if name in FAST else pytest.mark.slow
+            parameters.append(pytest.param(name, marks=marks))
+    return parameters
 
 
 def do_test(cfg: DictConfig, model: nn.Module) -> dict:
@@ -47,33 +57,28 @@ def do_train(cfg: DictConfig) -> SimpleTrainer:
     model = create_ddp_model(model, **cfg.train.ddp)
     trainer = SimpleTrainer(model, instantiate(cfg.dataloader.train), instantiate(cfg.optimizer))
     checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
             hooks.EvalHook(cfg.train.eval_period, lambda: do_test(cfg, model)),
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter),
-                period=cfg.train.log_period,
-            ),
+            hooks.PeriodicWriter(writers, period=cfg.train.log_period),
         ]
     )
     trainer.train(0, cfg.train.max_iter)
     return trainer
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CONFIGS]
-)
-def test_detectron2s_script_trains_and_evaluates_a_config(
+@pytest.mark.parametrize("name", configs())
+def test_detectron2_script_trains_and_evaluates_each_config(
     name: str, synthetic_data: Path, tmp_path: Path
 ) -> None:
     cfg = LazyConfig.load(str(REPOSITORY / "configs" / name))
     use_folder(cfg, str(synthetic_data), train=True)
-    cfg = with_overrides(
-        cfg, [*SHORT, "train.device=cpu", "train.amp.enabled=False", f"train.output_dir={tmp_path}"]
-    )
+    on_cpu = ["train.device=cpu", "train.amp.enabled=False"]
+    cfg = with_overrides(cfg, [*SHORT, *on_cpu, f"train.output_dir={tmp_path}"])
     trainer = do_train(cfg)
     latest = trainer.storage.latest()
     losses = [value for key, (value, _) in latest.items() if "loss" in key]
@@ -106,16 +111,16 @@ trainer = DefaultTrainer(cfg)
 trainer.resume_or_load(resume=False)
 trainer.train()
 cfg.MODEL.WEIGHTS = f"{output}/model_final.pth"
-found = DefaultPredictor(cfg)(np.zeros((48, 64, 3), np.uint8))["instances"]
-assert found.image_size == (48, 64)
+instances = DefaultPredictor(cfg)(np.zeros((48, 64, 3), np.uint8))["instances"]
+assert instances.image_size == (48, 64)
 print("loss", trainer.storage.latest()["total_loss"][0])
 """
 
 
-def test_the_yacs_example_goes_into_default_trainer_and_predictor(
+def test_yacs_example_works_with_default_trainer_and_predictor(
     synthetic_data: Path, tmp_path: Path
 ) -> None:
-    """In a process of its own, where nothing else has registered the backbones."""
+    """Runs in another process, where only the script can have registered the backbones."""
     config = REPOSITORY / "configs" / "yacs" / "mask_rcnn_gpvit_l1.yaml"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")}
     result = subprocess.run(

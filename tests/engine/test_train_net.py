@@ -1,4 +1,4 @@
-"""The training script: trains, evaluates, resumes, in one process and in two."""
+"""The training script: trains, evaluates and resumes, in one process and in two."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import gpvit.checkpoint
@@ -34,57 +35,91 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 CONFIG = "configs/quickstart.py"
+PYTHON_PATH = [REPOSITORY, REPOSITORY / "projects" / "GPViT", REPOSITORY / "tests"]
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join(
-        str(REPOSITORY / folder) for folder in (".", "projects/GPViT", "tests")
-    ),
+    "PYTHONPATH": os.pathsep.join(map(str, PYTHON_PATH)),
     "OMP_NUM_THREADS": "1",
 }
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def call(*arguments: object) -> nn.Module | None:
+    """Calls train_net.py's main function in this process."""
+    return train_net.main(argument_parser().parse_intermixed_args(list(map(str, arguments))))
 
 
 def run(output_dir: Path, data: Path, *arguments: str) -> nn.Module | None:
-    """Runs train_net.py in this process."""
-    command = ["--config-file", str(REPOSITORY / CONFIG), "--data", str(data), *TINY]
-    command += ["train.device=cpu", f"train.output_dir={output_dir}", *arguments]
-    return train_net.main(argument_parser().parse_intermixed_args(command))
+    """Trains or evaluates a tiny model of the quick start."""
+    options = ["--config-file", REPOSITORY / CONFIG, "--data", data, *TINY, "train.device=cpu"]
+    return call(*options, f"train.output_dir={output_dir}", *arguments)
+
+
+def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Runs train_net.py in another process."""
+    return subprocess.run(
+        [sys.executable, "train_net.py", *map(str, arguments)], cwd=REPOSITORY,
+        env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def rows(output_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.json, each of which must be strict JSON (without NaN)."""
+    lines = (output_dir / "metrics.json").read_text().splitlines()
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
 def metrics(output_dir: Path, key: str) -> dict[int, float]:
-    """Iteration -> value, from the metrics file, which must be JSON all through."""
-    lines = (output_dir / "metrics.json").read_text().splitlines()
-    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
-    return {row["iteration"]: row[key] for row in rows if key in row}
+    """Iteration -> value, from metrics.json."""
+    return {row["iteration"]: row[key] for row in rows(output_dir) if key in row}
+
+
+def final_metrics(output_dir: Path) -> dict[str, float]:
+    return rows(output_dir)[-1]
+
+
+def detections(folder: Path) -> list[dict[str, Any]]:
+    return read_json(folder / "coco_instances_results.json")
+
+
+def image_ids(results: list[dict[str, Any]]) -> set[int]:
+    return {result["image_id"] for result in results}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
-    """The folder of a training of four iterations."""
+    """The output folder of a run of four iterations."""
     folder = tmp_path_factory.mktemp("trained")
     run(folder, synthetic_data, "train.seed=1", "train.checkpointer.period=2", "train.max_iter=4")
     return folder
 
 
-def test_a_training_leaves_checkpoints_config_metrics_and_results(trained: Path) -> None:
+def val_only(data: Path, folder: Path) -> Path:
+    """Creates a dataset with the validation split of another one, and without training data."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").symlink_to(data / "images")
+    shutil.copy(data / "annotations" / "val.json", folder / "annotations")
+    return folder
+
+
+def test_training_writes_checkpoints_config_metrics_and_results(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
-    assert {
-        "model_0000002.pth",
-        "model_final.pth",
-        "config.yaml",
-        "metrics.json",
-        "log.txt",
-    } <= names
-    assert "coco_instances_results.json" in names
+    assert {"model_0000002.pth", "model_final.pth", "config.yaml"} <= names
+    assert {"metrics.json", "log.txt", "coco_instances_results.json"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert list(metrics(trained, "total_loss")) == [0, 1, 2, 3]
     assert {"bbox/AP", "segm/AP"} <= final_metrics(trained).keys()
 
 
-def test_the_saved_config_builds_the_same_model(trained: Path) -> None:
+def test_saved_config_builds_the_same_model(trained: Path) -> None:
     cfg = load_config(str(trained / "config.yaml"), ["train.seed=2"])
     gpvit.checkpoint.load(instantiate(cfg.model), str(trained / "model_final.pth"))
 
 
-def test_a_checkpoint_carries_config_and_versions_for_its_use(trained: Path) -> None:
+def test_checkpoint_contains_config_and_versions_for_inference(trained: Path) -> None:
     file = gpvit.checkpoint.read(str(trained))
     assert file.about["versions"] == gpvit.checkpoint.versions()
     cfg = config_from_yaml(file.config, file.path)
@@ -92,62 +127,39 @@ def test_a_checkpoint_carries_config_and_versions_for_its_use(trained: Path) -> 
     model = instantiate(cfg.model)
     gpvit.checkpoint.load(model, file)
     image = np.zeros((50, 100, 3), np.uint8)
-    assert gpvit.Predictor.from_checkpoint(trained, "cpu").resize(image).shape == (
-        3,
-        64,
-        128,
-    )  # TINY's short side
-    smaller = gpvit.Predictor.from_checkpoint(
-        trained, "cpu", overrides=["dataloader.short_side=32"]
-    )
+    predictor = gpvit.Predictor.from_checkpoint(trained, "cpu")
+    assert predictor.resize(image).shape == (3, 64, 128)  # the short side in TINY
+    overrides = ["dataloader.short_side=32"]
+    smaller = gpvit.Predictor.from_checkpoint(trained, "cpu", overrides=overrides)
     assert smaller.resize(image).shape == (3, 32, 64)
 
 
-def test_a_checkpoint_carries_its_classes(trained: Path) -> None:
-    assert gpvit.checkpoint.read(str(trained / "model_final.pth")).classes == [
-        "disc",
-        "triangle",
-        "cross",
-    ]
+def test_checkpoint_contains_class_names(trained: Path) -> None:
+    file = gpvit.checkpoint.read(str(trained / "model_final.pth"))
+    assert file.classes == ["disc", "triangle", "cross"]
 
 
-def test_a_run_goes_on_by_its_saved_config_with_data_that_moved(
+def test_run_resumes_from_its_saved_config_with_moved_data(
     trained: Path, synthetic_data: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(trained, tmp_path / "run")
-    (tmp_path / "run" / "model_final.pth").unlink()
-    shutil.copytree(synthetic_data, tmp_path / "moved")
-    command = [
-        "--config-file",
-        str(tmp_path / "run" / "config.yaml"),
-        "--data",
-        str(tmp_path / "moved"),
-        "--resume",
-    ]
-    train_net.main(
-        argument_parser().parse_intermixed_args([*command, f"train.output_dir={tmp_path / 'run'}"])
-    )
-    assert (tmp_path / "run" / "model_final.pth").exists()
+    folder, data = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(trained, folder)
+    (folder / "model_final.pth").unlink()
+    shutil.copytree(synthetic_data, data)
+    options = ["--config-file", folder / "config.yaml", "--data", data, "--resume"]
+    call(*options, f"train.output_dir={folder}")
+    assert (folder / "model_final.pth").exists()
 
 
-def test_evaluation_alone_needs_no_training_data(
+def test_evaluation_needs_no_training_data(
     trained: Path, synthetic_data: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "data"
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "images").symlink_to(synthetic_data / "images")
-    (folder / "annotations" / "val.json").symlink_to(synthetic_data / "annotations" / "val.json")
-    run(
-        tmp_path / "out",
-        folder,
-        "--eval-only",
-        f"train.init_checkpoint={trained / 'model_final.pth'}",
-    )
-    again = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
-    assert again == json.loads((trained / "coco_instances_results.json").read_text())
+    data, output_dir = val_only(synthetic_data, tmp_path / "data"), tmp_path / "out"
+    run(output_dir, data, "--eval-only", f"train.init_checkpoint={trained / 'model_final.pth'}")
+    assert detections(output_dir) == detections(trained)
 
 
-def test_an_evaluation_that_is_cut_short_leaves_the_one_before_it(
+def test_interrupted_evaluation_keeps_the_previous_results(
     trained: Path, synthetic_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("--eval-only", f"train.init_checkpoint={trained / 'model_final.pth'}")
@@ -163,79 +175,64 @@ def test_an_evaluation_that_is_cut_short_leaves_the_one_before_it(
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
 
 
-def test_a_last_evaluation_that_fails_leaves_the_losses_before_it(
+def test_failed_final_evaluation_keeps_the_losses(
     synthetic_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: object) -> None:
-        raise UserError("no room for masks")
+        raise UserError("no memory for masks")
 
     monkeypatch.setattr("gpvit.engine.run.evaluate", failing)
-    with pytest.raises(UserError, match="no room for masks"):
+    with pytest.raises(UserError, match="no memory for masks"):
         run(tmp_path, synthetic_data, "train.eval_period=0", "train.max_iter=2")
-    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1]
+    assert list(metrics(tmp_path, "total_loss")) == [0, 1]
     assert "Stopped at " in (tmp_path / "README.md").read_text()
 
 
-def test_evaluation_of_other_classes_is_refused(
+def test_evaluation_with_other_classes_raises(
     trained: Path, synthetic_data: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "data"
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "images").symlink_to(synthetic_data / "images")
-    content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
+    data = val_only(synthetic_data, tmp_path / "data")
+    content = read_json(data / "annotations" / "val.json")
     content["categories"][0]["name"] = "cat"
-    (folder / "annotations" / "val.json").write_text(json.dumps(content))
+    (data / "annotations" / "val.json").write_text(json.dumps(content))
+    weights = f"train.init_checkpoint={trained / 'model_final.pth'}"
     with pytest.raises(UserError, match="trained for other classes .disc.* than the data has .cat"):
-        run(
-            tmp_path / "out",
-            folder,
-            "--eval-only",
-            f"train.init_checkpoint={trained / 'model_final.pth'}",
-        )
+        run(tmp_path / "out", data, "--eval-only", weights)
 
 
-def test_resuming_goes_on_with_iteration_schedule_and_optimizer(
+def test_resume_restores_iteration_schedule_and_optimizer(
     synthetic_data: Path, tmp_path: Path
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
     options = ("train.checkpointer.period=2", "train.eval_period=0", "train.log_period=1")
-    run(whole, synthetic_data, *options, "train.max_iter=4")
-    run(parts, synthetic_data, *options, "train.max_iter=4")
-    (parts / "model_final.pth").unlink()
-    (parts / "metrics.json").unlink()
-    run(parts, synthetic_data, *options, "train.max_iter=4", "--resume")
-    assert list(metrics(parts, "total_loss")) == [2, 3]
-    rates = metrics(whole, "lr")
-    assert metrics(parts, "lr") == {iteration: rates[iteration] for iteration in (2, 3)}
-    state = gpvit.checkpoint.read_content(str(parts / "model_final.pth"))["trainer"]["optimizer"][
-        "state"
-    ]
-    assert {int(entry["step"]) for entry in state.values()} == {4}
+    run(uninterrupted, synthetic_data, *options, "train.max_iter=4")
+    run(resumed, synthetic_data, *options, "train.max_iter=4")
+    (resumed / "model_final.pth").unlink()
+    (resumed / "metrics.json").unlink()
+    run(resumed, synthetic_data, *options, "train.max_iter=4", "--resume")
+    assert list(metrics(resumed, "total_loss")) == [2, 3]
+    rates = metrics(uninterrupted, "lr")
+    assert metrics(resumed, "lr") == {2: rates[2], 3: rates[3]}
+    content = gpvit.checkpoint.read_content(str(resumed / "model_final.pth"))
+    for entry in content["trainer"]["optimizer"]["state"].values():
+        assert int(entry["step"]) == 4
 
 
-def test_resuming_a_finished_training_only_evaluates(trained: Path, synthetic_data: Path) -> None:
-    before = (trained / "model_final.pth").read_bytes()
-    rows = len((trained / "metrics.json").read_text().splitlines())
-    run(
-        trained,
-        synthetic_data,
-        "--resume",
-        "train.seed=1",
-        "train.checkpointer.period=2",
-        "train.max_iter=4",
-    )
+def test_resuming_a_finished_run_only_evaluates(trained: Path, synthetic_data: Path) -> None:
+    before, number = (trained / "model_final.pth").read_bytes(), len(rows(trained))
+    options = ("train.seed=1", "train.checkpointer.period=2", "train.max_iter=4")
+    run(trained, synthetic_data, "--resume", *options)
     assert (trained / "model_final.pth").read_bytes() == before
-    assert len((trained / "metrics.json").read_text().splitlines()) <= rows + 1
+    assert len(rows(trained)) <= number + 1
 
 
-def test_overrides_work_before_between_and_after_flags() -> None:
+def test_overrides_are_accepted_before_between_and_after_flags() -> None:
     parse = argument_parser().parse_intermixed_args
     args = parse(["a=1", "--config-file", "x.py", "b=2", "--num-gpus", "2", "--eval-only", "c=3"])
     assert args.overrides == ["a=1", "b=2", "c=3"] and args.num_gpus == 2 and args.eval_only
 
 
-def test_the_device_is_found_and_too_many_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_device_finds_gpus_and_rejects_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_device("auto", num_gpus=1) == "cpu"
     assert choose_device("cpu", num_gpus=2) == "cpu"
@@ -247,7 +244,9 @@ def test_the_device_is_found_and_too_many_gpus_are_refused(monkeypatch: pytest.M
         choose_device("cuda", num_gpus=8)
 
 
-def test_torchruns_processes_find_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_device_uses_the_local_world_size_of_torchrun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_device("auto", num_gpus=1) == "cpu"
@@ -269,82 +268,72 @@ def test_torchruns_processes_find_their_device(monkeypatch: pytest.MonkeyPatch) 
         ),
         (["--num-gpus", "9999"], "9999, but this machine has"),
         (["--data", "nowhere"], "nowhere"),
-        ([], "coco/annotations/instances_val2017.json of data set coco_2017_val does not exist"),
+        ([], "coco/annotations/instances_val2017.json of dataset coco_2017_val does not exist"),
         (["--data", "DATA", "train.init_checkpoint=nowhere.pth"], "nowhere.pth does not exist"),
         (["--data", "DATA", "--num-machines", "2"], "--num-machines needs --dist-url"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(
+def test_command_line_error_is_one_line(
     synthetic_data: Path, arguments: list[str], message: str
 ) -> None:
-    arguments = [str(synthetic_data) if argument == "DATA" else argument for argument in arguments]
-    result = subprocess.run(
-        [sys.executable, "train_net.py", "--config-file", CONFIG, *arguments],
-        cwd=REPOSITORY, env=ENVIRONMENT | {"DETECTRON2_DATASETS": "nowhere"}, capture_output=True, text=True,
-    )  # fmt: skip
+    arguments = [argument.replace("DATA", str(synthetic_data)) for argument in arguments]
+    result = start("--config-file", CONFIG, *arguments, DETECTRON2_DATASETS="nowhere")
     assert result.returncode == 1
-    assert (
-        result.stderr.startswith("error: ")
-        and result.stderr.count("\n") == 1
-        and message in result.stderr
-    )
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 class Quadratic(nn.Module):
-    """A model of one weight w whose loss is the value of its image times w."""
+    """A model with a loss of value * sum(weight), where value is that of the image."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(4))
 
     def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-        self.seen_dtype = torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
+        self.autocast_dtype = torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
         return {"loss": batch[0]["value"] * self.weight.sum()}
 
 
+def image_of(value: float) -> dict[str, Any]:
+    return {"image": torch.zeros(3, 1, 1), "value": value, "skipped": []}
+
+
+def trainer_of(model: nn.Module, folder: Path, dtype: str | None = None, **options: Any) -> Trainer:
+    """A trainer with SGD and a learning rate of 1; dtype: of mixed precision, None for none."""
+    amp = OmegaConf.create({"enabled": dtype is not None, "dtype": dtype or "bfloat16"})
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    return Trainer(model, optimizer, seed=0, output_dir=str(folder), amp=amp, **options)
+
+
 def one_step(
-    tmp_path: Path,
-    value: float = 3.0,
-    clip_norm: float = 0.0,
-    amp_enabled: bool = False,
-    dtype: str = "bfloat16",
+    folder: Path, value: float = 3.0, clip_norm: float = 0.0, dtype: str | None = None
 ) -> Quadratic:
     model = Quadratic()
-    amp = OmegaConf.create(dict(enabled=amp_enabled, dtype=dtype))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    trainer = Trainer(
-        model, optimizer, seed=0, output_dir=str(tmp_path), amp=amp, clip_norm=clip_norm
-    )
-    try:
-        trainer.train([[{"image": torch.zeros(3, 1, 1), "value": value, "skipped": []}]], 1)
-    except UserError as error:
-        model.error = str(error)
+    trainer_of(model, folder, dtype, clip_norm=clip_norm).train([[image_of(value)]], 1)
     return model
 
 
-def test_gradients_are_clipped_to_their_norm(tmp_path: Path) -> None:
-    torch.testing.assert_close(one_step(tmp_path).weight.detach(), torch.full((4,), -3.0))
-    torch.testing.assert_close(
-        one_step(tmp_path, clip_norm=1.0).weight.detach(), torch.full((4,), -0.5)
-    )
-    torch.testing.assert_close(
-        one_step(tmp_path, clip_norm=100.0).weight.detach(), torch.full((4,), -3.0)
-    )
+def test_gradients_are_clipped_by_their_norm(tmp_path: Path) -> None:
+    # The gradient is 3 in each of 4 entries, its norm 6.
+    for clip_norm, expected in ((0.0, -3.0), (1.0, -0.5), (100.0, -3.0)):
+        weight = one_step(tmp_path, clip_norm=clip_norm).weight.detach()
+        torch.testing.assert_close(weight, torch.full((4,), expected))
 
 
-def test_mixed_precision_is_used_where_asked_for(tmp_path: Path) -> None:
-    assert one_step(tmp_path, amp_enabled=True).seen_dtype == torch.bfloat16
+def test_mixed_precision_is_used_if_enabled(tmp_path: Path) -> None:
+    assert one_step(tmp_path, dtype="bfloat16").autocast_dtype == torch.bfloat16
 
 
-def test_float16_scales_the_loss_and_clips_what_is_unscaled(tmp_path: Path) -> None:
-    model = one_step(tmp_path, clip_norm=1.0, amp_enabled=True, dtype="float16")
-    assert model.seen_dtype == torch.float16
+def test_float16_clips_unscaled_gradients(tmp_path: Path) -> None:
+    model = one_step(tmp_path, clip_norm=1.0, dtype="float16")
+    assert model.autocast_dtype == torch.float16
     torch.testing.assert_close(model.weight.detach(), torch.full((4,), -0.5))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_detector_trains_on_a_gpu(synthetic_data: Path, tmp_path: Path, dtype: str) -> None:
+def test_detector_trains_on_a_gpu(synthetic_data: Path, tmp_path: Path, dtype: str) -> None:
     options = (
         "train.device=cuda",
         f"train.amp.dtype={dtype}",
@@ -355,45 +344,41 @@ def test_a_detector_trains_on_a_gpu(synthetic_data: Path, tmp_path: Path, dtype:
     assert list(metrics(tmp_path, "total_loss")) == [0, 1]
 
 
-def test_a_detector_trains_in_bfloat16_on_a_cpu(synthetic_data: Path, tmp_path: Path) -> None:
+def test_detector_trains_in_bfloat16_on_a_cpu(synthetic_data: Path, tmp_path: Path) -> None:
     run(tmp_path, synthetic_data, "train.amp.enabled=True", "train.max_iter=2")
     assert list(metrics(tmp_path, "total_loss")) == [0, 1]
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path: Path) -> None:
-    model = one_step(tmp_path, value=float("nan"))
-    assert "iteration 0: loss or gradient is not finite" in model.error
+def test_non_finite_loss_stops_before_the_weights_change(tmp_path: Path) -> None:
+    model = Quadratic()
+    with pytest.raises(UserError, match="iteration 0: loss or gradient is not finite"):
+        trainer_of(model, tmp_path).train([[image_of(float("nan"))]], 1)
     assert torch.equal(model.weight.detach(), torch.zeros(4))
 
 
-def test_a_batch_in_parts_makes_the_same_step(tmp_path: Path) -> None:
-    images = [
-        {"image": torch.zeros(3, 1, 1), "value": value, "skipped": []} for value in (1.0, 2.0, 4.0)
-    ]
+class Mean(Quadratic):
+    """As :class:`Quadratic`, with the mean loss of the images."""
 
-    class Mean(Quadratic):
-        def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-            self.largest = max(getattr(self, "largest", 0), len(batch))
-            return {"loss": sum(image["value"] for image in batch) / len(batch) * self.weight.sum()}
+    largest_batch = 0
 
-    weights = []
-    for accumulate, largest in ((1, 3), (2, 2), (3, 1)):
+    def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+        self.largest_batch = max(self.largest_batch, len(batch))
+        values = torch.tensor([image["value"] for image in batch])
+        return {"loss": values.mean() * self.weight.sum()}
+
+
+def test_accumulated_gradients_make_the_same_step(tmp_path: Path) -> None:
+    images = list(map(image_of, (1.0, 2.0, 4.0)))
+    for accumulate, largest_batch in ((1, 3), (2, 2), (3, 1)):
         model = Mean()
-        amp = OmegaConf.create(dict(enabled=False, dtype="bfloat16"))
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        trainer = Trainer(
-            model, optimizer, seed=0, output_dir=str(tmp_path), amp=amp, accumulate=accumulate
-        )
-        trainer.train([images], 1)
-        assert model.largest == largest
-        weights.append(model.weight.detach())
-    torch.testing.assert_close(weights[0], torch.full((4,), -7 / 3))
-    for other in weights[1:]:
-        torch.testing.assert_close(other, weights[0])
+        trainer_of(model, tmp_path, accumulate=accumulate).train([images], 1)
+        assert model.largest_batch == largest_batch
+        torch.testing.assert_close(model.weight.detach(), torch.full((4,), -7 / 3))
 
 
-# Nothing random: all proposals are used, the images are taken as they are, in an order that the seed gives. With its
-# large epsilon AdamW makes steps in proportion to the gradients, and no full ones of rounding errors.
+# Without randomness: all proposals are used, images are not augmented, and the seed gives their
+# order. With a large epsilon, steps of AdamW are proportional to the gradients; with the default
+# one, rounding errors of tiny gradients would become steps of full size.
 DETERMINISTIC = [
     "train.seed=1",
     "train.max_iter=3",
@@ -411,70 +396,69 @@ DETERMINISTIC = [
     "optimizer.weight_decay=0",
     "lr_multiplier.warmup_length=0",
 ]
+NORM = "backbone.net.patch_embed.stem.norm.weight"  # of a SyncBN
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory, even_data: Path) -> Path:
+def one_process(tmp_path_factory: pytest.TempPathFactory, equal_sizes: Path) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    run(folder, even_data, *DETERMINISTIC)
+    run(folder, equal_sizes, *DETERMINISTIC)
     return folder
 
 
 @pytest.fixture(scope="module")
-def even_data(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
-    """A data set all of whose images have one size, so that a batch of two is not padded more than each alone."""
-    folder = tmp_path_factory.mktemp("even") / "data"
+def equal_sizes(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
+    """A dataset with images of one size, so that a batch of two needs no more padding than one."""
+    folder = tmp_path_factory.mktemp("equal_sizes") / "data"
     (folder / "annotations").mkdir(parents=True)
     (folder / "images").mkdir()
     for split in ("train", "val"):
-        content = json.loads((synthetic_data / "annotations" / f"{split}.json").read_text())
+        content = read_json(synthetic_data / "annotations" / f"{split}.json")
         for image in content["images"]:
             pixels = cv2.imread(str(synthetic_data / "images" / image["file_name"]))
             cv2.imwrite(str(folder / "images" / image["file_name"]), pixels[:256, :256])
             image.update(height=256, width=256)
-        content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
+        content["annotations"] = [item for item in content["annotations"] if not item["iscrowd"]]
         (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
     return folder
 
 
+def initial_weights(data: Path) -> dict[str, torch.Tensor]:
+    """The initial weights of the runs with ``DETERMINISTIC``."""
+    seed_everything(1)
+    cfg = load_config(str(REPOSITORY / CONFIG), [*TINY, *DETERMINISTIC])
+    gpvit.data.use_folder(cfg, str(data), train=True)
+    return instantiate(cfg.model).state_dict()
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "detectron2"])
-def test_two_processes_do_what_one_does(
-    launcher: str, even_data: Path, one_process: Path, tmp_path: Path
+def test_two_processes_train_like_one(
+    launcher: str, equal_sizes: Path, one_process: Path, tmp_path: Path
 ) -> None:
     worker = [
-        str(REPOSITORY / "tests" / "engine" / "distributed_worker.py"),
-        "--config-file",
-        CONFIG,
-        "--data",
-        str(even_data),
+        *(str(REPOSITORY / "tests" / "engine" / "distributed_worker.py"), "--config-file", CONFIG),
+        *("--data", str(equal_sizes), *TINY, *DETERMINISTIC),
+        *("train.device=cpu", f"train.output_dir={tmp_path}"),
     ]
-    worker += [*TINY, *DETERMINISTIC, "train.device=cpu", f"train.output_dir={tmp_path}"]
-    command = {
-        "torchrun": [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            *worker,
-        ],
-        "detectron2": [*worker, "--num-gpus", "2"],
-    }[launcher]
+    command = [*TORCHRUN, *worker] if launcher == "torchrun" else [*worker, "--num-gpus", "2"]
     subprocess.run(
         [sys.executable, *command], cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=300
     )
 
-    weights = [torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1)]
-    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
-    one = gpvit.checkpoint.read(str(one_process / "model_final.pth")).weights
-    # The heads' losses are means over the proposals or boxes of a process, whose numbers differ a little; so what they
-    # alone move is not compared, and the losses after the first steps are only nearly the same.
-    start = initial_weights(even_data)
-    for key, tensor in weights[0].items():
+    weights, other = (torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1))
+    for key, tensor in weights.items():
+        assert torch.equal(tensor, other[key]), key
+    # The losses of the heads are means over the proposals or boxes of a process, the numbers of
+    # which differ slightly. So weights with gradients from these losses alone are not compared, and
+    # losses after the first step are compared with a tolerance.
+    expected = gpvit.checkpoint.read(str(one_process / "model_final.pth")).weights
+    initial = initial_weights(equal_sizes)
+    for key, tensor in weights.items():
         if tensor.is_floating_point() and not key.startswith("roi_heads."):
-            moved, expected = tensor - start[key], one[key] - start[key]
-            assert (moved - expected).norm() <= 0.3 * expected.norm() + 1e-6, key
-    assert not torch.equal(weights[0][NORM], start[NORM])
+            change, expected_change = tensor - initial[key], expected[key] - initial[key]
+            difference = (change - expected_change).norm()
+            assert difference <= 0.3 * expected_change.norm() + 1e-6, key
+    assert not torch.equal(weights[NORM], initial[NORM])
     tolerances = {
         "loss_rpn_cls": 1e-3,
         "loss_rpn_loc": 1e-3,
@@ -483,33 +467,16 @@ def test_two_processes_do_what_one_does(
         "loss_box_reg": 0.1,
     }
     for key, tolerance in tolerances.items():
-        together, apart = metrics(one_process, key), metrics(tmp_path, key)
-        assert list(together) == [0, 1, 2]
-        assert apart == pytest.approx(together, rel=tolerance), key
-    results, expected = (
-        {
-            result["image_id"]
-            for result in json.loads((folder / "coco_instances_results.json").read_text())
-        }
-        for folder in (tmp_path, one_process)
-    )
-    assert results == expected and len(expected) == 4  # the images of both processes
+        losses, expected_losses = metrics(tmp_path, key), metrics(one_process, key)
+        assert list(expected_losses) == [0, 1, 2]
+        assert losses == pytest.approx(expected_losses, rel=tolerance), key
+    # The results have the images of both processes.
+    ids = image_ids(detections(one_process))
+    assert image_ids(detections(tmp_path)) == ids and len(ids) == 4
+    results, expected_results = final_metrics(tmp_path), final_metrics(one_process)
     for task in ("bbox", "segm"):
-        assert final_metrics(tmp_path)[f"{task}/AP"] == pytest.approx(
-            final_metrics(one_process)[f"{task}/AP"], abs=0.5
-        )
-
-
-NORM = "backbone.net.patch_embed.stem.norm.weight"
-
-
-def initial_weights(data: Path) -> dict[str, torch.Tensor]:
-    """What the trainings with ``DETERMINISTIC`` start from."""
-    seed_everything(1)
-    overrides = [*TINY, *DETERMINISTIC]
-    cfg = load_config(str(REPOSITORY / CONFIG), overrides)
-    gpvit.data.use_folder(cfg, str(data), train=True)
-    return instantiate(cfg.model).state_dict()
+        expected_ap = expected_results[f"{task}/AP"]
+        assert results[f"{task}/AP"] == pytest.approx(expected_ap, abs=0.5)
 
 
 SETS = ("day", "night/city")  # the validation and the training images of the synthetic data
@@ -518,7 +485,7 @@ NIGHT = folder_names(SETS)["night/city"]
 
 @pytest.fixture
 def config_of_sets(synthetic_data: Path, tmp_path: Path) -> Iterator[Path]:
-    """A config that registers its data, as people do; what it left in this process is removed."""
+    """A config that registers datasets, as users write it; they are removed after the test."""
     config = tmp_path / "sets.py"
     config.write_text(f"""
 from detectron2.data.datasets import register_coco_instances
@@ -541,115 +508,90 @@ model.roi_heads.num_classes = 3
         MetadataCatalog.remove(name)
 
 
-def found_in(folder: Path) -> list[dict]:
-    content = json.loads((folder / "coco_instances_results.json").read_text())
-    return sorted(
-        content, key=lambda result: (result["image_id"], -result["score"], result["bbox"])
-    )
-
-
 @pytest.mark.parametrize(
     "key", ["dataloader.max_detections", "model.roi_heads.box_predictor.test_topk_per_image"]
 )
-def test_a_run_begins_with_a_note_on_images_of_more_objects_than_are_given(
+def test_run_warns_about_images_with_more_objects_than_detections(
     synthetic_data: Path, tmp_path: Path, key: str
 ) -> None:
     run(tmp_path, synthetic_data, "train.max_iter=1", "train.eval_period=0", f"{key}=1")
     before_training = (tmp_path / "log.txt").read_text().partition("Starting training")[0]
     for split in ("train", "val"):
-        assert re.search(
-            rf"{split}: images have up to \d+ objects, of which .* AP counts 1;", before_training
-        )
+        message = rf"{split}: images have up to \d+ objects, of which .* AP counts 1;"
+        assert re.search(message, before_training)
 
 
-def test_an_evaluation_without_weights_or_on_other_data_than_is_named_is_refused(
+def test_evaluation_without_weights_or_with_another_dataset_name_raises(
     synthetic_data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        UserError, match="--eval-only needs weights; write train.init_checkpoint=FILE"
-    ):
+    message = "--eval-only needs weights; write train.init_checkpoint=FILE"
+    with pytest.raises(UserError, match=message):
         run(tmp_path, synthetic_data, "--eval-only", "train.init_checkpoint=null")
-    with pytest.raises(UserError, match="dataset_name=night is not what is evaluated"):
+    with pytest.raises(UserError, match="dataset_name=night is not the evaluated dataset"):
         run(tmp_path, synthetic_data, "dataloader.evaluator.dataset_name=night")
 
 
-def test_several_validation_sets_are_evaluated_each(
-    synthetic_data: Path, config_of_sets: Path, tmp_path: Path
-) -> None:
+def test_each_of_several_validation_sets_is_evaluated(config_of_sets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    command = [
-        "--config-file",
-        str(config_of_sets),
-        "train.device=cpu",
-        f"train.output_dir={folder}",
-    ]
-    command += ["train.ema_decay=0.5", "train.best_metric=night/city/ema_segm/AP"]
-    command += ["train.max_iter=2", "train.pictures=1"]
-    train_net.main(argument_parser().parse_intermixed_args(command))
+    options = ["train.device=cpu", "train.max_iter=2", "train.pictures=1", "train.ema_decay=0.5"]
+    options += ["train.best_metric=night/city/ema_segm/AP", f"train.output_dir={folder}"]
+    call("--config-file", config_of_sets, *options)
     measured = final_metrics(folder)
-    names = {
-        f"{name}/{task}/AP" for name in SETS for task in ("bbox", "segm", "ema_bbox", "ema_segm")
-    }
-    assert names <= measured.keys() and not {"bbox/AP", "segm/AP", "ema_segm/AP"} & measured.keys()
-    whole = json.loads((folder / "evaluation.json").read_text())
-    assert whole["images"] == 12 and [data["name"] for data in whole["data"]] == list(SETS)
-    for name, inside, images in (("day", "day", 4), ("night/city", NIGHT, 8)):
-        evaluation = json.loads((folder / "inference" / inside / "evaluation.json").read_text())
-        assert evaluation["results"] == whole["results"][name] and evaluation["images"] == images
+    for task in ("bbox", "segm", "ema_bbox", "ema_segm"):
+        assert {f"day/{task}/AP", f"night/city/{task}/AP"} <= measured.keys()
+        assert f"{task}/AP" not in measured
+    together = read_json(folder / "evaluation.json")
+    assert together["images"] == 12
+    assert [data["name"] for data in together["data"]] == list(SETS)
+    for name, subfolder, images in (("day", "day", 4), ("night/city", NIGHT, 8)):
+        results = folder / "inference" / subfolder
+        evaluation = read_json(results / "evaluation.json")
+        assert evaluation["results"] == together["results"][name]
+        assert evaluation["images"] == images and evaluation["data"]["name"] == name
         assert evaluation["results"]["segm"]["AP"] == measured[f"{name}/ema_segm/AP"]
-        assert evaluation["data"]["name"] == name
-        assert len(read_inputs(folder / "inference" / inside).truth.imgs) == images
+        assert len(read_inputs(results).ground_truth.imgs) == images
     page = (folder / "README.md").read_text()
-    assert (
-        f"gpvit view-results --input {folder}/inference/day --report\n" in page
-        and "| val: night/city | " in page
-    )
+    assert f"gpvit view-results --input {folder}/inference/day --report\n" in page
+    assert "| val: night/city | " in page and "`coco_instances_results.json`" not in page
     assert "Best night/city/ema\\_segm/AP: " in page and "in `model_best.pth`" in page
-    assert "`coco_instances_results.json`" not in page
-    with pytest.raises(
-        UserError, match=f"of several validation sets: give the folder of one, .*{NIGHT}$"
-    ):
+    message = f"of several validation sets: give the folder of one of them, .*{NIGHT}$"
+    with pytest.raises(UserError, match=message):
         read_inputs(folder)
     card = training_of(gpvit.checkpoint.read(str(folder / "model_final.pth")))
     assert card.val_data == "day" and card.images == 4
     assert card.metrics["segm/AP"] == measured["day/ema_segm/AP"]
 
 
-def test_two_processes_evaluate_as_one_does_each_of_several_sets(
+def sorted_detections(folder: Path) -> list[dict[str, Any]]:
+    return sorted(
+        detections(folder),
+        key=lambda result: (result["image_id"], -result["score"], result["bbox"]),
+    )
+
+
+def test_two_processes_evaluate_several_sets_like_one(
     trained: Path, synthetic_data: Path, config_of_sets: Path, tmp_path: Path
 ) -> None:
+    output_dir = tmp_path / "out"
     worker = [str(REPOSITORY / "train_net.py"), "--config-file", str(config_of_sets)]
-    worker += ["--eval-only", "train.device=cpu", f"train.output_dir={tmp_path / 'out'}"]
+    worker += ["--eval-only", "train.device=cpu", f"train.output_dir={output_dir}"]
     worker += [f"train.init_checkpoint={trained / 'model_final.pth'}"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        *worker,
-    ]
+    command = [sys.executable, *TORCHRUN, *worker]
     subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, check=True, timeout=300)
-    ours, expected = found_in(tmp_path / "out" / "inference" / "day"), found_in(trained)
-    assert len(ours) == len(expected) > 0
-    for one, other in zip(ours, expected):
+    results = sorted_detections(output_dir / "inference" / "day")
+    expected = sorted_detections(trained)
+    assert len(results) == len(expected) > 0
+    for one, other in zip(results, expected):
         assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
-    ids = {
-        image["id"]
-        for image in json.loads((synthetic_data / "annotations" / "train.json").read_text())[
-            "images"
-        ]
-    }
-    assert {
-        result["image_id"] for result in found_in(tmp_path / "out" / "inference" / NIGHT)
-    } == ids
-    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    images = read_json(synthetic_data / "annotations" / "train.json")["images"]
+    ids = {image["id"] for image in images}
+    assert image_ids(detections(output_dir / "inference" / NIGHT)) == ids
+    evaluation = read_json(output_dir / "evaluation.json")
     assert evaluation["results"].keys() == set(SETS) and evaluation["images"] == 12
 
 
-def of_sets(*names: str, **train: object) -> DictConfig:
+def with_validation_sets(*names: str, **train: object) -> DictConfig:
     loaders = {
         "test": {"dataset": {"names": list(names)}},
         "evaluator": {"tasks": ["bbox", "segm"]},
@@ -660,27 +602,27 @@ def of_sets(*names: str, **train: object) -> DictConfig:
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("segm/AP", "does not say of which validation set: name one of a/segm/AP, b/c/segm/AP$"),
-        ("segm/AP-dog", "name one of a/segm/AP-dog, b/c/segm/AP-dog$"),
+        ("segm/AP", "does not name the validation set: use one of a/segm/AP, b/c/segm/AP$"),
+        ("segm/AP-dog", "use one of a/segm/AP-dog, b/c/segm/AP-dog$"),
         ("a/segm/AP-cow", "is none of a/bbox/AP, "),
         ("c/segm/AP", "is none of a/bbox/AP, "),
         ("a/ema_segm/AP", "is none of a/bbox/AP, "),
     ],
 )
-def test_the_best_metric_names_one_of_several_validation_sets(metric: str, message: str) -> None:
-    cfg = of_sets("a", "b/c")
+def test_best_metric_must_name_one_of_several_validation_sets(metric: str, message: str) -> None:
+    cfg = with_validation_sets("a", "b/c")
     with pytest.raises(UserError, match=message):
         check_best_metric(metric, cfg, ["cat", "dog"])
     check_best_metric("b/c/segm/AP-dog", cfg, ["cat", "dog"])
-    check_best_metric("a/ema_bbox/AP", of_sets("a", "b", ema_decay=0.9), [])
-    check_best_metric("segm/AP", of_sets("a"), [])
+    check_best_metric("a/ema_bbox/AP", with_validation_sets("a", "b", ema_decay=0.9), [])
+    check_best_metric("segm/AP", with_validation_sets("a"), [])
 
 
-def test_without_known_tasks_the_best_metric_still_names_the_set() -> None:
-    cfg = of_sets("a", "b")
+def test_best_metric_of_unknown_tasks_must_name_the_validation_set() -> None:
+    cfg = with_validation_sets("a", "b")
     cfg.dataloader.evaluator = {}
     check_best_metric("b/anything", cfg, [])
-    with pytest.raises(UserError, match="name one of a/anything, b/anything$"):
+    with pytest.raises(UserError, match="use one of a/anything, b/anything$"):
         check_best_metric("anything", cfg, [])
 
 
@@ -694,65 +636,35 @@ def test_without_known_tasks_the_best_metric_still_names_the_set() -> None:
         (None, "must be names of datasets"),
     ],
 )
-def test_validation_sets_that_cannot_be_told_apart_are_refused(names: object, message: str) -> None:
+def test_ambiguous_or_invalid_validation_sets_raise(names: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         validation_names(OmegaConf.create({"dataloader": {"test": {"dataset": {"names": names}}}}))
 
 
-def test_folders_of_validation_sets_are_safe_and_differ() -> None:
-    names = [
-        "coco_2017_val",
-        "a/b",
-        "a_b",
-        "a\\b",
-        "..",
-        "",
-        "Day",
-        "day",
-        "x" * 300,
-        "x" * 301,
-        "ä",
-        "\udcff",
-    ]
+def test_folder_names_of_validation_sets_are_safe_and_unique() -> None:
+    usual = ["coco_2017_val", "a/b", "a_b", "a\\b", "Day", "day"]
+    names = [*usual, "..", "", "x" * 300, "x" * 301, "ä", "\udcff"]
     folders = list(folder_names(names).values())
     assert folders[0] == "coco_2017_val" and folders[2] == "a_b"
-    assert len({folder.lower() for folder in folders}) == len(names)
-    assert all(re.fullmatch(r"[\w-]{1,100}", folder, re.ASCII) for folder in folders)
+    assert len(set(map(str.lower, folders))) == len(names)
+    for folder in folders:
+        assert re.fullmatch(r"[\w-]{1,100}", folder, re.ASCII)
 
 
-def test_the_average_has_names_of_its_own_below_those_of_the_sets() -> None:
+def test_metrics_of_the_averaged_weights_are_prefixed_below_the_set_names() -> None:
     one = {"bbox": {"AP": 1.0}, "speed": 2.0}
     assert of_average(one) == {"ema_bbox": {"AP": 1.0}, "ema_speed": 2.0}
     assert of_average({"a": one, "b": {}}) == {"a": of_average(one), "ema_b": {}}
 
 
-def test_an_error_in_several_processes_is_one_line(synthetic_data: Path, tmp_path: Path) -> None:
+def test_error_of_several_processes_is_one_line(synthetic_data: Path, tmp_path: Path) -> None:
     torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    command = [
-        sys.executable,
-        "train_net.py",
-        "--config-file",
-        CONFIG,
-        "--data",
-        str(synthetic_data),
-        "--num-gpus",
-        "2",
-    ]
-    command += [
-        "train.device=cpu",
-        f"train.output_dir={tmp_path}",
-        f"train.init_checkpoint={tmp_path / 'other.pth'}",
-    ]
-    result = subprocess.run(
-        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
+    options = ["--config-file", CONFIG, "--data", synthetic_data, "--num-gpus", 2]
+    options += ["train.device=cpu", f"train.output_dir={tmp_path}"]
+    result = start(*options, f"train.init_checkpoint={tmp_path / 'other.pth'}")
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "does not fit the model" in line and "Traceback" not in result.stderr
-
-
-def final_metrics(output_dir: Path) -> dict[str, float]:
-    return json.loads((output_dir / "metrics.json").read_text().splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -762,55 +674,42 @@ def final_metrics(output_dir: Path) -> dict[str, float]:
         ("retinanet_gpvit_l1_1x", "retinanet"),
     ],
 )
-def test_a_published_file_is_evaluated_and_fine_tuned(
+def test_published_checkpoint_is_evaluated_and_fine_tuned(
     real_data: Path, synthetic_data: Path, tmp_path: Path, config: str, kind: str
 ) -> None:
-    weights, folder = tmp_path / f"gpvit_l1_{kind}_1x.pth", tmp_path / "coco"
+    weights, data = tmp_path / f"gpvit_l1_{kind}_1x.pth", tmp_path / "coco"
     torch.save({"meta": {"epoch": 12}, "state_dict": official.weights(kind, "L1")}, weights)
-    content = json.loads((real_data / "coco_val_ccby" / "annotations" / "val.json").read_text())
+    content = read_json(real_data / "coco_val_ccby" / "annotations" / "val.json")
     content["images"] = content["images"][:2]
-    ids = [image["id"] for image in content["images"]]
+    ids = {image["id"] for image in content["images"]}
     content["annotations"] = [item for item in content["annotations"] if item["image_id"] in ids]
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "annotations" / "val.json").write_text(json.dumps(content))
-    (folder / "images").symlink_to(real_data / "coco_val_ccby" / "images")
+    (data / "annotations").mkdir(parents=True)
+    (data / "annotations" / "val.json").write_text(json.dumps(content))
+    (data / "images").symlink_to(real_data / "coco_val_ccby" / "images")
 
-    def run_published(output: str, *arguments: str) -> nn.Module:
-        command = [
-            "--config-file",
-            str(REPOSITORY / "configs" / "published" / f"{config}.py"),
-            "train.device=cpu",
-        ]
-        command += [
-            f"train.init_checkpoint={weights}",
-            f"train.output_dir={tmp_path / output}",
-            *arguments,
-        ]
-        command += [
-            "dataloader.short_side=64",
-            "dataloader.train.num_workers=0",
-            "dataloader.test.num_workers=0",
-        ]
-        return train_net.main(argument_parser().parse_intermixed_args(command))
+    def run_published(output: str, *arguments: object) -> nn.Module:
+        options = ["train.device=cpu", f"train.init_checkpoint={weights}"]
+        options += ["dataloader.short_side=64", f"train.output_dir={tmp_path / output}"]
+        options += ["dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
+        file = REPOSITORY / "configs" / "published" / f"{config}.py"
+        return call("--config-file", file, *options, *arguments)
 
-    run_published("evaluation", "--eval-only", "--data", str(folder))
-    results = json.loads((tmp_path / "evaluation" / "coco_instances_results.json").read_text())
-    assert {result["image_id"] for result in results} == set(ids) and len(results) > 100
+    run_published("evaluation", "--eval-only", "--data", data)
+    results = detections(tmp_path / "evaluation")
+    assert image_ids(results) == ids and len(results) > 100
     assert ("segmentation" in results[0]) == (kind == "maskrcnn")
 
     tiny = ["train.max_iter=1", "train.eval_period=0", "dataloader.train.total_batch_size=2"]
-    model = run_published("out", "--data", str(synthetic_data), *tiny)
+    model = run_published("out", "--data", synthetic_data, *tiny)
     log = (tmp_path / "out" / "log.txt").read_text()
     layers = 6 if kind == "maskrcnn" else 2
-    assert f"starting afresh: {layers} that depend on the classes" in log
+    assert f"randomly initialized: {layers} that depend on the classes" in log
     file = gpvit.checkpoint.read(str(tmp_path / "out" / "model_final.pth"))
     assert file.classes == ["disc", "triangle", "cross"]
     gpvit.checkpoint.load(model, file, file.classes)
 
 
-def test_registered_data_without_class_names_is_one_line(
-    synthetic_data: Path, tmp_path: Path
-) -> None:
+def test_registered_dataset_without_class_names_raises_one_line(tmp_path: Path) -> None:
     config = tmp_path / "bare.py"
     config.write_text(f"""
 from detectron2.data import DatasetCatalog
@@ -821,23 +720,12 @@ base = load_config({str(REPOSITORY / CONFIG)!r})
 model, dataloader, train = base.model, base.dataloader, base.train
 dataloader.train.dataset.names = dataloader.test.dataset.names = "bare"
 """)
-    command = [
-        sys.executable,
-        "train_net.py",
-        "--config-file",
-        str(config),
-        "--eval-only",
-        "train.device=cpu",
-    ]
-    command += [
-        f"train.output_dir={tmp_path / 'out'}",
-        f"train.init_checkpoint={tmp_path / 'model.pth'}",
-    ]
-    gpvit.checkpoint.write(str(tmp_path / "model.pth"), {"weight": torch.zeros(1)}, classes=["cat"])
-    result = subprocess.run(
-        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert result.returncode == 1 and result.stderr.startswith(
-        "error: data set bare is registered without"
-    ), result.stderr
+    weights = tmp_path / "model.pth"
+    gpvit.checkpoint.write(str(weights), {"weight": torch.zeros(1)}, classes=["cat"])
+    options = ["--config-file", config, "--eval-only", "train.device=cpu"]
+    options += [f"train.output_dir={tmp_path / 'out'}", f"train.init_checkpoint={weights}"]
+    result = start(*options)
+    assert result.returncode == 1
+    message = "error: dataset bare is registered without"
+    assert result.stderr.startswith(message), result.stderr
     assert result.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Exported detectors find what the detector itself finds, at every size, without this project."""
+"""Exported detectors agree with the PyTorch model at all image sizes, and run without gpvit."""
 
 import json
 import re
@@ -18,31 +18,43 @@ from gpvit.config import load_config
 from gpvit.data.image_io import read_image
 from gpvit.export import graph as export
 from gpvit.export import verify
-from gpvit.modeling.deformable_attention import sample, sample_by_grid
+from gpvit.modeling.deformable_attention import sample_by_bag, sample_by_grid
 from gpvit.utils.errors import UserError
 from torch import nn
 
 CLASSES = ["disc", "ring", "star"]
-SMALL = ["norm=BN", "embed_dim=24", "group_tokens=[0,4]"]
+# Config -> overrides for a tiny model.
 MODELS = {
-    "quickstart.py": [override for override in TINY if override.startswith("model")]
-    + ["model.roi_heads.num_classes=3"],
-    "cascade_mask_rcnn_gpvit_l1.py": [f"model.backbone.net.{override}" for override in SMALL]
-    + ["model.roi_heads.num_classes=3", "model.proposal_generator.post_nms_topk=[20,20]"],
+    "quickstart.py": [
+        *(override for override in TINY if override.startswith("model")),
+        "model.roi_heads.num_classes=3",
+    ],
+    "cascade_mask_rcnn_gpvit_l1.py": [
+        "model.backbone.net.norm=BN",
+        "model.backbone.net.embed_dim=24",
+        "model.backbone.net.group_tokens=[0,4]",
+        "model.roi_heads.num_classes=3",
+        "model.proposal_generator.post_nms_topk=[20,20]",
+    ],
     "published/retinanet_gpvit_l1_1x.py": [
-        f"model.backbone.bottom_up.net.{override}" for override in SMALL
-    ]
-    + ["model.num_classes=3", "model.backbone.bottom_up.num_interactions=1"],
+        "model.backbone.bottom_up.net.norm=BN",
+        "model.backbone.bottom_up.net.embed_dim=24",
+        "model.backbone.bottom_up.net.group_tokens=[0,4]",
+        "model.num_classes=3",
+        "model.backbone.bottom_up.num_interactions=1",
+    ],
 }
 
 
 def tiny_model(name: str) -> nn.Module:
-    """Random weights that differ enough for scores to be far apart, and thresholds that let something pass."""
+    """Return a model with random weights whose scores differ and exceed the thresholds."""
     torch.manual_seed(0)
     model = instantiate(load_config(str(REPOSITORY / "configs" / name), MODELS[name]).model).eval()
     if hasattr(model, "roi_heads"):
         predictors = model.roi_heads.box_predictor
-        for predictor in predictors if isinstance(predictors, nn.ModuleList) else [predictors]:
+        if not isinstance(predictors, nn.ModuleList):
+            predictors = [predictors]
+        for predictor in predictors:
             nn.init.normal_(predictor.cls_score.weight, std=0.5)
             nn.init.normal_(predictor.bbox_pred.weight, std=0.1)
         nn.init.normal_(model.roi_heads.mask_head.predictor.weight, std=0.5)
@@ -52,31 +64,15 @@ def tiny_model(name: str) -> nn.Module:
 
 
 def image(height: int, width: int) -> torch.Tensor:
-    return torch.randint(
-        0,
-        256,
-        (3, height, width),
-        dtype=torch.uint8,
-        generator=torch.Generator().manual_seed(height),
-    )
+    generator = torch.Generator().manual_seed(height)
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
 
 
-def export_it(weights: Path, pictures: Path, output: Path, *overrides: str) -> None:
-    command = [
-        "--config-file",
-        str(REPOSITORY / "configs" / "quickstart.py"),
-        "--weights",
-        str(weights),
-    ]
-    command += [
-        "--input",
-        str(pictures),
-        "--output",
-        str(output),
-        *MODELS["quickstart.py"],
-        "dataloader.short_side=96",
-    ]
-    cli.main([*command, *overrides])
+def run_export(weights: Path, images: Path, output: Path, *overrides: str) -> None:
+    config = REPOSITORY / "configs" / "quickstart.py"
+    command = ["--config-file", config, "--weights", weights, "--input", images]
+    command += ["--output", output, *MODELS["quickstart.py"], "dataloader.short_side=96"]
+    cli.main(list(map(str, [*command, *overrides])))
 
 
 @pytest.fixture(scope="module")
@@ -89,25 +85,27 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(synthetic_data: Path) -> Path:
+def images(synthetic_data: Path) -> Path:
+    """A glob pattern of 4 images."""
     return synthetic_data / "images" / "val_*.png"
 
 
 @pytest.fixture(scope="module")
-def pt2_file(weights: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pt2_file(weights: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "model.pt2"
-    export_it(weights, pictures, path)
+    run_export(weights, images, path)
     return path
 
 
-def test_onnx_runtime_finds_what_the_detector_finds_at_every_size(
-    capsys: pytest.CaptureFixture, weights: Path, pictures: Path, tmp_path: Path
+def test_onnx_detections_agree_at_all_sizes(
+    capsys: pytest.CaptureFixture, weights: Path, images: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "new" / "model.onnx"
-    export_it(weights, pictures, output)
+    run_export(weights, images, output)
     report = capsys.readouterr().out
-    expected = r".*model.onnx: on 4 pictures 100.0% of .* difference \d\.\de-0\d .* takes \d+\.\d\d of .*\n"
-    assert re.fullmatch(expected, report)
+    agreement = r".*model.onnx: on 4 images, 100.0% of .* difference \d\.\de-0\d .*"
+    time = r"takes \d+\.\d\d of .*\n"
+    assert re.fullmatch(agreement + time, report)
     assert [path.name for path in output.parent.iterdir()] == ["model.onnx"]
     onnx.checker.check_model(output)
     properties = {prop.key: json.loads(prop.value) for prop in onnx.load(output).metadata_props}
@@ -118,144 +116,135 @@ def test_onnx_runtime_finds_what_the_detector_finds_at_every_size(
         "max_size": 320,
     }
     run, model = verify.load(output), tiny_model("quickstart.py")
-    # The smallest, those of the stored position embedding, others; none but one a multiple of the stride.
+    # The smallest size, that of the stored position embedding, and two others. Only 192 is a
+    # multiple of the stride.
     for size in ((65, 65), (192, 192), (97, 300), (331, 190)):
-        found = verify.differences(
-            with_masks := verify.eager(model, image(*size)), run(image(*size))
-        )
-        assert len(with_masks["scores"]) > 3 and with_masks["masks"].shape[1:] == (28, 28)
-        assert found.max() < 1e-3, size
+        expected = verify.eager(model, image(*size))
+        assert len(expected["scores"]) > 3 and expected["masks"].shape[1:] == (28, 28)
+        assert verify.differences(expected, run(image(*size))).max() < 1e-3, size
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_graph_finds_what_the_detector_finds_at_every_size(name: str, pt2_file: Path) -> None:
+def test_graph_detections_agree_at_all_sizes(name: str, pt2_file: Path) -> None:
     model = tiny_model(name)
     run = verify.load(pt2_file) if name == "quickstart.py" else export.export(model).module()
     smallest = export.smallest_side(model)
     for size in ((smallest, smallest), (192, 192), (224, 224), (161, 250)):
         expected = verify.eager(model, image(*size))
-        found = verify.differences(expected, run(image(*size)))
         assert len(expected["scores"]) > 3 and ("masks" in expected) == ("retinanet" not in name)
-        assert found.max() < 1e-3, size
+        assert verify.differences(expected, run(image(*size))).max() < 1e-3, size
 
 
-def test_where_nothing_is_detected_the_graph_gives_nothing() -> None:
+def test_graph_returns_empty_tensors_without_detections() -> None:
     model = tiny_model("quickstart.py")
     model.roi_heads.box_predictor.test_score_thresh = 1.0
     outputs = export.export(model).module()(image(96, 128))
-    assert {name: tuple(x.shape) for name, x in outputs.items()} == {
-        "boxes": (0, 4), "scores": (0,), "classes": (0,), "masks": (0, 28, 28)
-    }  # fmt: skip
+    shapes = {name: tuple(x.shape) for name, x in outputs.items()}
+    assert shapes == {"boxes": (0, 4), "scores": (0,), "classes": (0,), "masks": (0, 28, 28)}
 
 
-def test_a_pt2_file_runs_without_this_project(pt2_file: Path, tmp_path: Path) -> None:
+def test_pt2_file_runs_without_gpvit_and_detectron2(pt2_file: Path, tmp_path: Path) -> None:
     torch.save(image(120, 150), tmp_path / "image.pth")
     code = """
 import json, sys, torch, torchvision
 extra = {"metadata.json": ""}
 run = torch.export.load(sys.argv[1], extra_files=extra).module()
-torch.save((run(torch.load("image.pth")), json.loads(extra["metadata.json"])), "found.pth")
+torch.save((run(torch.load("image.pth")), json.loads(extra["metadata.json"])), "outputs.pth")
 assert not {"gpvit", "detectron2"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code, pt2_file], check=True, cwd=tmp_path)
-    found, metadata = torch.load(tmp_path / "found.pth")
+    detections, metadata = torch.load(tmp_path / "outputs.pth")
     assert metadata["classes"] == CLASSES
-    assert (
-        verify.differences(verify.eager(tiny_model("quickstart.py"), image(120, 150)), found).max()
-        < 1e-3
-    )
+    expected = verify.eager(tiny_model("quickstart.py"), image(120, 150))
+    assert verify.differences(expected, detections).max() < 1e-3
 
 
-def test_real_pictures_are_found_the_same(real_data: Path, weights: Path, pt2_file: Path) -> None:
+def test_detections_agree_on_real_images(real_data: Path, weights: Path, pt2_file: Path) -> None:
     overrides = [*MODELS["quickstart.py"], "dataloader.short_side=160"]
     cfg = load_config(str(REPOSITORY / "configs" / "quickstart.py"), overrides)
     predictor = gpvit.Predictor(cfg, str(weights), "cpu")
     paths = sorted((real_data / "fruits_nuts" / "images").iterdir())
-    report = verify.check(
-        predictor.model,
-        verify.load(pt2_file),
-        [predictor.resize(read_image(path)) for path in paths],
-    )
-    assert report.startswith("on 18 pictures 100.0% of the detections")
+    images = [predictor.resize(read_image(path)) for path in paths]
+    report = verify.check(predictor.model, verify.load(pt2_file), images)
+    assert report.startswith("on 18 images, 100.0% of the detections")
 
 
-def test_a_file_that_finds_something_else_is_not_left(
-    monkeypatch: pytest.MonkeyPatch, weights: Path, pictures: Path, tmp_path: Path
+def test_file_with_different_detections_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, weights: Path, images: Path, tmp_path: Path
 ) -> None:
     model = tiny_model("quickstart.py")
 
     def half_a_pixel_off(image: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = verify.eager(model, image)
-        return found | {"boxes": found["boxes"] + 0.5}
+        detections = verify.eager(model, image)
+        return detections | {"boxes": detections["boxes"] + 0.5}
 
     monkeypatch.setattr(cli, "write", lambda predictor, path, metadata: path.write_text("wrong"))
     monkeypatch.setattr(cli, "load", lambda path: half_a_pixel_off)
-    for before in ([], ["--overwrite"]):
-        with pytest.raises(
-            UserError, match="^not exported: 100.0% of the detections are not PyTorch's"
-        ):
-            export_it(weights, pictures, tmp_path / "model.onnx", *before)
-        assert not before or (tmp_path / "model.onnx").read_text() == "precious"
-        assert len(list(tmp_path.iterdir())) == len(before)
-        (tmp_path / "model.onnx").write_text("precious")
-    (tmp_path / "model.onnx").unlink()
-    never = "model.roi_heads.box_predictor.test_score_thresh=1.0"
+    output = tmp_path / "model.onnx"
+    message = "^not exported: 100.0% of the detections are missing in PyTorch or in the exported"
+    with pytest.raises(UserError, match=message):
+        run_export(weights, images, output)
+    assert not list(tmp_path.iterdir())
+    output.write_text("old")
+    with pytest.raises(UserError, match=message):
+        run_export(weights, images, output, "--overwrite")
+    assert list(tmp_path.iterdir()) == [output] and output.read_text() == "old"
+    output.unlink()
+    no_detections = "model.roi_heads.box_predictor.test_score_thresh=1.0"
     model.roi_heads.box_predictor.test_score_thresh = 1.0
-    with pytest.raises(UserError, match="nothing is detected on any picture"):
-        export_it(weights, pictures, tmp_path / "model.onnx", never)
+    with pytest.raises(UserError, match="nothing is detected on any image of --input"):
+        run_export(weights, images, output, no_detections)
 
 
-def test_what_cannot_be_exported_is_said_before_anything_is_done(
-    weights: Path, pictures: Path, tmp_path: Path
+def test_unsupported_export_raises_before_writing(
+    weights: Path, images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="name must end in .onnx or .pt2"):
-        export_it(weights, pictures, tmp_path / "model.pth")
-    with pytest.raises(UserError, match="is resized to 48 x 48, and 65 x 65 is the smallest"):
-        export_it(weights, pictures, tmp_path / "model.onnx", "dataloader.short_side=48")
-    (tmp_path / "model.onnx").write_text("precious")
+        run_export(weights, images, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="is resized to 48 x 48 pixels, .* at least 65 x 65"):
+        run_export(weights, images, tmp_path / "model.onnx", "dataloader.short_side=48")
+    (tmp_path / "model.onnx").write_text("old")
     with pytest.raises(
-        UserError, match="there is .*model.onnx already; give another --output, or --overwrite"
+        UserError, match="model.onnx already exists; give another --output, or --overwrite"
     ):
-        export_it(weights, pictures, tmp_path / "model.onnx")
-    assert (tmp_path / "model.onnx").read_text() == "precious"
+        run_export(weights, images, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").read_text() == "old"
     model = tiny_model("quickstart.py")
     model.backbone._square_pad = 128
     with pytest.raises(UserError, match="square_pad cannot be exported"):
         export.export(model)
-    with pytest.raises(UserError, match="Module cannot be exported; Mask R-CNN, "):
+    with pytest.raises(UserError, match="Module cannot be exported; use Mask R-CNN, "):
         other = nn.Module()
         other.backbone = tiny_model("quickstart.py").backbone
         export.graph_of(other)
 
 
-def test_detections_are_compared_whatever_their_order() -> None:
+def test_comparison_ignores_order_of_detections() -> None:
     model = tiny_model("quickstart.py")
     with torch.no_grad():
-        ours = verify.eager(model, image(96, 128))
-    reverse = {name: x.flip(0) for name, x in ours.items()}
-    assert verify.differences(ours, reverse).max() == 0
+        detections = verify.eager(model, image(96, 128))
+    reverse = {name: x.flip(0) for name, x in detections.items()}
+    assert verify.differences(detections, reverse).max() == 0
     for name, change in (("boxes", 1.0), ("scores", 0.1), ("masks", 0.1)):
         changed = reverse | {name: reverse[name] + change}
-        assert verify.differences(ours, changed).min() >= 0.05, name
-    assert verify.differences(ours, reverse | {"classes": reverse["classes"] + 3}).isinf().all()
-    fewer = {name: x[:-1] for name, x in ours.items()}
-    assert (
-        verify.differences(ours, fewer).max() > 0.01
-        and verify.differences(fewer, ours).max() > 0.01
-    )
-    none = {name: x[:0] for name, x in ours.items()}
-    assert verify.differences(ours, none).isinf().all() and len(
-        verify.differences(ours, none)
-    ) == len(ours["scores"])
-    assert len(verify.differences(none, none)) == 0
+        assert verify.differences(detections, changed).min() >= 0.05, name
+    other_classes = reverse | {"classes": reverse["classes"] + 3}
+    assert verify.differences(detections, other_classes).isinf().all()
+    fewer = {name: x[:-1] for name, x in detections.items()}
+    assert verify.differences(detections, fewer).max() > 0.01
+    assert verify.differences(fewer, detections).max() > 0.01
+    empty = {name: x[:0] for name, x in detections.items()}
+    distances = verify.differences(detections, empty)
+    assert distances.isinf().all() and len(distances) == len(detections["scores"])
+    assert len(verify.differences(empty, empty)) == 0
 
 
-def test_deformable_attention_is_the_same_by_grid_sampling() -> None:
+def test_grid_sampling_equals_deformable_sampling() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(6, 8), (3, 4)]
     value = torch.randn(2, 60, 3, 5, generator=generator)  # (B, M, heads, C / heads)
-    # (B, L, heads, levels, points, 2), some outside of the image
+    # (B, L, heads, levels, points, 2), some outside the image
     locations = torch.rand(2, 7, 3, 2, 4, 2, generator=generator) * 1.4 - 0.2
     weights = torch.rand(2, 7, 3, 2, 4, generator=generator)
-    expected = sample(value, shapes, locations, weights)
+    expected = sample_by_bag(value, shapes, locations, weights)
     assert torch.allclose(sample_by_grid(value, shapes, locations, weights), expected, atol=1e-5)

@@ -1,9 +1,11 @@
-"""train_net.py with faults patched into its processes.
+"""train_net.py with faults injected into its processes.
 
-The environment variable FAULTS names them, "kind:iteration:rank" each, with commas between; "kind:iteration" is for all
-ranks. What a data-loading process suffers happens at the image of that position in the stream instead. Where torchrun
-starts the processes anew, nothing happens any more. With ORDER, each process writes the images of its iterations to
-ORDER.RANK, one JSON a line; with GRADIENTS, it fails where a parameter has none.
+Environment variables:
+    FAULTS: comma-separated ``kind:iteration:rank`` or, for all ranks, ``kind:iteration``. Faults of
+        data-loading processes are injected at the image at that position in the stream instead of
+        at an iteration. Processes that torchrun has restarted inject nothing.
+    ORDER: each process appends the images of its iterations to ``ORDER.RANK``, one JSON per line.
+    GRADIENTS: fails if a parameter has no gradient.
 """
 
 import ctypes
@@ -36,21 +38,28 @@ from gpvit.engine.trainer import Trainer
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
 
+ALL_RANKS = -1
+
 
 def faults() -> list[tuple[str, int, int]]:
-    """Kind, iteration and rank; -1 for all ranks."""
+    """Kind, iteration and rank of each fault."""
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         return []
-    parts = [fault.split(":") for fault in os.environ.get("FAULTS", "").split(",") if fault]
-    return [(part[0], int(part[1]), int(part[2]) if len(part) > 2 else -1) for part in parts]
+    found = []
+    for fault in filter(None, os.environ.get("FAULTS", "").split(",")):
+        kind, iteration, *rank = fault.split(":")
+        found.append((kind, int(iteration), int(rank[0]) if rank else ALL_RANKS))
+    return found
 
 
-def strikes(kind: str, now: int) -> bool:
-    return any((k, i) == (kind, now) and rank in (-1, comm.get_rank()) for k, i, rank in faults())
+def strikes(kind: str, iteration: int) -> bool:
+    """Whether this process has such a fault at this iteration."""
+    current = faults()
+    return any((kind, iteration, rank) in current for rank in (ALL_RANKS, comm.get_rank()))
 
 
 class Sabotage:
-    """The faults of the training loop, as a mixin of Trainer."""
+    """Mixin of Trainer that injects the faults of the training loop."""
 
     def run_step(self, batches: Any) -> None:
         if strikes("kill", self.iter):
@@ -62,59 +71,60 @@ class Sabotage:
         if strikes("kill_parent", self.iter):
             os.kill(os.getppid(), signal.SIGKILL)
         for name in ("SIGTERM", "SIGINT"):
-            if strikes(name, self.iter):
-                os.kill(os.getpid(), signal.Signals[name])
-            if strikes(f"{name}_parent", self.iter):
-                os.kill(os.getppid(), signal.Signals[name])
-            if strikes(
-                f"{name}_group", self.iter
-            ):  # as Ctrl-C in a terminal: to data-loading processes, too
-                os.killpg(0, signal.Signals[name])
-            if strikes(f"{name}_soon", self.iter):  # when it waits for data
-                threading.Timer(0.5, os.kill, (os.getpid(), signal.Signals[name])).start()
-            if strikes(f"{name}_parent_soon", self.iter):
-                threading.Timer(0.5, os.kill, (os.getppid(), signal.Signals[name])).start()
+            self._send(name)
+        unlimited = resource.RLIM_INFINITY
         if strikes("disk_full", self.iter):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, unlimited))
         if strikes("disk_emptied", self.iter):
-            resource.setrlimit(
-                resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-            )
+            resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
         if strikes("folder_removed", self.iter):
             shutil.rmtree(self.output_dir)
         super().run_step(batches)
 
+    def _send(self, name: str) -> None:
+        """Send a signal to this process, its parent or its group, at once or while data loads."""
+        number = signal.Signals[name]
+        if strikes(name, self.iter):
+            os.kill(os.getpid(), number)
+        if strikes(f"{name}_parent", self.iter):
+            os.kill(os.getppid(), number)
+        # As Ctrl-C in a terminal, which data-loading processes receive, too.
+        if strikes(f"{name}_group", self.iter):
+            os.killpg(0, number)
+        # By then the process waits for data.
+        if strikes(f"{name}_soon", self.iter):
+            threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+        if strikes(f"{name}_parent_soon", self.iter):
+            threading.Timer(0.5, os.kill, (os.getppid(), number)).start()
+
     def _write_metrics(self, values: dict[str, torch.Tensor]) -> None:
         super()._write_metrics(values)
-        if strikes(
-            "late_error", self.iter
-        ):  # PyTorch's, of a dead data-loading process, may come at any time
+        # PyTorch may raise the error of a dead data-loading process at any time.
+        if strikes("late_error", self.iter):
             raise RuntimeError("DataLoader worker (pid 1) is killed")
 
     def _next_batch(self, batches: Any) -> list[dict[str, Any]]:
         batch = super()._next_batch(batches)
         if path := os.environ.get("ORDER"):
-            images = [
-                [image["position"], image["index"], os.path.basename(image["file_name"])]
-                for image in batch
-            ]
-            pixels = [int(image["image"].long().sum()) for image in batch]
+            images, pixel_sums = [], []
+            for image in batch:
+                file_name = os.path.basename(image["file_name"])
+                images.append([image["position"], image["index"], file_name])
+                pixel_sums.append(int(image["image"].long().sum()))
             with open(f"{path}.{comm.get_rank()}", "a") as file:
-                file.write(json.dumps([self.iter, images, pixels]) + "\n")
+                file.write(json.dumps([self.iter, images, pixel_sums]) + "\n")
         return batch
 
     def _averaged(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if strikes("kill_late", self.iter):  # all gradients are there
+        if strikes("kill_late", self.iter):  # all gradients have been computed
             os.kill(os.getpid(), signal.SIGKILL)
         if "GRADIENTS" in os.environ:
-            without = [
-                name for name, parameter in self.model.named_parameters() if parameter.grad is None
-            ]
-            assert not without, without
+            for name, parameter in self.model.named_parameters():
+                assert parameter.grad is not None, name
         return super()._averaged(values)
 
     def train(self, *args: Any) -> None:
-        # Behind the whole forward, when batch norm has counted the batch already.
+        # A hook runs after the complete forward pass, when batch norm has updated its statistics.
         self.model.register_forward_hook(lambda module, args, output: self._fail())
         super().train(*args)
 
@@ -123,7 +133,7 @@ class Sabotage:
             return
         if strikes("out_of_memory", self.iter):
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        if strikes("diverged", self.iter):  # as Detectron2's proposal generator says it
+        if strikes("diverged", self.iter):  # the message of Detectron2's proposal generator
             raise FloatingPointError(
                 "Predicted boxes or scores contain Inf/NaN. Training has diverged."
             )
@@ -131,82 +141,89 @@ class Sabotage:
             raise ValueError("a bug")
 
 
-def fail_in_loading(dataset: MappedDataset, item: tuple[int, int]) -> None:
-    if strikes("worker_killed", item[1]):
+def fail_in_loading(position: int) -> None:
+    """Inject the faults of a data-loading process at the image at this position."""
+    if strikes("worker_killed", position):
         os.kill(os.getpid(), signal.SIGKILL)
-    if strikes("worker_hangs", item[1]):
+    if strikes("worker_hangs", position):
         time.sleep(1000)
-    record = dataset.records[item[0]]
-    if record["file_name"].endswith(os.environ.get("UNREADABLE", "nothing")):
-        raise UserError(f"{record['file_name']}: cannot be read (image id {record['image_id']})")
 
 
 def main(args: Any) -> None:
-    if strikes(
-        "disk_full_from_the_start", 0
-    ):  # too full for a config, with room for what is printed
+    if strikes("disk_full_from_the_start", 0):  # room for the printed lines, but not for a config
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
     np.random.seed()  # forked processes would all choose the same "random" seed
     original = MappedDataset.__getitem__
 
     def getitem(dataset: MappedDataset, item: tuple[int, int]) -> dict[str, Any]:
-        fail_in_loading(dataset, item)
+        fail_in_loading(position=item[1])  # item is (index, position)
         return original(dataset, item)
 
     MappedDataset.__getitem__ = getitem
     engine_run.Trainer = type("Trainer", (Sabotage, Trainer), {})
-    if metrics := os.environ.get("METRICS"):  # iteration -> what the evaluation finds
-
-        def evaluate(*args: Any) -> dict:
-            return {
-                "segm": {
-                    os.environ.get("METRIC", "AP"): json.loads(metrics)[
-                        str(Checkpointer.current.trainer.done)
-                    ]
-                }
-            }
-
-        def remember(checkpoints: Checkpointer, *args: Any, **kwargs: Any) -> None:
-            create(checkpoints, *args, **kwargs)
-            Checkpointer.current = checkpoints
-
-        create = Checkpointer.__init__
-        Checkpointer.__init__ = remember
-        engine_run.evaluate = evaluate
-    elif os.environ.get("EVALUATION") == "off":
-        engine_run.evaluate = lambda *args: {}
-    elif os.environ.get("EVALUATION") == "SIGTERM":
-
-        def evaluate(*args: Any) -> dict:
-            if comm.is_main_process():
-                os.kill(os.getppid() if comm.get_world_size() > 1 else os.getpid(), signal.SIGTERM)
-            time.sleep(1000)
-
-        engine_run.evaluate = evaluate
-    after_evaluation = Checkpointer.after_evaluation
-
-    def kill_at_best(checkpoints: Checkpointer, metrics: dict[str, float]) -> None:
-        after_evaluation(checkpoints, metrics)
-        if strikes(
-            "kill_at_best", checkpoints.trainer.done
-        ):  # nothing else has heard of the evaluation yet
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Checkpointer.after_evaluation = kill_at_best
+    patch_evaluation()
+    patch_checkpointer()
     if strikes("SIGTERM_before", 0):
-
-        def build_ddp(model: torch.nn.Module, **options: Any) -> None:
-            os.kill(os.getppid() if comm.get_world_size() > 1 else os.getpid(), signal.SIGTERM)
-            time.sleep(1000)
-
-        engine_run.build_ddp = build_ddp
-    if strikes("blind", 0):  # to what the other processes see
+        engine_run.build_ddp = terminate_and_wait
+    if strikes("blind", 0):  # this process sees no checkpoints, unlike the others
         resume._latest_checkpoint = lambda folder: None
     train_net.main(args)
 
 
+def patch_evaluation() -> None:
+    """Replace the evaluation by metrics from METRICS, or as EVALUATION (off, SIGTERM) requests."""
+    if metrics := os.environ.get("METRICS"):  # JSON: iteration -> value of METRIC
+        name, values = os.environ.get("METRIC", "AP"), json.loads(metrics)
+        create = Checkpointer.__init__
+
+        def remember(checkpointer: Checkpointer, *args: Any, **kwargs: Any) -> None:
+            create(checkpointer, *args, **kwargs)
+            Checkpointer.current = checkpointer
+
+        Checkpointer.__init__ = remember
+        engine_run.evaluate = lambda *args: {
+            "segm": {name: values[str(Checkpointer.current.trainer.done)]}
+        }
+    elif os.environ.get("EVALUATION") == "off":
+        engine_run.evaluate = lambda *args: {}
+    elif os.environ.get("EVALUATION") == "SIGTERM":
+
+        def evaluate(*args: Any) -> None:
+            if comm.is_main_process():
+                terminate()
+            time.sleep(1000)
+
+        engine_run.evaluate = evaluate
+
+
+def patch_checkpointer() -> None:
+    after_evaluation = Checkpointer.after_evaluation
+
+    def kill_at_best(checkpointer: Checkpointer, metrics: dict[str, float]) -> None:
+        after_evaluation(checkpointer, metrics)
+        # No other hook has seen the evaluation yet.
+        if strikes("kill_at_best", checkpointer.trainer.done):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpointer.after_evaluation = kill_at_best
+
+
+def terminate() -> None:
+    """Send SIGTERM to the process that a user would send it to: the launcher if there is one."""
+    os.kill(os.getppid() if comm.get_world_size() > 1 else os.getpid(), signal.SIGTERM)
+
+
+def terminate_and_wait(model: torch.nn.Module, **options: Any) -> None:
+    terminate()
+    time.sleep(1000)
+
+
 def step_of_two_processes(rank: int, folder: str, values: list[list[float]], dtype: str) -> None:
-    """One step in two parts of each process, on images of which each has a value; writes the weight, or the error."""
+    """One training step with two gradient accumulation steps on each of two processes.
+
+    Each image has one value, on which the loss depends linearly. Writes the resulting weight, or
+    the error, to a file named after the rank.
+    """
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
@@ -216,16 +233,10 @@ def step_of_two_processes(rank: int, folder: str, values: list[list[float]], dty
     amp = OmegaConf.create(dict(enabled=bool(dtype), dtype=dtype or "bfloat16"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     trainer = Trainer(build_ddp(model), optimizer, seed=0, output_dir=folder, amp=amp, accumulate=2)
+    pixels = torch.zeros(3, 1, 1)
+    batch = [{"image": pixels, "value": value, "skipped": []} for value in values[rank]]
     try:
-        trainer.train(
-            [
-                [
-                    {"image": torch.zeros(3, 1, 1), "value": value, "skipped": []}
-                    for value in values[rank]
-                ]
-            ],
-            1,
-        )
+        trainer.train([batch], 1)
         result = str(model.weight.item())
     except UserError as error:
         result = str(error)
@@ -233,8 +244,9 @@ def step_of_two_processes(rank: int, folder: str, values: list[list[float]], dty
 
 
 def run(command: list[str], environment: dict[str, str], output: str) -> None:
-    """What a process that a test forks does: the command, in a session of its own, with forked ranks, since importing
-    everything takes longer than training.
+    """Run a command in a process forked by a test, in a session of its own.
+
+    Its ranks are forked, too, since imports would take longer than the training run.
     """
     os.setsid()
     os.environ.update(environment)
@@ -252,8 +264,8 @@ def run(command: list[str], environment: dict[str, str], output: str) -> None:
 
 
 def make_shared_memory(size: str) -> None:
-    """Gives this process, which must be root's, a /dev/shm of its own."""
-    new_mount_namespace = 0x20000
+    """Mount a private /dev/shm of this size for this process, which requires root."""
+    new_mount_namespace = 0x20000  # CLONE_NEWNS
     ctypes.CDLL(None).unshare(new_mount_namespace)
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)

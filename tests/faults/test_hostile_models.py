@@ -1,7 +1,8 @@
-"""Configs and checkpoints of strangers: nothing in them runs, opens or writes, and what is wrong is one line.
+"""Configs and checkpoints from untrusted sources execute nothing, and each fault is one line.
 
-Hypothesis makes them, in child processes, so that a signal shows. Two canaries: a file that a call from a config or a
-pickle would make, and a folder next to the one that a command may write to.
+Nothing in them is called, opened or written. Hypothesis generates them in child processes, so that
+a crash by a signal is detected. There are two canaries: a file that calls from a config or a pickle
+would create, and a folder next to the one that a command may write to.
 """
 
 import io
@@ -10,7 +11,7 @@ import os
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,26 +31,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 PROCESSES = 4
+NUMBERS = [2**31, 10**12, -1, 1e30, float("nan"), float("inf")]
+WORDS = ["", "x", "BN", "LN", "RGB", "p2", "cpu", "cuda"]
+LOCATIONS = ["../../x", "/etc/passwd", "http://127.0.0.1:9/x"]
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 300),
-    st.sampled_from([2**31, 10**12, -1, 1e30, float("nan"), float("inf")]),
-    st.sampled_from(
-        [
-            "",
-            "x",
-            "BN",
-            "LN",
-            "RGB",
-            "p2",
-            "cpu",
-            "cuda",
-            "../../x",
-            "/etc/passwd",
-            "http://127.0.0.1:9/x",
-        ]
-    ),
+    st.sampled_from(NUMBERS),
+    st.sampled_from(WORDS + LOCATIONS),
     st.text(max_size=8),
 )
 VALUES = st.recursive(
@@ -62,13 +52,16 @@ VALUES = st.recursive(
 
 
 def calls(canary: Path) -> list[dict[str, Any]]:
-    """Nodes of a config, each of which makes the canary if it is called."""
+    """Nodes of a config, each of which creates the canary if it is called."""
     command = f"touch {canary}"
     proposals = canary.parent / "proposals.pkl"
     lazily = "torch.nn.utils._deprecation_utils.lazy_deprecated_import"
     getter = {"_target_": lazily, "all": ["system"], "old_module": "x", "new_module": "os"}
     system = {"_target_": "detectron2.layers.get_norm", "norm": getter, "out_channels": "system"}
     load = "detectron2.data.build.load_proposals_into_dataset"
+    evaluator = {"_target_": "detectron2.evaluation.COCOEvaluator", "dataset_name": "x"}
+    path = {"_target_": "pathlib.Path", "args": str(canary)}
+    located = {"_target_": "detectron2.utils.registry.locate", "name": "os.system"}
     return [
         {"_target_": "os.system", "command": command},
         {"_target_": "posix.system", "command": command},
@@ -76,25 +69,15 @@ def calls(canary: Path) -> list[dict[str, Any]]:
         {"_target_": "builtins.exec", "source": f"open({str(canary)!r}, 'w')"},
         {"_target_": "detectron2.layers.get_norm", "norm": system, "out_channels": command},
         {"_target_": load, "dataset_dicts": [], "proposal_file": str(proposals)},
-        {
-            "_target_": "detectron2.evaluation.COCOEvaluator",
-            "dataset_name": "x",
-            "output_dir": str(canary),
-        },
+        evaluator | {"output_dir": str(canary)},
         {"_target_": "gpvit.utils.files.atomic_write", "path": str(canary / "x")},
-        {
-            "_target_": "pathlib.Path.touch",
-            "self": {"_target_": "pathlib.Path", "args": str(canary)},
-        },
-        {
-            "_target_": {"_target_": "detectron2.utils.registry.locate", "name": "os.system"},
-            "command": command,
-        },
+        {"_target_": "pathlib.Path.touch", "self": path},
+        {"_target_": located, "command": command},
     ]
 
 
 class Canary:
-    """Makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,13 +88,11 @@ class Canary:
 
 def places(node: Any, path: tuple = ()) -> list[tuple]:
     """The path of every value in nested dicts and lists."""
-    children = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    )
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, dict):
+        children = node.items()
+    elif isinstance(node, list):
+        children = enumerate(node)
     found = []
     for key, value in children:
         found += [(*path, key), *places(value, (*path, key))]
@@ -119,7 +100,7 @@ def places(node: Any, path: tuple = ()) -> list[tuple]:
 
 
 def replaced(node: Any, path: tuple, value: Any) -> Any:
-    """The same with another value at a place, or without it if the value is ``...``."""
+    """A copy with another value at a path, or without that entry if the value is ``...``."""
     if not path:
         return value
     copy = dict(node) if isinstance(node, dict) else list(node)
@@ -132,7 +113,7 @@ def replaced(node: Any, path: tuple, value: Any) -> Any:
 
 @st.composite
 def configs(draw: st.DrawFn, valid: dict[str, Any], nodes: list[dict[str, Any]]) -> str:
-    """Texts of configs in which up to three values are others, or missing, or call something."""
+    """Texts of configs in which up to three values are replaced, removed or turned into calls."""
     content: Any = valid
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.sampled_from(places(content)))
@@ -150,9 +131,8 @@ def configs(draw: st.DrawFn, valid: dict[str, Any], nodes: list[dict[str, Any]])
             new = draw(st.sampled_from(nodes))
         elif kind == "reference":
             targets = [".".join(map(str, path)) for path in places(content)]
-            new = draw(st.sampled_from(["${%s}", "${.%s}", "${oc.env:%s}", "${%s}${%s}"])).replace(
-                "%s", draw(st.sampled_from(targets))
-            )
+            template = draw(st.sampled_from(["${%s}", "${.%s}", "${oc.env:%s}", "${%s}${%s}"]))
+            new = template.replace("%s", draw(st.sampled_from(targets)))
         else:
             new = old
         content = replaced(content, place, new)
@@ -160,19 +140,13 @@ def configs(draw: st.DrawFn, valid: dict[str, Any], nodes: list[dict[str, Any]])
             break
     text = yaml.safe_dump(content, allow_unicode=True)
     if draw(st.integers(0, 30)) == 0:
-        text = (
-            draw(
-                st.sampled_from(
-                    ["a: &a [1]\nb: *a\n", "!!python/object/apply:os.system ['x']", "[" * 999, "\0"]
-                )
-            )
-            + text
-        )
+        anchor, tag = "a: &a [1]\nb: *a\n", "!!python/object/apply:os.system ['x']"
+        text = draw(st.sampled_from([anchor, tag, "[" * 999, "\0"])) + text
     return text
 
 
 def try_configs(number: int, examples: int, folder: Path, *, checked: bool = True) -> Counter:
-    """Builds and runs detectors from made-up configs. Returns: how many got how far."""
+    """Build and run detectors from generated configs; return how many reached each stage."""
     torch.set_num_threads(1)
     canary, inside = folder / "canary", folder / "inside"
     inside.mkdir(parents=True)
@@ -186,6 +160,7 @@ def try_configs(number: int, examples: int, folder: Path, *, checked: bool = Tru
     instantiate = gpvit.predictor.instantiate
 
     def counted(node: Any) -> Any:
+        # A config counts once, however many of its nodes are instantiated.
         reached["instantiated"] += not reached["now"]
         reached["now"] = 1
         return instantiate(node)
@@ -217,12 +192,8 @@ def try_configs(number: int, examples: int, folder: Path, *, checked: bool = Tru
         elif canary.exists():
             reached["canaries"] += 1
             canary.unlink() if canary.is_file() else shutil.rmtree(canary)
-        assert sorted(entry.name for entry in folder.iterdir()) == [
-            "good.pth",
-            "inside",
-            "proposals.pkl",
-        ]
-        assert [entry.name for entry in inside.iterdir()] == ["model.pth"]
+        assert sorted(os.listdir(folder)) == ["good.pth", "inside", "proposals.pkl"]
+        assert os.listdir(inside) == ["model.pth"]
 
     run()
     return reached
@@ -245,42 +216,22 @@ TENSORS: list[Callable[[], Any]] = [
     lambda: torch.ones(()),
     lambda: [torch.ones(2)],
 ]
-KEYS = st.sampled_from(
-    [
-        "model",
-        "ema",
-        "state_dict",
-        "classes",
-        "inference_config",
-        "trainer",
-        "versions",
-        "meta",
-        1,
-        None,
-    ]
-)
+KEYS = ["model", "ema", "state_dict", "classes", "inference_config", "trainer", "versions", "meta"]
+OTHER_KEYS = ["versions", "iterations", "trainer", "meta", "licence", "x"]  # do not affect weights
 
 
 @st.composite
 def checkpoints(draw: st.DrawFn, canary: Path) -> bytes:
-    """Files of checkpoints, most of them as they should be, in PyTorch's formats of today and before."""
+    """Checkpoint files, most of them valid, in PyTorch's current and legacy formats."""
     weights: dict[Any, Any] = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
     content: dict[Any, Any] = {"model": weights, "classes": ["a"], "versions": {"torch": "2"}}
-    kinds = ["good", "other entry", "array"] * 4 + [
-        "entry",
-        "tensor",
-        "name",
-        "pickle",
-        "bytes",
-        "bytes",
-    ]
+    kinds = ["good", "other entry", "array"] * 4
+    kinds += ["entry", "tensor", "name", "pickle", "bytes", "bytes"]
     kind = draw(st.sampled_from(kinds))
     if kind == "entry":
-        content[draw(KEYS)] = draw(VALUES)
-    elif kind == "other entry":  # which changes nothing of the weights
-        content[
-            draw(st.sampled_from(["versions", "iterations", "trainer", "meta", "licence", "x"]))
-        ] = draw(VALUES)
+        content[draw(st.sampled_from([*KEYS, 1, None]))] = draw(VALUES)
+    elif kind == "other entry":
+        content[draw(st.sampled_from(OTHER_KEYS))] = draw(VALUES)
     elif kind == "tensor":
         weights[draw(st.sampled_from(["weight", "more"]))] = draw(st.sampled_from(TENSORS))()
     elif kind == "name":
@@ -288,14 +239,8 @@ def checkpoints(draw: st.DrawFn, canary: Path) -> bytes:
     elif kind == "pickle":
         content[draw(st.sampled_from(["model", "meta", "trainer"]))] = Canary(canary)
     elif kind == "array":
-        arrays = [
-            np.ones(2),
-            np.float64(1),
-            np.dtype("f8"),
-            np.array([{}], object),
-            np.array(["a"]),
-            np.zeros(1, "i4,f8"),
-        ]
+        arrays = [np.ones(2), np.float64(1), np.dtype("f8")]
+        arrays += [np.array([{}], object), np.array(["a"]), np.zeros(1, "i4,f8")]
         content["meta"] = {"seed": draw(st.sampled_from(arrays))}
     file = io.BytesIO()
     zipped = draw(st.booleans()) or kind == "tensor"
@@ -303,15 +248,15 @@ def checkpoints(draw: st.DrawFn, canary: Path) -> bytes:
     data = bytearray(file.getvalue())
     if kind == "bytes":
         for _ in range(draw(st.integers(1, 3))):
-            place = draw(
-                st.floats(0, 1, exclude_max=True)
-            )  # the length may differ: pickles name equal texts once or twice
+            # A fraction of the length, which differs between runs: pickle may or may not memoize
+            # equal strings.
+            place = draw(st.floats(0, 1, exclude_max=True))
             data[int(place * len(data))] = draw(st.integers(0, 255))
     return bytes(data)
 
 
 def try_checkpoints(number: int, examples: int, folder: Path) -> Counter:
-    """Reads and loads made-up checkpoints. Returns: how many were read and loaded."""
+    """Read and load generated checkpoints; return how many were loaded."""
     torch.set_num_threads(1)
     canary, inside = folder / "canary", folder / "inside"
     inside.mkdir(parents=True)
@@ -335,7 +280,7 @@ def try_checkpoints(number: int, examples: int, folder: Path) -> Counter:
         except UserError as error:
             assert "\n" not in str(error)
         assert all(parameter.isfinite().all() for parameter in model.parameters())
-        assert [entry.name for entry in folder.iterdir()] == ["inside"]
+        assert os.listdir(folder) == ["inside"]
 
     run()
     return reached
@@ -344,11 +289,11 @@ def try_checkpoints(number: int, examples: int, folder: Path) -> Counter:
 def in_children(
     work: Callable[..., Counter], examples: int, folder: Path, **options: Any
 ) -> Counter:
-    """The work of several child processes, two at a time, with a seed and a folder each."""
+    """Distribute the work over child processes, each with its own seed, two at a time."""
 
     def part(number: int) -> Counter:
-        share = examples // PROCESSES
-        return in_a_child(lambda: work(number, share, folder / str(number), **options))
+        part_folder = folder / str(number)
+        return in_a_child(lambda: work(number, examples // PROCESSES, part_folder, **options))
 
     with ThreadPoolExecutor(2) as pool:
         return sum(pool.map(part, range(PROCESSES)), Counter())
@@ -358,19 +303,19 @@ COUNTS = [pytest.param(500, id="500"), pytest.param(0, id="slow", marks=pytest.m
 
 
 @pytest.mark.parametrize("examples", COUNTS)
-def test_no_config_in_a_checkpoint_runs_or_writes_anything(tmp_path: Path, examples: int) -> None:
+def test_config_in_checkpoint_executes_and_writes_nothing(tmp_path: Path, examples: int) -> None:
     reached = in_children(try_configs, examples or 5000, tmp_path)
     print(dict(reached))
     assert 3 * reached["instantiated"] >= reached["tried"] >= (examples or 5000)
     assert reached["predicted"] > 0
 
 
-def test_the_canary_shows_if_names_are_not_checked(tmp_path: Path) -> None:
+def test_canary_is_created_if_names_are_not_checked(tmp_path: Path) -> None:
     assert in_a_child(lambda: try_configs(0, 40, tmp_path / "0", checked=False))["canaries"] > 0
 
 
 @pytest.mark.parametrize("examples", COUNTS)
-def test_no_checkpoint_runs_anything_or_loads_what_is_no_weight(
+def test_checkpoint_executes_nothing_and_loads_only_finite_weights(
     tmp_path: Path, examples: int
 ) -> None:
     reached = in_children(try_checkpoints, examples or 2000, tmp_path)

@@ -1,4 +1,7 @@
-"""Every kind of image file is converted by a rule or refused for a reason; none comes out all white or all black."""
+"""Every kind of image file is converted by a rule or rejected with a reason.
+
+No image becomes completely white or black.
+"""
 
 import csv
 import errno
@@ -19,9 +22,10 @@ from gpvit.utils.errors import UserError
 from PIL import Image, ImageOps, PngImagePlugin
 
 GRAY = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)  # 0 to 98
-COLOUR = np.stack([GRAY, GRAY[::-1] * 2, 255 - GRAY], axis=2)
+COLOR = np.stack([GRAY, GRAY[::-1] * 2, 255 - GRAY], axis=2)
+ORIENTATION = 0x0112  # EXIF tag
 
-# What each of the real files gives: height and width, or why not.
+# The result for each real file: height and width, or the reason for the error.
 ODD_IMAGES = {
     "Landscape_3.jpg": (1200, 1800),
     "Landscape_6.jpg": (1200, 1800),
@@ -47,8 +51,8 @@ ODD_IMAGES = {
 }
 
 
-def refusal(path: str | Path) -> str:
-    """The one line by which a file is refused."""
+def error_of(path: str | Path) -> str:
+    """The one-line error of a file that cannot be read."""
     with pytest.raises(UserError) as error:
         read_image(path)
     message = str(error.value)
@@ -56,40 +60,39 @@ def refusal(path: str | Path) -> str:
     return message
 
 
-def test_every_odd_image_is_in_the_list_of_what_is_expected(real_data: Path) -> None:
+def test_all_odd_images_have_expected_result(real_data: Path) -> None:
     with open(real_data / "odd_images" / "manifest.csv") as file:
         assert {row["file"] for row in csv.DictReader(file)} == set(ODD_IMAGES)
 
 
 @pytest.mark.parametrize(("name", "expected"), ODD_IMAGES.items())
-def test_an_odd_image_is_converted_or_refused_with_its_reason(
+def test_odd_image_is_converted_or_rejected_with_reason(
     real_data: Path, name: str, expected
 ) -> None:
     path = real_data / "odd_images" / name
     if isinstance(expected, str):
-        assert expected in refusal(path)
+        assert expected in error_of(path)
         return
     image = read_image(path)
     assert image.shape == (*expected, 3) and image.dtype == np.uint8
     assert image.std() > 5 and len(np.unique(image)) > 2  # neither white nor black
 
 
-def test_pictures_turned_by_exif_are_the_same_picture(real_data: Path) -> None:
-    third, sixth = (
-        read_image(real_data / "odd_images" / f"Landscape_{number}.jpg") for number in (3, 6)
-    )
+def test_images_rotated_by_exif_are_equal(real_data: Path) -> None:
+    third = read_image(real_data / "odd_images" / "Landscape_3.jpg")
+    sixth = read_image(real_data / "odd_images" / "Landscape_6.jpg")
     difference = np.abs(third.astype(int) - sixth).mean(axis=2)
-    assert np.median(difference) < 5  # the number is written on each
+    assert np.median(difference) < 5  # each image shows its own number
 
 
-def test_a_real_16_bit_flag_has_its_colours(real_data: Path) -> None:
+def test_real_16_bit_image_has_expected_colors(real_data: Path) -> None:
     flag = read_image(real_data / "odd_images" / "sharp_Flag_of_the_Netherlands-16bit.png")
     assert flag[100, 450].tolist() == [174, 28, 40] and flag[300, 450].tolist() == [255] * 3
     assert flag[500, 450].tolist() == [33, 70, 139]
 
 
 def save(values: np.ndarray, path: Path) -> Path:
-    """Writes RGB, RGBA or gray of any depth; Pillow cannot write 16-bit colour."""
+    """Write RGB, RGBA or gray of any bit depth. Pillow cannot write 16-bit color."""
     if values.dtype == np.uint16 and values.ndim == 3:
         order = cv2.COLOR_RGBA2BGRA if values.shape[2] == 4 else cv2.COLOR_RGB2BGR
         assert cv2.imwrite(str(path), cv2.cvtColor(values, order))
@@ -102,7 +105,7 @@ def save(values: np.ndarray, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("low", "high"), [(0, 235), (0, 4095), (7301, 8206), (0, 65535), (32768, 32868), (5, 6)]
 )
-def test_deep_gray_spans_black_to_white_by_its_own_range(
+def test_16_bit_gray_is_stretched_from_black_to_white(
     tmp_path: Path, suffix: str, low: int, high: int
 ) -> None:
     values = np.linspace(low, high, GRAY.size).reshape(GRAY.shape).round().astype(np.uint16)
@@ -115,37 +118,36 @@ def test_deep_gray_spans_black_to_white_by_its_own_range(
 @pytest.mark.parametrize(
     "values", [GRAY.astype(np.int32) * 1000 - 5000, GRAY.astype(np.int32) * 10**6]
 )
-def test_integers_of_32_bits_signed_or_not_span_black_to_white(
+def test_32_bit_integers_are_stretched_from_black_to_white(
     tmp_path: Path, values: np.ndarray
 ) -> None:
     image = read_image(save(values, tmp_path / "deep.tiff"))
     assert np.abs(image[..., 0] - GRAY * (255 / 98)).max() <= 0.5 + 1e-6
 
 
-def test_a_deep_image_of_one_value_is_black(tmp_path: Path) -> None:
+def test_constant_16_bit_image_is_black(tmp_path: Path) -> None:
     assert not read_image(save(np.full((4, 5), 777, np.uint16), tmp_path / "one.png")).any()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "ppm"])
 @pytest.mark.parametrize(("bits", "factor"), [(16, 257), (12, 4095 / 255), (8, 1)])
-def test_16_bit_colour_fills_8_bits_without_changing_its_colours(
+def test_16_bit_color_is_scaled_to_8_bits(
     tmp_path: Path, suffix: str, bits: int, factor: float
 ) -> None:
-    values = (COLOUR * float(factor)).round().astype(np.uint16)
+    values = (COLOR * float(factor)).round().astype(np.uint16)
     assert int(values.max()).bit_length() == bits
     image = read_image(save(values, tmp_path / f"deep.{suffix}"))
-    assert np.abs(image.astype(int) - COLOUR).max() <= (0 if bits in (8, 16) else 1)
+    assert np.abs(image.astype(int) - COLOR).max() <= (0 if bits in (8, 16) else 1)
 
 
-def test_16_bit_colour_with_alpha_is_blended_over_white(tmp_path: Path) -> None:
+def test_16_bit_color_with_alpha_is_blended_over_white(tmp_path: Path) -> None:
     alpha = np.full((*GRAY.shape, 1), 65535 // 5, np.uint16)
-    image = read_image(
-        save(np.concatenate([COLOUR * np.uint16(257), alpha], axis=2), tmp_path / "deep.png")
-    )
-    assert np.abs(image - (255 - (255.0 - COLOUR) / 5)).max() <= 0.51
+    values = np.concatenate([COLOR * np.uint16(257), alpha], axis=2)
+    image = read_image(save(values, tmp_path / "deep.png"))
+    assert np.abs(image - (255 - (255.0 - COLOR) / 5)).max() <= 0.51  # alpha is 1 / 5
 
 
-def test_floats_from_0_to_1_become_0_to_255(tmp_path: Path) -> None:
+def test_floats_from_0_to_1_are_scaled_to_255(tmp_path: Path) -> None:
     image = read_image(save(GRAY.astype(np.float32) / 98, tmp_path / "float.tiff"))
     assert np.abs(image[..., 1] - GRAY * (255 / 98)).max() <= 0.51
 
@@ -160,43 +162,40 @@ def test_floats_from_0_to_1_become_0_to_255(tmp_path: Path) -> None:
         (GRAY.astype(np.float32) / 1e6, "would all become 0 of 255"),
     ],
 )
-def test_floats_that_say_nothing_of_black_and_white_are_refused(
+def test_floats_of_unknown_range_are_rejected(
     tmp_path: Path, values: np.ndarray, reason: str
 ) -> None:
-    assert reason in refusal(save(values, tmp_path / "float.tiff"))
+    assert reason in error_of(save(values, tmp_path / "float.tiff"))
 
 
-def test_16_bit_colour_of_too_little_contrast_is_refused(tmp_path: Path) -> None:
+def test_16_bit_color_with_too_little_contrast_is_rejected(tmp_path: Path) -> None:
     values = np.repeat(32768 + GRAY[..., None].astype(np.uint16) // 2, 3, axis=2)
-    assert "32768 to 32817, would all become 128 of 255" in refusal(
-        save(values, tmp_path / "flat.png")
-    )
+    message = error_of(save(values, tmp_path / "flat.png"))
+    assert "32768 to 32817, would all become 128 of 255" in message
 
 
-def test_alpha_is_blended_over_white_and_opaque_pixels_stay(tmp_path: Path) -> None:
+def test_alpha_is_blended_over_white_and_opaque_pixels_are_unchanged(tmp_path: Path) -> None:
     alpha = np.full((*GRAY.shape, 1), 255, np.uint8)
     alpha[:, :20], alpha[:, 20:40] = 0, 51
-    image = read_image(save(np.concatenate([COLOUR, alpha], axis=2), tmp_path / "alpha.png"))
-    assert (image[:, :20] == 255).all() and np.array_equal(image[:, 40:], COLOUR[:, 40:])
-    assert np.abs(image[:, 20:40] - (255 - (255.0 - COLOUR[:, 20:40]) / 5)).max() <= 0.51
+    image = read_image(save(np.concatenate([COLOR, alpha], axis=2), tmp_path / "alpha.png"))
+    assert (image[:, :20] == 255).all() and np.array_equal(image[:, 40:], COLOR[:, 40:])
+    assert np.abs(image[:, 20:40] - (255 - (255.0 - COLOR[:, 20:40]) / 5)).max() <= 0.51
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_an_image_that_is_opaque_everywhere_loses_only_its_alpha(
-    tmp_path: Path, suffix: str
-) -> None:
-    opaque = np.concatenate([COLOUR, np.full((*GRAY.shape, 1), 255, np.uint8)], axis=2)
+def test_opaque_rgba_image_becomes_its_rgb(tmp_path: Path, suffix: str) -> None:
+    opaque = np.concatenate([COLOR, np.full((*GRAY.shape, 1), 255, np.uint8)], axis=2)
     Image.fromarray(opaque).save(tmp_path / f"opaque.{suffix}", lossless=True)
-    assert np.array_equal(read_image(tmp_path / f"opaque.{suffix}"), COLOUR)
+    assert np.array_equal(read_image(tmp_path / f"opaque.{suffix}"), COLOR)
 
 
 @pytest.mark.parametrize("rgba", [(10, 20, 30, 0), (255, 255, 255, 0), (255, 255, 255, 100)])
-def test_nothing_but_white_and_transparent_is_refused(tmp_path: Path, rgba: tuple) -> None:
+def test_white_or_transparent_image_is_rejected(tmp_path: Path, rgba: tuple) -> None:
     Image.new("RGBA", (8, 8), rgba).save(tmp_path / "nothing.png")
-    assert "nothing can be seen" in refusal(tmp_path / "nothing.png")
+    assert "nothing can be seen" in error_of(tmp_path / "nothing.png")
 
 
-def test_gray_with_alpha_palettes_and_colours_declared_transparent_are_blended_over_white(
+def test_transparency_of_gray_palette_and_key_color_is_blended_over_white(
     tmp_path: Path,
 ) -> None:
     two = np.zeros((6, 8), np.uint8)
@@ -215,18 +214,18 @@ def test_gray_with_alpha_palettes_and_colours_declared_transparent_are_blended_o
         assert np.array_equal(read_image(tmp_path / name), expected), name
 
 
-def test_plain_kinds_become_rgb(tmp_path: Path) -> None:
-    picture = Image.fromarray(COLOUR)
-    palette = picture.quantize(256)
+def test_common_modes_become_rgb(tmp_path: Path) -> None:
+    rgb = Image.fromarray(COLOR)
+    palette = rgb.quantize(256)
     cases = {
-        "rgb.png": (picture, COLOUR),
+        "rgb.png": (rgb, COLOR),
         "gray.png": (Image.fromarray(GRAY), np.stack([GRAY] * 3, axis=2)),
         "one_bit.png": (Image.fromarray(GRAY > 50), np.stack([(GRAY > 50) * 255] * 3, axis=2)),
         "palette.png": (palette, np.array(palette.convert("RGB"))),
-        "rgb.bmp": (picture, COLOUR),
-        "rgb.ppm": (picture, COLOUR),
-        "rgb.tiff": (picture, COLOUR),
-        "lossless.jp2": (picture, COLOUR),
+        "rgb.bmp": (rgb, COLOR),
+        "rgb.ppm": (rgb, COLOR),
+        "rgb.tiff": (rgb, COLOR),
+        "lossless.jp2": (rgb, COLOR),
     }
     for name, (image, expected) in cases.items():
         image.save(tmp_path / name)
@@ -234,7 +233,7 @@ def test_plain_kinds_become_rgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tiff"])
-def test_cmyk_has_ink_where_light_is_missing(tmp_path: Path, suffix: str) -> None:
+def test_cmyk_is_converted_to_rgb(tmp_path: Path, suffix: str) -> None:
     inks = {(0, 0, 0, 0): (255, 255, 255), (255, 0, 0, 0): (0, 255, 255), (0, 0, 0, 255): (0, 0, 0)}
     for ink, light in inks.items():
         Image.new("CMYK", (16, 16), ink).save(tmp_path / f"ink.{suffix}")
@@ -244,107 +243,105 @@ def test_cmyk_has_ink_where_light_is_missing(tmp_path: Path, suffix: str) -> Non
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
 def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: int) -> None:
-    picture = Image.fromarray(COLOUR)
+    path = tmp_path / f"rotated.{suffix}"
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    picture.save(tmp_path / f"turned.{suffix}", exif=exif)
-    with Image.open(tmp_path / f"turned.{suffix}") as stored:
+    exif[ORIENTATION] = orientation
+    Image.fromarray(COLOR).save(path, exif=exif)
+    with Image.open(path) as stored:
         expected = np.asarray(ImageOps.exif_transpose(stored))
-    image = read_image(tmp_path / f"turned.{suffix}")
+    image = read_image(path)
     assert image.shape == ((60, 40, 3) if orientation > 4 else (40, 60, 3))
     assert np.array_equal(image, expected) and image.flags["C_CONTIGUOUS"]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_xmp_does_not_turn_an_image(tmp_path: Path, suffix: str) -> None:
+def test_xmp_orientation_is_ignored(tmp_path: Path, suffix: str) -> None:
     path, xmp = tmp_path / f"image.{suffix}", b'<rdf:Description tiff:Orientation="6"/>'
     text = PngImagePlugin.PngInfo()
     text.add_itxt("XML:com.adobe.xmp", xmp.decode())
     options = {"pnginfo": text} if suffix == "png" else {"xmp": xmp}
-    turned = Image.Exif()
-    turned[0x0112] = 3
-    for exif, orientation in ((Image.Exif(), 1), (turned, 3)):
-        Image.fromarray(COLOUR).save(path, exif=exif, **options)
+    upside_down = Image.Exif()
+    upside_down[ORIENTATION] = 3
+    for exif, orientation in ((Image.Exif(), 1), (upside_down, 3)):
+        Image.fromarray(COLOR).save(path, exif=exif, **options)
         with Image.open(path) as image:
             assert exif_orientation(image) == orientation
-        assert read_image(path).shape == COLOUR.shape and size_of(path) == COLOUR.shape[:2]
+        assert read_image(path).shape == COLOR.shape and size_of(path) == COLOR.shape[:2]
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG file."""
-    return (
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
-    )
+    """A chunk of a PNG file: length, name, content and checksum."""
+    checksum = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_exif_orientation_is_applied_to_16_bit_colour(tmp_path: Path, orientation: int) -> None:
-    content = save(COLOUR * np.uint16(257), tmp_path / "deep.png").read_bytes()
-    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    (tmp_path / "deep.png").write_bytes(
-        content[:33] + chunk(b"eXIf", tiff) + content[33:]
-    )  # after the header
-    assert np.array_equal(
-        read_image(tmp_path / "deep.png"), np.rot90(COLOUR, {3: 2, 6: -1}[orientation])
-    )
+def test_exif_orientation_is_applied_to_16_bit_color(tmp_path: Path, orientation: int) -> None:
+    path = save(COLOR * np.uint16(257), tmp_path / "deep.png")
+    content = path.read_bytes()
+    # A TIFF header with one directory entry: tag, type (unsigned short), count and value.
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, ORIENTATION, 3, 1, orientation, 0, 0)
+    end_of_header = 33  # signature and IHDR
+    path.write_bytes(content[:end_of_header] + chunk(b"eXIf", tiff) + content[end_of_header:])
+    quarter_turns = {3: 2, 6: -1}[orientation]
+    assert np.array_equal(read_image(path), np.rot90(COLOR, quarter_turns))
 
 
 @pytest.mark.parametrize(
     "exif", [b"MM\0*\0\0\0\x08\xff\xff" + bytes(range(200)), b"no TIFF header", b"MM"]
 )
-def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path, exif: bytes) -> None:
-    Image.fromarray(COLOUR).save(tmp_path / "damaged.png", exif=b"Exif\0\0" + exif)
-    assert np.array_equal(read_image(tmp_path / "damaged.png"), COLOUR)
+def test_damaged_exif_is_ignored(tmp_path: Path, exif: bytes) -> None:
+    Image.fromarray(COLOR).save(tmp_path / "damaged.png", exif=b"Exif\0\0" + exif)
+    assert np.array_equal(read_image(tmp_path / "damaged.png"), COLOR)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
-def test_of_several_frames_the_first_is_read(tmp_path: Path, suffix: str) -> None:
-    frames = [
-        Image.new("RGB", (8, 6), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))
-    ]
+def test_first_of_several_frames_is_read(tmp_path: Path, suffix: str) -> None:
+    path, color = tmp_path / f"frames.{suffix}", (200, 0, 0)
+    first, *others = (Image.new("RGB", (8, 6), c) for c in (color, (0, 200, 0), (0, 0, 200)))
     options = {"webp": {"lossless": True}}.get(suffix, {})
-    frames[0].save(tmp_path / f"film.{suffix}", save_all=True, append_images=frames[1:], **options)
-    assert (read_image(tmp_path / f"film.{suffix}") == (200, 0, 0)).all()
+    first.save(path, save_all=True, append_images=others, **options)
+    assert (read_image(path) == color).all()
 
 
 def noise() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    values = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return Image.fromarray(values)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "bmp", "gif", "webp", "ppm", "jp2"])
-def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path, suffix: str) -> None:
+SUFFIXES = ["jpg", "png", "tiff", "bmp", "gif", "webp", "ppm", "jp2"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_truncated_file_is_rejected(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut.{suffix}"
     noise().save(path)
     content = path.read_bytes()
-    for share in np.linspace(0, 0.9, 25):
-        path.write_bytes(content[: int(len(content) * share)])
-        refusal(path)
+    for fraction in np.linspace(0, 0.9, 25):
+        path.write_bytes(content[: int(len(content) * fraction)])
+        error_of(path)
 
 
-def test_truncated_16_bit_colour_is_refused(tmp_path: Path) -> None:
+def test_truncated_16_bit_color_is_rejected(tmp_path: Path) -> None:
     for suffix in ("png", "tiff", "ppm"):
         path = save(np.asarray(noise()) * np.uint16(257), tmp_path / f"cut.{suffix}")
         content = path.read_bytes()
-        for share in np.linspace(0, 0.9, 10):
-            path.write_bytes(content[: int(len(content) * share)])
-            refusal(path)
+        for fraction in np.linspace(0, 0.9, 10):
+            path.write_bytes(content[: int(len(content) * fraction)])
+            error_of(path)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "bmp", "gif", "webp", "ppm", "jp2"])
-def test_damaged_bytes_give_a_picture_or_a_refusal_and_nothing_else(
-    tmp_path: Path, suffix: str
-) -> None:
-    random = np.random.default_rng(0)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damaged_file_gives_image_or_user_error(tmp_path: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
     path = tmp_path / f"damaged.{suffix}"
     noise().save(path)
     content = np.frombuffer(path.read_bytes(), np.uint8)
     for _ in range(60):
         damaged = content.copy()
-        where = random.integers(0, len(content) if random.random() < 0.5 else 100, 8)
-        damaged[where] = random.integers(0, 256, 8)
+        # Eight bytes anywhere, or in the header.
+        places = rng.integers(0, len(content) if rng.random() < 0.5 else 100, 8)
+        damaged[places] = rng.integers(0, 256, 8)
         path.write_bytes(damaged.tobytes())
         try:
             image = read_image(path)
@@ -354,19 +351,18 @@ def test_damaged_bytes_give_a_picture_or_a_refusal_and_nothing_else(
             assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
 
 
-def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_non_image_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("no image")
-    (tmp_path / "program.eps").write_text(
-        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-    )
-    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
-    assert "it is empty (0 bytes)" in refusal(tmp_path / "empty.jpg")
-    assert "it is no image in JPEG" in refusal(tmp_path / "text.jpg")
-    assert "it is no image in JPEG" in refusal(tmp_path / "program.eps")
-    assert "it is no file" in refusal(tmp_path / "pipe.jpg")
-    assert "it is no file" in refusal(tmp_path)
-    assert "it does not exist" in refusal(tmp_path / "missing.jpg")
+    eps = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "program.eps").write_text(eps)
+    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would block forever
+    assert "it is empty (0 bytes)" in error_of(tmp_path / "empty.jpg")
+    assert "it is not an image in JPEG" in error_of(tmp_path / "text.jpg")
+    assert "it is not an image in JPEG" in error_of(tmp_path / "program.eps")
+    assert "it is not a file" in error_of(tmp_path / "pipe.jpg")
+    assert "it is not a file" in error_of(tmp_path)
+    assert "it does not exist" in error_of(tmp_path / "missing.jpg")
     for name in ("two\nlines.jpg", "zero\0byte.jpg", "half\ud800pair.jpg"):
         with pytest.raises(UserError, match="cannot be read") as error:
             read_image(tmp_path / name)
@@ -374,48 +370,47 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP])
-def test_an_image_that_cannot_be_opened_is_not_called_damaged(
+def test_unopenable_image_is_not_reported_as_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def refuse(path: Path, *arguments: object) -> None:
+    def fail(path: Path, *arguments: object) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
     path = tmp_path / ("x" * 300 if number == errno.ENAMETOOLONG else "a.png")
     if number == errno.ELOOP:
         path.symlink_to(path)
     elif number != errno.ENAMETOOLONG:
-        save(COLOUR, path)
-        monkeypatch.setattr(Path, "open", refuse)
-    assert f"it cannot be opened ({os.strerror(number)}); check its path" in refusal(path)
+        save(COLOR, path)
+        monkeypatch.setattr(Path, "open", fail)
+    assert f"it cannot be opened ({os.strerror(number)}); check its path" in error_of(path)
 
 
-def test_the_limit_of_pixels_is_kept_before_anything_is_decoded(
+def test_pixel_limit_is_checked_before_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Image.new("1", (10_001, 10_000)).save(tmp_path / "large.png")  # Pillow only warns of it
+    Image.new("1", (10_001, 10_000)).save(tmp_path / "large.png")  # Pillow only warns
+    # Width, height, bit depth, color type (RGB), compression, filter and interlacing.
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0))
-    (tmp_path / "bomb.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"0"))
-    )
+    pixels = chunk(b"IDAT", zlib.compress(b"0"))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels)
     for name in ("large.png", "bomb.png"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert "more than 100 million pixels; cut it into tiles" in refusal(tmp_path / name)
-    monkeypatch.setattr(gpvit.data.image_io, "MAX_PIXELS", COLOUR[..., 0].size)
-    assert (
-        MAX_PIXELS == 100_000_000
-        and read_image(save(COLOUR, tmp_path / "just.png")).shape == COLOUR.shape
-    )
-    monkeypatch.setattr(gpvit.data.image_io, "MAX_PIXELS", COLOUR[..., 0].size - 1)
-    refusal(tmp_path / "just.png")
+            assert "more than 100 million pixels; cut it into tiles" in error_of(tmp_path / name)
+    assert MAX_PIXELS == 100_000_000
+    path, pixel_count = save(COLOR, tmp_path / "limit.png"), COLOR[..., 0].size
+    monkeypatch.setattr(gpvit.data.image_io, "MAX_PIXELS", pixel_count)
+    assert read_image(path).shape == COLOR.shape
+    monkeypatch.setattr(gpvit.data.image_io, "MAX_PIXELS", pixel_count - 1)
+    error_of(path)
 
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("fault", ["missing", "empty", "truncated", "too large"])
-def test_the_mapper_names_path_and_image_id_of_an_image_that_cannot_be_read(
+def test_mapper_names_path_and_image_id_of_unreadable_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, train: bool
 ) -> None:
-    path = save(COLOUR, tmp_path / "image.png")
+    path = save(COLOR, tmp_path / "image.png")
     content = path.read_bytes()
     if fault == "missing":
         path.unlink()
@@ -424,19 +419,17 @@ def test_the_mapper_names_path_and_image_id_of_an_image_that_cannot_be_read(
     else:
         path.write_bytes(content[: len(content) // 2] if fault == "truncated" else b"")
     mapper = InstanceMapper(is_train=train, augmentations=[], image_format="RGB")
+    record = {"file_name": str(path), "image_id": 77, "height": 40, "width": 60, "annotations": []}
     with pytest.raises(UserError) as error:
-        mapper(
-            {"file_name": str(path), "image_id": 77, "height": 40, "width": 60, "annotations": []}
-        )
-    assert str(error.value).startswith(f"{path}: cannot be read: ") and "(image id 77)" in str(
-        error.value
-    )
-    assert "\n" not in str(error.value)
+        mapper(record)
+    message = str(error.value)
+    assert message.startswith(f"{path}: cannot be read: ") and "(image id 77)" in message
+    assert "\n" not in message
 
 
-def test_the_mapper_gives_rgb_or_bgr(tmp_path: Path) -> None:
-    record = {"file_name": str(save(COLOUR, tmp_path / "image.png")), "image_id": 1}
+def test_mapper_returns_rgb_or_bgr(tmp_path: Path) -> None:
+    record = {"file_name": str(save(COLOR, tmp_path / "image.png")), "image_id": 1}
     for image_format, order in (("RGB", [0, 1, 2]), ("BGR", [2, 1, 0])):
         output = InstanceMapper(is_train=False, augmentations=[], image_format=image_format)(record)
-        assert np.array_equal(output["image"].numpy(), COLOUR.transpose(2, 0, 1)[order])
+        assert np.array_equal(output["image"].numpy(), COLOR.transpose(2, 0, 1)[order])
         assert (output["height"], output["width"]) == (40, 60)

@@ -13,19 +13,14 @@ from gpvit.cli.main import run_command
 from gpvit.utils.errors import UserError
 from gpvit.utils.signals import interrupt
 
+SCRIPTS = ["train_net.py", "tools/quickstart.py", "tools/make_synthetic_data.py"]
+BENCHMARKS = sorted((REPOSITORY / "tests" / "benchmarks").glob("*.py"))
 COMMANDS = [
-    *(
-        REPOSITORY / name
-        for name in ("train_net.py", "tools/quickstart.py", "tools/make_synthetic_data.py")
-    ),
-    *(
-        path
-        for path in sorted((REPOSITORY / "tests" / "benchmarks").glob("*.py"))
-        if path.name != "roofline.py"
-    ),
+    *(REPOSITORY / name for name in SCRIPTS),
+    *(path for path in BENCHMARKS if path.name != "roofline.py"),
 ]
 
-# Runs a command, and sends Ctrl-C when it comes to import a module.
+# Runs a command and interrupts it when it starts to import MODULE.
 INTERRUPTED = """
 import os, runpy, signal, sys
 
@@ -56,21 +51,19 @@ else:
         pytest.param("tools/quickstart.py", "detectron2.data", marks=pytest.mark.slow),
     ],
 )
-def test_an_interrupt_while_importing_is_quiet(command: str, module: str) -> None:
+def test_interrupt_during_imports_prints_nothing(command: str, module: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")}
     result = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, module, *command.split()],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True,
     )  # fmt: skip
-    assert (result.returncode, result.stderr) == (
-        130,
-        "",
-    ) and result.stdout == f"importing {module}\n"
+    assert result.returncode == 130
+    assert (result.stdout, result.stderr) == (f"importing {module}\n", "")
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
-def test_each_script_prepares_before_it_imports_anything_else(path: Path) -> None:
-    _, first, second, *rest = ast.parse(path.read_text()).body  # behind the docstring
+def test_script_calls_prepare_command_before_other_imports(path: Path) -> None:
+    _, first, second, *rest = ast.parse(path.read_text()).body  # the first node is the docstring
     assert ast.unparse(first) == "from gpvit.utils.environment import prepare_command"
     condition, _, action = ast.unparse(second).partition(":\n    ")
     assert condition in ("if __name__ == '__main__'", "if __name__ in ('__main__', '__mp_main__')")
@@ -82,7 +75,7 @@ def test_each_script_prepares_before_it_imports_anything_else(path: Path) -> Non
     ("error", "code", "printed"),
     [(None, 0, ""), (KeyboardInterrupt(), 130, ""), (UserError("wrong"), 1, "error: wrong\n")],
 )
-def test_a_command_ends_with_at_most_one_line(
+def test_command_exits_with_code_and_at_most_one_line(
     error: BaseException | None, code: int, printed: str
 ) -> None:
     def main() -> int:
@@ -100,13 +93,13 @@ def test_a_command_ends_with_at_most_one_line(
     assert ended.value.code == (printed.strip() or code)
 
 
-def test_a_second_interrupt_ends_a_command_at_once_and_quietly(tmp_path: Path) -> None:
-    """As Ctrl-C does, which the terminal sends to a process and its parent passes on to it."""
+def test_second_interrupt_exits_immediately_without_traceback(tmp_path: Path) -> None:
+    """The terminal sends Ctrl-C to a process and to its parent, which forwards it."""
     script = tmp_path / "command.py"
     script.write_text(
         "import atexit, os, signal, time\nfrom gpvit.cli.main import run_command\n"
         "def interrupt():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
-        "atexit.register(interrupt)  # where Python would show a traceback\n"
+        "atexit.register(interrupt)  # where Python would print a traceback\n"
         "run_command(interrupt)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -116,7 +109,7 @@ def test_a_second_interrupt_ends_a_command_at_once_and_quietly(tmp_path: Path) -
     assert (run.returncode, run.stderr) == (130, "")
 
 
-def backend_of(arguments: list[str], backend: str, path: Path) -> subprocess.CompletedProcess:
+def run_with_backend(arguments: list[str], backend: str, path: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {
         "MPLBACKEND": backend,
         "PYTHONPATH": f"{REPOSITORY / 'projects' / 'GPViT'}:{path}",
@@ -127,17 +120,18 @@ def backend_of(arguments: list[str], backend: str, path: Path) -> subprocess.Com
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
-def test_a_backend_that_is_none_breaks_no_command(tmp_path: Path, backend: str) -> None:
-    result = backend_of(["-m", "gpvit", "view-attention", "--help"], backend, tmp_path)
+def test_invalid_matplotlib_backend_does_not_break_commands(tmp_path: Path, backend: str) -> None:
+    result = run_with_backend(["-m", "gpvit", "view-attention", "--help"], backend, tmp_path)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
 
 
-def test_importing_the_package_imports_nothing_else_and_changes_nothing() -> None:
+def test_importing_package_has_no_side_effects() -> None:
     code = (
         "import os, signal, sys, warnings\n"
         "before = dict(os.environ), list(warnings.filters), signal.getsignal(signal.SIGINT)\n"
         "import gpvit\n"
-        "assert before == (dict(os.environ), list(warnings.filters), signal.getsignal(signal.SIGINT))\n"
+        "after = dict(os.environ), list(warnings.filters), signal.getsignal(signal.SIGINT)\n"
+        "assert before == after\n"
         "assert not {'torch', 'detectron2', 'matplotlib', 'numpy'} & set(sys.modules)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "projects" / "GPViT")}

@@ -1,4 +1,4 @@
-"""Names that somebody chose to do harm, in a dataset and a checkpoint, come out of every command as plain text."""
+"""Malicious names in a dataset and a checkpoint are plain text in the output of every command."""
 
 import html.parser
 import io
@@ -35,14 +35,14 @@ CLASSES = [
     "\x1b[31mRED\x1b]0;title\x07\r\ud800",
     f"{LONG}\n![x](http://example.org)",
 ]
-# Latin-1, as in archives from Windows.
+# Latin-1 bytes, as in archives from Windows, which are invalid UTF-8.
 NAME = os.fsdecode(b"caf\xe9 \x1b[31m\x07`a`|<b>x](javascript:y)\n# Heading")
 FOLDER = os.fsdecode(b"\xe9t\xe9\x1b[31m `id`|<b>x](javascript:y)")
 
 
 @pytest.fixture(autouse=True)
 def opencv(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenCV that fails where it would end the process."""
+    """Make OpenCV raise where a path that is not UTF-8 would end the process."""
 
     def checked(function: Callable) -> Callable:
         def call(path: Any, *args: Any) -> Any:
@@ -64,14 +64,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(base: Path, synthetic_data: Path) -> Path:
-    """A dataset with these names of classes, files and folders."""
+    """A dataset with such names of classes, files and folders."""
     folder = base / "data" / NAME
     for part in ("annotations", "images"):
         (folder / part).mkdir(parents=True)
-    for split, number in (("train", 2), ("val", 2)):
+    for split in ("train", "val"):
         content = json.loads((synthetic_data / "annotations" / f"{split}.json").read_text())
-        content["images"] = content["images"][:number]
-        kept = {image["id"] for image in content["images"]}
+        content["images"] = content["images"][:2]
+        kept = [image["id"] for image in content["images"]]
         content["annotations"] = [
             item for item in content["annotations"] if item["image_id"] in kept
         ]
@@ -86,58 +86,47 @@ def data(base: Path, synthetic_data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def training(base: Path, data: Path) -> tuple[Path, str]:
-    """The folder of a training run on it, and what was printed meanwhile."""
+def training_run(base: Path, data: Path) -> tuple[Path, str]:
+    """The folder of a training run on this dataset, and what it printed."""
     folder, printed = base / FOLDER, io.StringIO()
-    before = {
-        name: list(logging.getLogger(name).handlers) for name in ("detectron2", "fvcore", "gpvit")
-    }
-    options = [
-        "train.device=cpu",
-        f"train.output_dir={folder_override(folder)}",
-        "train.eval_period=2",
-    ]
-    command = [
-        "--config-file",
-        str(REPOSITORY / "configs" / "quickstart.py"),
-        "--data",
-        str(data),
-        *TINY,
-        *options,
-    ]
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "gpvit")]
+    handlers = [list(logger.handlers) for logger in loggers]
+    config = str(REPOSITORY / "configs" / "quickstart.py")
+    command = ["--config-file", config, "--data", str(data), *TINY, "train.device=cpu"]
+    command += [f"train.output_dir={folder_override(folder)}", "train.eval_period=2"]
+    command += ["train.pictures=1", "train.seed=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", printed)
         patch.setattr(sys, "argv", ["train_net.py", "--data", str(data)])
-        train_net.main(
-            argument_parser().parse_intermixed_args([*command, "train.pictures=1", "train.seed=1"])
-        )
-    for name, handlers in before.items():
-        logging.getLogger(name).handlers = handlers
+        train_net.main(argument_parser().parse_intermixed_args(command))
+    for logger, previous in zip(loggers, handlers):
+        logger.handlers = previous
     return folder, printed.getvalue()
 
 
 def folder_override(folder: Path) -> str:
-    """A path as the value of an override, where it may have any characters."""
+    """A path as the value of an override, in which any character is allowed."""
     escaped = str(folder).replace("'", "\\'")
     return f"'{escaped}'"
 
 
 @pytest.fixture(scope="module")
-def run(training: tuple[Path, str]) -> Path:
-    return training[0]
+def run(training_run: tuple[Path, str]) -> Path:
+    return training_run[0]
 
 
 def require_plain(text: str) -> None:
-    """No control character, nothing that changes the direction of writing, no forged line, and no long name."""
-    text.encode()  # no surrogates
-    marks = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp")} - set("\n\t")
-    assert not marks
+    """Assert that there are no control or bidi characters, forged lines or very long names."""
+    text.encode()  # raises if there are surrogates
+    for character in set(text) - set("\n\t"):
+        # Control and format characters, line and paragraph separators.
+        assert unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp"), repr(character)
     assert not re.search(r"^(# Heading|---$|!\[x)", text, re.MULTILINE)
     assert LONG[:121] not in text
 
 
 class Elements(html.parser.HTMLParser):
-    """Counts the elements of a page, without those of its drawings."""
+    """The start tags of a page with their attributes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -149,57 +138,54 @@ class Elements(html.parser.HTMLParser):
 
 
 def require_plain_markdown(text: str) -> None:
-    text = (
-        text.partition("\n---\n")[2] if text.startswith("---\n") else text
-    )  # what is before it is YAML
+    if text.startswith("---\n"):
+        text = text.partition("\n---\n")[2]  # without the YAML header
     require_plain(text)
     page = markdown.markdown(text, extensions=["tables", "fenced_code"])
     for tag, attributes in Elements(page).found:
         assert tag not in ("script", "b") and "Heading" not in str(attributes)
         assert "javascript" not in str(attributes) and "example.org" not in str(attributes)
-        assert tag != "img" or re.fullmatch(
-            r"curves\.png|pictures/\d+\.png", attributes["src"] or ""
-        )
+        source = attributes.get("src") or ""
+        assert tag != "img" or re.fullmatch(r"curves\.png|pictures/\d+\.png", source)
     assert not re.search(r"<h\d>Heading", page)
 
 
 def call(
     main: Callable[[list[str]], Any], capsys: pytest.CaptureFixture, *arguments: object
 ) -> str:
-    """Runs a command; returns what it printed. Its arguments are as the system gives them."""
+    """Run a command and returns what it printed."""
     assert main(list(map(str, arguments))) in (0, None)
     printed = "".join(capsys.readouterr())
     require_plain(printed)
     return printed
 
 
-def test_a_training_run_prints_and_logs_plain_text(training: tuple[Path, str]) -> None:
-    folder, printed = training
+def test_training_run_prints_and_logs_plain_text(training_run: tuple[Path, str]) -> None:
+    folder, printed = training_run
     require_plain(printed)
     require_plain((folder / "log.txt").read_text(encoding="utf-8"))
     assert printed.count("Per-category segm AP") == 2 and r"\x1b[31mRED" in printed
-    warned = [line for line in printed.splitlines() if line.startswith(("WARNING", "ERROR"))]
-    assert len(warned) <= 1 and all("no font here has" in line for line in warned)
+    warnings = [line for line in printed.splitlines() if line.startswith(("WARNING", "ERROR"))]
+    assert len(warnings) <= 1
+    if warnings:
+        assert "no installed font has" in warnings[0]
 
 
-def test_names_are_kept_as_they_are_where_programs_read_them(run: Path, data: Path) -> None:
+def test_machine_readable_files_keep_names(run: Path, data: Path) -> None:
     assert checkpoint.read(str(run)).classes == CLASSES
-    metrics = {name for row in read_metrics(run / "metrics.json") for name in row}
-    assert {name for name in metrics if name.startswith("segm/AP-")} <= {
-        f"segm/AP-{one_line(name)}" for name in CLASSES
-    }
-    assert any(
-        name.startswith("segm/AP-") for name in metrics
-    )  # not of classes that have nothing to find
+    metrics = set().union(*read_metrics(run / "metrics.json"))
+    per_class = {name for name in metrics if name.startswith("segm/AP-")}
+    # Classes without objects have no AP.
+    assert per_class and per_class <= {f"segm/AP-{one_line(name)}" for name in CLASSES}
 
 
-def test_the_page_of_a_run_has_no_markup_of_names(run: Path) -> None:
+def test_readme_of_run_has_no_markup_from_names(run: Path) -> None:
     page = (run / "README.md").read_text(encoding="utf-8")
     require_plain_markdown(page)
     assert page.count("```") == 4 and page.count("\n# ") == 1 and r"caf\\xe9" in page
 
 
-def test_pictures_go_to_tensorboard_under_plain_names(run: Path, tmp_path: Path) -> None:
+def test_tensorboard_images_have_plain_names(run: Path, tmp_path: Path) -> None:
     (events,) = run.glob("events.out.*")
     shutil.copy(events, tmp_path)
     (tag,) = EventAccumulator(str(tmp_path)).Reload().Tags()["images"]
@@ -207,124 +193,118 @@ def test_pictures_go_to_tensorboard_under_plain_names(run: Path, tmp_path: Path)
     assert len(list(run.glob("pictures/*.png"))) == 2
 
 
-def test_a_card_has_no_markup_of_names_and_a_valid_header(
+def test_model_card_has_no_markup_from_names_and_valid_header(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    def push(weights: Path, target: Path, license_id: str) -> str:
+        """Return the model card."""
+        options = ("--weights", weights, "--output", target, "--license", license_id)
+        call(share.main, capsys, "push", *options)
+        return (target / "README.md").read_text(encoding="utf-8")
+
+    license_id = "mit\x1b[31m\n---\nfoo: bar"
     for target in (run.parent / "shared", tmp_path / NAME):
-        licence = "mit\x1b[31m\n---\nfoo: bar"
-        call(share.main, capsys, "push", "--weights", run, "--output", target, "--license", licence)
-        text = (target / "README.md").read_text(encoding="utf-8")
+        text = push(run, target, license_id)
         require_plain_markdown(text)
-        card = ModelCard(text)
-        assert card.data.license == one_line(licence) and card.data.to_dict().keys() >= {
-            "tags",
-            "model-index",
-        }
-        assert "foo" not in card.data.to_dict()
-    again = tmp_path / "again"
-    call(
-        share.main,
-        capsys,
-        "push",
-        "--weights",
-        target,
-        "--output",
-        again,
-        "--license",
-        one_line(licence),
-    )
-    assert 'from_checkpoint("path/to/again")' in (again / "README.md").read_text(encoding="utf-8")
+        header = ModelCard(text).data
+        assert header.license == one_line(license_id)
+        assert header.to_dict().keys() >= {"tags", "model-index"}
+        assert "foo" not in header.to_dict()
+    text = push(target, tmp_path / "again", one_line(license_id))
+    assert 'from_checkpoint("path/to/again")' in text
 
 
 @pytest.mark.parametrize(
-    "stated",
+    "metadata",
     [
         {"versions": {"gpvit": "1\n\n<script>alert(2)</script>", "x](javascript:1)": "\x1b[31m"}},
         {"versions": {3: [LONG]}, "trainer": {"iteration": "<b>\n# Heading"}, "source": 3},
         {
             "versions": LONG,
             "trainer": None,
-            "iterations": ["# Heading"],
             "source": "a/b\n# Heading",
+            "iterations": ["# Heading"],
         },
     ],
 )
-def test_what_a_strange_checkpoint_says_of_itself_is_no_markup(
-    run: Path, tmp_path: Path, stated: dict[str, Any]
+def test_metadata_of_checkpoint_is_no_markup(
+    run: Path, tmp_path: Path, metadata: dict[str, Any]
 ) -> None:
-    checkpoint.save(
-        checkpoint.read_content(str(run / "model_final.pth")) | stated, str(tmp_path / "model.pth")
-    )
+    content, path = checkpoint.read_content(str(run / "model_final.pth")), tmp_path / "model.pth"
+    checkpoint.save(content | metadata, str(path))
     with hub.new_folder(tmp_path / "card", overwrite=False) as folder:
-        hub.write(str(tmp_path / "model.pth"), folder, licence="mit", address="path/to/card")
+        hub.write(str(path), folder, licence="mit", address="path/to/card")
     require_plain_markdown((tmp_path / "card" / "README.md").read_text(encoding="utf-8"))
 
 
-def test_a_dataset_is_checked_and_drawn(
+def test_check_data_and_view_data_accept_malicious_names(
     data: Path, base: Path, capsys: pytest.CaptureFixture
 ) -> None:
     printed = call(check_data.main, capsys, "--data", data, "--json", base / "problems.json")
-    assert (
-        r"\x1b[31mRED" in printed and "<script>alert(1)</script>" in printed
-    )  # which is text on a terminal
+    assert r"\x1b[31mRED" in printed
+    assert "<script>alert(1)</script>" in printed  # plain text on a terminal
     call(view_data.main, capsys, "--data", data, "--output", base / "drawn", "--number", "2")
-    drawn = sorted((base / "drawn").iterdir())
-    assert len(drawn) == 3 and all(decoded(path).std() > 10 for path in drawn)
+    drawings = sorted((base / "drawn").iterdir())
+    assert len(drawings) == 3
+    for path in drawings:
+        require_content(path)
 
 
-def decoded(path: Path) -> np.ndarray:
-    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+def require_content(path: Path) -> None:
+    """Assert that an image is not blank."""
+    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    assert image.std() > 10
 
 
-def test_predictions_are_drawn_and_reported(
+def test_view_results_and_report_accept_malicious_names(
     run: Path, base: Path, capsys: pytest.CaptureFixture
 ) -> None:
     call(view_results.main, capsys, "--input", run, "--number", "1")
-    assert decoded(run / "predictions" / "01.png").std() > 10
-    (run / "evaluation.json").write_text(
-        json.dumps({"seconds_per_image": 1, "device": f"<script>{LONG}\x1b", "images": 3})
-    )
+    require_content(run / "predictions" / "01.png")
+    evaluation = {"seconds_per_image": 1, "device": f"<script>{LONG}\x1b", "images": 3}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
     call(view_results.main, capsys, "--input", run, "--report", "--output", base / "report.html")
     page = (base / "report.html").read_text(encoding="utf-8")
     require_plain(page)
-    elements = Elements(page).found
-    ours = [{"type": "application/json", "id": "figures"}, {}]
-    assert [attributes for tag, attributes in elements if tag == "script"] == ours
-    assert all(
-        attributes["src"].startswith("data:image/jpeg")
-        for tag, attributes in elements
-        if tag == "img"
-    )
-    assert not any("onerror" in attributes or "href" in attributes for _, attributes in elements)
+    scripts = []
+    for tag, attributes in Elements(page).found:
+        assert not {"onerror", "href"} & attributes.keys()
+        if tag == "script":
+            scripts.append(attributes)
+        elif tag == "img":
+            assert attributes["src"].startswith("data:image/jpeg")
+    assert scripts == [{"type": "application/json", "id": "figures"}, {}]  # those of the template
 
 
-def test_a_demo_writes_pictures_videos_and_cutouts_of_any_name(
+def test_predict_writes_images_videos_and_cutouts_of_any_name(
     run: Path, data: Path, base: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    video, output = base / f"{NAME}.mp4", base / "demo"
+    image, video, output = first_image(data), base / f"{NAME}.mp4", base / "demo"
     with VideoWriter(video, 5) as writer:
         for gray in (0, 90):
             writer.write(np.full((64, 96, 3), gray, np.uint8))
-    picture = sorted((data / "images").iterdir())[0]
     options = ("--device", "cpu", "--output", output, "--score-threshold", "0.01")
     detector = ("--weights", run, *options, "--json", "--cutouts")
-    printed = call(predict.main, capsys, *detector, "--input", picture, video)
-    assert "1 picture, 2 frames" in printed
-    assert decoded(output / picture.name).std() > 10
+    printed = call(predict.main, capsys, *detector, "--input", image, video)
+    assert "1 image, 2 frames" in printed
+    require_content(output / image.name)
     assert len(list(VideoReader(str(output / video.name)))) == 2
-    images = json.loads((output / "images.json").read_bytes())
-    assert [category["name"] for category in images["categories"]] == CLASSES
-    assert {image["file_name"] for image in images["images"]} == {picture.name, video.name}
+    written = json.loads((output / "images.json").read_bytes())
+    assert [category["name"] for category in written["categories"]] == CLASSES
+    assert {entry["file_name"] for entry in written["images"]} == {image.name, video.name}
     assert list(output.glob("cutouts/*/*.png"))
-    assert len(gpvit.Predictor.from_checkpoint(run, "cpu")(picture)) > 0
+    assert len(gpvit.Predictor.from_checkpoint(run, "cpu")(image)) > 0
 
 
-def test_the_other_commands_take_such_names(
+def first_image(data: Path) -> Path:
+    return min((data / "images").iterdir())
+
+
+def test_view_attention_and_convert_accept_malicious_names(
     run: Path, data: Path, base: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    picture = sorted((data / "images").iterdir())[0]
     options = ("--weights", run, "--device", "cpu", "--output", base / "groups")
-    call(view_attention.main, capsys, *options, "--input", picture)
+    call(view_attention.main, capsys, *options, "--input", first_image(data))
     assert len(list((base / "groups").iterdir())) == 2
     call(convert.main, capsys, "--weights", run, "--output", base / f"{NAME}.safetensors")
     assert checkpoint.read(str(base / f"{NAME}.safetensors")).classes == CLASSES

@@ -1,8 +1,13 @@
-"""Files are the old ones or the complete new ones: after a kill at any moment, on a full disk, and in place of links."""
+"""Files are written atomically: there is the complete old file or the complete new one.
 
+This holds after a kill at any moment, on a full disk and through links.
+"""
+
+import itertools
 import json
 import os
 import random
+import re
 import resource
 import signal
 import stat
@@ -11,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +46,7 @@ from PIL import Image
 
 TEXT = "text " * 3000
 SEEDS = range(10)
-LIMIT = 100  # bytes of a file, on the "full disk"
+LIMIT = 100  # bytes that fit into a file on the "full disk"
 
 
 def noise(version: int) -> np.ndarray:
@@ -53,20 +59,17 @@ def config(folder: Path, version: int) -> None:
 
 def metrics(folder: Path, version: int) -> None:
     if not (folder / "all").exists():
-        (folder / "all").write_text(
-            "".join(f'{{"iteration": {i}, "loss": 1.5}}\n' for i in range(300))
-        )
-        (folder / "metrics.json").symlink_to("all")  # which is written over, by way of the link
-    # Each version is shorter than the one before it, and so never comes back.
+        rows = [f'{{"iteration": {iteration}, "loss": 1.5}}\n' for iteration in range(300)]
+        (folder / "all").write_text("".join(rows))
+        (folder / "metrics.json").symlink_to("all")  # is overwritten through the link
+    # Each version is shorter than the previous one; earlier versions never come back.
     trainer = SimpleNamespace(done=300 - version)
     checkpoints.Checkpointer.forget_metrics(SimpleNamespace(folder=folder, trainer=trainer))
 
 
 def evaluation(folder: Path, version: int) -> None:
-    results, about = (
-        {"bbox": {"AP": float(version)}, "text": TEXT},
-        {"weights": None, "iteration": version},
-    )
+    results = {"bbox": {"AP": float(version)}, "text": TEXT}
+    about = {"weights": None, "iteration": version}
     save_evaluation(str(folder), results, about, images=1, seconds_per_image=1.0, device="cpu")
 
 
@@ -86,29 +89,39 @@ def starts(folder: Path, version: int) -> None:
 
 def coco_results(folder: Path, version: int) -> None:
     evaluator = COCOEvaluator.__new__(COCOEvaluator)
-    evaluator._metadata = SimpleNamespace(
-        as_dict=lambda: {"thing_dataset_id_to_contiguous_id": {7: 0}}
-    )
-    found = [{"image_id": 1, "category_id": 0, "bbox": [0, 0, 1, version], "score": 0.5}] * 100
-    evaluator._write([{"image_id": 1, "instances": found}], folder)
+    metadata = {"thing_dataset_id_to_contiguous_id": {7: 0}}
+    evaluator._metadata = SimpleNamespace(as_dict=lambda: metadata)
+    result = {"image_id": 1, "category_id": 0, "bbox": [0, 0, 1, version], "score": 0.5}
+    evaluator._write([{"image_id": 1, "instances": [result] * 100}], folder)
 
 
 def predictions(folder: Path, version: int) -> None:
     results = ResultsWriter(folder, ["cat"])
-    found = Instances(
-        (90, 120), pred_boxes=Boxes(torch.ones(20, 4)), scores=torch.full((20,), 1 / (version + 2))
-    )
-    found.pred_classes = torch.zeros(20, dtype=torch.int64)
+    scores = torch.full((20,), 1 / (version + 2))
+    instances = Instances((90, 120), pred_boxes=Boxes(torch.ones(20, 4)), scores=scores)
+    instances.pred_classes = torch.zeros(20, dtype=torch.int64)
     try:
         for _ in range(5 + version):
-            results.add(InputImage(Source("a.png", "a.png"), noise(version)), found)
+            results.add(InputImage(Source("a.png", "a.png"), noise(version)), instances)
     finally:
         results.close()
 
 
-def pil_picture(folder: Path, version: int) -> None:
+def pil_image(folder: Path, version: int) -> None:
     with atomic_write(folder / "pil.png") as path:
         Image.fromarray(noise(version)).save(path)
+
+
+def sheet(folder: Path, version: int) -> None:
+    view_data.save_sheet([("a", noise(version))], folder / "sheet.png")
+
+
+def cv2_image(folder: Path, version: int) -> None:
+    save_image(folder / "cv2.png", noise(version))
+
+
+def checkpoint(name: str, folder: Path, version: int) -> None:
+    gpvit.checkpoint.write(str(folder / name), {"weight": torch.full((5000,), float(version))})
 
 
 def video(folder: Path, version: int) -> None:
@@ -117,12 +130,12 @@ def video(folder: Path, version: int) -> None:
 
 
 def model_folder(folder: Path, version: int) -> None:
-    with hub.new_folder(folder / "model", overwrite=True) as partial:
+    with hub.new_folder(folder / "model", overwrite=True) as unfinished:
         for name in hub.FILES:
-            (partial / name).write_text(f"{version} {TEXT}")
+            (unfinished / name).write_text(f"{version} {TEXT}")
 
 
-# What is written, to a file below a folder in one of several versions.
+# Relative path of a file -> function that writes one of its versions to a folder.
 WRITERS: dict[str, Callable[[Path, int], None]] = {
     "config.yaml": config,
     "all": metrics,
@@ -133,24 +146,18 @@ WRITERS: dict[str, Callable[[Path, int], None]] = {
     "instances_predictions.pth": coco_results,
     "predictions.json": predictions,
     "images.json": predictions,
-    "sheet.png": lambda folder, version: view_data.save_sheet(
-        [("a", noise(version))], folder / "sheet.png"
-    ),
-    "cv2.png": lambda folder, version: save_image(folder / "cv2.png", noise(version)),
-    "pil.png": pil_picture,
+    "sheet.png": sheet,
+    "cv2.png": cv2_image,
+    "pil.png": pil_image,
     "video.mp4": video,
-    "model.pth": lambda folder, version: gpvit.checkpoint.write(
-        str(folder / "model.pth"), {"weight": torch.full((5000,), float(version))}
-    ),
-    "model.safetensors": lambda folder, version: gpvit.checkpoint.write(
-        str(folder / "model.safetensors"), {"weight": torch.full((5000,), float(version))}
-    ),
+    "model.pth": partial(checkpoint, "model.pth"),
+    "model.safetensors": partial(checkpoint, "model.safetensors"),
     "model/README.md": model_folder,
 }
 
 
 def forked(action: Callable[[], None]) -> int:
-    """The number of a process that does it; its exit code is 0 if it comes to the end."""
+    """The id of a forked process that runs the action; exit code 0 if the action returns."""
     if pid := os.fork():
         return pid
     code = 70
@@ -162,60 +169,64 @@ def forked(action: Callable[[], None]) -> int:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(name: str, tmp_path: Path) -> None:
-    write, versions = WRITERS[name], []
+def test_kill_at_any_moment_leaves_complete_old_or_new_file(name: str, tmp_path: Path) -> None:
+    write, path, versions = WRITERS[name], tmp_path / name, []
     for version in range(3):
         start = time.perf_counter()
         write(tmp_path, version)
         seconds = time.perf_counter() - start
-        versions.append((tmp_path / name).read_bytes())
+        versions.append(path.read_bytes())
     assert len(set(versions)) == 3
 
     def write_forever() -> None:
-        while True:
-            for version in range(3):
-                if name == "all":
-                    (tmp_path / name).unlink()
-                    (tmp_path / "metrics.json").unlink()
-                write(tmp_path, version)
+        for version in itertools.cycle(range(3)):
+            write(tmp_path, version)
 
-    if name == "all":  # metrics.json is only ever made shorter
-        write_forever = lambda: [write(tmp_path, version) for version in range(1, 300)]  # noqa: E731
-        (tmp_path / "all").unlink()
+    def shorten() -> None:
+        for version in range(1, 300):
+            write(tmp_path, version)
+
+    action = write_forever
+    if name == "all":  # metrics.json only becomes shorter
+        action = shorten
+        path.unlink()
         (tmp_path / "metrics.json").unlink()
         write(tmp_path, 0)
-        lines = (tmp_path / name).read_bytes().splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
         versions = [b"".join(lines[:length]) for length in range(301)]
     for seed in SEEDS:
-        pid = forked(write_forever)
+        pid = forked(action)
         time.sleep(random.Random(seed).uniform(0.3, 2.3) * max(seconds, 0.002))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        assert (tmp_path / name).read_bytes() in versions, seed
-    for path in tmp_path.glob(".*"):  # what the killed ones left does no harm
-        assert "partial" in path.name or path.is_dir()
+        assert path.read_bytes() in versions, seed
+    # Partial files remain, but they are harmless.
+    for remaining in tmp_path.glob(".*"):
+        assert "partial" in remaining.name or remaining.is_dir()
     if name != "all":
         write(tmp_path, 1)
-        assert (tmp_path / name).read_bytes() == versions[1]
+        assert path.read_bytes() == versions[1]
 
 
 def fill_the_disk() -> None:
+    """Limit the size of files in this process, which causes errors as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
 
 
-@pytest.mark.parametrize(
-    "name", sorted(WRITERS.keys() - {"README.md", "run.json", "model/README.md", "images.json"})
-)
-def test_a_full_disk_is_one_line_and_leaves_the_old_file(name: str, tmp_path: Path) -> None:
+NOT_ON_FULL_DISK = {"README.md", "run.json", "model/README.md", "images.json"}
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS.keys() - NOT_ON_FULL_DISK))
+def test_full_disk_raises_and_keeps_old_file(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path, 0)
     before = contents(tmp_path)
 
+    message = "cannot write .*|would hold 0 of 1 frames; is the disk full"
+
     def write() -> None:
         fill_the_disk()
-        with pytest.raises(
-            UserError, match="cannot write .*|would hold 0 of 1 frames; is the disk full"
-        ) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             WRITERS[name](tmp_path, 1)
         assert "\n" not in str(caught.value)
 
@@ -224,29 +235,23 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(name: str, tmp_path: Pa
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    """Relative path -> content of all files."""
+    files = filter(Path.is_file, folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, synthetic_data: Path) -> Path:
-    """What the commands below read."""
+    """A folder with the input files of the commands below."""
     content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
-    keys = ("image_id", "category_id", "bbox", "segmentation")
-    found = [
-        {key: item[key] for key in keys} | {"score": 0.9}
-        for item in content["annotations"]
-        if not item["iscrowd"]
-    ]
-    for item in found:
-        item.pop("segmentation")
-    (tmp_path / "results.json").write_text(json.dumps(found))
-    (tmp_path / "metrics.json").write_text(
-        '{"iteration": 0, "segm/AP": 1}\n{"iteration": 1, "segm/AP": 2}\n'
-    )
+    results = []
+    for item in content["annotations"]:
+        if not item["iscrowd"]:
+            result = {key: item[key] for key in ("image_id", "category_id", "bbox")}
+            results.append(result | {"score": 0.9})
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    rows = '{"iteration": 0, "segm/AP": 1}\n{"iteration": 1, "segm/AP": 2}\n'
+    (tmp_path / "metrics.json").write_text(rows)
     gpvit.checkpoint.write(str(tmp_path / "in.pth"), {"weight": torch.arange(3.0)}, classes=["cat"])
     save_image(tmp_path / "a.png", noise(0))
     return tmp_path
@@ -267,7 +272,7 @@ def folder(tmp_path: Path, synthetic_data: Path) -> Path:
         ("check-data --data DATA --annotations-only --json problems.json", "problems.json"),
     ],
 )
-def test_a_command_on_a_full_disk_says_one_line_and_leaves_the_old_file(
+def test_command_on_full_disk_reports_one_error_and_keeps_old_file(
     monkeypatch: pytest.MonkeyPatch, folder: Path, synthetic_data: Path, arguments: str, old: str
 ) -> None:
     monkeypatch.chdir(folder)
@@ -281,16 +286,15 @@ def test_a_command_on_a_full_disk_says_one_line_and_leaves_the_old_file(
     command, *options = arguments.replace("DATA", str(synthetic_data)).split()
     options += ["--overwrite"] if command != "check-data" else []
     code, output = run_command(command, options)
-    assert code == 1 and len([line for line in output if line.startswith("error: ")]) == 1, output
-    assert output[-1].startswith(f"error: cannot write {old}") and output[-1].endswith(
-        "; the old one is intact"
-    )
-    assert not any("Traceback" in line for line in output)
+    (error,) = re.findall("^error: .*$", output, re.MULTILINE)
+    assert code == 1 and error == output.splitlines()[-1], output
+    assert error.startswith(f"error: cannot write {old}"), output
+    assert error.endswith("; the old one is intact") and "Traceback" not in output, output
     assert contents(folder) == before
 
 
-def run_command(command: str, options: list[str]) -> tuple[int, list[str]]:
-    """The exit code of a command on a full disk, and the lines that it prints."""
+def run_command(command: str, options: list[str]) -> tuple[int, str]:
+    """The exit code of a command on a full disk, and what it prints."""
     source, sink = os.pipe()
 
     def run() -> None:
@@ -301,7 +305,7 @@ def run_command(command: str, options: list[str]) -> tuple[int, list[str]]:
         code: Any = 0
         try:
             code = import_module(f"gpvit.cli.{command.replace('-', '_')}").main(options)
-        except UserError as error:  # as each of them does
+        except UserError as error:  # as each command does
             print(f"error: {error}", file=sys.stderr)
             code = 1
         finally:
@@ -312,11 +316,11 @@ def run_command(command: str, options: list[str]) -> tuple[int, list[str]]:
     pid = forked(run)
     os.close(sink)
     with open(source) as pipe:
-        lines = pipe.read().splitlines()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), lines
+        output = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), output
 
 
-def test_cutouts_stay_until_the_new_ones_are_there(
+def test_old_cutouts_are_kept_until_new_ones_are_complete(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cutouts" / "a.png"
@@ -327,22 +331,23 @@ def test_cutouts_stay_until_the_new_ones_are_there(
     run = predict.Run.__new__(predict.Run)
     run.args, run.cutouts = SimpleNamespace(output=tmp_path), predict.defaultdict(set)
     run.predictor = SimpleNamespace(classes=["cat"])
-    found = Instances((90, 120), scores=torch.tensor([0.7]), pred_classes=torch.tensor([0]))
-    source = Source("a.png", "a.png")
+    scores, classes = torch.tensor([0.7]), torch.tensor([0])
+    instances = Instances((90, 120), scores=scores, pred_classes=classes)
+    image = InputImage(Source("a.png", "a.png"), noise(0))
     monkeypatch.setattr(predict, "cut_outs", lambda *args: [noise(0)])
 
     def cut_out() -> None:
         fill_the_disk()
         with pytest.raises(UserError, match="No space|too large"):
-            run.cut_out(InputImage(source, noise(0)), found)
+            run.cut_out(image, instances)
 
     assert os.waitpid(forked(cut_out), 0)[1] == 0
     assert contents(folder) == dict.fromkeys(old, b"old")
-    run.cut_out(InputImage(source, noise(0)), found)
+    run.cut_out(image, instances)
     assert contents(folder).keys() == {"001_cat_70.png", "notes.png", "notes.txt"}
 
 
-def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+def test_symlink_is_kept_and_its_target_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     target, link = tmp_path / "other" / "target.txt", tmp_path / "link.txt"
     target.write_text("old")
@@ -352,23 +357,21 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
         path.write_text("new")
     assert link.is_symlink() and target.read_text() == "new"
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    assert [path.name for path in target.parent.iterdir()] == ["target.txt"]
+    assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_pipe_or_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+def test_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    read: list[str] = []
-    reader = threading.Thread(
-        target=lambda: read.append((tmp_path / "pipe").read_text()), daemon=True
-    )
+    pipe, read = tmp_path / "pipe", []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
     reader.start()
-    with atomic_write(tmp_path / "pipe") as path:
+    with atomic_write(pipe) as path:
         path.write_text("new")
     reader.join(5)
-    assert read == ["new"] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert read == ["new"] and stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_names_as_long_as_they_may_be_can_be_written(tmp_path: Path) -> None:
+def test_file_name_of_maximum_length_can_be_written(tmp_path: Path) -> None:
     target = tmp_path / ("ä" * 125 + ".html")
     for text in ("one", "two"):
         with atomic_write(target) as path:
@@ -376,7 +379,7 @@ def test_names_as_long_as_they_may_be_can_be_written(tmp_path: Path) -> None:
         assert target.read_text() == text and list(tmp_path.iterdir()) == [target]
 
 
-def test_a_bug_while_writing_is_no_full_disk(tmp_path: Path) -> None:
+def test_error_while_writing_is_not_reported_as_full_disk(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     target.write_text("old")
     with pytest.raises(RuntimeError, match="a bug") as caught, atomic_write(target) as path:
@@ -387,24 +390,25 @@ def test_a_bug_while_writing_is_no_full_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "x" * 300, "null\0"])
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, name: str) -> None:
+def test_folder_that_cannot_be_created_raises(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("old")
-    with pytest.raises(UserError, match="cannot make the folder") as caught:
+    with pytest.raises(UserError, match="cannot create the folder") as caught:
         make_folder(tmp_path / name)
     assert "\n" not in str(caught.value) and (tmp_path / "file").read_text() == "old"
     if name != "null\0":
-        with (
-            pytest.raises(UserError, match="cannot write"),
-            atomic_write(tmp_path / name / "a.txt") as path,
-        ):
+        target = tmp_path / name / "a.txt"
+        with pytest.raises(UserError, match="cannot write"), atomic_write(target) as path:
             path.write_text("new")
 
 
-def test_standard_output_is_written_to_where_it_leads(tmp_path: Path) -> None:
-    code = "from gpvit.utils.files import atomic_write\nwith atomic_write('/dev/stdout') as path: path.write_text('x')"
+def test_standard_output_can_be_written_to(tmp_path: Path) -> None:
+    code = (
+        "from gpvit.utils.files import atomic_write\n"
+        "with atomic_write('/dev/stdout') as path: path.write_text('x')"
+    )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "x"
-    with (tmp_path / "a.txt").open("w") as file:
+    target = tmp_path / "a.txt"
+    with target.open("w") as file:
         subprocess.run(command, stdout=file, check=True)
-    assert (tmp_path / "a.txt").read_text() == "x"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert target.read_text() == "x" and list(tmp_path.iterdir()) == [target]

@@ -26,7 +26,7 @@ def tiny(seed: int = 0, **options) -> gpvit.GPViT:
 
 
 @pytest.mark.parametrize("size", gpvit.SIZES)
-def test_a_size_is_all_the_constructor_needs(size: str) -> None:
+def test_size_defines_channels_and_stride_8(size: str) -> None:
     with torch.device("meta"):
         net = gpvit.GPViT(**gpvit.SIZES[size])
     assert isinstance(net, Backbone)
@@ -34,7 +34,7 @@ def test_a_size_is_all_the_constructor_needs(size: str) -> None:
     assert (shape.channels, shape.stride) == (gpvit.SIZES[size]["embed_dim"], 8)
 
 
-def test_an_option_that_does_not_exist_fails_by_name() -> None:
+def test_unknown_option_raises() -> None:
     with pytest.raises(TypeError, match="drop_path_rat"):
         tiny(drop_path_rat=0.1)
 
@@ -50,9 +50,7 @@ def test_rectangular_input_keeps_stride_8(height: int, width: int) -> None:
 @pytest.mark.parametrize(
     ("height", "width", "better"), [(50, 64, "64x64"), (64, 72, "64x80"), (8, 8, "16x16")]
 )
-def test_other_sides_are_an_error_that_says_what_to_do(
-    height: int, width: int, better: str
-) -> None:
+def test_sides_that_are_not_multiples_of_16_raise(height: int, width: int, better: str) -> None:
     with pytest.raises(
         ValueError, match=f"multiples of 16, got {height}x{width}.*{better}"
     ) as error:
@@ -61,7 +59,7 @@ def test_other_sides_are_an_error_that_says_what_to_do(
 
 
 @torch.no_grad()
-def test_images_of_different_sizes_go_in_through_detectron2s_padding() -> None:
+def test_images_padded_by_detectron2_are_accepted() -> None:
     net = tiny().eval()
     images = [torch.randn(3, 40, 70), torch.randn(3, 61, 33)]
     batch = ImageList.from_tensors(
@@ -77,7 +75,7 @@ def test_images_of_different_sizes_go_in_through_detectron2s_padding() -> None:
 @pytest.mark.parametrize(
     "options", [dict(embed_dim=25), dict(out_features=("block3",)), dict(frozen_blocks=5)]
 )
-def test_impossible_options_are_refused(options: dict) -> None:
+def test_invalid_options_raise(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         tiny(**options)
 
@@ -85,8 +83,7 @@ def test_impossible_options_are_refused(options: dict) -> None:
 def literal_stripes(module: StripeAttention, x: Tensor) -> Tensor:
     """The attention of one direction at a time, stripe by stripe and head by head."""
     B, H, W, C = x.shape
-    qkv = module.qkv(x)
-    q, k, v = (t.clone() for t in qkv.split(C, dim=-1))
+    q, k, v = F.linear(x, module.qkv.weight, module.qkv.bias).split(C, dim=-1)
     halves = []
     for half, lepe in enumerate((module.lepe_vertical, module.lepe_horizontal)):
         out = torch.zeros(B, H, W, C // 2)
@@ -111,23 +108,35 @@ def literal_stripes(module: StripeAttention, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (4, 6), (10, 4)])
-def test_stripes_agree_with_their_literal_form(grid: tuple[int, int]) -> None:
+def test_stripe_attention_matches_literal_form(grid: tuple[int, int]) -> None:
     torch.manual_seed(0)
     module = StripeAttention(24, num_heads=6)
     nn.init.normal_(module.qkv.bias)
     x = torch.randn(2, *grid, 24, requires_grad=True)
     fast, literal = module(x, nn.Identity()), literal_stripes(module, x)
     torch.testing.assert_close(fast, literal, rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(
-        *(
-            torch.autograd.grad(out.square().sum(), (x, module.qkv.weight))
-            for out in (fast, literal)
-        )
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    inputs = (x, module.qkv.weight)
+    gradients = torch.autograd.grad(fast.square().sum(), inputs)
+    expected = torch.autograd.grad(literal.square().sum(), inputs)
+    for gradient, expected_gradient in zip(gradients, expected):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-5)
 
 
-def test_attention_agrees_with_its_literal_form() -> None:
+def test_hooks_on_qkv_see_queries_keys_and_values_of_both_directions() -> None:
+    module = StripeAttention(24, num_heads=6)
+    x = torch.randn(1, 4, 6, 24)
+    outputs = []
+    module.qkv.register_forward_hook(lambda qkv, args, output: outputs.append(output))
+    module(x, nn.Identity())
+    vertical, horizontal = outputs
+    assert vertical.shape == (3, 4, 2, 3, 12)  # three stripes of 4 x 2 tokens
+    assert horizontal.shape == (2, 2, 6, 3, 12)  # two stripes of 2 x 6 tokens
+    q, _, v = F.linear(x, module.qkv.weight, module.qkv.bias).split(24, dim=-1)
+    torch.testing.assert_close(vertical[1, :, :, 0], q[0, :, 2:4, :12])
+    torch.testing.assert_close(horizontal[1, :, :, 2], v[0, 2:4, :, 12:])
+
+
+def test_attention_matches_literal_form() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 5, 12), torch.randn(2, 9, 12), torch.randn(2, 9, 12)
     heads = []
@@ -138,22 +147,22 @@ def test_attention_agrees_with_its_literal_form() -> None:
     torch.testing.assert_close(attention(q, k, v, num_heads=3), torch.cat(heads, dim=-1))
 
 
-def test_drop_path_rises_linearly_and_acts_in_training_only() -> None:
+def test_drop_path_increases_linearly_and_is_off_in_evaluation() -> None:
     net = tiny(drop_path_rate=0.3)
-    rates = [
-        block.drop_path.p if hasattr(block, "drop_path") else block.ungroup.drop_path.p
-        for block in net.blocks
-    ]
+    rates = []
+    for block in net.blocks:
+        drop_path = block.drop_path if hasattr(block, "drop_path") else block.ungroup.drop_path
+        rates.append(drop_path.p)
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
     assert net.blocks[1].mixer.drop_path.p == pytest.approx(0.1)
     x = torch.randn(4, 3, 32, 32)
-    outputs = [net.eval()(x)["last_feat"] for _ in range(2)]
-    assert torch.equal(*outputs)
+    net.eval()
+    assert torch.equal(net(x)["last_feat"], net(x)["last_feat"])
     net = tiny(drop_path_rate=0.9, norm="FrozenBN").train()
     assert not torch.equal(net(x)["last_feat"], net(x)["last_feat"])
 
 
-def test_dropped_paths_leave_the_rest_of_the_block() -> None:
+def test_dropped_path_keeps_residual() -> None:
     net = tiny(norm="FrozenBN").train()
     for module in net.modules():
         if isinstance(module, StochasticDepth):
@@ -161,9 +170,8 @@ def test_dropped_paths_leave_the_rest_of_the_block() -> None:
     x = torch.randn(2, 4, 6, 24)
     window, group = net.blocks[:2]
     assert torch.equal(window.mix(x), x)
-    torch.testing.assert_close(
-        group.mix(x), group.ungroup.join(torch.cat([x, torch.zeros_like(x)], dim=-1))
-    )
+    expected = group.ungroup.join(torch.cat([x, torch.zeros_like(x)], dim=-1))
+    torch.testing.assert_close(group.mix(x), expected)
     groups = torch.randn(2, 8, 24)
     assert torch.equal(group.mixer(groups), groups)
 
@@ -172,32 +180,31 @@ def test_dropped_paths_leave_the_rest_of_the_block() -> None:
     ("norm", "kind"),
     [("BN", nn.BatchNorm2d), ("SyncBN", nn.SyncBatchNorm), ("FrozenBN", FrozenBatchNorm2d)],
 )
-def test_the_kind_of_batch_norm_can_be_chosen(norm: str, kind: type) -> None:
+def test_norm_selects_batch_norm_class(norm: str, kind: type) -> None:
     net = tiny(norm=norm, stem_convs=1)
     norms = [module for module in net.modules() if isinstance(module, kind)]
     assert len(norms) == 4  # two in the stem, one in each group block
     before = copy.deepcopy(net.state_dict())
     net.train()(torch.randn(2, 3, 32, 32))["last_feat"].sum().backward()
-    moved = any(
-        not torch.equal(before[key], value)
-        for key, value in net.state_dict().items()
-        if "running" in key
-    )
-    assert moved == (norm != "FrozenBN")
+    changed = [key for key in changed_keys(before, net.state_dict()) if "running" in key]
+    assert bool(changed) == (norm != "FrozenBN")
 
 
-def test_the_final_norm_can_be_left_out() -> None:
+def changed_keys(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {key for key, value in after.items() if not torch.equal(before[key], value)}
+
+
+def test_final_norm_is_optional() -> None:
     x = torch.randn(1, 3, 32, 32)
     with_norm, without = tiny().eval(), tiny(final_norm=False).eval()
     missing = with_norm.state_dict().keys() - without.state_dict().keys()
     assert missing == {"out_norms.last_feat.weight", "out_norms.last_feat.bias"}
-    expected = F.layer_norm(without(x)["last_feat"].permute(0, 2, 3, 1), (24,), eps=1e-6).permute(
-        0, 3, 1, 2
-    )
+    channels_last = without(x)["last_feat"].permute(0, 2, 3, 1)
+    expected = F.layer_norm(channels_last, (24,), eps=1e-6).permute(0, 3, 1, 2)
     torch.testing.assert_close(with_norm(x)["last_feat"], expected)
 
 
-def test_checkpointing_leaves_outputs_gradients_and_statistics_unchanged() -> None:
+def test_activation_checkpointing_leaves_outputs_gradients_and_statistics_unchanged() -> None:
     results = []
     for use_act_checkpoint in (False, True):
         net = tiny(use_act_checkpoint=use_act_checkpoint, drop_path_rate=0.5).train()
@@ -209,7 +216,7 @@ def test_checkpointing_leaves_outputs_gradients_and_statistics_unchanged() -> No
         assert torch.equal(plain, recomputed)
 
 
-def test_checkpointing_keeps_fewer_tensors_for_the_backward_pass() -> None:
+def test_activation_checkpointing_saves_memory() -> None:
     def saved_bytes(use_act_checkpoint: bool) -> int:
         blocks = tiny(use_act_checkpoint=use_act_checkpoint).train().blocks
         parameters = {parameter.untyped_storage().data_ptr() for parameter in blocks.parameters()}
@@ -218,10 +225,8 @@ def test_checkpointing_keeps_fewer_tensors_for_the_backward_pass() -> None:
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in parameters:
-                kept[storage.data_ptr()] = (
-                    storage.nbytes(),
-                    tensor,
-                )  # the tensor is kept, so no address comes twice
+                # Holding the tensor keeps its address from being used again.
+                kept[storage.data_ptr()] = (storage.nbytes(), tensor)
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -231,30 +236,25 @@ def test_checkpointing_keeps_fewer_tensors_for_the_backward_pass() -> None:
     assert saved_bytes(True) < 0.3 * saved_bytes(False)
 
 
-def test_frozen_blocks_do_not_move_and_the_others_do() -> None:
+def test_only_frozen_blocks_keep_their_weights() -> None:
     net = tiny(frozen_blocks=2, drop_path_rate=0.3).train()
     before = copy.deepcopy(net.state_dict())
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1.0)
     net(torch.randn(2, 3, 32, 32))["last_feat"].square().mean().backward()
     optimizer.step()
-    moved = {key for key, value in net.state_dict().items() if not torch.equal(before[key], value)}
-    assert not {
-        key
-        for key in moved
-        if key.startswith(("patch_embed.", "pos_embed", "blocks.0.", "blocks.1."))
-    }
-    assert {
-        "blocks.2.attn.qkv.weight",
-        "blocks.3.group_token",
-        "blocks.3.conv.norm.running_mean",
-    } <= moved
+    changed = changed_keys(before, net.state_dict())
+    frozen_prefixes = ("patch_embed.", "pos_embed", "blocks.0.", "blocks.1.")
+    assert not [key for key in changed if key.startswith(frozen_prefixes)]
+    assert "blocks.2.attn.qkv.weight" in changed
+    assert "blocks.3.group_token" in changed
+    assert "blocks.3.conv.norm.running_mean" in changed
     frozen = nn.Sequential(*net.blocks[:2])
     tokens = net.embed(torch.randn(2, 3, 32, 32))
     assert torch.equal(frozen(tokens), frozen(tokens))  # no drop path either
 
 
 class Detector(nn.Module):
-    """As much of a detector as the optimizer's rules look at: their names begin with "backbone.net."."""
+    """The part of a detector that the optimizer's rules use: names begin with "backbone.net."."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,27 +263,28 @@ class Detector(nn.Module):
         )
 
 
-def test_layer_decay_gives_each_depth_its_own_rate() -> None:
+def test_layer_decay_multiplies_learning_rate_by_depth() -> None:
     model = Detector()
     groups = get_default_optimizer_params(
         model, base_lr=1.0, lr_factor_func=layer_decay(rate=0.5, num_layers=4)
     )
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    by_name = {name: rates[id(p)] for name, p in model.named_parameters()}
+    rates = {}
+    for group in groups:
+        for parameter in group["params"]:
+            rates[id(parameter)] = group["lr"]
     expected = {
-        "pos_embed": 0.5**5,
-        "patch_embed": 0.5**5,
-        "blocks.0": 0.5**4,
-        "blocks.1": 0.5**3,
-        "blocks.2": 0.5**2,
+        "backbone.net.pos_embed": 0.5**5,
+        "backbone.net.patch_embed": 0.5**5,
+        "backbone.net.blocks.0": 0.5**4,
+        "backbone.net.blocks.1": 0.5**3,
+        "backbone.net.blocks.2": 0.5**2,
+        "backbone.net.blocks.3": 0.5,
+        "backbone.net.out_norms": 1.0,
+        "backbone.simfp": 1.0,
     }
-    expected |= {"blocks.3": 0.5, "out_norms": 1.0}
-    for name, rate in by_name.items():
-        if name.startswith("backbone.net."):
-            (prefix,) = [prefix for prefix in expected if name.startswith(f"backbone.net.{prefix}")]
-            assert rate == expected[prefix], name
-        else:
-            assert rate == 1.0, name
+    for name, parameter in model.named_parameters():
+        (prefix,) = [prefix for prefix in expected if name.startswith(prefix)]
+        assert rates[id(parameter)] == expected[prefix], name
 
 
 @torch.no_grad()
@@ -300,26 +301,22 @@ def test_gpu_and_cpu_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     net, x = tiny().eval(), torch.randn(2, 3, 64, 96)
     on_cpu = net(x)["last_feat"]
-    torch.testing.assert_close(
-        net.cuda()(x.cuda())["last_feat"].cpu(), on_cpu, rtol=1e-3, atol=1e-3
-    )
+    on_gpu = net.cuda()(x.cuda())["last_feat"].cpu()
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_the_backbone_compiles_into_one_graph(train: bool) -> None:
+def test_backbone_compiles_into_one_graph(train: bool) -> None:
     net = tiny().train(train)
-    compiled = torch.compile(
-        net, backend="aot_eager", fullgraph=True
-    )  # traced as for any compiler, without needing one
+    # Traced as for any compiler, without needing one.
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 3, 32, 48)
     outputs, gradients = [], []
+    parameters = list(net.parameters())
     for run in (net, compiled):
-        outputs.append(run(x)["last_feat"])
-        gradients.append(
-            torch.autograd.grad(
-                outputs[-1].square().sum(), list(net.parameters()), allow_unused=True
-            )
-        )
+        output = run(x)["last_feat"]
+        outputs.append(output)
+        gradients.append(torch.autograd.grad(output.square().sum(), parameters, allow_unused=True))
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(*gradients):
         assert (ours is None) == (theirs is None)
@@ -331,7 +328,7 @@ def test_the_backbone_compiles_into_one_graph(train: bool) -> None:
         )
 
 
-def test_inference_by_parts_agrees_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inference_in_parts_matches_complete_map(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = tiny(out_features=("block0", "last_feat")).eval(), torch.randn(2, 3, 48, 64)
     before, whole = x.clone(), net(x)
     monkeypatch.setattr(layers, "TOKENS_PER_PART", 20)

@@ -1,4 +1,4 @@
-"""The published detectors, given their files, compute what the published code does; and back to such files."""
+"""The published detectors match the official implementation, and convert to its files."""
 
 import json
 import math
@@ -30,16 +30,15 @@ BOTH = pytest.mark.parametrize("kind", CONFIGS)
 
 
 def detector(kind: str, size: str = "L1") -> nn.Module:
-    """The detector of a published config, for images that are normalised already."""
+    """The detector of a published config, for normalized images."""
     path = REPOSITORY / "configs" / "published" / f"{CONFIGS[kind]}_gpvit_{size.lower()}_1x.py"
-    cfg = load_config(
-        str(path), ["model.pixel_mean=[0.0,0.0,0.0]", "model.pixel_std=[1.0,1.0,1.0]"]
-    )
+    overrides = ["model.pixel_mean=[0.0,0.0,0.0]", "model.pixel_std=[1.0,1.0,1.0]"]
+    cfg = load_config(str(path), overrides)
     return instantiate(cfg.model).eval()
 
 
 class Loaded(NamedTuple):
-    """A detector with the weights of a file in the published layout."""
+    """A detector with the weights of a file in the official layout."""
 
     model: nn.Module
     path: str
@@ -56,13 +55,13 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
 
 
 class Results(NamedTuple):
-    """What a detector computes of the reference image.
+    """What a detector computes for the reference image.
 
     Attributes:
-        arrays: by the names of the reference file.
-        detections: as they leave the model.
-        inside: of Mask R-CNN, the proposals and mask logits; of RetinaNet, the detections with those that are empty,
-            which Detectron2 removes at the end.
+        arrays: by their names in the reference file.
+        detections: the model's output.
+        inside: for Mask R-CNN, proposals and mask logits; for RetinaNet, the detections including
+            empty ones, which Detectron2 removes at the end.
     """
 
     arrays: dict[str, Tensor]
@@ -71,13 +70,14 @@ class Results(NamedTuple):
 
 
 def detect(model: nn.Module, hooks: dict[nn.Module, Callable[[Any], Any]]) -> Instances:
-    """The detections in the reference image; every hook gets the output of its module."""
-    handles = [
-        module.register_forward_hook(
-            lambda module, args, output, keep=keep: keep(output)
-        )  # returns nothing
-        for module, keep in hooks.items()
-    ]
+    """The detections in the reference image; each hook is called with the output of its module."""
+    handles = []
+    for module, hook in hooks.items():
+
+        def call(module: nn.Module, args: Any, output: Any, hook: Callable = hook) -> None:
+            hook(output)
+
+        handles.append(module.register_forward_hook(call))
     image = official.image(3, (1, 3, 250, 310))[0]
     with torch.no_grad():
         (result,) = model([{"image": image, "height": 250, "width": 310}])
@@ -88,14 +88,8 @@ def detect(model: nn.Module, hooks: dict[nn.Module, Callable[[Any], Any]]) -> In
 
 def box_set(instances: Instances) -> Tensor:
     """(N, 6): x1, y1, x2, y2, score, label."""
-    return torch.cat(
-        [
-            instances.pred_boxes.tensor,
-            instances.scores[:, None],
-            instances.pred_classes[:, None].float(),
-        ],
-        dim=1,
-    )
+    scores, labels = instances.scores[:, None], instances.pred_classes[:, None].float()
+    return torch.cat([instances.pred_boxes.tensor, scores, labels], dim=1)
 
 
 def reference_box_set(reference: official.Reference) -> Tensor:
@@ -111,9 +105,8 @@ def mask_rcnn(loaded: dict[str, Loaded]) -> Results:
 
     def keep_rpn(output: tuple[list[Tensor], list[Tensor]]) -> None:
         for i, (logits, deltas) in enumerate(zip(*output)):
-            arrays.update(
-                {f"rpn_logits_p{i + 2}": logits.clone(), f"rpn_deltas_p{i + 2}": deltas.clone()}
-            )
+            arrays[f"rpn_logits_p{i + 2}"] = logits.clone()
+            arrays[f"rpn_deltas_p{i + 2}"] = deltas.clone()
 
     detections = detect(
         model,
@@ -131,13 +124,13 @@ def mask_rcnn(loaded: dict[str, Loaded]) -> Results:
 
 
 def their_maps(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The adapter's maps by their names, which count from 1."""
+    """The adapter's maps by their official names, which count from 1."""
     return {f"f{int(name[1:]) - 1}": output for name, output in maps.items()}
 
 
 @torch.no_grad()
 def second_stage(roi_heads: nn.Module, features: list[Tensor]) -> dict[str, Tensor]:
-    """The heads in the fixed boxes of the reference file, and the masks in its first detections."""
+    """Outputs of the heads for the boxes of the reference file, masks for its first detections."""
     rois, detected, labels = (
         torch.from_numpy(MASK_RCNN.arrays[name]) for name in ("rois", "det_boxes", "det_labels")
     )
@@ -200,23 +193,28 @@ def retinanet(loaded: dict[str, Loaded]) -> Results:
 
 
 def by_ratio_first(tensor: Tensor, dim: int) -> Tensor:
-    """Nine anchors of three sizes in three ratios, the ratio changing slowest, from the size changing slowest."""
+    """Reorder nine anchors, three sizes in three ratios: from size-major to ratio-major."""
     return tensor.unflatten(dim, (3, 3, -1)).transpose(dim, dim + 1).flatten(dim, dim + 2)
 
 
 def plain(reference: official.Reference) -> list[str]:
-    """The arrays that are compared as they are; boxes are compared as sets, pasted masks with a few pixels of slack."""
+    """Names of the arrays that are compared elementwise.
+
+    Boxes are compared as sets, pasted masks with a tolerance of a few pixels.
+    """
     others = ("proposals", "rois", "det_boxes", "det_scores", "det_labels", "det_masks_packed")
     return [name for name in reference.manifest["arrays"] if name not in others]
 
 
-def test_no_array_of_the_reference_goes_unchecked(mask_rcnn: Results, retinanet: Results) -> None:
+def test_every_reference_array_is_checked(mask_rcnn: Results, retinanet: Results) -> None:
     assert mask_rcnn.arrays.keys() == set(plain(MASK_RCNN))
     assert retinanet.arrays.keys() == set(plain(RETINANET))
 
 
 @pytest.mark.parametrize("name", plain(MASK_RCNN))
-def test_every_step_of_mask_rcnn_gives_the_published_numbers(name: str, mask_rcnn: Results) -> None:
+def test_each_step_of_mask_rcnn_matches_official_implementation(
+    name: str, mask_rcnn: Results
+) -> None:
     if name == "rois_level":
         assert mask_rcnn.arrays[name].tolist() == MASK_RCNN.arrays[name].tolist()
     else:
@@ -224,19 +222,20 @@ def test_every_step_of_mask_rcnn_gives_the_published_numbers(name: str, mask_rcn
 
 
 @pytest.mark.parametrize("name", plain(RETINANET))
-def test_every_step_of_retinanet_gives_the_published_numbers(name: str, retinanet: Results) -> None:
+def test_each_step_of_retinanet_matches_official_implementation(
+    name: str, retinanet: Results
+) -> None:
     RETINANET.check(name, retinanet.arrays[name])
 
 
-def test_mask_rcnn_makes_the_published_proposals(mask_rcnn: Results) -> None:
+def test_mask_rcnn_proposals_match_official_implementation(mask_rcnn: Results) -> None:
     proposals, _ = mask_rcnn.inside
-    actual = torch.cat(
-        [proposals.proposal_boxes.tensor, proposals.objectness_logits.sigmoid()[:, None]], dim=1
-    )
+    scores = proposals.objectness_logits.sigmoid()[:, None]
+    actual = torch.cat([proposals.proposal_boxes.tensor, scores], dim=1)
     MASK_RCNN.check_boxes("proposals", actual, torch.from_numpy(MASK_RCNN.arrays["proposals"]))
 
 
-def test_mask_rcnn_makes_the_published_detections_and_masks(mask_rcnn: Results) -> None:
+def test_mask_rcnn_detections_and_masks_match_official_implementation(mask_rcnn: Results) -> None:
     same = MASK_RCNN.check_boxes(
         "detections", box_set(mask_rcnn.detections), reference_box_set(MASK_RCNN)
     )
@@ -244,23 +243,21 @@ def test_mask_rcnn_makes_the_published_detections_and_masks(mask_rcnn: Results) 
     assert found.all()
     _, logits = mask_rcnn.inside
     logits = logits[ours, mask_rcnn.detections.pred_classes[ours]]
-    # The corners of the boxes differ by rounding; with exactly the same boxes the masks are compared above.
-    torch.testing.assert_close(
-        logits, torch.from_numpy(MASK_RCNN.arrays["det_mask_logits"]), rtol=0, atol=2e-3
-    )
-    expected = np.unpackbits(MASK_RCNN.arrays["det_masks_packed"], axis=1, count=250 * 310).reshape(
-        -1, 250, 310
-    )
+    # The boxes differ by rounding; masks in identical boxes are compared above.
+    expected_logits = torch.from_numpy(MASK_RCNN.arrays["det_mask_logits"])
+    torch.testing.assert_close(logits, expected_logits, rtol=0, atol=2e-3)
+    packed = MASK_RCNN.arrays["det_masks_packed"]
+    expected = np.unpackbits(packed, axis=1, count=250 * 310).reshape(-1, 250, 310)
     masks = mask_rcnn.detections.pred_masks[ours].numpy()
     assert (masks != expected).sum((1, 2)).max() <= 20
 
 
-def test_retinanet_makes_the_published_detections(retinanet: Results) -> None:
+def test_retinanet_detections_match_official_implementation(retinanet: Results) -> None:
     (inside,) = retinanet.inside
     RETINANET.check_boxes("detections", box_set(inside), reference_box_set(RETINANET))
 
 
-def test_of_these_detections_those_that_are_not_empty_leave_retinanet(retinanet: Results) -> None:
+def test_retinanet_drops_empty_detections(retinanet: Results) -> None:
     expected = reference_box_set(RETINANET)
     expected = expected[Boxes(expected[:, :4]).nonempty()]
     assert 0 < len(expected) < 100
@@ -268,7 +265,7 @@ def test_of_these_detections_those_that_are_not_empty_leave_retinanet(retinanet:
 
 
 @torch.no_grad()
-def test_the_parts_of_mask_rcnn_give_the_published_numbers(
+def test_parts_of_mask_rcnn_match_official_implementation(
     loaded: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = loaded["maskrcnn"].model
@@ -287,10 +284,11 @@ def test_the_parts_of_mask_rcnn_give_the_published_numbers(
 
 
 def on_meta(kind: str, size: str) -> dict[str, Tensor]:
-    """A published state dict without its numbers."""
-    return {
-        key: torch.empty(shape, device="meta") for key, shape in official.keys(kind, size).items()
-    }
+    """A published state dict on the meta device."""
+    tensors = {}
+    for key, shape in official.keys(kind, size).items():
+        tensors[key] = torch.empty(shape, device="meta")
+    return tensors
 
 
 def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -299,9 +297,7 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 @ALL_SIZES
 @BOTH
-def test_the_name_table_covers_every_tensor_of_a_detector_in_both_directions(
-    kind: str, size: str
-) -> None:
+def test_name_table_covers_detector_in_both_directions(kind: str, size: str) -> None:
     with torch.device("meta"):
         ours = detector(kind, size).state_dict()
     theirs = on_meta(kind, size)
@@ -311,7 +307,7 @@ def test_the_name_table_covers_every_tensor_of_a_detector_in_both_directions(
 
 @ALL_SIZES
 @pytest.mark.parametrize("kind", ["classifier", "segformer", "upernet"])
-def test_of_other_models_every_tensor_of_the_backbone_is_taken(kind: str, size: str) -> None:
+def test_name_table_covers_backbone_of_other_models(kind: str, size: str) -> None:
     last = ("last_feat",)
     with torch.device("meta"):
         net = GPViT(
@@ -331,9 +327,7 @@ def test_of_other_models_every_tensor_of_the_backbone_is_taken(kind: str, size: 
     "kind", ["backbone", "classifier", "maskrcnn", "retinanet", "segformer", "upernet"]
 )
 @pytest.mark.parametrize("prefix", [True, False])
-def test_the_backbone_of_every_published_model_is_had_by_one_call(
-    kind: str, size: str, prefix: bool
-) -> None:
+def test_from_published_returns_backbone_of_each_model(kind: str, size: str, prefix: bool) -> None:
     norms = {"segformer", "upernet"}
     features = ("block2", "block5", "block8", "last_feat") if kind in norms else ("last_feat",)
     with torch.device("meta"):
@@ -349,7 +343,7 @@ def test_the_backbone_of_every_published_model_is_had_by_one_call(
     assert shapes(from_published(theirs)) == shapes(net.state_dict())
 
 
-def test_what_is_no_part_of_a_published_model_is_an_error() -> None:
+def test_unknown_tensors_and_parts_raise() -> None:
     theirs = on_meta("classifier", "L1")
     with pytest.raises(ValueError, match="backbone.strange"):
         from_published(theirs | {"backbone.strange": theirs["head.fc.weight"]})
@@ -363,7 +357,7 @@ def test_what_is_no_part_of_a_published_model_is_an_error() -> None:
 
 
 @BOTH
-def test_a_detector_goes_back_to_the_file_it_came_from(
+def test_to_published_restores_the_file(
     kind: str, loaded: dict[str, Loaded], tmp_path: Path
 ) -> None:
     model, path = loaded[kind]
@@ -381,7 +375,7 @@ def test_a_detector_goes_back_to_the_file_it_came_from(
             assert ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor), name
 
 
-def test_retinanets_anchors_change_their_order_on_the_way(loaded: dict[str, Loaded]) -> None:
+def test_retinanet_anchors_are_reordered(loaded: dict[str, Loaded]) -> None:
     file = checkpoint.read(loaded["retinanet"].path)
     for layer, theirs, size in (("cls_score", "retina_cls", 80), ("bbox_pred", "retina_reg", 4)):
         for last in ("weight", "bias"):
@@ -394,7 +388,7 @@ def test_retinanets_anchors_change_their_order_on_the_way(loaded: dict[str, Load
 
 @ALL_SIZES
 @BOTH
-def test_a_detector_has_the_published_number_of_parameters(kind: str, size: str) -> None:
+def test_detector_parameter_counts_match_official_implementation(kind: str, size: str) -> None:
     counts = json.loads((official.FOLDER / "complexity.json").read_text())["parameters"][kind]
     with torch.device("meta"):
         model = detector(kind, size)
@@ -411,7 +405,7 @@ def box_transform(request: pytest.FixtureRequest, loaded: dict[str, Loaded]) -> 
     return loaded["maskrcnn"].model.get_submodule(request.param).box2box_transform
 
 
-def test_boxes_grow_and_shrink_by_1000_sixteenths_at_most(box_transform: Box2BoxTransform) -> None:
+def test_box_scale_is_limited_to_1000_sixteenths_both_ways(box_transform: Box2BoxTransform) -> None:
     boxes = torch.tensor([[10.0, 20.0, 110.0, 70.0]])
     deltas = torch.tensor([[0.0, 0.0, -99.0, 99.0, 0.0, 0.0, 99.0, -99.0]])
     x1, y1, x2, y2 = box_transform.apply_deltas(deltas, boxes).view(2, 4).unbind(1)
@@ -425,7 +419,7 @@ def test_boxes_grow_and_shrink_by_1000_sixteenths_at_most(box_transform: Box2Box
     torch.testing.assert_close((x1 + x2) / 2, torch.tensor([60.0, 60.0]))
 
 
-def test_within_these_limits_boxes_are_decoded_as_usual(box_transform: Box2BoxTransform) -> None:
+def test_box_decoding_within_limits_matches_detectron2(box_transform: Box2BoxTransform) -> None:
     torch.manual_seed(0)
     boxes = torch.rand(50, 4).cumsum(1) * 100
     limit = torch.tensor([3, 3, math.log(1000 / 16), math.log(1000 / 16)]) * torch.tensor(
@@ -436,7 +430,7 @@ def test_within_these_limits_boxes_are_decoded_as_usual(box_transform: Box2BoxTr
     assert torch.equal(box_transform.apply_deltas(deltas, boxes), expected)
 
 
-def test_retinanet_clips_boxes_before_it_suppresses_those_that_overlap(
+def test_retinanet_clips_boxes_before_nms(
     loaded: dict[str, Loaded],
 ) -> None:
     anchors = Boxes(torch.tensor([[50.0, 50.0, 100.0, 100.0], [50.0, 50.0, 400.0, 400.0]]))

@@ -1,4 +1,4 @@
-"""The simple feature pyramid keeps Detectron2's conventions, for a stride-8 map."""
+"""The simple feature pyramid follows Detectron2's conventions, for a stride-8 map."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class OneMap(Backbone):
-    """A backbone with one map at a given stride, which is the image resampled and repeated."""
+    """A backbone that returns the image, resampled to a stride and repeated over the channels."""
 
     def __init__(self, stride: int = 8, channels: int = 12) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def pyramid(
 
 
 @torch.no_grad()
-def test_the_default_factors_give_p2_to_p6() -> None:
+def test_default_factors_give_p2_to_p6() -> None:
     net = pyramid(top_block=LastLevelMaxPool())
     out = net(torch.randn(2, 3, 64, 128))
     assert list(out) == ["p2", "p3", "p4", "p5", "p6"]
@@ -57,16 +57,13 @@ def test_the_default_factors_give_p2_to_p6() -> None:
     [("LN", (4.0, 2.0, 1.0, 0.5)), ("BN", (4.0, 2.0, 1.0, 0.5)), ("", (2.0, 1.0, 0.5))],
 )
 @torch.no_grad()
-def test_where_detectron2s_pyramid_works_the_numbers_and_names_are_the_same(
-    norm: str, factors: tuple[float, ...]
-) -> None:
+def test_pyramid_matches_detectron2_at_stride_16(norm: str, factors: tuple[float, ...]) -> None:
     ours = pyramid(OneMap(stride=16), factors, norm=norm, top_block=LastLevelMaxPool())
-    theirs = Detectron2Pyramid(
-        OneMap(stride=16), "map", 16, factors, norm=norm, top_block=LastLevelMaxPool()
-    )
+    options = dict(norm=norm, top_block=LastLevelMaxPool())
+    theirs = Detectron2Pyramid(OneMap(stride=16), "map", 16, factors, **options)
     weights = ours.state_dict()
-    for name, shape in {k: v.shape for k, v in theirs.state_dict().items()}.items():
-        assert weights[name].shape == shape
+    for name, tensor in theirs.state_dict().items():
+        assert weights[name].shape == tensor.shape
     theirs.load_state_dict(weights)
     x = torch.randn(1, 3, 64, 96)
     expected = theirs(x)
@@ -74,7 +71,7 @@ def test_where_detectron2s_pyramid_works_the_numbers_and_names_are_the_same(
         torch.testing.assert_close(level, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_the_channel_norm_is_detectron2s() -> None:
+def test_channel_norm_matches_detectron2() -> None:
     ours, theirs = ChannelLayerNorm(6), LayerNorm(6)
     for norm in (ours, theirs):
         nn.init.normal_(norm.weight, generator=torch.manual_seed(0))
@@ -93,14 +90,14 @@ def test_other_factors_give_other_levels(factors: tuple[float, ...], names: list
 
 
 @pytest.mark.parametrize("factors", [(3.0, 1.0), (1.0, 2.0)])
-def test_factors_that_make_no_pyramid_are_refused(factors: tuple[float, ...]) -> None:
+def test_invalid_scale_factors_raise(factors: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="descending powers of two"):
         pyramid(scale_factors=factors)
 
 
-def test_images_are_padded_to_what_the_coarsest_level_needs() -> None:
+def test_images_are_padded_to_stride_of_coarsest_level() -> None:
     assert pyramid().size_divisibility == 32
-    assert pyramid(scale_factors=(2.0, 1.0)).size_divisibility == 16  # what the net needs itself
+    assert pyramid(scale_factors=(2.0, 1.0)).size_divisibility == 16  # the backbone's own
     for square_pad, expected in ((0, (64, 96)), (128, (128, 128))):
         net = pyramid(square_pad=square_pad)
         batch = ImageList.from_tensors(

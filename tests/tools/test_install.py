@@ -1,4 +1,4 @@
-"""tools/install.py: what it refuses, what it writes, and what it says. Nothing is installed and no network is used."""
+"""tools/install.py: its checks, the files it writes, and its messages; no test uses the network."""
 
 import ast
 import base64
@@ -6,22 +6,36 @@ import csv
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import venv
 import zipfile
 from collections import namedtuple
-from importlib.metadata import distribution  # importing pip would take setuptools its distutils
+from importlib.metadata import distribution  # importing pip itself breaks setuptools' distutils
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "install.py"
+METADATA = """Metadata-Version: 2.1
+Name: sal-detectron2
+Version: 0.7.2
+Summary: Detectron2
+License-File: LICENSE
+Requires-Dist: Pillow>=7.1
+Requires-Dist: numpy<2
+Requires-Dist: dataclasses; python_version < "3.7"
+Requires-Dist: black
+Requires-Dist: omegaconf<2.4,>=2.1
+Provides-Extra: all
+Requires-Dist: timm; extra == "all"
+"""
 
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """tools/install.py as a module whose repository is a folder of the test's own."""
+    """tools/install.py as a module whose repository is a temporary folder."""
     spec = importlib.util.spec_from_file_location("install_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -39,9 +53,10 @@ def install(tmp_path, monkeypatch):
 
 @pytest.fixture
 def wheel(tmp_path):
-    """A small wheel with every fault of the real one."""
+    """A small wheel with all defects of the real one."""
     path = tmp_path / "sal_detectron2-0.7.2-cp310-none-any.whl"
     info = "sal_detectron2-0.7.2.dist-info/"
+    wheel_file = "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp310-cp310-linux_x86_64\n"
     files = {
         "detectron2/__init__.py": "__version__ = '0.6'\n",
         "detectron2/model_zoo/configs/Base.yaml": "MODEL: {}\n",
@@ -49,14 +64,8 @@ def wheel(tmp_path):
         "tools/__init__.py": "",
         "tools/train_net.py": "pass\n",
         info + "LICENSE": "Apache License\n",
-        info
-        + "METADATA": "Metadata-Version: 2.1\nName: sal-detectron2\nVersion: 0.7.2\nSummary: Detectron2\n"
-        "License-File: LICENSE\nRequires-Dist: Pillow>=7.1\nRequires-Dist: numpy<2\n"
-        'Requires-Dist: dataclasses; python_version < "3.7"\nRequires-Dist: black\n'
-        "Requires-Dist: omegaconf<2.4,>=2.1\nProvides-Extra: all\n"
-        'Requires-Dist: timm; extra == "all"\n',
-        info
-        + "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp310-cp310-linux_x86_64\n",
+        info + "METADATA": METADATA,
+        info + "WHEEL": wheel_file,
         info + "top_level.txt": "detectron2\ntools\n",
         info + "RECORD": "",
     }
@@ -73,9 +82,10 @@ def read(wheel):
 
 @pytest.fixture
 def scratch(install, tmp_path, monkeypatch):
-    """A new virtual environment with this one's pip, and a folder with the wheel of a package "small"."""
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
+    """A folder with a new virtual environment with pip, and the wheel of a package "small"."""
+    for name in list(os.environ):
+        if name.startswith("PIP_"):
+            monkeypatch.delenv(name)
     venv.create(tmp_path / "env")
     (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
     (site / "pip").symlink_to(distribution("pip").locate_file("pip"))
@@ -96,7 +106,7 @@ def scratch(install, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "setting", ["target = ELSEWHERE", "prefix = ELSEWHERE", "root = ELSEWHERE", "user = true"]
 )
-def test_a_pip_conf_sends_no_package_elsewhere_and_its_index_counts(
+def test_location_settings_in_pip_conf_are_ignored_and_others_apply(
     install, scratch, monkeypatch, setting
 ):
     elsewhere = scratch / "elsewhere"
@@ -105,24 +115,23 @@ def test_a_pip_conf_sends_no_package_elsewhere_and_its_index_counts(
         f"[install]\n{setting.replace('ELSEWHERE', str(elsewhere))}\n"
     )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(scratch / "pip.conf"))
-    target = install.Target(
-        scratch / "env" / "bin" / "python", scratch / "install.log", isolated=True
-    )
-    target.leave_settings_behind()
+    python = scratch / "env" / "bin" / "python"
+    target = install.Target(python, scratch / "install.log", isolated=True)
+    target.ignore_location_settings()
     target.pip("install", "small")
     assert target.version("small") == "1" and not elsewhere.exists()
 
 
-# --- the Detectron2 wheel ---
+# --- The Detectron2 wheel ---
 
 
-def test_a_wheel_with_another_hash_is_refused(install, wheel):
+def test_wheel_with_wrong_hash_raises(install, wheel):
     install.check_hash(wheel, hashlib.sha256(wheel.read_bytes()).hexdigest())
     with pytest.raises(install.Failure, match="not the file this project was tested with"):
         install.check_hash(wheel, install.DETECTRON2_SHA256)
 
 
-def test_the_repacked_wheel_suits_every_python_and_says_that_it_is_changed(install, wheel):
+def test_repacked_wheel_fits_every_python_3_and_is_marked_as_modified(install, wheel):
     copy = install.repack(wheel)
     assert copy.name == "sal_detectron2-0.7.2+pure-py3-none-any.whl"
     files = read(copy)
@@ -132,71 +141,65 @@ def test_the_repacked_wheel_suits_every_python_and_says_that_it_is_changed(insta
     assert "Summary: Detectron2 (repacked without its compiled extension)\n" in metadata
 
 
-def test_the_repacked_wheel_has_neither_the_extension_nor_the_tools_package(install, wheel):
+def test_repacked_wheel_lacks_the_extension_and_the_tools_package(install, wheel):
     files = read(install.repack(wheel))
     info = "sal_detectron2-0.7.2+pure.dist-info/"
-    assert set(files) == {"detectron2/__init__.py", "detectron2/model_zoo/configs/Base.yaml"} | {
-        info + name for name in ("LICENSE", "METADATA", "WHEEL", "top_level.txt", "RECORD")
-    }
+    expected = {"detectron2/__init__.py", "detectron2/model_zoo/configs/Base.yaml"}
+    for name in ("LICENSE", "METADATA", "WHEEL", "top_level.txt", "RECORD"):
+        expected.add(info + name)
+    assert set(files) == expected
     assert files[info + "top_level.txt"] == b"detectron2\n"
 
 
-def test_the_repacked_wheel_needs_what_detectron2_imports(install, wheel):
+def test_repacked_wheel_requires_what_detectron2_imports(install, wheel):
     metadata = read(install.repack(wheel))["sal_detectron2-0.7.2+pure.dist-info/METADATA"].decode()
-    needs = [
-        line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Requires-Dist")
-    ]
-    assert sorted(needs) == [
-        "Pillow>=7.1",
-        "fvcore",
-        "iopath",
-        "numpy",
-        "omegaconf<2.4,>=2.1",
-        "torch",
-    ]
+    requirements = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
+    detectron2_imports = ["fvcore", "iopath", "numpy", "torch"]
+    assert sorted(requirements) == sorted(
+        [*detectron2_imports, "Pillow>=7.1", "omegaconf<2.4,>=2.1"]
+    )
     assert "Provides-Extra" not in metadata
 
 
-def test_the_record_of_the_repacked_wheel_is_right(install, wheel):
+def test_record_of_the_repacked_wheel_is_correct(install, wheel):
     files = read(install.repack(wheel))
     name = "sal_detectron2-0.7.2+pure.dist-info/RECORD"
     rows = {row[0]: row[1:] for row in csv.reader(files[name].decode().splitlines())}
     assert set(rows) == set(files)
     assert rows.pop(name) == ["", ""]
     for path, (digest, size) in rows.items():
-        expected = (
-            base64.urlsafe_b64encode(hashlib.sha256(files[path]).digest()).rstrip(b"=").decode()
-        )
-        assert (digest, size) == (f"sha256={expected}", str(len(files[path]))), path
+        expected = base64.urlsafe_b64encode(hashlib.sha256(files[path]).digest()).decode()
+        expected = f"sha256={expected.rstrip('=')}"
+        assert (digest, size) == (expected, str(len(files[path]))), path
 
 
 # --- Python versions ---
 
 
-def test_an_old_python_gets_one_clear_line(install):
+def test_old_python_exits_with_one_line(install):
     with pytest.raises(SystemExit) as ended:
         install.check_python((3, 9, 18))
     text = str(ended.value.code)
-    assert "3.10 or newer is needed" in text and "3.9.18" in text and "\n" not in text
+    assert "3.10 or newer is required" in text and "3.9.18" in text and "\n" not in text
 
 
-def test_a_python_newer_than_the_tested_ones_gets_a_warning_and_goes_on(install, capsys):
+def test_untested_new_python_prints_a_warning(install, capsys):
     install.check_python((3, 13, 5))
     assert capsys.readouterr().err == ""
     install.check_python((3, 14, 0))
     assert "tested up to Python 3.13" in capsys.readouterr().err
 
 
-def test_an_old_python_can_read_the_script_up_to_the_version_check():
+def test_old_python_can_parse_the_script():
     ast.parse(SCRIPT.read_text(), feature_version=(3, 6))
 
 
-# --- the stamp, and a .venv that is there ---
+# --- The stamp, and an existing .venv ---
 
 
 @pytest.fixture
 def installed(install):
-    """A .venv that looks finished; any further work on it is an error."""
+    """An installation that looks complete; any further work on it is an error."""
     (install.VENV / "bin").mkdir(parents=True)
     (install.VENV / "bin" / "python").symlink_to(sys.executable)
     install.STAMP.write_text(install.fingerprint())
@@ -208,39 +211,39 @@ def installed(install):
     return install
 
 
-def test_a_second_run_does_nothing(installed, capsys):
+def test_second_run_does_nothing(installed, capsys):
     installed.install_venv()
-    assert capsys.readouterr().out == ".venv is ready\n"
+    assert capsys.readouterr().out == ".venv is up to date\n"
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "constraints.txt", "project/pyproject.toml"])
-def test_a_changed_file_installs_again(installed, name):
+def test_changed_requirements_are_installed(installed, name):
     (installed.ROOT / name).write_text("two\n")
     with pytest.raises(AssertionError, match="installs again"):
         installed.install_venv()
 
 
-def test_another_python_version_installs_again(installed, monkeypatch):
+def test_other_python_version_recreates_the_installation(installed, monkeypatch):
     Version = namedtuple("Version", "major minor micro")
     monkeypatch.setattr(installed.sys, "version_info", Version(3, 99, 0))
     with pytest.raises(AssertionError, match="installs again"):
         installed.install_venv()
 
 
-def test_an_interrupted_installation_is_continued(installed):
+def test_interrupted_installation_continues(installed):
     installed.STAMP.write_text("unfinished")
     with pytest.raises(AssertionError, match="installs again"):
         installed.install_venv()
 
 
-def test_a_venv_whose_interpreter_is_gone_installs_again(installed):
+def test_venv_without_interpreter_is_installed_again(installed):
     (installed.VENV / "bin" / "python").unlink()
     (installed.VENV / "bin" / "python").symlink_to("/nowhere/python3")
     with pytest.raises(AssertionError, match="installs again"):
         installed.install_venv()
 
 
-def test_a_folder_that_is_no_virtual_environment_is_not_touched(install):
+def test_folder_that_is_not_a_virtual_environment_is_not_touched(install):
     install.VENV.mkdir()
     (install.VENV / "thesis.txt").write_text("years of work")
     with pytest.raises(install.Failure, match="not a virtual environment"):
@@ -248,37 +251,33 @@ def test_a_folder_that_is_no_virtual_environment_is_not_touched(install):
     assert (install.VENV / "thesis.txt").exists()
 
 
-def test_a_broken_venv_is_made_anew(install, monkeypatch, capsys):
+def test_broken_venv_is_recreated(install, monkeypatch, capsys):
     (install.VENV / "bin").mkdir(parents=True)
     (install.VENV / "pyvenv.cfg").touch()
     (install.VENV / "bin" / "python").symlink_to("/nowhere/python3")
-    monkeypatch.setattr(
-        install.subprocess,
-        "run",
-        lambda command, **_: namedtuple("Done", "returncode stdout")(0, ""),
-    )
-    make = target(install)
-    monkeypatch.setattr(make, "ask", lambda code: "")
-    install.make_venv(make)
-    assert "made anew" in capsys.readouterr().out and not install.VENV.exists()
+    success = namedtuple("CompletedProcess", "returncode stdout")(0, "")
+    monkeypatch.setattr(install.subprocess, "run", lambda command, **_: success)
+    broken = target(install)
+    monkeypatch.setattr(broken, "ask", lambda code: "")
+    install.make_venv(broken)
+    assert "recreating it" in capsys.readouterr().out and not install.VENV.exists()
 
 
-def test_a_package_with_a_torn_file_is_forgotten_and_a_whole_one_kept(install, tmp_path):
-    for name, size in (("whole", 3), ("torn", 30)):
+def test_only_packages_with_incomplete_files_are_forgotten(install, tmp_path):
+    for name, size in (("complete", 3), ("truncated", 30)):
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
         (tmp_path / f"{name}.py").write_text("a=1")
         (info / "RECORD").write_text(f"{name}.py,sha256=x,{size}\n")
-    install.forget_torn_packages(tmp_path)
-    assert (tmp_path / "whole-1.0.dist-info").exists() and not (
-        tmp_path / "torn-1.0.dist-info"
-    ).exists()
+    install.forget_incomplete_packages(tmp_path)
+    assert (tmp_path / "complete-1.0.dist-info").exists()
+    assert not (tmp_path / "truncated-1.0.dist-info").exists()
 
 
-# --- an environment of the user's own ---
+# --- The user's environment ---
 
 
-def test_here_holds_the_torch_and_the_opencv_that_are_there(install, monkeypatch):
+def test_here_keeps_the_installed_torch_and_opencv(install, monkeypatch):
     install.REQUIREMENTS.write_text("torch>=2.6\ntorchvision\nopencv-python-headless\n# end\n")
     monkeypatch.setattr(install.Target, "has", lambda self, module: module == "cv2")
     monkeypatch.setattr(
@@ -287,67 +286,63 @@ def test_here_holds_the_torch_and_the_opencv_that_are_there(install, monkeypatch
         lambda self, package: "2.11.0+cu130" if package == "torch" else "",
     )
     seen = []
-    monkeypatch.setattr(
-        install,
-        "install_requirements",
-        lambda target, step, requirements, c, held, *options: seen.extend(
-            [requirements.read_text(), c, held.read_text()]
-        ),
-    )
+
+    def install_requirements(target, step, requirements, option, constraints, *_):
+        seen.extend([requirements.read_text(), option, constraints.read_text()])
+
+    monkeypatch.setattr(install, "install_requirements", install_requirements)
     monkeypatch.setattr(install, "install_detectron2", lambda *_: None)
     monkeypatch.setattr(install, "install_gpvit", lambda *_: None)
     install.install_here()
     assert seen == ["torch>=2.6\ntorchvision\n# end\n", "-c", "torch==2.11.0+cu130\n"]
 
 
-# --- failures ---
+# --- Failures ---
 
 
 def target(install):
     return install.Target(Path(sys.executable), install.ROOT / "install.log", isolated=False)
 
 
-def test_a_missing_network_is_named(install, monkeypatch):
-    for name in [
-        name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")
-    ]:
-        monkeypatch.delenv(name)
-    for name, value in dict(
-        INDEX_URL="http://127.0.0.1:9/simple", RETRIES="1", CONFIG_FILE=os.devnull
-    ).items():
-        monkeypatch.setenv("PIP_" + name, value)
-    with pytest.raises(install.Failure, match="no network"):
+def test_missing_network_is_reported(install, monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("PIP_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(install.Failure, match="the package index cannot be reached"):
         target(install).pip("download", "--no-deps", "--dest", install.ROOT, "a-package")
 
 
-def test_another_failure_of_pip_shows_its_last_lines_and_names_the_log(install):
+def test_unknown_failure_of_pip_shows_its_last_lines_and_the_log(install):
     with pytest.raises(install.Failure, match=r"(?s)pip failed.*nowhere\.txt.*install\.log"):
         target(install).pip("install", "-r", install.ROOT / "nowhere.txt")
 
 
-def test_a_disk_that_fills_up_is_named(install):
-    assert install.reason(
-        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
-        False,
-    ).startswith("no room")
-    assert install.reason("killed", True).startswith("no room")
-
-
-@pytest.mark.parametrize("free, outcome", [(5, "refused"), (10, "no cache"), (50, "fits")])
-def test_room_is_checked_before_anything_is_fetched(install, monkeypatch, tmp_path, free, outcome):
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(0, 0, free * 1e9)
+def test_full_disk_is_reported(install):
+    error = (
+        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
     )
-    if outcome == "refused":
-        with pytest.raises(install.Failure, match="no room: 9 GB are needed"):
-            install.check_room(tmp_path, tmp_path / "project")  # two folders of one disk
+    assert install.reason(error, False).startswith("the disk is full")
+    assert install.reason("killed", True).startswith("the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("free", "options"), [(5, None), (10, ["--no-cache-dir"]), (50, [])], ids=str
+)
+def test_disk_space_is_checked_before_the_download(install, monkeypatch, tmp_path, free, options):
+    usage = namedtuple("Usage", "total used free")(0, 0, free * 1e9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    folders = tmp_path, tmp_path / "project"  # on the same disk, so that the sizes add up
+    if options is None:
+        with pytest.raises(install.Failure, match="not enough disk space: 9 GB are needed"):
+            install.check_disk_space(*folders)
     else:
-        assert install.check_room(tmp_path, tmp_path / "project") == (
-            ["--no-cache-dir"] if outcome == "no cache" else []
-        )
+        assert install.check_disk_space(*folders) == options
 
 
-def test_a_missing_venv_module_names_the_package_to_install(install, monkeypatch):
+def test_missing_venv_module_names_the_system_package(install, monkeypatch):
     monkeypatch.setattr(
         install.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else name
     )
@@ -357,7 +352,7 @@ def test_a_missing_venv_module_names_the_package_to_install(install, monkeypatch
         install.make_venv(target(install))
 
 
-def test_a_failure_is_one_line_and_no_traceback(install, monkeypatch, capsys):
+def test_failure_prints_one_line_without_traceback(install, monkeypatch, capsys):
     def fail():
         raise install.Failure("reason")
 

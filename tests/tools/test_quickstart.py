@@ -1,4 +1,4 @@
-"""The quick start ends with a word on what to do, however its training run ends."""
+"""The quick start prints what to do, however its training run ends."""
 
 import importlib.util
 from pathlib import Path
@@ -12,11 +12,11 @@ quickstart = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(quickstart)
 
 
-STAGE = """
+SIGNAL_HANDLERS = """
 import os, signal, sys, time
 
 def stop(number, frame):
-    time.sleep(0.5)  # it saves its state, for longer than Python would wait for a child after Ctrl-C
+    time.sleep(0.5)  # saving takes longer than Python waits for a child process after Ctrl-C
     open("saved", "w").close()
     sys.exit(128 + number)
 
@@ -31,29 +31,29 @@ signal.signal(signal.SIGTERM, stop)
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             137,
-            "killed (SIGKILL), perhaps for want of memory; call make quickstart",
+            "killed (SIGKILL), possibly because the system ran out of memory; run make quickstart",
         ),
         (
             "os.kill(os.getpid(), signal.SIGSEGV)",
             139,
-            "killed (SIGSEGV); call make quickstart again to go on",
+            "killed (SIGSEGV); run make quickstart again to resume",
         ),
         (
             "os.kill(os.getppid(), signal.SIGINT); time.sleep(60)",
             130,
-            "interrupted; the next call goes on",
+            "interrupted; run the same command again",
         ),
-        ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted; the next call goes on"),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted; run the same command again"),
         (
             "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)",
             143,
-            "interrupted; the next call goes on",
+            "interrupted; run the same command again",
         ),
-        ("sys.exit('error: what it says itself')", 1, ""),
+        ("sys.exit('error: reported by the training run itself')", 1, ""),
         ("", 0, ""),
     ],
 )
-def test_a_quick_start_whose_training_run_ends_early_says_what_to_do(
+def test_early_end_of_the_training_run_prints_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capfd: pytest.CaptureFixture,
@@ -61,7 +61,7 @@ def test_a_quick_start_whose_training_run_ends_early_says_what_to_do(
     code: int,
     message: str,
 ) -> None:
-    (tmp_path / "train_net.py").write_text(STAGE + script)
+    (tmp_path / "train_net.py").write_text(SIGNAL_HANDLERS + script)
     monkeypatch.setattr(quickstart, "REPOSITORY", tmp_path)
     assert quickstart.train(tmp_path, []) == code
     printed = capfd.readouterr().err
@@ -71,21 +71,21 @@ def test_a_quick_start_whose_training_run_ends_early_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("ap", "overrides", "told"), [(35.0, [], ""), (10.0, [], "is below 20"), (0.0, ["a=b"], "")]
+    ("ap", "overrides", "error"), [(35.0, [], ""), (10.0, [], "is below 20"), (0.0, ["a=b"], "")]
 )
-def test_a_quick_start_that_learned_nothing_fails(
+def test_quick_start_fails_if_ap_is_low_without_overrides(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     ap: float,
     overrides: list[str],
-    told: str,
+    error: str,
 ) -> None:
     for name in ("make_data_set", "draw"):
         monkeypatch.setattr(quickstart, name, lambda *_: None)
     monkeypatch.setattr(quickstart, "train", lambda *_: 0)
     monkeypatch.setattr(quickstart, "read_evaluation", lambda _: {"results": {"segm": {"AP": ap}}})
-    if told:
-        with pytest.raises(UserError, match=told):
+    if error:
+        with pytest.raises(UserError, match=error):
             quickstart.main(overrides)
     else:
         assert quickstart.main(overrides) == 0

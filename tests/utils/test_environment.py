@@ -1,4 +1,4 @@
-"""Environment variables that are set before PyTorch is imported, in processes of their own."""
+"""Commands set environment variables before PyTorch is imported; each runs in a new process."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import pytest
 from conftest import REPOSITORY
 
 NAMES = ("GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
-OWN = (*NAMES, "OMP_WAIT_POLICY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
-# Ends where PyTorch would be imported, and says what it would find.
+USER_VARIABLES = (*NAMES, "OMP_WAIT_POLICY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
+# Runs a command up to the import of PyTorch, and prints the variables that PyTorch would see.
 AT_TORCH = """
 import json, os, runpy, sys
 
@@ -33,8 +33,11 @@ else:
 
 
 def seen_by_torch(command: Path, **variables: str) -> dict[str, str | None]:
-    """What PyTorch finds in the environment of a command that is started with these variables."""
-    environment = {name: value for name, value in os.environ.items() if name not in OWN} | variables
+    """Return the variables that PyTorch sees in a command that is started with ``variables``."""
+    environment = dict(os.environ)
+    for name in USER_VARIABLES:
+        environment.pop(name, None)
+    environment |= variables
     environment["PYTHONPATH"] = str(REPOSITORY / "projects" / "GPViT")
     code = AT_TORCH % (NAMES,)
     arguments = [str(command), *(["predict"] if command.name == "__main__.py" else []), "--help"]
@@ -51,12 +54,12 @@ def seen_by_torch(command: Path, **variables: str) -> dict[str, str | None]:
 @pytest.mark.parametrize(
     "command", ["train_net.py", "tools/quickstart.py", "projects/GPViT/gpvit/__main__.py"]
 )
-def test_a_command_sets_how_threads_wait_before_pytorch_is_imported(command: str) -> None:
+def test_commands_set_the_variables_before_pytorch_is_imported(command: str) -> None:
     assert all(seen_by_torch(REPOSITORY / command).values())
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "seen"),
+    ("name", "variables", "expected"),
     [
         ("GOMP_SPINCOUNT", {"GOMP_SPINCOUNT": "7"}, "7"),
         ("GOMP_SPINCOUNT", {"OMP_WAIT_POLICY": "active"}, None),
@@ -64,5 +67,7 @@ def test_a_command_sets_how_threads_wait_before_pytorch_is_imported(command: str
         ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", {"DNNL_PRIMITIVE_CACHE_CAPACITY": "1024"}, None),
     ],
 )
-def test_what_the_user_has_set_stays(name: str, given: dict[str, str], seen: str | None) -> None:
-    assert seen_by_torch(REPOSITORY / "train_net.py", **given)[name] == seen
+def test_variables_of_the_user_take_precedence(
+    name: str, variables: dict[str, str], expected: str | None
+) -> None:
+    assert seen_by_torch(REPOSITORY / "train_net.py", **variables)[name] == expected

@@ -1,4 +1,4 @@
-"""Characters that matplotlib's own font lacks are drawn with another one, or as boxes with one warning."""
+"""Characters that the default font lacks are drawn with system fonts, or as boxes and a warning."""
 
 import logging
 import warnings
@@ -22,7 +22,7 @@ UP, DOWN = "上", "下"
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in a new process, on a system that has DejaVu's fonts alone."""
+    """Restore the state of a new process on a system where only the DejaVu fonts are installed."""
     monkeypatch.setattr(fonts, "_families", {})
     monkeypatch.setattr(detectron2.utils.logger, "_LOG_COUNTER", Counter())
     before = list(fontManager.ttflist)
@@ -38,7 +38,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[pytest.LogCaptureFixture]:
-    """What is logged, also after training runs of other tests, which let nothing through to the root."""
+    """The log of the module, also after training runs of other tests disabled propagation."""
     logger = logging.getLogger(fonts.__name__)
     monkeypatch.setattr(logger, "propagate", False)
     logger.addHandler(caplog.handler)
@@ -47,10 +47,11 @@ def log(
 
 
 def install(path: Path, family: str, characters: str, *, empty: bool = False) -> None:
-    """A font in which these characters are triangles, or nothing at all."""
+    """Install a font in which these characters are triangles, or empty."""
     pen = TTGlyphPen(None)
-    for step, point in enumerate(((100, 0), (900, 0), (500, 900))):
-        (pen.lineTo if step else pen.moveTo)(point)
+    pen.moveTo((100, 0))
+    pen.lineTo((900, 0))
+    pen.lineTo((500, 900))
     pen.closePath()
     blank = TTGlyphPen(None).glyph()
     names = [f"u{ord(character):x}" for character in characters]
@@ -58,7 +59,7 @@ def install(path: Path, family: str, characters: str, *, empty: bool = False) ->
     builder.setupGlyphOrder([".notdef", *names])
     builder.setupCharacterMap(dict(zip(map(ord, characters), names)))
     builder.setupGlyf({".notdef": blank} | dict.fromkeys(names, blank if empty else pen.glyph()))
-    builder.setupHorizontalMetrics({name: (1000, 0) for name in (".notdef", *names)})
+    builder.setupHorizontalMetrics(dict.fromkeys([".notdef", *names], (1000, 0)))
     builder.setupHorizontalHeader(ascent=900, descent=-100)
     builder.setupOS2()
     builder.setupNameTable({"familyName": family, "styleName": "Regular"})
@@ -68,7 +69,7 @@ def install(path: Path, family: str, characters: str, *, empty: bool = False) ->
 
 
 def drawn(text: str, **style: str) -> tuple[str, np.ndarray]:
-    """What a figure's text is in the end, and the picture (H, W), where matplotlib warns of nothing."""
+    """Return a figure's final text and its red channel (H, W); matplotlib's warnings are errors."""
     figure = Figure(figsize=(2, 1))
     artist = figure.text(0.1, 0.4, text, fontsize=20, parse_math=False, **style)
     with warnings.catch_warnings():
@@ -79,18 +80,18 @@ def drawn(text: str, **style: str) -> tuple[str, np.ndarray]:
     return artist.get_text(), np.asarray(canvas.buffer_rgba())[..., 0]
 
 
-def test_a_font_of_the_system_draws_what_the_usual_one_lacks(
+def test_system_font_draws_what_the_default_font_lacks(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     install(tmp_path / "tiny.ttf", "Tiny", UP)
     for style in ({}, {"weight": "bold"}):
-        text, picture = drawn(f"a{UP}", **style)
+        text, image = drawn(f"a{UP}", **style)
         assert text == f"a{UP}"
-        assert np.abs(picture.astype(int) - drawn(f"a{BOX}", **style)[1]).sum() > 1000
+        assert np.abs(image.astype(int) - drawn(f"a{BOX}", **style)[1]).sum() > 1000
     assert not log.records
 
 
-def test_characters_of_several_fonts_stand_in_one_text(
+def test_one_text_is_drawn_with_several_fonts(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     install(tmp_path / "up.ttf", "Up", UP)
@@ -99,14 +100,15 @@ def test_characters_of_several_fonts_stand_in_one_text(
     assert not log.records
 
 
-def test_without_a_font_there_are_boxes_and_one_line_says_so(log: pytest.LogCaptureFixture) -> None:
+def test_characters_without_a_font_become_boxes_with_one_warning(
+    log: pytest.LogCaptureFixture,
+) -> None:
     assert [drawn(text)[0] for text in (UP, f"x{DOWN}\n{UP}")] == [BOX, f"x{BOX}\n{BOX}"]
-    assert [
-        UP in record.getMessage() and "install" in record.getMessage() for record in log.records
-    ] == [True]
+    (record,) = log.records
+    assert UP in record.getMessage() and "install" in record.getMessage()
 
 
-def test_joiners_and_selectors_that_no_font_has_leave_no_box(
+def test_invisible_characters_without_a_font_leave_no_box(
     log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fonts, "_characters", lambda path: frozenset(map(ord, "ab" + BOX)))
@@ -115,11 +117,9 @@ def test_joiners_and_selectors_that_no_font_has_leave_no_box(
     assert not log.records
 
 
-def test_fonts_that_cannot_draw_are_passed_over(
-    tmp_path: Path, log: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "broken.ttf").write_bytes(b"no font")
-    install(tmp_path / "layers.ttf", "B Sans of colored layers", UP, empty=True)
+def test_unusable_fonts_are_skipped(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "broken.ttf").write_bytes(b"not a font")
+    install(tmp_path / "layers.ttf", "B Sans with colored layers", UP, empty=True)
     for name, file in (("A Sans", "broken.ttf"), ("C Sans", "missing.ttf")):
         entry = FontEntry(
             str(tmp_path / file), name=name, style="normal", weight=400, size="scalable"

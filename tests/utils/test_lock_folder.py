@@ -1,4 +1,4 @@
-"""A folder that one process writes to is closed to others, for as long as that process lives."""
+"""The lock on a folder excludes other processes for as long as its holder lives."""
 
 import errno
 import logging
@@ -16,7 +16,7 @@ from gpvit.utils.files import lock_folder
 
 
 def hold(folder: Path, pipe: Connection) -> None:
-    """Locks a folder, starts a process as a data loader does, sends its number, and waits."""
+    """Lock a folder, fork a worker as a data loader does, send its process id, and wait."""
     with lock_folder(folder):
         worker = os.fork()
         if worker:
@@ -26,36 +26,34 @@ def hold(folder: Path, pipe: Connection) -> None:
 
 @pytest.fixture
 def holder(tmp_path: Path):
-    """The numbers of a process that has the folder locked, and of one that it forked."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path, theirs))
+    """A process that holds the lock, and the process id of a worker that it forked."""
+    receiver, sender = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path, sender))
     process.start()
-    worker = ours.recv()
+    worker = receiver.recv()
     yield process, worker
     process.kill()
     process.join()
     os.kill(worker, signal.SIGKILL)
 
 
-def test_a_second_run_is_refused_by_one_line_that_names_the_first(tmp_path: Path, holder) -> None:
+def test_second_lock_raises_and_names_the_holder(tmp_path: Path, holder) -> None:
     process, _ = holder
     message = f"another run writes to .*process {process.pid} on .*another train.output_dir"
     with pytest.raises(UserError, match=message), lock_folder(tmp_path):
         pass
 
 
-def test_a_killed_process_leaves_the_folder_free_though_its_workers_live(
-    tmp_path: Path, holder
-) -> None:
+def test_lock_ends_with_its_process_even_if_a_worker_lives_on(tmp_path: Path, holder) -> None:
     process, worker = holder
     process.kill()
     process.join()
-    os.kill(worker, 0)
+    os.kill(worker, 0)  # raises if the worker does not exist
     with lock_folder(tmp_path):
         pass
 
 
-def test_a_folder_is_free_again_after_an_error(tmp_path: Path) -> None:
+def test_lock_is_released_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError), lock_folder(tmp_path / "new"):
         raise ValueError
     with (
@@ -67,7 +65,7 @@ def test_a_folder_is_free_again_after_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_a_warning(
+def test_file_system_without_locks_logs_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     def flock(descriptor: int, operation: int) -> None:
@@ -79,7 +77,7 @@ def test_a_file_system_without_locks_is_a_warning(
     assert len(caplog.records) == 1 and "cannot be locked" in caplog.text
 
 
-def test_what_cannot_be_a_folder_is_one_line(tmp_path: Path) -> None:
+def test_unwritable_folder_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UserError, match="cannot write to .*file"), lock_folder(tmp_path / "file"):
         pass

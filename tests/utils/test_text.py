@@ -1,4 +1,4 @@
-"""Text of strangers as it is shown."""
+"""Untrusted text is shown without control characters and without markup."""
 
 import io
 import logging
@@ -38,15 +38,15 @@ from gpvit.utils.text import (
         ("", ""),
     ],
 )
-def test_what_is_shown_is_one_line_of_printable_characters(text: object, shown: str) -> None:
+def test_one_line_has_printable_characters_only(text: object, shown: str) -> None:
     assert one_line(text) == shown
     one_line(text).encode()  # no surrogates
 
 
-def test_a_long_text_is_cut_where_the_limit_says() -> None:
+def test_long_text_is_truncated_at_the_limit() -> None:
     assert one_line("a" * 10, limit=10) == "a" * 10
     assert one_line("a" * 11, limit=10) == "a" * 9 + "…"
-    assert len(one_line("\x1b" * 10**7)) == 120  # escapes count, too
+    assert len(one_line("\x1b" * 10**7)) == 120  # the characters of escapes count too
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,9 @@ def test_a_long_text_is_cut_where_the_limit_says() -> None:
         "www.example.org HTTPS://example.org @someone",
     ],
 )
-def test_nothing_in_a_name_is_markup(text: str) -> None:
-    html = render(
-        f"# Title\n\n- classes: {markdown(text, 500)}\n\n| name |\n|---|\n| {markdown(text, 500)} |\n"
-    )
+def test_markdown_escapes_all_markup(text: str) -> None:
+    escaped = markdown(text, 500)
+    html = render(f"# Title\n\n- classes: {escaped}\n\n| name |\n|---|\n| {escaped} |\n")
     visible = escape(text.replace("\n", r"\n"), quote=False)
     assert f"<li>classes: {visible}</li>" in html
     assert f"<td>{visible}</td>" in html
@@ -72,21 +71,20 @@ def test_nothing_in_a_name_is_markup(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["a`b", "|", "<b>x", "&lt;", "plain_name*", "`", "a\nb`", "``` `` `"]
 )
-def test_code_in_markdown_is_code_alone(text: str) -> None:
-    html = render(
-        f"# Title\n\n- config: {markdown_code(text)}\n\n| name |\n|---|\n| {markdown_code(text)} |\n"
-    )
+def test_markdown_code_escapes_all_markup(text: str) -> None:
+    code = markdown_code(text)
+    html = render(f"# Title\n\n- config: {code}\n\n| name |\n|---|\n| {code} |\n")
     visible = escape(text.replace("\n", r"\n"), quote=False)
     assert f"<li>config: <code>{visible}</code></li>" in html
     assert f"<td><code>{visible}</code></td>" in html
 
 
-def test_text_of_several_lines_keeps_these_alone() -> None:
+def test_several_lines_keeps_only_line_breaks_and_tabs() -> None:
     assert several_lines("a\tb\nc\r\x1b[1m\ud800") == "a\tb\nc\\r\\x1b[1m\\ud800"
     assert several_lines("a\n" * 10, limit=4) == "a\na…"
 
 
-def test_a_log_shows_control_characters_and_keeps_tables() -> None:
+def test_log_filter_escapes_control_characters_and_keeps_lines() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.addFilter(show_control_characters)
@@ -102,7 +100,9 @@ def test_a_log_shows_control_characters_and_keeps_tables() -> None:
     assert lines[-1] == r"ValueError: \x1b]0;title\x07"
 
 
-def test_a_terminal_that_lacks_characters_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_outside_the_terminal_encoding_are_printed_as_escapes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     content = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii"))
     print_anything()
@@ -111,21 +111,24 @@ def test_a_terminal_that_lacks_characters_gets_escapes(monkeypatch: pytest.Monke
     assert content.getvalue() == b"\\u4e0a\\u2026\\ud800\n"
 
 
-def test_an_error_is_one_line_of_limited_length() -> None:
+def test_user_error_is_one_line_of_limited_length() -> None:
     assert str(UserError("a\nb\x1b[31m: \udce9 \n")) == r"a\nb\x1b[31m: \xe9"
     assert len(str(UserError("x" * 10_000))) == 2000
     assert preview(["a\nb", 3, "x" * 10_000])[:20] == r"a\nb, 3, xxxxxxxxxxx"
     assert len(preview(["x" * 10_000] * 9)) < 2100
 
 
-def test_an_error_of_a_data_loading_process_is_its_last_line() -> None:
-    message = "UserError: a.png"  # a name may begin so
-    traceback = f'Traceback (most recent call last):\n  File "x.py"\ngpvit.utils.errors.UserError: {message}\n'
-    passed_on = f"Caught UserError in DataLoader worker process 0.\nOriginal {traceback}"
-    assert str(UserError(passed_on)) == str(UserError(message)) == message
+def test_user_error_from_a_data_loading_process_drops_the_traceback() -> None:
+    message = "UserError: a.png"  # the message itself may contain the type's name
+    traceback = (
+        'Traceback (most recent call last):\n  File "x.py"\n'
+        f"gpvit.utils.errors.UserError: {message}\n"
+    )
+    forwarded = f"Caught UserError in DataLoader worker process 0.\nOriginal {traceback}"
+    assert str(UserError(forwarded)) == str(UserError(message)) == message
 
 
 def render(text: str) -> str:
-    """Markdown as HTML, with entities of plain letters and signs resolved."""
+    """Render Markdown as HTML, with the numeric entities of single characters resolved."""
     html = markdown_library.markdown(text, extensions=["tables"], output_format="html")
     return re.sub(r"&#(\d+);", lambda match: escape(chr(int(match[1])), quote=False), html)

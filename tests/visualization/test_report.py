@@ -1,4 +1,4 @@
-"""Predictions are drawn beside the truth, and a report says what COCO's evaluation says."""
+"""Predictions are drawn next to ground truth, and a report has the metrics of COCO's evaluation."""
 
 import html
 import json
@@ -21,18 +21,19 @@ from gpvit.evaluation.matching import Outcome, index, match, outcomes
 from gpvit.utils.errors import UserError
 from gpvit.visualization import comparison
 from gpvit.visualization import report as report_page
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from pycocotools import mask as mask_api
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+BROWSERS = list(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
 
 
 def imperfect_results(json_file: Path) -> list[dict[str, Any]]:
-    """The truth with some objects left out, others made narrower, moved, called by another class or found twice."""
+    """Ground truth with errors: missing, narrower, shifted, misclassified and doubled objects."""
     results = []
-    ids = sorted(category["id"] for category in json.loads(json_file.read_text())["categories"])
+    categories = json.loads(json_file.read_text())["categories"]
+    ids = sorted(category["id"] for category in categories)
     for number, item in enumerate(truth_as_results(json_file)):
         item["segmentation"]["counts"] = item["segmentation"]["counts"].decode()
         item["score"] = round(0.95 - 0.013 * (number * 7 % 50), 3)
@@ -42,14 +43,22 @@ def imperfect_results(json_file: Path) -> list[dict[str, Any]]:
             item["category_id"] = ids[(ids.index(item["category_id"]) + 1) % len(ids)]
         if number % 5 == 2:
             item["bbox"][0] += 0.8 * item["bbox"][2]
-        results += [item] * (number % 5 != 3)
+        if number % 5 != 3:
+            results.append(item)
         if number % 5 == 4:
             results.append(item | {"score": 0.2})
     return results
 
 
+def perfect_results(json_file: Path) -> list[dict[str, Any]]:
+    results = truth_as_results(json_file)
+    for item in results:
+        item["segmentation"]["counts"] = item["segmentation"]["counts"].decode()
+    return results
+
+
 def make_run(folder: Path, synthetic_data: Path) -> Path:
-    """The folder of a training on the synthetic data, as far as an evaluation leaves it."""
+    """Make the folder of a run on the synthetic data, with the files of an evaluation."""
     folder.mkdir()
     results = imperfect_results(synthetic_data / "annotations" / "val.json")
     (folder / "coco_instances_results.json").write_text(json.dumps(results))
@@ -67,7 +76,7 @@ def run(synthetic_data: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def page(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of such a folder; nothing may write to it."""
+    """The report of such a folder; it must not be changed."""
     run = make_run(tmp_path_factory.mktemp("page") / "run", synthetic_data)
     assert write_report(run) == 0
     return run / "report.html"
@@ -82,66 +91,62 @@ def write_report(*arguments: object) -> int:
 
 
 def figures_of(page: Path) -> dict[str, Any]:
-    """The figures that a report carries, unrounded."""
-    return json.loads(
-        re.search(r'<script type="application/json" id="figures">(.*?)</script>', page.read_text())[
-            1
-        ]
-    )
+    """The unrounded metrics in a report."""
+    pattern = r'<script type="application/json" id="figures">(.*?)</script>'
+    return json.loads(re.search(pattern, page.read_text())[1])
 
 
 def table(page: Path, heading: str) -> list[list[str]]:
     """The cells of the first table below a heading."""
     text = page.read_text().split(f'<h2 id="{heading}">')[1].split("</table>")[0]
-    rows = (
-        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in text.split("<tr>")[1:]
-    )
-    return [[html.unescape(cell) for cell in row] for row in rows]
+    rows = []
+    for row in text.split("<tr>")[1:]:
+        cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        rows.append(list(map(html.unescape, cells)))
+    return rows
 
 
-def test_a_report_has_the_figures_of_the_evaluation(page: Path, synthetic_data: Path) -> None:
+def test_report_has_metrics_of_evaluation(page: Path, synthetic_data: Path) -> None:
     figures = figures_of(page)
+    overall = figures["overall"]
     json_file = str(synthetic_data / "annotations" / "val.json")
     results = json.loads((page.parent / "coco_instances_results.json").read_text())
-    for task, kept in (("bbox", "bbox"), ("segm", "segmentation")):
-        items = [
-            {key: item[key] for key in ("image_id", "category_id", "score", kept)}
-            for item in results
-        ]
+    for task, shape in (("bbox", "bbox"), ("segm", "segmentation")):
+        items = []
+        for item in results:
+            items.append({key: item[key] for key in ("image_id", "category_id", "score", shape)})
         ap = coco_ap(json_file, items, task)
-        assert 0.1 < ap < 0.9 and figures["overall"][task]["AP"] == ap
+        assert 0.1 < ap < 0.9 and overall[task]["AP"] == ap
         for metric in report_page.OF_A_CLASS:
-            of_classes = [
-                row[task][metric] for row in figures["classes"] if row[task][metric] is not None
-            ]
-            assert np.mean(of_classes) == pytest.approx(figures["overall"][task][metric], abs=1e-12)
-    assert (
-        figures["overall"]["bbox"]["AP"] < figures["overall"]["segm"]["AP"]
-    )  # some boxes were moved
-    shown = {row[0]: row[1:] for row in table(page, "ap")[1:]}
-    assert shown["AP75"] == [
-        f"{100 * figures['overall'][task]['AP75']:.1f}" for task in ("bbox", "segm")
-    ]
+            values = [row[task][metric] for row in figures["classes"]]
+            mean = np.mean([value for value in values if value is not None])
+            assert mean == pytest.approx(overall[task][metric], abs=1e-12)
+    assert overall["bbox"]["AP"] < overall["segm"]["AP"]  # some boxes were shifted
+    displayed = {row[0]: row[1:] for row in table(page, "ap")[1:]}
+    assert displayed["AP75"] == [f"{100 * overall[task]['AP75']:.1f}" for task in ("bbox", "segm")]
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_a_report_has_the_official_figures(real_data: Path, tmp_path: Path, task: str) -> None:
+def test_report_has_official_metrics(real_data: Path, tmp_path: Path, task: str) -> None:
     folder, page = real_data / "cocoeval", tmp_path / "report.html"
     results = folder / f"instances_val2014_fake{task}100_results.json"
-    truth = folder / "instances_val2014_100.json"
-    assert write_report(results, "--data", truth, "--output", page) == 0
+    ground_truth = folder / "instances_val2014_100.json"
+    assert write_report(results, "--data", ground_truth, "--output", page) == 0
     figures = figures_of(page)["overall"][task]
     np.testing.assert_allclose(list(figures.values()), official_figures(folder, task), atol=5e-4)
-    assert figures["AP"] == coco_ap(str(truth), json.loads(results.read_text()), task)
-    assert "No pictures, as the folder of the images is not given" in page.read_text()
+    assert figures["AP"] == coco_ap(str(ground_truth), json.loads(results.read_text()), task)
+    assert "No images, because their folder is not given" in page.read_text()
     matrix = table(page, "confusion")  # of 80 classes
-    assert len(matrix) == 1 + report_page.MANY_CLASSES + 2 and matrix[-2][0] == "68 others"
-    counts = [[int(cell or 0) for cell in row[1:]] for row in matrix[1:]]
-    assert np.sum(counts[:-1]) == 839 - 9  # every object but the crowds once
+    assert len(matrix) == 1 + report_page.MANY_CLASSES + 2
+    assert matrix[-2][0] == "68 other classes"
+    total = 0
+    for row in matrix[1:-1]:
+        total += sum(int(cell or 0) for cell in row[1:])
+    assert total == 839 - 9  # every object but the crowds once
 
 
 @pytest.mark.parametrize(
-    ("noted", "options", "ap"),
+    ("recorded", "options", "ap"),
     [
         (None, (), 67),
         (None, ("--max-detections", "150"), 100),
@@ -149,110 +154,116 @@ def test_a_report_has_the_official_figures(real_data: Path, tmp_path: Path, task
         (150, ("--max-detections", "5"), 3),
     ],
 )
-def test_a_report_counts_as_many_detections_as_the_evaluation_and_says_what_it_leaves_out(
+def test_report_uses_limit_of_evaluation_and_notes_what_it_excludes(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
-    noted: int | None,
+    recorded: int | None,
     options: tuple,
     ap: int,
 ) -> None:
-    data = many_objects(tmp_path / "data")
-    results = truth_as_results(data / "annotations" / "val.json")
-    for item in results:
-        item["segmentation"]["counts"] = item["segmentation"]["counts"].decode()
+    annotations = many_objects(tmp_path / "data") / "annotations" / "val.json"
     path, page = tmp_path / "coco_instances_results.json", tmp_path / "report.html"
-    path.write_text(json.dumps(results))
-    if noted:
-        path.with_name("evaluation.json").write_text(json.dumps({"max_detections": noted}))
+    path.write_text(json.dumps(perfect_results(annotations)))
+    if recorded:
+        path.with_name("evaluation.json").write_text(json.dumps({"max_detections": recorded}))
     monkeypatch.setattr(report_page, "read_speed", lambda folder: None)
-    annotations = data / "annotations" / "val.json"
     assert write_report(path, "--data", annotations, "--output", page, *options) == 0
     figures, limit = figures_of(page), {67: 100, 100: 150, 3: 5}[ap]
     for task in ("bbox", "segm"):
         cell, nucleus = (row[task]["AP"] for row in figures["classes"])
-        assert cell == pytest.approx(ap / 100, abs=0.01) and nucleus == pytest.approx(
-            min(limit, 100) / 100, abs=0.01
-        )
-        assert figures["overall"][task][f"AR, {limit} detections"] == pytest.approx(
-            (cell + nucleus) / 2, abs=0.01
-        )
+        assert cell == pytest.approx(ap / 100, abs=0.01)
+        assert nucleus == pytest.approx(min(limit, 100) / 100, abs=0.01)
+        recall = figures["overall"][task][f"AR, {limit} detections"]
+        assert recall == pytest.approx((cell + nucleus) / 2, abs=0.01)
     text, errors = page.read_text(), capsys.readouterr().err
-    assert f"AP counts the {limit} best detections" in text
-    for told in (text, errors):
-        assert (
-            f"up to 150 objects, and up to 150 detections of a class, of which AP counts {limit}: "
-            in told
-        ) == (ap < 100)
+    assert f"AP counts the {limit} highest-scoring detections" in text
+    note = (
+        "up to 150 objects and up to 150 detections of a class, but AP counts at most "
+        f"{limit} detections"
+    )
+    assert (note in text) == (note in errors) == (ap < 100)
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "10001"])
-def test_a_report_refuses_a_limit_that_cannot_be(
+def test_invalid_limit_of_detections_raises(
     run: Path, number: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         write_report(run, "--max-detections", number)
-    assert (
-        "--max-detections: must be a whole number from 1 to 10000, got" in capsys.readouterr().err
-    )
+    message = "--max-detections: must be a whole number from 1 to 10000, got"
+    assert message in capsys.readouterr().err
     (run / "evaluation.json").write_text(json.dumps({"max_detections": number}))
     with pytest.raises(UserError, match="evaluation.json: max_detections must be a whole number"):
         write_report(run)
 
 
-def test_classes_that_are_seldom_confused_share_a_row() -> None:
-    """Of 20 classes, the last is often taken for the first."""
-    truth = type("Truth", (), {"cats": {id: {"name": f"class {id}"} for id in range(20)}})
+def test_rarely_confused_classes_share_a_row() -> None:
+    """Of 20 classes, the last is often confused with the first."""
+    categories = {id: {"name": f"class {id}"} for id in range(20)}
+    ground_truth = type("GroundTruth", (), {"cats": categories})
     counts = np.ones((21, 21), np.int64)
     counts[19, 0] = 50
-    shown = report_page.confusions(truth, counts)
-    assert shown["pairs"][0] == ("class 19", "class 0", 50)
-    assert shown["columns"][:2] == ["class 0", "class 19"] and shown["columns"][-2:] == [
-        "8 others",
-        "missed",
-    ]
-    names, cells = zip(*shown["rows"])
-    assert names[-2:] == ("8 others", "no object") and cells[1][0] == (50, 50 / 70)
-    assert sum(count for row in cells for count, _ in row) == counts.sum()
+    confusions = report_page.confusions(ground_truth, counts)
+    assert confusions["pairs"][0] == ("class 19", "class 0", 50)
+    assert confusions["columns"][:2] == ["class 0", "class 19"]
+    assert confusions["columns"][-2:] == ["8 other classes", "background"]
+    names, cells = zip(*confusions["rows"])
+    assert names[-2:] == ("8 other classes", "background")
+    assert cells[1][0] == (50, 50 / 70)
+    assert np.array(cells)[..., 0].sum() == counts.sum()
     assert cells[-2][-2][0] == 8 * 8
 
 
-def test_a_report_shows_what_a_run_folder_has(run: Path, page: Path) -> None:
-    assert (
-        "there is no evaluation.json" in page.read_text()
-        and '<h2 id="training">' not in page.read_text()
-    )
-    (run / "evaluation.json").write_text(
-        '{"seconds_per_image": 0.1234, "device": "a fast one", "images": 4}'
-    )
-    rows = [{"iteration": i, "total_loss": 2.0 / (i + 1)} for i in range(9)] + [
-        {"iteration": 8, "segm/AP": 30.0}
-    ]
-    (run / "metrics.json").write_text(
-        "\n".join(map(json.dumps, rows)) + '\n{"iteration": 9, "total_'
-    )
+def test_report_shows_speed_and_training_run_if_available(run: Path, page: Path) -> None:
+    text = page.read_text()
+    assert "there is no complete evaluation.json" in text and '<h2 id="training">' not in text
+    evaluation = {"seconds_per_image": 0.1234, "device": "a fast one", "images": 4}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    rows = [{"iteration": i, "total_loss": 2.0 / (i + 1)} for i in range(9)]
+    rows.append({"iteration": 8, "segm/AP": 30.0})
+    cut_off = '\n{"iteration": 9, "total_'
+    (run / "metrics.json").write_text("\n".join(map(json.dumps, rows)) + cut_off)
     write_report(run)
     text = (run / "report.html").read_text()
-    assert "0.123 seconds an image on a fast one, over 4 images" in text
+    assert "0.123 seconds per image on a fast one, measured over 4 images" in text
     assert 'aria-label="training loss"' in text and 'aria-label="validation AP (%)"' in text
 
 
-def test_a_strange_evaluation_json_is_refused(run: Path) -> None:
+def test_invalid_evaluation_json_raises(run: Path) -> None:
     (run / "evaluation.json").write_text("{}")
-    with pytest.raises(UserError, match="evaluation.json is not what an evaluation writes"):
+    with pytest.raises(UserError, match="evaluation.json is not a valid evaluation file"):
         report_page.read_speed(run)
 
 
-def test_a_report_needs_nothing_beside_it(page: Path) -> None:
+def test_report_is_self_contained(page: Path) -> None:
     text = page.read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', text) + re.findall(r"url\(([^)]*)\)", text)
-    assert sources and all(
-        source.startswith(("data:image/jpeg;base64,", "#")) for source in sources
-    )
+    assert sources
+    for source in sources:
+        assert source.startswith(("data:image/jpeg;base64,", "#"))
     assert "@import" not in text and "<link" not in text
 
 
-def test_names_in_the_data_cannot_become_html(run: Path, synthetic_data: Path) -> None:
+def test_legend_is_below_the_axes_and_inside_of_the_chart() -> None:
+    drawn = []
+
+    def draw(axes: Axes) -> None:
+        for label in ("day boxes", "day masks", "night_in_the_city boxes", "$x$ masks"):
+            axes.plot([0, 1], [0, 1], label=label)
+        report_page.unit_axes(axes, "recall", "precision")
+        drawn.append(axes)
+
+    report_page.chart(draw, "a chart", legend=True)
+    [axes] = drawn
+    figure = axes.get_figure()
+    FigureCanvasAgg(figure).draw()
+    legend, label = axes.get_legend().get_window_extent(), axes.xaxis.label.get_window_extent()
+    assert 0 < legend.y0 < legend.y1 < label.y0 < axes.bbox.y0
+    assert 0 < legend.x0 < legend.x1 < figure.bbox.x1
+
+
+def test_names_are_escaped_in_html(run: Path, synthetic_data: Path) -> None:
     content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
     content["categories"][0]["name"] = name = "</script><script>alert($x$)</script>"
     (run / "val.json").write_text(json.dumps(content))
@@ -264,9 +275,7 @@ def test_names_in_the_data_cannot_become_html(run: Path, synthetic_data: Path) -
 
 
 @pytest.mark.parametrize("empty", ["detections", "objects"])
-def test_a_report_can_be_made_without_detections_or_objects(
-    run: Path, synthetic_data: Path, empty: str
-) -> None:
+def test_report_without_detections_or_objects(run: Path, synthetic_data: Path, empty: str) -> None:
     content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
     if empty == "detections":
         (run / "coco_instances_results.json").write_text("[]")
@@ -279,29 +288,25 @@ def test_a_report_can_be_made_without_detections_or_objects(
     assert "nan" not in re.sub(r"base64,[^\"]*", "", (run / "report.html").read_text()).lower()
 
 
-def test_a_report_says_that_no_detection_is_true_and_takes_the_usual_threshold(run: Path) -> None:
+def test_report_without_true_positives_uses_default_threshold(run: Path) -> None:
     path = run / "coco_instances_results.json"
     results = json.loads(path.read_text())
     for item in results:
-        height, width = item["segmentation"]["size"]
-        corner = np.zeros((height, width, 1), np.uint8, order="F")
+        corner = np.zeros((*item["segmentation"]["size"], 1), np.uint8, order="F")
         corner[0, 0] = 1
         [mask] = mask_api.encode(corner)
-        item["bbox"], item["segmentation"] = (
-            [0, 0, 1, 1],
-            mask | {"counts": mask["counts"].decode()},
-        )
+        item["segmentation"] = mask | {"counts": mask["counts"].decode()}
+        item["bbox"] = [0, 0, 1, 1]
     path.write_text(json.dumps(results))
     assert write_report(run) == 0
     text = (run / "report.html").read_text()
-    assert (
-        "No detection found an object, so there is no best threshold; 0.500 is used below." in text
-    )
+    assert "no true positives, and so no best threshold; 0.500 is used below." in text
     assert "The score threshold is 0.500." in text and "best F1, %" not in text
-    assert all(row["best"] is None for row in figures_of(run / "report.html")["classes"])
+    for row in figures_of(run / "report.html")["classes"]:
+        assert row["best"] is None
 
 
-def test_an_object_whose_id_is_0_in_registered_data_can_be_found(
+def test_object_with_id_0_in_registered_dataset_can_be_matched(
     run: Path, synthetic_data: Path
 ) -> None:
     content = json.loads((synthetic_data / "annotations" / "val.json").read_text())
@@ -313,19 +318,20 @@ def test_an_object_whose_id_is_0_in_registered_data_can_be_found(
     (run / "config.yaml").write_text(
         "dataloader:\n  test:\n    dataset: {names: with_an_id_of_0}\n"
     )
-    results = truth_as_results(json_file)
-    for item in results:
-        item["segmentation"]["counts"] = item["segmentation"]["counts"].decode()
+    results = perfect_results(json_file)
     (run / "coco_instances_results.json").write_text(json.dumps(results))
     inputs = read_inputs(run)
     for task, found in inputs.found.items():
-        cases = outcomes(match(inputs.truth, found, task), inputs.truth, 0.0).values()
-        assert sum(len(case.true) for case in cases) > 0
-        assert not any(case.missed or case.false for case in cases)
+        true_positives = []
+        matching = match(inputs.ground_truth, found, task)
+        for outcome in outcomes(matching, inputs.ground_truth, 0.0).values():
+            true_positives += outcome.true_positives
+            assert not outcome.false_positives and not outcome.false_negatives
+        assert true_positives
 
 
 def browse(page: Path, profile: Path) -> str:
-    """The page as a browser has it, scripts run."""
+    """The DOM of a page in a browser after its scripts have run."""
     options = [
         "--headless",
         "--no-sandbox",
@@ -339,36 +345,38 @@ def browse(page: Path, profile: Path) -> str:
         "--disable-component-update",
         f"--user-data-dir={profile}",
     ]
-    command = [CHROMIUM, *options, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
+    command = [BROWSERS[0], *options, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 PROBE = """<script>onload = () => {
-  const heads = [...document.querySelectorAll("h2")].map(head => head.textContent);
+  const all = selector => [...document.querySelectorAll(selector)];
+  const heads = all("h2").map(head => head.textContent);
   const loaded = [...document.images].map(image => image.complete && image.naturalWidth);
-  const charts = [...document.querySelectorAll("svg")].map(svg => svg.getBoundingClientRect().height > 50);
+  const charts = all("svg").map(svg => svg.getBoundingClientRect().height > 50);
   document.querySelectorAll(".sortable th")[1].click();
-  const sorted = [...document.querySelectorAll(".sortable tbody tr")].map(row => +row.cells[1].textContent);
+  const sorted = all(".sortable tbody tr").map(row => +row.cells[1].textContent);
   const fits = document.documentElement.scrollWidth <= innerWidth;
   document.body.textContent = JSON.stringify({heads, loaded, charts, sorted, fits});
 }</script>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_a_browser_shows_the_report(page: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not BROWSERS, reason="no chromium")
+def test_report_renders_in_a_browser(page: Path, tmp_path: Path) -> None:
     probe = tmp_path / "probe.html"
     probe.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
     body = re.search(r"<body>(.*)</body>", browse(probe, tmp_path / "profile"), re.DOTALL)[1]
     seen = json.loads(html.unescape(body))
     assert seen["heads"] == [
-        *(
-            "Average precision",
-            "By class",
-            "Precision and recall",
-            "Score threshold",
-            "Confusion between classes",
-        ),
-        *("Calibration of scores", "Worst pictures", "Speed", "Versions and config"),
+        "Average precision",
+        "Classes",
+        "Precision-recall curves",
+        "Score threshold",
+        "Confusion matrix",
+        "Calibration",
+        "Worst images",
+        "Speed",
+        "Versions and config",
     ]
     assert len(seen["loaded"]) >= 2 and min(seen["loaded"]) > 400  # pixels wide
     assert len(seen["charts"]) > 5 and all(seen["charts"])
@@ -376,79 +384,72 @@ def test_a_browser_shows_the_report(page: Path, tmp_path: Path) -> None:
     assert seen["fits"]
 
 
-def test_predictions_are_drawn_the_worst_first(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_worst_images_are_drawn_first(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert view(run, "--number", "3") == 0
     folder = run / "predictions"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "01.png",
-        "02.png",
-        "03.png",
-        "sheet.png",
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["01.png", "02.png", "03.png", "sheet.png"]
+    lines = re.findall(r"0\d.png: \S+: \d+ TP, (\d+) FP, (\d+) FN", capsys.readouterr().out)
+    errors = [
+        int(false_positives) + int(false_negatives) for false_positives, false_negatives in lines
     ]
-    lines = re.findall(
-        r"0\d.png: (\S+): (\d+) true, (\d+) false, (\d+) missed", capsys.readouterr().out
-    )
-    wrong = [int(false) + int(missed) for _, _, false, missed in lines]
-    assert len(lines) == 3 and wrong[0] == max(wrong) > 0
-    assert (
-        Image.open(folder / "01.png").width
-        > Image.open(folder / "01.png").height
-        > comparison.PANE / 2
-    )
+    assert len(lines) == 3 and errors[0] == max(errors) > 0
+    drawing = Image.open(folder / "01.png")
+    assert drawing.width > drawing.height > comparison.PANE / 2
     assert Image.open(folder / "sheet.png").width == 2 * comparison.SHEET_WIDTH
 
 
-def test_missed_objects_and_sure_mistakes_make_a_picture_worse(synthetic_data: Path) -> None:
+def test_cost_counts_false_negatives_and_scores_of_false_positives(synthetic_data: Path) -> None:
     file = read(synthetic_data / "annotations" / "val.json", synthetic_data / "images")
-    truth = file.coco()
-    first, second, third, fourth = sorted(truth.imgs)
-    common = {"category_id": next(iter(truth.cats)), "bbox": [0, 0, 9, 9], "image_id": second}
-    found = index([common | {"score": score} for score in (0.9, 0.8, 0.3)], truth, "bbox")
+    ground_truth = file.coco()
+    first, second, third, fourth = sorted(ground_truth.imgs)
+    category = next(iter(ground_truth.cats))
+    common = {"category_id": category, "bbox": [0, 0, 9, 9], "image_id": second}
+    found = index([common | {"score": score} for score in (0.9, 0.8, 0.3)], ground_truth, "bbox")
     cases = {
         first: Outcome([2, 3], [], [], []),
         second: Outcome([], [1, 3], [], []),  # 1.2
         third: Outcome([], [1, 2], [], []),  # 1.7
         fourth: Outcome([1], [], [2], [5, 6]),  # 2
     }
-    ranked = comparison.worst_first(truth, found, cases)
+    ranked = comparison.worst_first(ground_truth, found, cases)
     assert [case.image["id"] for case in ranked] == [fourth, third, second, first]
     assert [case.cost for case in ranked] == pytest.approx([2, 1.7, 1.2, 0])
 
 
-def test_true_false_and_missed_are_drawn_where_they_are_each_in_its_way(
-    synthetic_data: Path,
-) -> None:
-    truth = read(synthetic_data / "annotations" / "val.json", synthetic_data / "images").coco()
-    id = next(
-        id for id in truth.imgs if len([a for a in truth.imgToAnns[id] if not a["iscrowd"]]) >= 2
-    )
-    image = truth.imgs[id]
-    found_object, missed_object = [item for item in truth.imgToAnns[id] if not item["iscrowd"]][:2]
-    wrong = [1, 1, 20, 20]
-    detections = [{"bbox": found_object["bbox"], "score": 0.9}, {"bbox": wrong, "score": 0.8}]
-    common = {"image_id": id, "category_id": found_object["category_id"]}
-    found = index([common | item for item in detections], truth, "bbox")
-    case = comparison.Case(image, Outcome([1], [2], [], [missed_object["id"]]), 1.8)
-    picture = np.full((image["height"], image["width"], 3), 128, np.uint8)
-    left, right = comparison.draw(picture, case, truth, found, masks=False).axes
+def test_outcomes_are_drawn_in_their_styles(synthetic_data: Path) -> None:
+    file = read(synthetic_data / "annotations" / "val.json", synthetic_data / "images")
+    ground_truth = file.coco()
+    for id in ground_truth.imgs:
+        objects = [item for item in ground_truth.imgToAnns[id] if not item["iscrowd"]]
+        if len(objects) >= 2:
+            break
+    matched, unmatched = objects[:2]
+    image = ground_truth.imgs[id]
+    common = {"image_id": id, "category_id": matched["category_id"]}
+    right, wrong = {"bbox": matched["bbox"], "score": 0.9}, {"bbox": [1, 1, 20, 20], "score": 0.8}
+    found = index([common | right, common | wrong], ground_truth, "bbox")
+    case = comparison.Case(image, Outcome([1], [2], [], [unmatched["id"]]), 1.8)
+    pixels = np.full((image["height"], image["width"], 3), 128, np.uint8)
+    panels = comparison.draw(pixels, case, ground_truth, found, masks=False).axes
     drawn = {}
-    for side, axes in (("truth", left), ("detections", right)):
+    for side, axes in zip(("ground truth", "detections"), panels):
         for line, text in zip(axes.lines, axes.texts):
             corner = float(min(line.get_xdata())), float(min(line.get_ydata()))
             drawn[side, corner] = line.get_color(), line.get_linestyle(), text.get_text()[0]
-    found_at, missed_at = (
-        tuple(map(float, item["bbox"][:2])) for item in (found_object, missed_object)
-    )
+    matched_at = tuple(map(float, matched["bbox"][:2]))
+    unmatched_at = tuple(map(float, unmatched["bbox"][:2]))
     styles = {name: tuple(style)[:3] for name, style in comparison.STYLES.items()}
-    assert drawn["truth", found_at] == styles["true"]
-    assert drawn["truth", missed_at] == styles["missed"]
-    assert drawn["detections", found_at] == styles["true"]
-    assert drawn["detections", (1.0, 1.0)] == styles["false"] and len(right.lines) == 2
+    assert drawn["ground truth", matched_at] == styles["true positive"]
+    assert drawn["ground truth", unmatched_at] == styles["false negative"]
+    assert drawn["detections", matched_at] == styles["true positive"]
+    assert drawn["detections", (1.0, 1.0)] == styles["false positive"]
+    assert len(panels[1].lines) == 2
     for part in zip(*comparison.STYLES.values()):
-        assert len(set(part)) == len(comparison.STYLES)  # no two differ in colour alone
+        assert len(set(part)) == len(comparison.STYLES)  # no two differ only in color
 
 
-def test_drawing_goes_on_past_pictures_that_are_missing_or_of_another_size(
+def test_unreadable_images_are_skipped_and_reported(
     run: Path, synthetic_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     images = tmp_path / "images"
@@ -456,17 +457,17 @@ def test_drawing_goes_on_past_pictures_that_are_missing_or_of_another_size(
     first, second, *_ = sorted(images.glob("val_*"))
     first.unlink()
     Image.new("RGB", (30, 20)).save(second)
-    truth = synthetic_data / "annotations" / "val.json"
-    assert view(run, "--data", truth, "--images", images) == 1
+    ground_truth = synthetic_data / "annotations" / "val.json"
+    assert view(run, "--data", ground_truth, "--images", images) == 1
     assert len(list((run / "predictions").glob("0*.png"))) == 2
     errors = capsys.readouterr().err
-    assert f"{first}: cannot be read" in errors and f"{second}: is 30 x 20 pixels, and " in errors
-    write_report(run, "--data", truth, "--images", images)
+    assert f"{first}: cannot be read" in errors and f"{second}: is 30 x 20 pixels, but " in errors
+    write_report(run, "--data", ground_truth, "--images", images)
     assert "2 cannot be read" in (run / "report.html").read_text()
 
 
-def say_what_it_is_of(run: Path, name: str, **changes: Any) -> None:
-    """Writes what an evaluation says of its data next to its results."""
+def write_evaluation_json(run: Path, name: str, **changes: Any) -> None:
+    """Write evaluation.json with the dataset of the results, as an evaluation does."""
     data = evaluated_data(name, masks=True) | changes
     (run / "evaluation.json").write_text(
         json.dumps({"weights": None, "seconds_per_image": None, "data": data})
@@ -474,7 +475,7 @@ def say_what_it_is_of(run: Path, name: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "registered", "boxes"])
-def test_results_are_shown_with_the_data_that_they_are_of_alone(
+def test_results_of_other_data_raise(
     run: Path, synthetic_data: Path, tmp_path: Path, kind: str
 ) -> None:
     data, path = tmp_path / "data", run / "coco_instances_results.json"
@@ -489,16 +490,12 @@ def test_results_are_shown_with_the_data_that_they_are_of_alone(
         f"dataloader:\n  {place}\n  test:\n    dataset: {{names: '{name}'}}\n"
     )
     if kind == "boxes":
-        path.write_text(
-            json.dumps(
-                [
-                    {k: v for k, v in item.items() if k != "segmentation"}
-                    for item in json.loads(path.read_text())
-                ]
-            )
-        )
-    say_what_it_is_of(run, name)
-    ways = (
+        results = json.loads(path.read_text())
+        for item in results:
+            del item["segmentation"]
+        path.write_text(json.dumps(results))
+    write_evaluation_json(run, name)
+    inputs = (
         [run],
         [run, "--data", data],
         [path, "--data", annotations, "--images", data / "images"],
@@ -506,25 +503,23 @@ def test_results_are_shown_with_the_data_that_they_are_of_alone(
     read_inputs(run, data)
     read_inputs(path, annotations, images=data / "images")
     empty = path.read_text()
-    path.write_text("[]")  # which does not say whether masks were evaluated
+    path.write_text("[]")  # without the information whether masks were evaluated
     read_inputs(run)
     path.write_text(empty)
     content = json.loads(annotations.read_text())
     content["annotations"][0]["iscrowd"] = 1
     annotations.write_text(json.dumps(content))
-    for arguments in ways:
+    message = f"results.json belongs to other data than .*: to {name} .*or evaluate again"
+    for arguments in inputs:
         for command in (write_report, view):
-            with pytest.raises(
-                UserError,
-                match=f"results.json is of other data than .*: of {name} .*or evaluate again",
-            ):
+            with pytest.raises(UserError, match=message):
                 command(*arguments)
     assert not (run / "report.html").exists() and not (run / "predictions").exists()
-    path.rename(run / "mine.json")  # nobody has said what this is of
+    path.rename(run / "mine.json")  # evaluation.json is not about this file
     read_inputs(run / "mine.json", data)
 
 
-def test_results_of_an_older_evaluation_are_shown_with_a_note(
+def test_results_of_older_version_are_shown_with_a_note(
     run: Path, synthetic_data: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (run / "evaluation.json").write_text(
@@ -532,34 +527,31 @@ def test_results_of_an_older_evaluation_are_shown_with_a_note(
     )
     read_inputs(run)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "does not say which data coco_instances_results.json is of" in line
+    assert "does not name the dataset of coco_instances_results.json" in line
     (run / "evaluation.json").write_text("[1")
-    with pytest.raises(UserError, match="evaluation.json is not what an evaluation writes"):
+    with pytest.raises(UserError, match="evaluation.json is not a valid evaluation file"):
         read_inputs(run)
 
 
-def test_nothing_is_written_over_without_being_told(run: Path) -> None:
+def test_existing_files_are_not_overwritten_without_option(run: Path) -> None:
     (run / "report.html").write_text("precious")
     (run / "predictions").mkdir()
     (run / "predictions" / "01.png").write_text("precious")
     with pytest.raises(
-        UserError, match="there is .*report.html already; give another --output, or --overwrite"
+        UserError, match="report.html already exists; give another --output, or --overwrite"
     ):
         write_report(run)
     with pytest.raises(
-        UserError, match="there is .*01.png already; give another --output, or --overwrite"
+        UserError, match="01.png already exists; give another --output, or --overwrite"
     ):
         view(run)
-    assert (
-        (run / "report.html").read_text()
-        == (run / "predictions" / "01.png").read_text()
-        == "precious"
-    )
+    for path in (run / "report.html", run / "predictions" / "01.png"):
+        assert path.read_text() == "precious"
     assert view(run, "--overwrite", "--number", "1") == 0
     assert Image.open(run / "predictions" / "01.png").width > 0
 
 
-def test_the_data_may_be_named_in_three_ways(run: Path, synthetic_data: Path) -> None:
+def test_dataset_can_be_given_in_different_forms(run: Path, synthetic_data: Path) -> None:
     annotations, images = synthetic_data / "annotations" / "val.json", synthetic_data / "images"
     register_coco_instances("for_the_report", {}, str(annotations), str(images))
     named = read_inputs(run)
@@ -577,18 +569,13 @@ def test_the_data_may_be_named_in_three_ways(run: Path, synthetic_data: Path) ->
         read_inputs(results, synthetic_data),
         read_inputs(results, annotations, images=images),
     ):
-        assert (
-            inputs.truth.imgs.keys() == named.truth.imgs.keys()
-            and inputs.truth.anns.keys() == named.truth.anns.keys()
-        )
-        assert inputs.images.resolve() == named.images.resolve() and inputs.found.keys() == {
-            "bbox",
-            "segm",
-        }
+        assert inputs.ground_truth.imgs.keys() == named.ground_truth.imgs.keys()
+        assert inputs.ground_truth.anns.keys() == named.ground_truth.anns.keys()
+        assert inputs.images.resolve() == named.images.resolve()
+        assert inputs.found.keys() == {"bbox", "segm"}
         assert inputs.found["segm"].anns.keys() == named.found["segm"].anns.keys()
-    with pytest.raises(
-        UserError, match="has size .*, the image has .*; give the data it was predicted on"
-    ):
+    message = "has size .*, the image has .*; give the dataset of these detections"
+    with pytest.raises(UserError, match=message):
         read_inputs(run, synthetic_data, "train")
 
 
@@ -598,9 +585,9 @@ def test_the_data_may_be_named_in_three_ways(run: Path, synthetic_data: Path) ->
         (["EMPTY"], "coco_instances_results.json does not exist: evaluate first"),
         (
             ["RESULTS"],
-            "give the data that .*results.json is of by --data: a folder, or a JSON file and --images DIR",
+            "give the dataset of .*results.json by --data: a folder, or a JSON file and --images",
         ),
-        (["ALONE"], "config.yaml does not exist: give the data by --data"),
+        (["ALONE"], "config.yaml does not exist: give the dataset by --data"),
         (
             ["RESULTS", "--data", "ALONE.json"],
             "give the folder of the images of .*alone.json by --images DIR",
@@ -608,7 +595,7 @@ def test_the_data_may_be_named_in_three_ways(run: Path, synthetic_data: Path) ->
         (["RUN", "--data", "EMPTY"], "--data .*empty"),
     ],
 )
-def test_what_is_missing_is_asked_for(
+def test_missing_inputs_raise(
     run: Path, synthetic_data: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     places = {
@@ -622,23 +609,24 @@ def test_what_is_missing_is_asked_for(
     shutil.copytree(run, tmp_path / "alone").joinpath("config.yaml").unlink()
     shutil.copy(synthetic_data / "annotations" / "val.json", tmp_path / "alone.json")
     with pytest.raises(UserError, match=message):
-        view(*(places.get(argument, argument) for argument in arguments))
+        view(*map(places.get, arguments, arguments))
 
 
-def test_a_config_of_data_that_is_not_here_is_told(run: Path) -> None:
+def test_config_without_available_dataset_raises(run: Path) -> None:
     config = run / "config.yaml"
     config.write_text("dataloader:\n  test:\n    dataset: {names: my_data_set}\n")
     with pytest.raises(
-        UserError, match="data set my_data_set is not registered; give your own data by --data DIR"
+        UserError,
+        match="dataset my_data_set is not registered; to use a custom dataset, add --data DIR",
     ):
         view(run)
     config.write_text("dataloader: {}\n")
     with pytest.raises(
-        UserError, match="config.yaml names no data set to evaluate on: give the data by --data: "
+        UserError, match="config.yaml names no validation dataset: give the dataset by --data: "
     ):
         view(run)
     config.write_text("dataloader: !!python/object:os.system {}\n")
     with pytest.raises(
-        UserError, match="config.yaml: line 1: has the tag .*give the data by --data: "
+        UserError, match="config.yaml: line 1: has the tag .*give the dataset by --data: "
     ):
         view(run)

@@ -1,8 +1,12 @@
-"""What the published Mask R-CNN and RetinaNet share: GPViT with its adapter, images by OpenCV, the 1x recipe.
+"""Common part of the official Mask R-CNN and RetinaNet: GPViT with its adapter, OpenCV, 1x recipe.
 
-Inference is the published one. Training is, but for what Detectron2's heads do their own way: any best anchor of an object
-is a positive one for the RPN (published: from an IoU of 0.3), RetinaNet's losses are divided by a running mean of the
-number of positive anchors (published: by each batch's), no norm's weight decays (published: those of some batch norms do).
+Inference is numerically equivalent to the official implementation. Training differs where
+Detectron2's heads do:
+
+- RPN: the best anchor of an object is positive at any IoU (official: from an IoU of 0.3).
+- RetinaNet: losses are divided by a running mean of the number of positive anchors (official: by
+  their number in the batch).
+- Weight decay applies to no normalization layer (official: to some batch norms).
 """
 
 from detectron2.config import LazyCall as L
@@ -40,7 +44,10 @@ dataloader.test.mapper.augmentations = [resize]
 
 
 def three_times(dataloader, lr_multiplier, train):
-    """Makes the 3x recipe of the 1x recipe: 36 epochs, many scales whatever ``dataloader.short_side``, random crops."""
+    """Turn the 1x recipe into the 3x recipe: 36 epochs, multi-scale training and random crops.
+
+    The scales do not depend on ``dataloader.short_side``.
+    """
     dataloader.train.mapper.augmentations = L(multi_scale_crop)(
         short_sides=list(range(480, 801, 32)), max_size="${dataloader.max_size}"
     )

@@ -1,4 +1,4 @@
-"""The published Mask R-CNN on Detectron2's heads."""
+"""The official Mask R-CNN with Detectron2's heads."""
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool

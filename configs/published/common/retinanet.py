@@ -1,4 +1,4 @@
-"""The published RetinaNet on Detectron2's head: no map at stride 4, boxes only."""
+"""The official RetinaNet with Detectron2's head: no features of stride 4, boxes only."""
 
 from detectron2.config import LazyCall as L
 from gpvit.config import detectron2_config

@@ -1,4 +1,4 @@
-"""GPViT for Detectron2. What is named here is imported when it is first used."""
+"""GPViT for Detectron2. Public names are imported lazily, on first access."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ __all__ = [
     "published",
 ]
 
+# Attribute -> the submodule that defines it.
 _MODULES = {
     "GPViT": "modeling",
     "GPViTAdapter": "modeling",

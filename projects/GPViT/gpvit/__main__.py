@@ -1,5 +1,7 @@
 from gpvit.cli.main import main
 
 if __name__ == "__main__":
-    __spec__ = None  # so that processes that are spawned import this file again, as they do a script, and prepare first
+    # Without a spec, multiprocessing imports this file in spawned processes by its path, as it does
+    # for a script, so that the import of gpvit.cli.main prepares them.
+    __spec__ = None
     main()

@@ -1,11 +1,12 @@
-"""The released weights, and the AP of the detectors as published."""
+"""Addresses of the official weights, and AP of the official detectors as published."""
 
 from .modeling import SIZES
 
 RELEASE = "https://github.com/ChenhongyiYang/GPViT/releases/download/v0.0.1"
 IMAGENET_WEIGHTS = {size: f"{RELEASE}/gpvit_{size.lower()}_in1k_300e.pth" for size in SIZES}
 
-# AP of the detectors on COCO val2017 as published, in %, by the names of their configs: of boxes and masks, or boxes alone.
+# AP on COCO val2017 as published, in percent, by the name of the config: (box, mask) of Mask R-CNN
+# and (box,) of RetinaNet.
 COCO_AP: dict[str, tuple[float, ...]] = {
     "mask_rcnn_gpvit_l1_1x": (48.1, 42.7),
     "mask_rcnn_gpvit_l2_1x": (49.9, 43.9),
@@ -27,7 +28,12 @@ COCO_AP: dict[str, tuple[float, ...]] = {
 
 
 def detector_address(config: str) -> str:
-    """Where a published detector's file is, by the name of its config, such as "mask_rcnn_gpvit_l1_1x"."""
+    """Return the address of an official detector's weights.
+
+    Args:
+        config: name of its config, such as "mask_rcnn_gpvit_l1_1x", whose weights are in the file
+            gpvit_l1_maskrcnn_1x.pth.
+    """
     detector, _, size_and_schedule = config.partition("_gpvit_")
     size, schedule = size_and_schedule.split("_")
     return f"{RELEASE}/gpvit_{size}_{detector.replace('_', '')}_{schedule}.pth"

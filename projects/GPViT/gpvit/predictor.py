@@ -1,4 +1,4 @@
-"""A trained detector, ready for pictures."""
+"""Inference with a trained detector on images of any source."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,16 +27,17 @@ Output: TypeAlias = Instances | Tensor | dict[str, Instances | Tensor]
 
 
 class Predictor:
-    """Runs a detector on pictures.
+    """Run a detector on images.
 
     Args:
-        cfg: a config of this project; its test-time resizing is used.
-        weights: a checkpoint of a training or a published detector, or the folder of a training; the class names come
-            with it.
-        device: "cpu", "cuda" or another that PyTorch knows; None for a GPU if there is one.
+        cfg: a config of this project, whose test-time resizing is used.
+        weights: a checkpoint of a run, an official detector, or the folder of a run; it contains
+            the class names as well.
+        device: "cpu", "cuda" or any other device of PyTorch; None for a GPU if there is one.
 
     Raises:
-        UserError: the checkpoint cannot be read or is not the config's, or the device cannot be used.
+        UserError: the checkpoint cannot be read or does not match the config, or the device cannot
+            be used.
     """
 
     def __init__(
@@ -45,17 +46,18 @@ class Predictor:
         weights: str | os.PathLike | checkpoint.File,
         device: str | None = None,
     ) -> None:
-        set_defaults()  # where oneDNN has not computed yet: images of many sizes would take memory without end
+        # Limits oneDNN's cache of compiled operations, which grows with every new image size. This
+        # has an effect only before oneDNN's first computation.
+        set_defaults()
         file = weights if isinstance(weights, checkpoint.File) else checkpoint.read(str(weights))
         self.path, self.cfg = file.path, cfg
         self.classes: list[str] = file.require_classes()
         set_num_classes(cfg.model, len(self.classes))
         self.model = _to_device(instantiate(cfg.model), device).eval()
         checkpoint.load(self.model, file, self.classes)
-        self.augmentations = T.AugmentationList(
-            instantiate(cfg.dataloader.test.mapper.augmentations)
-        )
-        self.channels = CHANNELS[cfg.dataloader.test.mapper.image_format]
+        mapper = cfg.dataloader.test.mapper
+        self.augmentations = T.AugmentationList(instantiate(mapper.augmentations))
+        self.channels = CHANNELS[mapper.image_format]
 
     @classmethod
     def from_checkpoint(
@@ -66,16 +68,16 @@ class Predictor:
         config_file: str | None = None,
         overrides: Sequence[str] = (),
     ) -> "Predictor":
-        """A detector with the config that its checkpoint carries; that of a published detector is known here.
+        """Build a detector with the config in its checkpoint, or that of an official detector.
 
         Args:
             path: file, folder or address of a checkpoint.
             device: as above.
-            config_file: a config to take instead.
+            config_file: a config to use instead.
             overrides: ``key=value`` changes to the config.
 
         Raises:
-            UserError: as above, or the checkpoint carries no config.
+            UserError: as above, or the checkpoint contains no config.
         """
         file = checkpoint.read(str(path))
         if config_file:
@@ -83,55 +85,60 @@ class Predictor:
         cfg = with_overrides(config_of(file), overrides)
         try:
             set_num_classes(cfg.model, len(file.require_classes()))
-            with torch.device("meta"):  # takes no memory, whatever sizes the config names
+            # The config is not trusted: compare its model with the weights before memory is used.
+            with torch.device("meta"):
                 checkpoint.require_fit(instantiate(cfg.model), file, file.classes)
             return cls(cfg, file, device)
         except UserError:
             raise
-        except Exception as error:  # whatever the values in the config cause where they are used
+        except Exception as error:  # values of the config may cause exceptions of any type
             raise UserError(
                 f"cannot build the detector of {file.path}: {reason_of(error)}"
             ) from error
 
     @overload
-    def __call__(self, pictures: ImageInput, batch_size: int = ...) -> Output: ...  # type: ignore[overload-overlap]
+    def __call__(self, images: ImageInput, batch_size: int = ...) -> Output: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, pictures: Sequence[ImageInput], batch_size: int = ...) -> list[Output]: ...
+    def __call__(self, images: Sequence[ImageInput], batch_size: int = ...) -> list[Output]: ...
     def __call__(
-        self, pictures: ImageInput | Sequence[ImageInput], batch_size: int = 4
+        self, images: ImageInput | Sequence[ImageInput], batch_size: int = 4
     ) -> Output | list[Output]:
-        """What the model gives, on the CPU: of one picture, or a list for a list.
-
-        Of a detector, its "instances" in the coordinates of the picture; of other models whatever is in their output, such
-        as "sem_seg" or "scores", or all of several by their names.
+        """Return the output of the model for an image, or a list of outputs for a list of images.
 
         Args:
-            pictures: a path, an array (H, W, 3), RGB, uint8, or a PIL image; or a list of these.
-            batch_size: how many go through the model together, at most.
+            images: a path, an RGB array of shape (H, W, 3) and type uint8, or a PIL image; or a
+                list of these.
+            batch_size: maximum number of images that are processed together.
+
+        Returns:
+            the "instances" of a detector, on the CPU and in the coordinates of the original image.
+            For other models, the value in their output, such as "sem_seg" or "scores", or a dict if
+            there are several.
 
         Raises:
-            UserError: a picture cannot be read or is no such array.
+            UserError: an image cannot be read, or an array has another shape or type.
         """
-        if isinstance(pictures, ImageInput):
-            return next(self.stream([pictures]))
-        return list(self.stream(pictures, batch_size))
+        if isinstance(images, ImageInput):
+            return next(self.stream([images]))
+        return list(self.stream(images, batch_size))
 
     @torch.no_grad()
-    def stream(self, pictures: Iterable[ImageInput], batch_size: int = 1) -> Iterator[Output]:
-        """The same, one picture after the other; only a batch of them is held.
+    def stream(self, images: Iterable[ImageInput], batch_size: int = 1) -> Iterator[Output]:
+        """Yield the outputs for images one by one; no more than a batch is in memory.
 
-        What goes through the model together are neighbours that have the same size there, so that none is padded for
-        another's sake: that would change what is found in it.
+        A batch contains consecutive images of the same size after resizing. Images of different
+        sizes would be padded, which changes the predictions.
         """
         batch: list[dict[str, Any]] = []
-        for picture in pictures:
-            image = as_rgb(picture)
+        for image_input in images:
+            image = as_rgb(image_input)
             entry = {"image": self.resize(image), "height": image.shape[0], "width": image.shape[1]}
             if batch and entry["image"].shape != batch[0]["image"].shape:
                 yield from self._run(batch)
                 batch = []
             batch.append(entry)
-            if len(batch) >= batch_size:  # at once: a camera's next picture may be long in coming
+            # Run a full batch before reading on: the next image of a camera may take a while.
+            if len(batch) >= batch_size:
                 yield from self._run(batch)
                 batch = []
         if batch:
@@ -139,82 +146,87 @@ class Predictor:
 
     def _run(self, batch: list[dict[str, Any]]) -> list[Output]:
         try:
-            return [_on_cpu(output) for output in self.model(batch)]
-        except (
-            Exception
-        ) as error:  # of a config whose parts do not go together, or a lack of memory
+            return list(map(_on_cpu, self.model(batch)))
+        except Exception as error:  # parts of the config do not match, or memory is exhausted
             height, width = batch[0]["image"].shape[1:]
             raise UserError(
-                f"the detector of {self.path} failed on an image of {width} x {height} pixels: {reason_of(error)}"
+                f"the detector of {self.path} failed on an image of {width} x {height} pixels: "
+                f"{reason_of(error)}"
             ) from error
 
     def resize(self, image: np.ndarray) -> Tensor:
-        """A picture as the model takes it: (H, W, 3), RGB, uint8 -> (3, h, w), uint8, in the model's order of channels."""
+        """Convert an RGB image (H, W, 3), uint8, to the input of the model (3, h, w), uint8.
+
+        The image is resized as at test time, and its channels are in the order of the config.
+        """
         resized = AugmentedImage(image[:, :, self.channels])
         try:
             for augmentation in self.augmentations.augs:
                 transform = augmentation.get_transform(resized.image)
+                # Checked before the memory is allocated. Transforms without new_h do not resize.
                 if getattr(transform, "new_h", 0) * getattr(transform, "new_w", 0) > MAX_PIXELS:
                     raise ValueError(f"it would have {transform.new_w} x {transform.new_h} pixels")
                 resized.transform(transform)
         except Exception as error:
-            size = "{1} x {0}".format(*image.shape)
+            height, width = image.shape[:2]
             raise UserError(
-                f"an image of {size} pixels cannot be resized as {self.path} says: {reason_of(error)}"
+                f"an image of {width} x {height} pixels cannot be resized by the config of "
+                f"{self.path}: {reason_of(error)}"
             ) from error
-        return torch.from_numpy(resized.image.transpose(2, 0, 1).copy())
+        return torch.from_numpy(resized.image.transpose(2, 0, 1).copy())  # (H, W, C) -> (C, H, W)
 
 
 def _to_device(model: nn.Module, device: str | None) -> nn.Module:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(device)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # an unknown name, no driver, or a PyTorch without GPU support
+    # An unknown name, no driver, or a PyTorch without GPU support.
+    except (RuntimeError, AssertionError) as error:
         raise UserError(f"cannot run on device {device}: {str(error).splitlines()[0]}") from None
 
 
 def _on_cpu(output: dict[str, Any]) -> Output:
-    """What a model gives of an image: "instances" of a detector, "sem_seg" or "scores"; of several, all by their names."""
-    found = {
-        name: value.to("cpu")
-        for name, value in output.items()
-        if isinstance(value, Instances | Tensor)
-    }
+    """Return what a model predicts for an image: one value, or several by name, on the CPU."""
+    found = {}
+    for name, value in output.items():
+        if isinstance(value, Instances | Tensor):
+            found[name] = value.to("cpu")
     return next(iter(found.values())) if len(found) == 1 else found
 
 
-def as_rgb(picture: ImageInput) -> np.ndarray:
-    """A picture as (H, W, 3), RGB, uint8, of at least one pixel. Raises a UserError if it cannot be."""
-    if isinstance(picture, np.ndarray):
-        if (
-            picture.ndim != 3
-            or picture.shape[2] != 3
-            or picture.dtype != np.uint8
-            or not picture.size
-        ):
+def as_rgb(image: ImageInput) -> np.ndarray:
+    """Convert an image to an RGB array (H, W, 3), uint8.
+
+    Raises:
+        UserError: the image cannot be read, has no pixels, or is an array of another shape or type.
+    """
+    if isinstance(image, np.ndarray):
+        is_rgb = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+        if not is_rgb or not image.size:
             raise UserError(
-                f"an array must be (height, width, 3), RGB, uint8, got {picture.shape} of {picture.dtype}; "
-                "a path or a PIL image is converted"
+                f"an array must be (height, width, 3), RGB, uint8, got {image.shape} of "
+                f"{image.dtype}; a path or a PIL image is converted"
             )
-        return picture
-    if isinstance(picture, Image.Image):
-        if not picture.width or not picture.height:
-            raise UserError(f"the image has no pixels: it is {picture.width} x {picture.height}")
-        return from_pillow(picture)
-    return read_image(picture)
+        return image
+    if isinstance(image, Image.Image):
+        if not image.width or not image.height:
+            raise UserError(f"the image has no pixels: it is {image.width} x {image.height}")
+        return from_pillow(image)
+    return read_image(image)
 
 
 def config_of(file: checkpoint.File) -> DictConfig:
-    """The config of a detector from its checkpoint. Raises a UserError if it carries none."""
+    """Return the config of a detector, given its checkpoint.
+
+    Raises:
+        UserError: the checkpoint contains no config and is not an official detector.
+    """
     if file.config is not None:
         return config_from_yaml(file.config, f"the config in {file.path}")
     if file.kind and file.kind.config and file.size:
-        return load_config(
-            str(CONFIGS / "published" / f"{file.kind.config.format(file.size.lower())}.py")
-        )
+        name = file.kind.config.format(file.size.lower())  # such as mask_rcnn_gpvit_l1_1x
+        return load_config(str(CONFIGS / "published" / f"{name}.py"))
     raise UserError(
-        f"{file.path} carries no config: give that of its training (--config-file, or Predictor(cfg, ...))"
+        f"{file.path} contains no config: give the config of its run (--config-file, or "
+        "Predictor(cfg, ...))"
     )

@@ -1,4 +1,4 @@
-"""The published schedule and Detectron2's layer-wise learning-rate decay, in the form configs need."""
+"""Learning-rate schedule of the official recipe, and layer-wise learning-rate decay."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,19 +7,21 @@ from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-RESOLUTION = 1_000_000  # the scheduler wants whole milestones; in iterations, those of a very short training would collide
+# MultiStepParamScheduler takes integer milestones. As iterations, those of a very short run could
+# coincide, so they are millionths of the run.
+RESOLUTION = 1_000_000
 
 
 def multistep_schedule(
     max_iter: int, milestones: Sequence[float], warmup_iters: int, warmup_factor: float
 ) -> WarmupParamScheduler:
-    """Learning rate over its base: linear warm-up, then a tenth of it after each milestone.
+    """Factor of the learning rate: linear warmup, then divided by 10 at each milestone.
 
     Args:
-        max_iter: length of the training in iterations.
+        max_iter: length of the run in iterations.
         milestones: fractions of ``max_iter``.
-        warmup_iters: iterations of warm-up, at most a tenth of the training.
-        warmup_factor: where the warm-up starts.
+        warmup_iters: length of the warmup in iterations; at most a tenth of the run is used.
+        warmup_factor: factor at the first iteration.
     """
     return WarmupParamScheduler(
         MultiStepParamScheduler(
@@ -33,5 +35,8 @@ def multistep_schedule(
 
 
 def layer_decay(rate: float, num_layers: int) -> Callable[[str], float]:
-    """Parameter name -> learning-rate factor, ``rate`` to the power of the blocks above it (ViTDet's rule)."""
+    """Return a function from a parameter's name to the factor of its learning rate.
+
+    As in ViTDet, the factor is ``rate`` to the power of the number of layers above the parameter.
+    """
     return partial(get_vit_lr_decay_rate, lr_decay_rate=rate, num_layers=num_layers)

@@ -1,3 +1,3 @@
-"""The version, which pyproject.toml reads, too."""
+"""Version of the package, which pyproject.toml reads as well."""
 
 __version__ = "0.2.0"

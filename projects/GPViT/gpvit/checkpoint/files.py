@@ -1,4 +1,4 @@
-"""Checkpoint files: fetched, read and verified without executing anything in them, and written."""
+"""Download, read, verify and write checkpoint files. Nothing in a file is ever executed."""
 
 import json
 import logging
@@ -34,26 +34,29 @@ logger = logging.getLogger(__name__)
 
 
 def fetch(path: str) -> str:
-    """The path of a file on this machine, given as a path or an address; what is downloaded is kept for the next time.
+    """Return the local path of a file, which is downloaded if necessary and cached.
 
-    Of a model on the Hugging Face Hub, hf://USER/NAME, that of its weights; see :func:`.download`.
+    Args:
+        path: of a file or folder, or an address. For hf://USER/NAME, a model on the Hugging Face
+            Hub, the file is that of its weights; see :func:`.download`.
 
     Raises:
         UserError: the file is missing or cannot be downloaded.
     """
     if path.startswith("hf://"):
         return download(path)
-    # The cache has a file under its address: one with such parts would be written elsewhere.
-    if "://" in path and {".", ".."} & {*re.split(r"[/\\?#]", path)}:
+    # The path in the cache contains the address, so ".." in it would lead out of the cache.
+    if "://" in path and {".", ".."} & set(re.split(r"[/\\?#]", path)):
         raise UserError(f"cannot download {path}: an address with . or .. as a part is not allowed")
     try:
         local_path = PathManager.get_local_path(path)
-    # An unreachable address, a broken transfer, no address at all, or none that Detectron2 knows.
+    # OSError: an unreachable address; HTTPException: an interrupted transfer;
+    # ValueError: a malformed address; RuntimeError: an unknown name in Detectron2's catalog.
     except (OSError, HTTPException, ValueError, RuntimeError) as error:
         reason = one_line(getattr(error, "reason", error))
         raise UserError(
-            f"cannot download {path} ({reason}): put the file somewhere by hand and give its path instead; training may "
-            'also start from random weights (train.init_checkpoint="")'
+            f"cannot download {path} ({reason}): download the file manually and give its path "
+            'instead; to train from random weights, set train.init_checkpoint=""'
         ) from None
     if os.path.isdir(local_path):
         return find_checkpoint(local_path)
@@ -63,34 +66,37 @@ def fetch(path: str) -> str:
 
 
 def find_checkpoint(folder: str) -> str:
-    """The checkpoint of a training's folder that is for use: the best one, else the final one, else the newest; or the
-    one of a folder that :mod:`gpvit.hub` made.
+    """Return the checkpoint to use from the folder of a training run or of a shared model.
+
+    It is the best checkpoint if there is one, else the final one, else the newest.
 
     Raises:
-        UserError: the folder has none.
+        UserError: the folder contains none.
     """
-    names = ("model_best.pth", "model_final.pth", "model_[0-9]*.pth", "model.safetensors")
-    found = next((paths[-1] for name in names if (paths := sorted(Path(folder).glob(name)))), None)
-    if found is None:
-        raise UserError(
-            f"folder {folder} has no checkpoint of a detector (looked for {', '.join(names)})"
-        )
-    return str(found)
+    patterns = ("model_best.pth", "model_final.pth", "model_[0-9]*.pth", "model.safetensors")
+    for pattern in patterns:
+        # Iterations are padded with zeros, so the newest checkpoint is the last in order of names.
+        paths = sorted(Path(folder).glob(pattern))
+        if paths:
+            return str(paths[-1])
+    raise UserError(
+        f"folder {folder} has no checkpoint of a detector (looked for {', '.join(patterns)})"
+    )
 
 
 @dataclass(frozen=True)
 class File:
-    """A checkpoint file, read.
+    """The content of a checkpoint file.
 
     Attributes:
-        path: where it came from; of a folder, the file in it.
-        weights: tensors under this project's names; of a whole detector, or of a backbone alone.
-        classes: names of a detector's classes, where they are known.
-        dropped: names in the file of tensors that have no place in a detector.
-        kind: of a published file; None of a checkpoint of this project.
-        config: what :func:`gpvit.config.inference_config` gave, where the file has it.
-        about: other facts that came with it, where it has them: "versions" (str by str), "licence" and "source" (str),
-            "iterations" of its training (int).
+        path: of the file, also if its folder was given.
+        weights: tensors under this project's names, of a detector or of a backbone alone.
+        classes: class names of a detector, if they are known.
+        dropped: names of tensors in the file that have no counterpart in a detector.
+        kind: of an official file; None for a checkpoint of this project.
+        config: from :func:`gpvit.config.inference_config`, if the file contains one.
+        about: optional facts: "versions" (a dict of strings), "licence" and "source" (strings) and
+            "iterations", the length of the training run (int).
     """
 
     path: str
@@ -103,70 +109,82 @@ class File:
 
     @property
     def size(self) -> str:
-        """ "L1" to "L4"; "" of another GPViT."""
+        """ "L1" to "L4"; "" for any other GPViT."""
         return size_name(self.weights)
 
     @property
     def title(self) -> str:
-        """What the file holds, for messages."""
+        """A short description for messages."""
         return f"published {self.kind.name} {self.size}".strip() if self.kind else "checkpoint"
 
     @property
     def is_backbone(self) -> bool:
+        """Whether the weights are those of a backbone alone."""
         return "pos_embed" in self.weights
 
     def require_classes(self) -> list[str]:
-        """The names of the classes. Raises a UserError if the file is no detector's."""
+        """Return the class names. Raise a UserError if the file is not a detector with classes."""
         if not self.classes:
             raise UserError(
-                f"{self.path} is no checkpoint of a detector with named classes; give one, such as "
-                "OUTPUT_DIR/model_final.pth or a published Mask R-CNN or RetinaNet"
+                f"{self.path} is not a checkpoint of a detector with class names; give one, such "
+                "as OUTPUT_DIR/model_final.pth or a published Mask R-CNN or RetinaNet"
             )
         return self.classes
 
 
 def read(path: str) -> File:
-    """Reads a checkpoint of this project or a published file, given as a path or an address, to the CPU.
+    """Read a checkpoint of this project or an official file to the CPU.
 
-    Of a folder, that of :func:`find_checkpoint`. Nothing in it is executed.
+    Nothing in the file is executed.
+
+    Args:
+        path: of a file, or of a folder as in :func:`find_checkpoint`, or an address.
 
     Raises:
-        UserError: the file is missing, cannot be downloaded, is damaged, holds more than data or is of neither kind.
+        UserError: the file is missing, cannot be downloaded, is damaged, contains more than data,
+            or is neither kind of file.
     """
     if os.path.isdir(path):
         path = find_checkpoint(path)
     content = read_content(path)
-    key: str | None = next((key for key in ("model", "state_dict") if key in content), None)
-    if key is None:
+    if "model" in content:
+        key = "model"
+    elif "state_dict" in content:
+        key = "state_dict"
+    else:
         raise UserError(
-            f"{path} has neither 'model' (this project's) nor 'state_dict' (published): {preview(list(content))}"
+            f"{path} has neither 'model' (this project's) nor 'state_dict' (published): "
+            f"{preview(list(content))}"
         )
     if content.get("ema") is not None:
-        key = "ema"  # what a training averaged is what it is for
-    tensors, meta = content[key], content.get("meta")
-    require_weights(tensors, f"cannot use {path}: its '{key}'")
-    if key in ("model", "ema"):
-        classes, config = content.get("classes"), content.get("inference_config")
-        if not isinstance(config, str | None) or not (classes is None or _are_names(classes)):
-            raise UserError(
-                f"cannot use {path}: its 'classes' are no list of names, or its 'inference_config' is no text"
-            )
-        return File(path, tensors, classes, config=config, about=_facts(content))
+        key = "ema"  # a run that averages its weights does so to use the average
+    require_weights(content[key], f"cannot use {path}: its '{key}'")
+    if key == "state_dict":
+        return _official_file(path, content)
+    classes, config = content.get("classes"), content.get("inference_config")
+    valid_classes = classes is None or (isinstance(classes, list) and _are_strings(classes))
+    if not valid_classes or not isinstance(config, str | None):
+        raise UserError(
+            f"cannot use {path}: 'classes' must be a list of names and 'inference_config' a string"
+        )
+    return File(path, content[key], classes, config=config, about=_facts(content))
+
+
+def _official_file(path: str, content: dict[str, Any]) -> File:
+    state_dict, meta = content["state_dict"], content.get("meta")
     try:
-        kind = published.kind_of(tensors)
-        weights = published.converted(tensors, kind)
+        kind = published.kind_of(state_dict)
+        weights = published.converted(state_dict, kind)
     except ValueError as error:
         raise UserError(f"cannot use {path}: {error}") from None
-    classes = (
-        published.classes_of(tensors, meta if isinstance(meta, dict) else {})
-        if kind.is_detector
-        else None
-    )
-    dropped = [name for name in tensors if name.startswith(kind.dropped)]
+    classes = None
+    if kind.is_detector:
+        classes = published.classes_of(state_dict, meta if isinstance(meta, dict) else {})
+    dropped = [name for name in state_dict if name.startswith(kind.dropped)]
     return File(path, weights, classes, dropped, kind)
 
 
-# What a tensor of weights may hold. Complex numbers would lose a part when they are loaded.
+# What a tensor of weights may hold. Complex numbers would lose their imaginary part when loaded.
 WEIGHT_TYPES = frozenset(
     {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
     | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -174,131 +192,150 @@ WEIGHT_TYPES = frozenset(
 
 
 def require_weights(tensors: Any, what: str) -> None:
-    """Raises a UserError, about ``what``, for anything but a dict of names to plain tensors on the CPU."""
-    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+    """Raise a UserError about ``what`` unless this is a dict of names to plain CPU tensors."""
+    if not isinstance(tensors, dict) or not _are_strings(tensors):
         raise UserError(f"{what} is not a dict of tensors by name")
     for name, tensor in tensors.items():
-        if fault := _weight_fault(tensor):
+        fault = _weight_fault(tensor)
+        if fault:
             raise UserError(f"{what} is not a dict of tensors to load: {one_line(name)} {fault}")
 
 
+def _are_strings(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
 def _weight_fault(tensor: Any) -> str:
+    """Return why an object is not a plain tensor, or ""."""
     if type(tensor) not in (Tensor, nn.Parameter) or vars(tensor):
-        return f"is a {type(tensor).__name__}" + (
-            " with attributes of its own" if isinstance(tensor, Tensor) else ""
-        )
-    if (
-        tensor.layout is not torch.strided
-        or tensor.is_nested
-        or tensor.is_quantized
-        or tensor.is_neg()
-    ):
+        attributes = " with additional attributes" if isinstance(tensor, Tensor) else ""
+        return f"is a {type(tensor).__name__}{attributes}"
+    is_dense = tensor.layout is torch.strided and not tensor.is_nested
+    if not is_dense or tensor.is_quantized or tensor.is_neg():
         return "is sparse, nested, quantized or negated"
     if tensor.device.type != "cpu":
         return f"has no values (device {tensor.device})"
     if tensor.dtype not in WEIGHT_TYPES:
         return f"is of {tensor.dtype}"
-    # A few bytes may stand for any number of equal values, by strides of 0, until they are copied.
+    # With strides of 0, a few bytes are a tensor of any size, until it is copied.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"repeats its values to the shape {tuple(tensor.shape)}"
     return ""
 
 
 def _facts(content: dict[str, Any]) -> dict[str, Any]:
-    """What else a checkpoint says of itself, where it is what :attr:`File.about` promises."""
-    found = {key: content.get(key) for key in ("versions", "licence", "source", "iterations")}
-    if isinstance(trainer := content.get("trainer"), dict):
-        found["iterations"] = trainer.get("iteration", found["iterations"])
-    versions = found["versions"]
-    texts = [*versions.keys(), *versions.values()] if isinstance(versions, dict) else [versions]
-    fits = {
-        "versions": all(isinstance(text, str) for text in texts) and isinstance(versions, dict),
-        "licence": isinstance(found["licence"], str),
-        "source": isinstance(found["source"], str),
-        "iterations": type(found["iterations"]) is int and 0 <= found["iterations"] < 2**53,
-    }
-    return {key: found[key] for key, fit in fits.items() if fit}
-
-
-def _are_names(classes: Any) -> bool:
-    return isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    """Return :attr:`File.about`: those of the facts in a checkpoint that have the right type."""
+    facts: dict[str, Any] = {}
+    versions = content.get("versions")
+    if isinstance(versions, dict) and _are_strings([*versions.keys(), *versions.values()]):
+        facts["versions"] = versions
+    for key in ("licence", "source"):
+        if isinstance(content.get(key), str):
+            facts[key] = content[key]
+    iterations, trainer = content.get("iterations"), content.get("trainer")
+    if isinstance(trainer, dict):
+        iterations = trainer.get("iteration", iterations)
+    if type(iterations) is int and 0 <= iterations < 2**53:  # exact as a number in JSON
+        facts["iterations"] = iterations
+    return facts
 
 
 def read_content(path: str) -> dict[str, Any]:
-    """What a file holds: of a ``.safetensors`` file, "model" and its metadata. Raises as :func:`read` does."""
+    """Return the dict in a file; for a ``.safetensors`` file, "model" and its metadata.
+
+    Raises:
+        UserError: as in :func:`read`.
+    """
     local_path = fetch(path)
     try:
         if local_path.endswith(".safetensors"):
-            with utf8_path(local_path) as readable, safe_open(readable, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
-            return {"model": tensors} | {
-                key: _parsed(value) for key, value in metadata.items() if key != "format"
-            }
-        if fault := content_fault(local_path, [name for _, name in _STAND_INS]):
+            return _read_safetensors(local_path)
+        fault = content_fault(local_path, _STAND_IN_NAMES)
+        if fault:
             raise UserError(f"cannot read {path}: {fault}")
-        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+        stand_ins: list[Any] = [(_Unread, name) for name in _STAND_IN_NAMES]
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol", module="torch")
             content = torch.load(local_path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except Exception as error:  # torch raises whatever the damage happens to cause
+    except Exception as error:  # a damaged file causes exceptions of any type
         raise UserError(f"cannot read {path}: {_why_unread(local_path, path, error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    if not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path} is not a checkpoint: its entries are not named by text")
-    # Many tensors of the same bytes, or of bytes that are not in the file, would take more memory than it has.
-    for key in ("model", "ema", "state_dict"):
-        values: Iterable[Any] = content[key].values() if isinstance(content.get(key), dict) else ()
-        held = sum(
-            value.numel() * value.element_size() for value in values if type(value) is Tensor
-        )
-        if held > 2 * os.path.getsize(local_path):
-            raise UserError(
-                f"cannot read {path}: the tensors in its '{key}' are larger than the file"
-            )
+    if not _are_strings(content):
+        raise UserError(f"{path} is not a checkpoint: its keys are not strings")
+    _check_memory(content, local_path, path)
     return content
 
 
-# What PyTorch's format before zip files begins with: a pickled number. 0x80 begins any pickle.
+def _read_safetensors(local_path: str) -> dict[str, Any]:
+    with utf8_path(local_path) as readable, safe_open(readable, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    content: dict[str, Any] = {"model": tensors}
+    for key, text in metadata.items():
+        if key == "format":  # "pt", which is part of the file format
+            continue
+        try:
+            content[key] = json.loads(text)
+        except ValueError:
+            content[key] = text
+    return content
+
+
+def _check_memory(content: dict[str, Any], local_path: str, path: str) -> None:
+    """Raise a UserError if the tensors are larger than the file.
+
+    Many tensors may share their bytes, or have bytes that are not in the file.
+    """
+    for key in ("model", "ema", "state_dict"):
+        tensors = content.get(key)
+        num_bytes = 0
+        for tensor in tensors.values() if isinstance(tensors, dict) else ():
+            if type(tensor) is Tensor:
+                num_bytes += tensor.numel() * tensor.element_size()
+        if num_bytes > 2 * os.path.getsize(local_path):
+            raise UserError(
+                f"cannot read {path}: the tensors in its '{key}' are larger than the file"
+            )
+
+
+# The start of PyTorch's format before it used zip files: a pickled number. Byte 0x80 starts any
+# pickle of protocol 2 or later.
 _LEGACY_START = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 
 
 def _why_unread(local_path: str, path: str, error: Exception) -> str:
-    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+    # PyTorch's message is: Unsupported global: GLOBAL posix.system was not an allowed global ...
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if refused:
         return f"it contains {one_line(refused[1])}, which is code and not data"
     with open(local_path, "rb") as file:
         start = file.read(len(_LEGACY_START))
     if start[:1] == b"\x80" and start != _LEGACY_START:
         return (
-            "it is a plain pickle, as Detectron2's model zoo has them, which is not read since a pickle may run code; give "
-            "a published GPViT or a checkpoint of this project"
+            "it is a plain pickle, like the files of Detectron2's model zoo, which is not read "
+            "because a pickle may run code; give a published GPViT or a checkpoint of this project"
         )
-    again = (
-        ""
-        if local_path == path
-        else f"; delete {os.path.realpath(local_path)} to download it again"
-    )
-    return f"the file is damaged{again}"
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    if local_path == path:
+        return "the file is damaged"
+    return f"the file is damaged; delete {os.path.realpath(local_path)} to download it again"
 
 
 def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
-    """Writes weights with metadata such as ``classes``; a ``.safetensors`` file or, by any other name, PyTorch's.
+    """Write weights with metadata such as ``classes``, atomically.
+
+    The format is that of safetensors if the name ends with ``.safetensors``, else PyTorch's.
 
     Raises:
-        UserError: the file cannot be written; what was there is still there.
+        UserError: the file cannot be written; an existing file is intact.
     """
     if path.endswith(".safetensors"):
         tensors = {key: tensor.contiguous() for key, tensor in weights.items()}
-        texts = {"format": "pt"} | {key: json.dumps(value) for key, value in metadata.items()}
+        texts = {"format": "pt"}
+        for key, value in metadata.items():
+            texts[key] = json.dumps(value)
         content = safetensors.torch.save(tensors, texts)
         with atomic_write(path) as partial:
             partial.write_bytes(content)
@@ -307,31 +344,30 @@ def write(path: str, weights: Mapping[str, Tensor], **metadata: Any) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What a checkpoint was made with."""
+    """Return the versions that are recorded in a checkpoint."""
     return {
         "gpvit": __version__,
-        "torch": str(torch.__version__),  # a class of PyTorch's otherwise
+        "torch": str(torch.__version__),  # without str, an instance of a subclass of str
         "detectron2": detectron2.__version__,
         "python": platform.python_version(),
     }
 
 
 def save(content: dict[str, Any], path: str) -> None:
-    """Writes a dict in PyTorch's format.
-
-    At any moment, ``path`` is what it was before or the whole new file.
+    """Write a dict in PyTorch's format, atomically.
 
     Raises:
-        UserError: the file cannot be written, for example on a full disk; what was there is still there.
+        UserError: the file cannot be written, for example on a full disk; an existing file is
+            intact.
     """
     with atomic_write(path) as partial, open(partial, "wb") as file:
         torch.save(content, file)
 
 
 class _Unread:
-    """Takes the place of an object in the metadata of a file: takes all that the file says of it, and does nothing.
+    """Stand-in for an object in the metadata of a file: accepts any arguments and ignores them.
 
-    The types themselves would not be harmless: NumPy believes what a file says of the layout of an array's memory.
+    The real types would not be safe: NumPy trusts the memory layout of an array that a file states.
     """
 
     def __new__(cls, *_: Any) -> "_Unread":
@@ -341,28 +377,31 @@ class _Unread:
         pass
 
 
-# Names that the metadata of published files contain beside plain data. None of these values is ever used.
-_STAND_INS: list[Any] = [
-    (_Unread, "argparse.Namespace"),
-    (_Unread, "numpy.dtype"),
-    (_Unread, "numpy.ndarray"),
-    # As NumPy 1 and 2 call them.
-    *(
-        (_Unread, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    ),
-    *(
-        (_Unread, f"numpy.dtypes.{name}DType")
-        for name in ("Float32", "Float64", "Int32", "Int64", "Bool", "Str")
-    ),
-    *(
-        (_Unread, f"numpy.{name}")
-        for name in ("float32", "float64", "int32", "int64", "bool_", "str_")
-    ),
-    *(
-        (_Unread, f"pathlib.{name}")
-        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-    ),
-    (_Unread, "datetime.datetime"),
-]
+# Types in the metadata of official files besides plain data. None of these values is ever used.
+# NumPy 1 has its functions in numpy.core, NumPy 2 in numpy._core.
+_STAND_IN_NAMES = (
+    "argparse.Namespace",
+    "datetime.datetime",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.dtypes.Float32DType",
+    "numpy.dtypes.Float64DType",
+    "numpy.dtypes.Int32DType",
+    "numpy.dtypes.Int64DType",
+    "numpy.dtypes.BoolDType",
+    "numpy.dtypes.StrDType",
+    "numpy.float32",
+    "numpy.float64",
+    "numpy.int32",
+    "numpy.int64",
+    "numpy.bool_",
+    "numpy.str_",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib.PurePosixPath",
+    "pathlib.PureWindowsPath",
+)

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: their addresses, and their files."""
+"""Models on the Hugging Face Hub: addresses and download of their files."""
 
 import contextlib
 import re
@@ -21,22 +21,20 @@ from ..utils.errors import UserError
 from ..utils.text import one_line
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
+FILES = (WEIGHTS, CONFIG, CARD)  # of a shared model
 
-
-FILES = (WEIGHTS, CONFIG, CARD)
-
-
-LOG_IN = "`hf auth login` logs in"
+LOG_IN = "log in with `hf auth login`"
 
 
 def download(address: str) -> str:
-    """The path on this machine of a file on the Hub, which is kept in huggingface_hub's cache.
+    """Return the local path of a file on the Hub, which is cached by huggingface_hub.
 
     Args:
-        address: hf://USER/NAME for the weights of a model; @REVISION (branch, tag or commit) and /FILE may follow.
+        address: hf://USER/NAME for the weights of a model; @REVISION (a branch, tag or commit) and
+            /FILE may follow.
 
     Raises:
-        UserError: this is no such address, there is nothing there, or the Hub cannot be reached.
+        UserError: the address is invalid, does not exist, or the Hub cannot be reached.
     """
     uri, api = parsed(address), HfApi()
     with errors_in_one_line(address, api):
@@ -44,16 +42,21 @@ def download(address: str) -> str:
 
 
 def parsed(address: str) -> HfUri:
-    """The parts of hf://USER/NAME[@REVISION][/FILE]. Raises a UserError if it is none, or not of a model."""
+    """Parse hf://USER/NAME[@REVISION][/FILE].
+
+    Raises:
+        UserError: the address is invalid, or not that of a model.
+    """
     try:
         uri = parse_hf_uri(address)
     except HfUriError as error:
         raise UserError(f"cannot use {address}: {' '.join(str(error).split())}") from None
-    # huggingface_hub's cache has files under these names.
+    # Revision and file name are part of the path in huggingface_hub's cache; ".." would leave it.
     parts = re.split(r"[/\\]", f"{uri.revision or 'main'}/{uri.path_in_repo or WEIGHTS}")
-    if not address.isprintable() or {"", ".", ".."} & {*parts}:
+    if not address.isprintable() or {"", ".", ".."} & set(parts):
         raise UserError(
-            f"cannot use {one_line(address)}: its revision and file may have no part that is empty, . or .."
+            f"cannot use {one_line(address)}: its revision and file may have no part that is "
+            "empty, . or .."
         )
     if uri.type != "model":
         raise UserError(f"{address} is a {uri.type}; give hf://USER/NAME of a model")
@@ -62,33 +65,34 @@ def parsed(address: str) -> HfUri:
 
 @contextlib.contextmanager
 def errors_in_one_line(address: str, api: HfApi) -> Iterator[None]:
-    """Turns what huggingface_hub raises about an address into UserErrors."""
+    """Turn the exceptions of huggingface_hub about an address into a UserError.
+
+    The order of the handlers matters, since some of these types are subclasses of others.
+    """
     try:
         yield
     except UserError:
         raise
     except GatedRepoError:
-        reason = (
-            f"its owner asks for consent: give it at {api.endpoint}/{parsed(address).id}; {LOG_IN}"
-        )
+        page = f"{api.endpoint}/{parsed(address).id}"
+        reason = f"its owner asks for consent: give it at {page}; {LOG_IN}"
     except RepositoryNotFoundError:
         reason = f"there is no such repository on {api.endpoint}, or it is private: {LOG_IN}"
     except RevisionNotFoundError:
         reason = "it has no such branch, tag or commit"
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = f"{api.endpoint} cannot be reached, and it was not downloaded before ({_first_line(error.__cause__ or error)})"
+        cause = _first_line(error.__cause__ or error)
+        reason = f"{api.endpoint} cannot be reached, and it was not downloaded before ({cause})"
     except EntryNotFoundError:
         reason = f"it has no {parsed(address).path_in_repo or WEIGHTS}"
     except HfHubHTTPError as error:
-        hint = (
-            f": {LOG_IN} with a token that may do this"
-            if error.response.status_code in (401, 403)
-            else ""
-        )
-        reason = f"{api.endpoint} answered: {error.server_message or _first_line(error)}{hint}"
+        reason = f"{api.endpoint} answered: {error.server_message or _first_line(error)}"
+        if error.response.status_code in (401, 403):  # unauthorized, forbidden
+            reason += f": {LOG_IN} with a token that has this permission"
     except (HTTPError, OSError, RuntimeError) as error:
-        reason = f"the transfer to or from {api.endpoint} failed ({_first_line(error.__cause__ or error)})"
-    except ValueError as error:  # a card that the Hub refuses
+        cause = _first_line(error.__cause__ or error)
+        reason = f"the transfer to or from {api.endpoint} failed ({cause})"
+    except ValueError as error:  # the Hub rejects the model card
         reason = " ".join(str(error).split())
     else:
         return

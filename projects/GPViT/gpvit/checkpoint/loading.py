@@ -1,8 +1,9 @@
-"""Weights from a file into a model that is built, tensor by tensor."""
+"""Loading the weights of a file into a model, with an account of every tensor."""
 
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from .files import File, read, require_weights
 
 logger = logging.getLogger(__name__)
 
+Groups = dict[str, list[str]]  # names of tensors by the reason why they are dropped or initialized
+CLASS_DEPENDENT = "that depend on the classes"
+
 
 def load(
     model: nn.Module,
@@ -23,171 +27,222 @@ def load(
     *,
     for_training: bool = False,
 ) -> None:
-    """Loads a file into a built model and logs what became of every tensor: loaded, dropped or starting afresh.
+    """Load a file into a model and log which tensors were loaded, dropped or randomly initialized.
 
-    A backbone, such as that of a published ImageNet classifier or segmentation model, goes into the GPViT inside the
-    model; all around it starts afresh. A detector must fit the whole model, but for the layers that depend on the
-    classes: these start afresh where the classes are others.
+    A backbone, such as that of an official ImageNet classifier or segmentation model, is loaded
+    into the GPViT inside the model; everything around it stays randomly initialized. A detector
+    must match the complete model, except for the layers that depend on the classes: these stay
+    randomly initialized if the classes differ.
 
     Args:
         model: the model.
-        file: a path, an address or what :func:`read` returned.
-        classes: names of the classes that the model is for; where these or the file's are unknown, their number decides.
-        for_training: whether the model is trained next, so that weights that are NaN or infinite only are a warning.
+        file: a path, an address or the result of :func:`read`.
+        classes: class names of the model. If they or those of the file are unknown, the numbers of
+            classes are compared.
+        for_training: whether the model is trained next, so that weights that are NaN or infinite
+            cause a warning only.
 
     Raises:
-        UserError: the file cannot be read, does not fit, or has weights that are not finite; the message names the keys, and
-            the model is as it was.
+        UserError: the file cannot be read, does not fit, or has weights that are not finite. The
+            message names the tensors, and the model is unchanged.
     """
     file = file if isinstance(file, File) else read(str(file))
     match = _match(model, file, classes)
-    if strange := [name for name, tensor in match.kept.items() if not tensor.isfinite().all()]:
-        message = f"{file.path} has weights that are not finite: {preview(strange)}"
+    not_finite = [name for name, tensor in match.loaded.items() if not tensor.isfinite().all()]
+    if not_finite:
+        message = f"{file.path} has weights that are not finite: {preview(not_finite)}"
         if not for_training:
             raise UserError(f"{message}; use another checkpoint")
         logger.warning(message)
-    match.target.load_state_dict(match.kept, strict=not match.may_miss)
-    unexpected = classes is None and "that depend on the classes" in match.fresh
-    # Who has not said for which classes the model is may not expect it, and need not have set up a log.
-    logger.log(logging.WARNING if unexpected else logging.INFO, match.summary)
+    # Names and shapes have been compared; strict loading would refuse the tensors without weights.
+    is_complete = not any(match.initialized.values())
+    match.target.load_state_dict(match.loaded, strict=is_complete)
+    # Without the argument `classes`, random class layers may come as a surprise, and logging may
+    # not be configured: Python prints warnings even then.
+    is_surprising = classes is None and CLASS_DEPENDENT in match.initialized
+    logger.log(logging.WARNING if is_surprising else logging.INFO, match.summary)
 
 
 def require_fit(model: nn.Module, file: File, classes: Sequence[str] | None = None) -> None:
-    """Raises as :func:`load` does for a file that does not fit; the model may be on the device "meta"."""
+    """Raise a UserError if :func:`load` would; the model may be on the device "meta"."""
     _match(model, file, classes)
 
 
 class _Match(NamedTuple):
-    """What of a file goes where.
+    """Which tensors of a file are loaded, and where.
 
     Attributes:
         target: the part of the model that is loaded.
-        kept: the tensors that go into it.
-        fresh: names of its tensors that are not in the file, by reason.
-        summary: what becomes of every tensor.
+        loaded: the tensors of the file that are loaded, by their names in the target.
+        initialized: names of the target's tensors that are not in the file, by reason.
+        summary: number of tensors that are loaded, dropped and initialized.
     """
 
     target: nn.Module
-    kept: dict[str, Tensor]
-    fresh: dict[str, list[str]]
+    loaded: dict[str, Tensor]
+    initialized: Groups
     summary: str
-
-    @property
-    def may_miss(self) -> set[str]:
-        return {key for keys in self.fresh.values() for key in keys}
 
 
 def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Match:
     target = _backbone_in(model, file) if file.is_backbone else model
     wanted = target.state_dict()
     _check_kind(file, wanted)
-    # Batch norm's step counter: frozen batch norm has none, and nothing here reads it.
-    counters = {
-        key for key in wanted.keys() ^ file.weights.keys() if key.endswith("num_batches_tracked")
-    }
-    dropped = {
-        "that are not of the backbone": file.dropped,
-        "step counters of batch norm": [key for key in file.weights if key in counters],
-    }
-    fresh = {"step counters of batch norm": [key for key in wanted if key in counters]}
-    outside = 0
-    if file.is_backbone:
-        norms = "out_norms."  # of the maps that leave the backbone, which are not the same ones everywhere
-        dropped["norms that the model lacks"] = [
-            key for key in file.weights if key.startswith(norms) and key not in wanted
-        ]
-        fresh["norms that it lacks"] = [
-            key for key in wanted if key.startswith(norms + "block") and key not in file.weights
-        ]
-        outside = len(model.state_dict()) - len(wanted)
-    elif layers := _layers_of_other_classes(file, wanted, classes):
-        dropped["that belong to other classes"] = fresh["that depend on the classes"] = layers
-    gone = {key for keys in dropped.values() for key in keys}
-    kept = {key: tensor for key, tensor in file.weights.items() if key not in gone}
-    _require_same(
-        wanted, kept, file.path, may_miss={key for keys in fresh.values() for key in keys}
-    )
+    dropped, initialized = _differences(file, wanted, classes)
+    loaded = dict(file.weights)
+    for key in chain.from_iterable(dropped.values()):
+        loaded.pop(key, None)  # those of file.dropped are not among the weights
+    may_miss = set(chain.from_iterable(initialized.values()))
+    _require_same(wanted, loaded, file.path, may_miss=may_miss)
 
     path, total = one_line(file.path, PATH_LIMIT), len(file.weights) + len(file.dropped)
-    parts = [f"{file.title} {path}: {len(kept)} of {total} tensors loaded"]
-    for what, groups in (("dropped", dropped), ("starting afresh", fresh)):
-        counts = {reason: len(keys) for reason, keys in groups.items() if keys}
-        if what == "starting afresh" and outside:
-            counts["outside of the backbone"] = outside
-        if counts:
-            parts.append(
-                f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items())
-            )
-        for reason, keys in groups.items():
-            if keys:
-                names = one_line(", ".join(keys), PAGE_LIMIT)
-                logger.debug(f"{path}, {what}, {reason}: {names}")
-    return _Match(target, kept, fresh, "; ".join(parts))
+    parts = [f"{file.title} {path}: {len(loaded)} of {total} tensors loaded"]
+    num_around = len(model.state_dict()) - len(wanted)
+    parts += _count(path, "dropped", dropped)
+    parts += _count(path, "randomly initialized", initialized, num_around)
+    return _Match(target, loaded, initialized, "; ".join(parts))
+
+
+def _differences(
+    file: File, wanted: Mapping[str, Tensor], classes: Sequence[str] | None
+) -> tuple[Groups, Groups]:
+    """Return the names of tensors that only the file has, and that only the model has.
+
+    Only differences that are harmless are considered.
+    """
+    # Frozen batch norm has no step counters, and nothing here uses their values.
+    counters, counter = "step counters of batch norm", "num_batches_tracked"
+    dropped = {
+        "outside the backbone": file.dropped,
+        counters: _only_in(file.weights, wanted, suffix=counter),
+    }
+    initialized = {counters: _only_in(wanted, file.weights, suffix=counter)}
+    if file.is_backbone:
+        # The norms of the outputs; which outputs a backbone has depends on the model around it.
+        # A model that needs the norm of the last output, "out_norms.last_feat", must find it.
+        dropped["norms that the model does not have"] = _only_in(
+            file.weights, wanted, prefix="out_norms."
+        )
+        initialized["norms that the file does not have"] = _only_in(
+            wanted, file.weights, prefix="out_norms.block"
+        )
+        return dropped, initialized
+    layers = _layers_of_other_classes(file, wanted, classes)
+    if layers:
+        dropped["that belong to other classes"] = initialized[CLASS_DEPENDENT] = layers
+    return dropped, initialized
+
+
+def _only_in(
+    names: Collection[str], others: Collection[str], *, prefix: str = "", suffix: str = ""
+) -> list[str]:
+    """Return the names with this prefix and suffix that are not among the others."""
+    matching = (key for key in names if key.startswith(prefix) and key.endswith(suffix))
+    return [key for key in matching if key not in others]
+
+
+def _count(path: str, action: str, groups: Groups, num_around: int = 0) -> list[str]:
+    """Summarize groups of tensors, and log their names at level DEBUG.
+
+    Args:
+        path: of the file, for the log.
+        action: what happens to the tensors.
+        groups: their names, by reason.
+        num_around: number of tensors outside the backbone that is loaded, which belong to none.
+
+    Returns:
+        a list of one text, such as "dropped: 6 outside the backbone"; empty without tensors.
+    """
+    counts = []
+    for reason, keys in groups.items():
+        if keys:
+            counts.append(f"{len(keys)} {reason}")
+            names = one_line(", ".join(keys), PAGE_LIMIT)
+            logger.debug(f"{path}, {action}, {reason}: {names}")
+    if num_around:
+        counts.append(f"{num_around} outside the backbone")
+    return [f"{action}: {', '.join(counts)}"] if counts else []
 
 
 def _backbone_in(model: nn.Module, file: File) -> GPViT:
     backbones = [module for module in model.modules() if isinstance(module, GPViT)]
     if len(backbones) != 1:
         raise UserError(
-            f"{file.path} ({file.title}) goes into a GPViT, and the model has {len(backbones)} of them"
+            f"{file.path} ({file.title}) contains one GPViT, the model has {len(backbones)} of them"
         )
     return backbones[0]
 
 
 def _check_kind(file: File, wanted: Mapping[str, Tensor]) -> None:
-    """Raises a UserError if the file is of another kind or size than the model, before keys are compared one by one."""
-    if not file.is_backbone and width(wanted) and width(file.weights):
+    """Raise a UserError if the file is of another architecture or size than the model.
+
+    It is shorter than a list of all names that differ.
+    """
+    channels, wanted_channels = width(file.weights), width(wanted)
+    if not file.is_backbone and wanted_channels and channels:
         theirs, ours = architecture(file.weights), architecture(wanted)
         if theirs != ours:
             raise UserError(
-                f"{file.path} is {theirs} ({file.title}), the model is {ours}: take the config that the file is for"
+                f"{file.path} is {theirs} ({file.title}), the model is {ours}: use the config that "
+                "matches the file"
             )
-    channels, wanted_channels = width(file.weights), width(wanted)
     if channels and wanted_channels and channels != wanted_channels:
         size = f"is {size_name(wanted)} and " if size_name(wanted) else ""
         raise UserError(
-            f"{file.path} ({file.title}) has {channels} channels, the model {size}has {wanted_channels}"
+            f"{file.path} ({file.title}) has {channels} channels, the model {size}has "
+            f"{wanted_channels}"
         )
 
 
 def _layers_of_other_classes(
     file: File, wanted: Mapping[str, Tensor], classes: Sequence[str] | None
 ) -> list[str]:
-    """The layers that the file cannot give to the model, since they belong to other classes."""
+    """Return the tensors that are not loaded because the classes of file and model differ."""
     kind = architecture_of(wanted)
-    layers = [
-        key for key in wanted if kind and kind.class_layers.fullmatch(key) and key in file.weights
-    ]
-    other_shape = [key for key in layers if file.weights[key].shape != wanted[key].shape]
+    if kind is None:
+        return []
+    layers, other_shape = [], set()
+    for key, tensor in wanted.items():
+        if kind.class_layers.fullmatch(key) and key in file.weights:
+            layers.append(key)
+            if file.weights[key].shape != tensor.shape:
+                other_shape.add(key)
     if classes is None or file.classes is None:
-        others = bool(other_shape)
+        differ = bool(other_shape)
     else:
-        others = list(classes) != list(file.classes)
-    return (
-        [key for key in layers if key in other_shape or not _is_for_any_class(key, wanted)]
-        if others
-        else []
-    )
+        differ = list(classes) != list(file.classes)
+    if not differ:
+        return []
+    return [key for key in layers if key in other_shape or not _is_class_agnostic(key, wanted)]
 
 
-def _is_for_any_class(key: str, wanted: Mapping[str, Tensor]) -> bool:
-    """Whether a layer gives one box for all classes: four outputs beside scores of several classes and the background."""
+def _is_class_agnostic(key: str, wanted: Mapping[str, Tensor]) -> bool:
+    """Return whether a layer predicts one box for all classes.
+
+    It has four outputs then. So has one with a box for each class if there is a single class,
+    where the scores are of two: this class and the background.
+    """
     scores = wanted[key.replace("bbox_pred", "cls_score")]
     return "bbox_pred" in key and len(wanted[key]) == 4 and len(scores) > 2
 
 
 def load_strictly(model: nn.Module, weights: Any, path: str) -> None:
-    """Copies weights into the model if names and shapes are the same on both sides, else changes nothing.
+    """Copy weights into a model with the same names and shapes.
+
+    Args:
+        model: the model.
+        weights: a dict of tensors by name.
+        path: where the weights come from, for the error.
 
     Raises:
-        UserError: they differ, or these are no weights.
+        UserError: names or shapes differ, or these are not weights; the model is unchanged.
     """
     require_same(model, weights, path)
     model.load_state_dict(weights)
 
 
 def require_same(model: nn.Module, weights: Any, path: str) -> None:
-    """Raises as :func:`load_strictly` does; the model may be on the device "meta"."""
+    """Raise a UserError if :func:`load_strictly` would; the model may be on the device "meta"."""
     require_weights(weights, f"cannot use {path}: the state of the model")
     _require_same(model.state_dict(), weights, path)
 
@@ -198,18 +253,21 @@ def _require_same(
     path: str,
     may_miss: Collection[str] = (),
 ) -> None:
-    """Raises a UserError for other names or shapes than wanted, but for those that may be missing."""
-    problems = {
-        "missing": [key for key in wanted if key not in weights and key not in may_miss],
-        "surplus": [key for key in weights if key not in wanted],
-        "of another shape": [
-            f"{key} {tuple(weights[key].shape)} instead of {tuple(tensor.shape)}"
-            for key, tensor in wanted.items()
-            if key in weights and weights[key].shape != tensor.shape
-        ],
-    }
-    if any(problems.values()):
-        details = "; ".join(
-            f"{len(keys)} {what} ({preview(keys)})" for what, keys in problems.items() if keys
-        )
-        raise UserError(f"{path} does not fit the model: {details}")
+    """Raise a UserError if names or shapes differ, except for names that may be missing."""
+    missing, other_shape = [], []
+    for key, tensor in wanted.items():
+        if key not in weights:
+            if key not in may_miss:
+                missing.append(key)
+        elif weights[key].shape != tensor.shape:
+            other_shape.append(
+                f"{key} {tuple(weights[key].shape)} instead of {tuple(tensor.shape)}"
+            )
+    unexpected = [key for key in weights if key not in wanted]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": other_shape}
+    details = []
+    for problem, keys in problems.items():
+        if keys:
+            details.append(f"{len(keys)} {problem} ({preview(keys)})")
+    if details:
+        raise UserError(f"{path} does not fit the model: {'; '.join(details)}")

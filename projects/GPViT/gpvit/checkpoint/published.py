@@ -1,13 +1,28 @@
-"""The published files: their kinds, and the names of their tensors there and here.
+"""Official GPViT checkpoints: the kinds of files, and the conversion of their parameter names.
 
-A table has their name of every tensor, and ours: "#" stands for a number, "*" for the last part of a name, "#+2" for
-the number plus two. The first line that matches decides.
+The official files were written by mmcv: ``{"meta": {...}, "state_dict": {...}}``. Their
+``state_dict`` begins with ``backbone.`` and continues with ``neck.``, ``rpn_head.``, ``roi_head.``,
+``bbox_head.``, ``decode_head.``, ``auxiliary_head.`` or ``head.``, depending on the model.
+
+A table of names maps templates of official names to templates of ours. A template has placeholders:
+
+===========  =========================================================================
+``#``        an index, such as that of a block; the same number on both sides
+``#+2``      an index that is 2 larger than the plain number (``#-2``: 2 smaller)
+``*``        the last component of a name (``weight``, ``bias``, ``running_mean``, ...)
+===========  =========================================================================
+
+For example, ``neck.lateral_convs.#.conv.*`` -> ``backbone.fpn_lateral#+2.*`` renames
+``neck.lateral_convs.0.conv.weight`` to ``backbone.fpn_lateral2.weight``. A rule applies if its
+template matches the complete name and no index becomes negative; the first rule that applies
+decides. Therefore exceptions stand before the general rule. The same tables are used in the inverse
+direction, where our templates are matched.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -20,12 +35,14 @@ from .describe import Architecture, architecture_of, size_name
 
 COCO_CLASSES = [category["name"] for category in COCO_CATEGORIES if category["isthing"]]
 
-GROUP_BLOCKS = {1, 4, 7, 10}  # of all published sizes
+GROUP_BLOCKS = {1, 4, 7, 10}  # indices of the group propagation blocks, the same in all sizes
 
 Names = dict[str, str]
 
 BACKBONE: Names = {
     "pos_embed": "pos_embed",
+    # Each of these convolutions is an nn.Sequential of convolution, batch norm and ReLU there;
+    # patch_embed.convs holds two of them in one list: (0, 1, 2) and (3, 4, 5).
     "patch_embed.stem.0.*": "patch_embed.stem.*",
     "patch_embed.stem.1.*": "patch_embed.stem.norm.*",
     "patch_embed.convs.0.*": "patch_embed.convs.0.*",
@@ -33,7 +50,7 @@ BACKBONE: Names = {
     "patch_embed.convs.3.*": "patch_embed.convs.1.*",
     "patch_embed.convs.4.*": "patch_embed.convs.1.norm.*",
     "patch_embed.projection.*": "patch_embed.projection.*",
-    # Window blocks.
+    # Window blocks. attns.0 and attns.1 attend within vertical and horizontal stripes.
     "layers.#.norm1.*": "blocks.#.norm1.*",
     "layers.#.qkv.*": "blocks.#.attn.qkv.*",
     "layers.#.attns.0.get_v.*": "blocks.#.attn.lepe_vertical.*",
@@ -42,7 +59,9 @@ BACKBONE: Names = {
     "layers.#.norm2.*": "blocks.#.norm2.*",
     "layers.#.ffn.layers.0.0.*": "blocks.#.mlp.fc1.*",
     "layers.#.ffn.layers.1.*": "blocks.#.mlp.fc2.*",
-    # Group propagation blocks; what both kinds of blocks have must be told apart on the way back.
+    # Group propagation blocks. "blocks.#.conv.*" is the depthwise convolution of either kind of
+    # block, which the official code calls dw in window blocks and dwconv.0 in the others. In the
+    # inverse direction only the index determines the name, so these blocks are listed first.
     **{f"layers.{i}.dwconv.0.*": f"blocks.{i}.conv.*" for i in GROUP_BLOCKS},
     "layers.#.dw.*": "blocks.#.conv.*",
     "layers.#.group_token": "blocks.#.group_token",
@@ -66,13 +85,14 @@ BACKBONE: Names = {
     "layers.#.un_group_layer.ffn.layers.0.0.*": "blocks.#.ungroup.mlp.fc1.*",
     "layers.#.un_group_layer.ffn.layers.1.*": "blocks.#.ungroup.mlp.fc2.*",
     "layers.#.dwconv.1.*": "blocks.#.conv.norm.*",
-    # The norms of the maps that leave the network.
+    # The norms of the outputs: ln1 of the last one, norm2 of the one after block 2, and so on.
     "ln1.*": "out_norms.last_feat.*",
     "norm#.*": "out_norms.block#.*",
 }
 
 
 def _attention(theirs: str, ours: str) -> Names:
+    """Return the rules of a deformable attention and its norms, below the given templates."""
     return {
         f"{theirs}.query_norm.*": f"{ours}.norm_query.*",
         f"{theirs}.feat_norm.*": f"{ours}.norm_feature.*",
@@ -84,6 +104,7 @@ def _attention(theirs: str, ours: str) -> Names:
 
 
 def _extractor(theirs: str, ours: str) -> Names:
+    """Return the rules of an extractor: deformable attention and a convolutional FFN."""
     return _attention(theirs, ours) | {
         f"{theirs}.ffn_norm.*": f"{ours}.norm_ffn.*",
         f"{theirs}.ffn.fc1.*": f"{ours}.ffn.fc1.*",
@@ -94,18 +115,25 @@ def _extractor(theirs: str, ours: str) -> Names:
 
 ADAPTER: Names = {
     "level_embed": "level_embed",
+    # spm.stem is one list of three times convolution, batch norm and ReLU.
     "spm.stem.0.*": "spatial_prior.stem.0.*",
     "spm.stem.1.*": "spatial_prior.stem.0.norm.*",
     "spm.stem.3.*": "spatial_prior.stem.1.*",
     "spm.stem.4.*": "spatial_prior.stem.1.norm.*",
     "spm.stem.6.*": "spatial_prior.stem.2.*",
     "spm.stem.7.*": "spatial_prior.stem.2.norm.*",
+    # conv2, conv3, conv4 -> convs.0, convs.1, convs.2.
     "spm.conv#.0.*": "spatial_prior.convs.#-2.*",
     "spm.conv#.1.*": "spatial_prior.convs.#-2.norm.*",
+    # fc1 projects the features of stride 4, fc2 to fc4 those of the three levels that interact.
+    # With fc1 the second rule would give the index -1, so it does not apply.
     "spm.fc1.*": "spatial_prior.projection4.*",
     "spm.fc#.*": "spatial_prior.projections.#-2.*",
     "interactions.#.injector.gamma": "injectors.#.gamma",
     **_attention("interactions.#.injector", "injectors.#"),
+    # There are 4 interactions, each with an extractor, and the last has two extra extractors,
+    # which are ours 4 and 5. In the inverse direction, extractors 0 to 3 would get a negative
+    # index by the first of these rules, so the second applies to them.
     **_extractor("interactions.3.extra_extractors.#", "extractors.#+4"),
     **_extractor("interactions.#.extractor", "extractors.#"),
     "up.*": "up.*",
@@ -114,10 +142,12 @@ ADAPTER: Names = {
 
 
 def _below(theirs: str, ours: str, names: Names) -> Names:
+    """Return the same rules for names that begin with these prefixes."""
     return {theirs + their_name: ours + our_name for their_name, our_name in names.items()}
 
 
 def _pyramid(first_level: int) -> Names:
+    """Return the rules of an FPN, whose levels are numbered from 0 there, by log2(stride) here."""
     return {
         "neck.lateral_convs.#.conv.*": f"backbone.fpn_lateral#+{first_level}.*",
         "neck.lateral_convs.#.bn.*": f"backbone.fpn_lateral#+{first_level}.norm.*",
@@ -126,9 +156,22 @@ def _pyramid(first_level: int) -> Names:
     }
 
 
+# The adapter contains the backbone as its attribute ``net``; in the official files, the
+# parameters of both are directly below "backbone.".
 WITH_ADAPTER: Names = _below("backbone.", "backbone.bottom_up.", ADAPTER) | _below(
     "backbone.", "backbone.bottom_up.net.", BACKBONE
 )
+
+
+def _subnet(theirs: str, ours: str) -> Names:
+    """Return the rules of a RetinaNet subnet of four convolutions.
+
+    In Detectron2's nn.Sequential a ReLU follows each of them, so they are its entries 0, 2, 4, 6.
+    """
+    return {
+        f"bbox_head.{theirs}_convs.{i}.conv.*": f"head.{ours}_subnet.{2 * i}.*" for i in range(4)
+    }
+
 
 MASK_RCNN: Names = {
     **WITH_ADAPTER,
@@ -148,16 +191,14 @@ MASK_RCNN: Names = {
 
 RETINANET: Names = {
     **WITH_ADAPTER,
+    # The list of FPN convolutions continues with those of p6 and p7, which Detectron2 keeps apart.
     "neck.fpn_convs.3.conv.*": "backbone.top_block.p6.*",
     "neck.fpn_convs.3.bn.*": "backbone.top_block.p6.norm.*",
     "neck.fpn_convs.4.conv.*": "backbone.top_block.p7.*",
     "neck.fpn_convs.4.bn.*": "backbone.top_block.p7.norm.*",
     **_pyramid(first_level=3),
-    **{  # a ReLU stands behind each convolution, in the same list
-        f"bbox_head.{theirs}_convs.{i}.conv.*": f"head.{ours}_subnet.{2 * i}.*"
-        for theirs, ours in (("cls", "cls"), ("reg", "bbox"))
-        for i in range(4)
-    },
+    **_subnet("cls", "cls"),
+    **_subnet("reg", "bbox"),
     "bbox_head.retina_cls.*": "head.cls_score.*",
     "bbox_head.retina_reg.*": "head.bbox_pred.*",
 }
@@ -165,19 +206,20 @@ RETINANET: Names = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of published model.
+    """A kind of official checkpoint.
 
     Attributes:
-        name: as messages call it.
-        mark: how names begin that files of this kind have, and no others.
-        names: the table of its tensors; of detectors, all of the model's, else the backbone's.
-        architecture: of a detector, all of which is used; None where that is the backbone alone.
-        dropped: how the names of those tensors begin that have no place in a detector.
-        config: name of the config of configs/published that a file of this kind is for, by its size; "" where there is none.
+        name: for messages.
+        prefix: of names that only files of this kind contain.
+        names: the table of names: of the complete model for detectors, else of the backbone.
+        architecture: of a detector, which is loaded completely; None if only the backbone is used.
+        dropped: prefixes of the tensors that have no counterpart in a detector.
+        config: template of the matching config in configs/published, filled with the size in lower
+            case; "" if there is none.
     """
 
     name: str
-    mark: str
+    prefix: str
     names: Names
     architecture: Architecture | None = None
     dropped: tuple[str, ...] = ()
@@ -188,142 +230,173 @@ class Kind:
         return self.architecture is not None
 
 
-_BACKBONE_OF_OTHERS = _below("backbone.", "", BACKBONE)
+_BACKBONE_ONLY = _below("backbone.", "", BACKBONE)
 KINDS = (
     Kind("Mask R-CNN", "roi_head.", MASK_RCNN, describe.MASK_RCNN, config="mask_rcnn_gpvit_{}_1x"),
     Kind("RetinaNet", "bbox_head.", RETINANET, describe.RETINANET, config="retinanet_gpvit_{}_1x"),
     Kind(
         "semantic segmentation model",
         "decode_head.",
-        _BACKBONE_OF_OTHERS,
-        None,
-        ("decode_head.", "auxiliary_head."),
+        _BACKBONE_ONLY,
+        dropped=("decode_head.", "auxiliary_head."),
     ),
-    Kind("ImageNet classifier", "head.fc.", _BACKBONE_OF_OTHERS, None, ("neck.", "head.")),
+    Kind("ImageNet classifier", "head.fc.", _BACKBONE_ONLY, dropped=("neck.", "head.")),
 )
 
 
 def kind_of(state_dict: Mapping[str, Tensor]) -> Kind:
-    """What a published file holds. Raises a ValueError where it is none of :data:`KINDS`."""
+    """Return the kind of an official checkpoint.
+
+    Raises:
+        ValueError: it is none of :data:`KINDS`.
+    """
     kind = _kind(state_dict)
     if kind is None:
-        raise ValueError(f"it is no published GPViT model; it holds {preview(list(state_dict))}")
+        raise ValueError(f"not a published GPViT model; it contains {preview(list(state_dict))}")
     return kind
 
 
 def _kind(state_dict: Mapping[str, Tensor]) -> Kind | None:
-    return next(
-        (kind for kind in KINDS if any(key.startswith(kind.mark) for key in state_dict)), None
-    )
+    for kind in KINDS:
+        if any(key.startswith(kind.prefix) for key in state_dict):
+            return kind
+    return None
 
 
 def converted(state_dict: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
-    """Published tensors under this project's names, without those that have no place here.
+    """Return official tensors under this project's names, without those that are dropped.
 
     Raises:
         ValueError: a name that this kind of model does not have.
     """
-    kept = {key: tensor for key, tensor in state_dict.items() if not key.startswith(kind.dropped)}
+    kept = _without(state_dict, kind.dropped)
     return _reorder_anchors(rename(kept, kind.names, what=kind.name))
 
 
+def _without(tensors: Mapping[str, Tensor], prefixes: str | tuple[str, ...]) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(prefixes)}
+
+
 def from_published(state_dict: Mapping[str, Tensor], part: str = "backbone") -> dict[str, Tensor]:
-    """A part of a published model under this project's names.
+    """Return a part of an official model under this project's names.
 
     Args:
-        state_dict: of a published detector, segmentation model, classifier or backbone, whose names may begin with
-            ``backbone.`` or not.
+        state_dict: of an official detector, segmentation model, classifier or backbone, whose names
+            may begin with ``backbone.`` or not.
         part: "backbone", for :class:`gpvit.GPViT`.
 
     Raises:
-        ValueError: there is no such part, or a name that a model of this kind does not have; names of its other parts are
-            known, and left out.
+        ValueError: there is no such part, or a name that a model of this kind does not have. The
+            names of its other parts are known and left out.
     """
     if part != "backbone":
         raise ValueError(f'part must be "backbone", got {shown(part)}')
     kind = _kind(state_dict)
     if kind is not None and kind.is_detector:
-        ours = "backbone.bottom_up.net."
-        weights = converted(state_dict, kind)
-        return {
-            key.removeprefix(ours): tensor
-            for key, tensor in weights.items()
-            if key.startswith(ours)
-        }
-    kept = {
-        key: tensor
-        for key, tensor in state_dict.items()
-        if kind is None or not key.startswith(kind.dropped)
-    }
+        backbone = {}
+        for key, tensor in converted(state_dict, kind).items():
+            if key.startswith("backbone.bottom_up.net."):
+                backbone[key.removeprefix("backbone.bottom_up.net.")] = tensor
+        return backbone
+    kept = _without(state_dict, kind.dropped if kind else ())
     prefix = "backbone." if any(key.startswith("backbone.") for key in kept) else ""
     names = _below(prefix, "", BACKBONE)
     if kind is None:  # the backbone of a detector may come with its adapter
         names |= _below(prefix, "adapter.", ADAPTER)
     weights = rename(kept, names, what=kind.name if kind else "GPViT backbone")
-    return {key: tensor for key, tensor in weights.items() if not key.startswith("adapter.")}
+    return _without(weights, "adapter.")
+
+
+# Layers of official detectors, and their number of outputs for each class.
+_OUTPUTS_PER_CLASS = {
+    "roi_head.bbox_head.fc_reg.weight": 4,  # a box; fc_cls has one more class, the background
+    "bbox_head.retina_cls.weight": 9,  # a score for each anchor
+}
 
 
 def classes_of(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str] | None:
-    """The class names in a published detector's file; COCO's where it names none and has as many."""
-    outputs = {
-        "roi_head.bbox_head.fc_reg.weight": 4,
-        "bbox_head.retina_cls.weight": 9,
-    }  # for each class
-    counts = {len(t) // outputs[key] for key, t in state_dict.items() if key in outputs and t.ndim}
-    named = meta.get("CLASSES")
-    if (
-        isinstance(named, (list, tuple))
-        and counts == {len(named)}
-        and all(isinstance(name, str) for name in named)
-    ):
-        return list(named)
+    """Return the class names of an official detector.
+
+    They are those in the metadata of the file if their number fits, else those of COCO if theirs
+    does, else None.
+    """
+    counts = set()
+    for key, outputs in _OUTPUTS_PER_CLASS.items():
+        if key in state_dict and state_dict[key].ndim:
+            counts.add(len(state_dict[key]) // outputs)
+    names: Any = meta.get("CLASSES")
+    number_fits = isinstance(names, list | tuple) and counts == {len(names)}
+    if number_fits and all(isinstance(name, str) for name in names):
+        return list(names)
     return COCO_CLASSES if counts == {len(COCO_CLASSES)} else None
 
 
 def to_published(weights: Mapping[str, Tensor], classes: Sequence[str] | None) -> dict[str, Any]:
-    """A detector's weights in the layout of the published files, for use with the published code.
+    """Return a detector's weights in the layout of the official files, for the official code.
 
     Raises:
-        ValueError: there is no such published detector, for example with a simple feature pyramid.
+        ValueError: there is no such official detector, for example with a simple feature pyramid.
     """
     architecture = architecture_of(weights)
-    kind = next(
-        (kind for kind in KINDS if kind.is_detector and kind.architecture is architecture), None
-    )
-    if kind is None or "backbone.bottom_up.level_embed" not in weights:
+    matching = None
+    for kind in KINDS:
+        if kind.is_detector and kind.architecture is architecture:
+            matching = kind
+    if matching is None or "backbone.bottom_up.level_embed" not in weights:
         raise ValueError(
-            "only Mask R-CNN and RetinaNet with the adapter have a counterpart in the published code"
+            "only Mask R-CNN and RetinaNet with the adapter have a counterpart in the official code"
         )
-    groups = {
-        int(match[1])
-        for match in map(re.compile(r".*\.blocks\.(\d+)\.group_token").fullmatch, weights)
-        if match
-    }
-    if groups != GROUP_BLOCKS or not size_name(weights):
+    group_blocks = set()
+    for key in weights:
+        match = re.fullmatch(r".*\.blocks\.(\d+)\.group_token", key)
+        if match:
+            group_blocks.add(int(match[1]))
+    if group_blocks != GROUP_BLOCKS or not size_name(weights):
         raise ValueError("its GPViT is none of the published sizes")
-    state_dict = rename(_reorder_anchors(weights), kind.names, inverse=True)
-    for key in [
-        key for key in state_dict if key.endswith("running_var")
-    ]:  # frozen batch norm does not count its steps
-        state_dict.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
+    state_dict = rename(_reorder_anchors(weights), matching.names, inverse=True)
+    for key in list(state_dict):
+        if key.endswith("running_var"):  # frozen batch norm has no step counter
+            counter = key.replace("running_var", "num_batches_tracked")
+            state_dict.setdefault(counter, torch.tensor(0))
     return {"meta": {"CLASSES": tuple(classes)} if classes else {}, "state_dict": state_dict}
+
+
+class _Rule(NamedTuple):
+    """A line of a table of names, in one direction.
+
+    Attributes:
+        pattern: matches the names to rename, with a group for each placeholder.
+        offsets: of these placeholders.
+        target: template of the new name.
+    """
+
+    pattern: re.Pattern[str]
+    offsets: list[int]
+    target: str
 
 
 def rename(
     tensors: Mapping[str, Tensor], names: Names, *, inverse: bool = False, what: str = "GPViT"
 ) -> dict[str, Tensor]:
-    """Tensors under our names, or under theirs if ``inverse``. Raises a ValueError, about ``what``, on an unknown name."""
-    rules = [(ours, theirs) if inverse else (theirs, ours) for theirs, ours in names.items()]
-    compiled = [(_pattern(source), _offsets(source), target) for source, target in rules]
-    renamed, unknown = {}, []
+    """Return tensors under our names, or under the official ones.
+
+    Args:
+        tensors: with official names, or with ours if ``inverse``.
+        names: a table of names.
+        inverse: whether to rename from ours to the official names.
+        what: name of the model for the error.
+
+    Raises:
+        ValueError: a name that no rule applies to, or two names that become the same.
+    """
+    rules = []
+    for theirs, ours in names.items():
+        source, target = (ours, theirs) if inverse else (theirs, ours)
+        rules.append(_Rule(_pattern(source), _offsets(source), target))
+    renamed: dict[str, Tensor] = {}
+    unknown = []
     for name, tensor in tensors.items():
-        matches = (
-            (pattern.fullmatch(name), offsets, target) for pattern, offsets, target in compiled
-        )
-        candidates = (
-            _fill(target, match.groups(), offsets) for match, offsets, target in matches if match
-        )
-        new_name = next(filter(None, candidates), None)
+        new_name = _apply(rules, name)
         if new_name is None or new_name in renamed:
             unknown.append(name)
         else:
@@ -333,43 +406,72 @@ def rename(
     return renamed
 
 
-_PLACEHOLDER = re.compile(r"#([+-]\d)?|\*")
+def _apply(rules: Sequence[_Rule], name: str) -> str | None:
+    """Return the new name by the first rule that applies; None if there is none."""
+    for rule in rules:
+        match = rule.pattern.fullmatch(name)
+        if match:
+            new_name = _fill(rule.target, match.groups(), rule.offsets)
+            if new_name:
+                return new_name
+    return None
+
+
+_PLACEHOLDER = re.compile(r"#([+-]\d)?|\*")  # group 1 is the offset of an index, such as "+2"
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    literals = [re.escape(part) for part in _PLACEHOLDER.sub("\0", template).split("\0")]
-    groups = [
-        r"(\w+)" if match[0] == "*" else r"(\d+)" for match in _PLACEHOLDER.finditer(template)
-    ]
-    return re.compile("".join(part for pair in zip(literals, [*groups, ""]) for part in pair))
+    """Return the regular expression of a template, with a group for each placeholder."""
+    pattern, end = "", 0
+    for placeholder in _PLACEHOLDER.finditer(template):
+        pattern += re.escape(template[end : placeholder.start()])
+        # \w has no dot, so "*" is exactly one component.
+        pattern += r"(\w+)" if placeholder[0] == "*" else r"(\d+)"
+        end = placeholder.end()
+    return re.compile(pattern + re.escape(template[end:]))
 
 
 def _offsets(template: str) -> list[int]:
-    return [int(match[1] or 0) for match in _PLACEHOLDER.finditer(template)]
+    """Return the offset of each placeholder of a template; 0 for "#" and "*"."""
+    return [int(placeholder[1] or 0) for placeholder in _PLACEHOLDER.finditer(template)]
 
 
 def _fill(template: str, values: Sequence[str], offsets: Sequence[int]) -> str | None:
-    """The template with the values of another one's placeholders; None where a number would be negative."""
-    parts = [
-        value if not value.isdecimal() else str(int(value) - theirs + ours)
-        for value, theirs, ours in zip(values, offsets, _offsets(template))
-    ]
-    if any(part.startswith("-") for part in parts):
-        return None
+    """Fill a template with the values of the placeholders of another one.
+
+    Args:
+        template: with as many placeholders as there are values.
+        values: what the placeholders of the other template matched.
+        offsets: of the placeholders of the other template.
+
+    Returns:
+        the name; None if an index would be negative.
+    """
+    parts = []
+    for value, source_offset, target_offset in zip(values, offsets, _offsets(template)):
+        if value.isdecimal():
+            # If "#-2" matched 1, the plain number is 1 + 2, and "#+1" becomes 3 + 1.
+            index = int(value) - source_offset + target_offset
+            if index < 0:
+                return None
+            value = str(index)
+        parts.append(value)
     remaining = iter(parts)
     return _PLACEHOLDER.sub(lambda _: next(remaining), template)
 
 
 def _reorder_anchors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Exchanges the orders of RetinaNet's nine anchors per cell: by ratio, then size (theirs), and the reverse (ours)."""
+    """Exchange the two orders of RetinaNet's nine anchors in the outputs of its head.
 
-    def swap(tensor: Tensor) -> Tensor:
-        if not tensor.ndim or len(tensor) % 9:
-            return tensor  # which will not fit
-        return tensor.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)
-
-    prefixes = ("head.cls_score.", "head.bbox_pred.")
-    return {
-        name: swap(tensor) if name.startswith(prefixes) else tensor
-        for name, tensor in weights.items()
-    }
+    The official code has the aspect ratio as the outer and the scale as the inner index,
+    Detectron2 the reverse. As there are three of each, one transposition converts either way.
+    """
+    reordered = dict(weights)
+    for name, tensor in weights.items():
+        is_output = name.startswith(("head.cls_score.", "head.bbox_pred."))
+        # A tensor of any other shape is left to the comparison of shapes.
+        if is_output and tensor.ndim and len(tensor) % 9 == 0:
+            # (9 * K, ...) -> (3, 3, K, ...) -> (9 * K, ...), with K classes or box coordinates
+            anchors = tensor.unflatten(0, (3, 3, -1))
+            reordered[name] = anchors.transpose(0, 1).flatten(0, 2)
+    return reordered

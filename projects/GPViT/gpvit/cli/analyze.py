@@ -1,11 +1,11 @@
-"""What a detector costs: parameters, FLOPs, memory and time of inference on this machine, part by part.
+"""Report the parameters, FLOPs, memory and inference time of each part of a detector.
 
     gpvit analyze --config-file configs/mask_rcnn_gpvit_l1.py
     gpvit analyze --weights output/quickstart --image 480x640
-    gpvit analyze --table models       parameters and FLOPs of all models of configs/, in Markdown
-    gpvit analyze --table published    AP and files of the published detectors, in Markdown
+    gpvit analyze --table models       parameters and FLOPs of all models of configs/
+    gpvit analyze --table published    AP and checkpoints of the published detectors
 
-What a FLOP is, and what is counted, is said in gpvit/utils/analysis.py.
+All tables are in Markdown. gpvit/utils/analysis.py defines what is counted as a FLOP.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,15 @@ from ..modeling import SIZES
 from ..predictor import config_of
 from ..utils.analysis import PARTS, built_on_meta, costs, flops, parameters
 from ..utils.profiler import RETURN_MEMORY, image_size, in_a_process, machine
-from .options import add_device, command_parser
+from .options import OVERRIDES_HELP, add_device, command_parser
 
-MODELS = [
-    template.format(size)
-    for template in (
-        "mask_rcnn_gpvit_l{}",
-        "cascade_mask_rcnn_gpvit_l{}",
-        "published/mask_rcnn_gpvit_l{}_1x",
-        "published/retinanet_gpvit_l{}_1x",
-    )
-    for size in (1, 2, 3, 4)
-]
+# Configs of the table of all models, each available in every size.
+MODEL_CONFIGS = (
+    "mask_rcnn_gpvit_{}",
+    "cascade_mask_rcnn_gpvit_{}",
+    "published/mask_rcnn_gpvit_{}_1x",
+    "published/retinanet_gpvit_{}_1x",
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,15 +40,20 @@ def main(arguments: Sequence[str]) -> None:
     source.add_argument(
         "--weights",
         metavar="PATH",
-        help="checkpoint or folder of a run, for the config that it carries",
+        help="checkpoint or folder of a training run; its config is used",
     )
     source.add_argument(
-        "--table", choices=("models", "published"), help="print this table, and nothing else"
+        "--table", choices=("models", "published"), help="table to print instead of one detector"
     )
-    what = "default: as the config has it, 3:2; of the tables 800x1280"
-    parser.add_argument("--image", type=image_size, metavar="HEIGHTxWIDTH", help=what)
+    parser.add_argument(
+        "--image",
+        type=image_size,
+        metavar="HEIGHTxWIDTH",
+        help="image size in pixels (default: 3:2 at the resolution of the config; 800x1280 with "
+        "--table models)",
+    )
     add_device(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     args = parser.parse_intermixed_args(arguments)
     if args.table == "models":
         print_models(*(args.image or (800, 1280)))
@@ -68,52 +70,56 @@ def print_model(
     image: tuple[int, int] | None,
     device: str,
 ) -> None:
-    """Inference of one image in float32, with random weights."""
+    """Print the costs of inference on one image, in float32 and with random weights."""
     source = (config_file, weights, overrides)
     cfg = detector_config(*source)
-    height, width = image or usual_size(cfg)
+    height, width = image or default_size(cfg)
     model = built_on_meta(cfg.model)
-    counts, computed = parameters(model), flops(model, height, width)
-    seconds, _, found = in_a_process(detector_costs, *source, height, width, device)
+    counts, gflops = parameters(model), flops(model, height, width)
+    # Peak memory is measured in a second process: its allocator settings make it slower.
+    seconds, _, detections = in_a_process(detector_costs, *source, height, width, device)
     _, peaks, _ = in_a_process(
         detector_costs, *source, height, width, device, environment=RETURN_MEMORY
     )
-    total = sum(seconds.values())
+    total_seconds = sum(seconds.values())
     print(
-        f"{config_file or weights}, one image of {height}x{width}, random weights, {found} objects found, {on(device)}\n"
+        f"{config_file or weights}, one image of {height}x{width}, random weights, "
+        f"{detections} detections, {device_name(device)}\n"
     )
-    print(
-        "| part | parameters (M) | GFLOPs | peak MiB | ms | share of time |\n|---|---:|---:|---:|---:|---:|"
-    )
+    print("| part | parameters (M) | GFLOPs | peak MiB | ms | % of time |")
+    print("|---|---:|---:|---:|---:|---:|")
     for part in PARTS:
         if counts[part] or seconds[part]:
-            numbers = (counts[part] / 1e6, computed[part], peaks[part], 1e3 * seconds[part])
-            print_row(part, *numbers, seconds[part] / total)
+            fraction = seconds[part] / total_seconds
+            print_row(part, counts[part], gflops[part], peaks[part], seconds[part], fraction)
     print_row(
         "total",
-        sum(counts.values()) / 1e6,
-        sum(computed.values()),
+        sum(counts.values()),
+        sum(gflops.values()),
         max(peaks.values()),
-        1e3 * total,
-        1,
+        total_seconds,
+        fraction=1,
     )
     print(
-        "\npeak: the most that was held while the part ran, above what was held before the image came; total: the largest"
+        "\npeak: the most memory allocated while the part runs, in addition to what was allocated "
+        "before inference; total: the maximum over the parts"
     )
 
 
 def print_row(
-    part: str, millions: float, gflops: float, peak: float, milliseconds: float, share: float
+    part: str, parameters: float, gflops: float, peak: float, seconds: float, fraction: float
 ) -> None:
+    """Print a row of the table of one model; ``fraction`` is that of the total time."""
     print(
-        f"| {part} | {millions:.2f} | {gflops:.2f} | {peak:.0f} | {milliseconds:.1f} | {share:.0%} |"
+        f"| {part} | {parameters / 1e6:.2f} | {gflops:.2f} | {peak:.0f} | {1e3 * seconds:.1f} "
+        f"| {fraction:.0%} |"
     )
 
 
 def detector_config(
     config_file: str | None, weights: str | None, overrides: list[str]
 ) -> DictConfig:
-    """A config from its file, or from the checkpoint that carries it, for the checkpoint's classes."""
+    """Return the config in a file, or the one in a checkpoint, for the checkpoint's classes."""
     if config_file:
         return load_config(config_file, overrides)
     file = checkpoint.read(str(weights))
@@ -122,12 +128,11 @@ def detector_config(
     return cfg
 
 
-def usual_size(cfg: DictConfig) -> tuple[int, int]:
-    """Height and width of a 3:2 image as the config has it in inference, padded to multiples of 32."""
-    height, width = (
-        cfg.dataloader.short_side,
-        min(round(1.5 * cfg.dataloader.short_side), cfg.dataloader.max_size),
-    )
+def default_size(cfg: DictConfig) -> tuple[int, int]:
+    """Return height and width of a 3:2 image after resizing and padding to multiples of 32."""
+    height = cfg.dataloader.short_side
+    width = min(round(1.5 * height), cfg.dataloader.max_size)
+    # -(-n // 32) is n / 32 rounded up.
     return -(-height // 32) * 32, -(-width // 32) * 32
 
 
@@ -139,13 +144,14 @@ def detector_costs(
     width: int,
     device: str,
 ) -> tuple[dict[str, float], dict[str, float], int]:
+    """Return seconds and peak MiB of each part, and the number of detections."""
     torch.manual_seed(0)
     model = instantiate(detector_config(config_file, weights, overrides).model).eval().to(device)
     return costs(model, height, width)
 
 
-def on(device: str) -> str:
-    """What it ran on, for a caption."""
+def device_name(device: str) -> str:
+    """Return the name of the GPU, or the number of threads and the name of the CPU."""
     facts = machine()
     if torch.device(device).type == "cuda":
         return str(facts["gpu"])
@@ -153,42 +159,41 @@ def on(device: str) -> str:
 
 
 def print_models(height: int, width: int) -> None:
-    """Parameters and 1e9 FLOPs for one image, and what was published; 3x models cost what the 1x models do."""
-    parts = [part for part in PARTS if part != "rest"]
+    """Print the cost of each model for one image, and its AP as published, in italics.
+
+    The 3x models are the 1x models after more training, so they cost the same.
+    """
     print(
-        f"| config ({height}x{width}) | parameters (M) | GFLOPs | {' | '.join(parts)} | published AP, 1x | 3x |"
+        f"| config | parameters (M) | GFLOPs at {height}x{width} | of these, backbone "
+        "| AP, 1x | AP, 3x |"
     )
-    print("|---" + "|---:" * (4 + len(parts)) + "|")
-    for name in MODELS:
-        model = built_on_meta(load_config(str(CONFIGS / f"{name}.py")).model)
-        computed = flops(model, height, width)
-        cells = [f"{sum(parameters(model).values()) / 1e6:.1f}", f"{sum(computed.values()):.0f}"]
-        cells += [f"{computed[part]:.0f}" if computed[part] else "" for part in parts]
-        cells += [
-            published_ap(name.removeprefix("published/").replace("1x", schedule))
-            for schedule in ("1x", "3x")
-        ]
-        print(f"| `{name}` | {' | '.join(cells)} |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for template in MODEL_CONFIGS:
+        for size in SIZES:
+            name = template.format(size.lower())
+            model = built_on_meta(load_config(str(CONFIGS / f"{name}.py")).model)
+            gflops = flops(model, height, width)
+            detector = name.removeprefix("published/")
+            print(
+                f"| `{name}` | {sum(parameters(model).values()) / 1e6:.1f} "
+                f"| {sum(gflops.values()):.0f} | {gflops['backbone']:.0f} "
+                f"| {published_ap(detector)} | {published_ap(detector.replace('1x', '3x'))} |"
+            )
 
 
 def published_ap(name: str) -> str:
-    """Box and mask AP of a config of configs/published, or box AP."""
-    return " / ".join(map(str, COCO_AP[name])) if name in COCO_AP else "not measured"
+    """Return box and mask AP, or box AP, of a config of configs/published; a dash for others."""
+    return f"*{' / '.join(map(str, COCO_AP[name]))}*" if name in COCO_AP else "—"
 
 
 def print_published() -> None:
-    """AP of the published detectors, each with a link to its file."""
-    print(
-        "| size | Mask R-CNN 1x: box / mask AP | 3x | RetinaNet 1x: box AP | 3x |\n|---|---:|---:|---:|---:|"
-    )
+    """Print the AP of the published detectors, each with a link to its checkpoint."""
+    print("| size | Mask R-CNN 1x: box / mask AP | 3x | RetinaNet 1x: box AP | 3x |")
+    print("|---|---:|---:|---:|---:|")
     for size in SIZES:
-        names = [
-            f"{kind}_gpvit_{size.lower()}_{when}"
-            for kind in ("mask_rcnn", "retinanet")
-            for when in ("1x", "3x")
-        ]
-        print(
-            f"| {size} | "
-            + " | ".join(f"[{published_ap(name)}]({detector_address(name)})" for name in names)
-            + " |"
-        )
+        cells = [size]
+        for architecture in ("mask_rcnn", "retinanet"):
+            for schedule in ("1x", "3x"):
+                name = f"{architecture}_gpvit_{size.lower()}_{schedule}"
+                cells.append(f"[{published_ap(name)}]({detector_address(name)})")
+        print(f"| {' | '.join(cells)} |")

@@ -1,12 +1,13 @@
-"""Checks annotations in COCO format, and the images they are of, before a training does.
+"""Check a dataset, its annotations and its images, before training on it.
 
-    gpvit check-data --data my_data                                # in any layout that --data of train_net.py takes
+    gpvit check-data --data my_data
     gpvit check-data --data annotations.json --images my_data/images
 
-Prints what was found and all problems by kind with the first ids, and what training and evaluation make of each. The exit
-code is 1 if one of them stops training.
+Prints a summary of the dataset and its problems by kind, each with the first IDs and with how
+training and evaluation handle it. The exit code is 1 if a problem stops training.
 """
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,119 +18,136 @@ from ..data.datasets.coco_rules import RULES, WHOLE_FILE, Problem, grouped
 from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write
 from ..utils.text import PATH_LIMIT, one_line
-from .options import command_parser
+from .options import DATA_HELP, IMAGES_HELP, command_parser
 
-MEANING = {"stop": "stops training", "drop": "dropped", "fix": "fixed", "note": "to know"}
+# Action of a rule -> how it is printed.
+MEANING = {"stop": "stops training", "drop": "dropped", "fix": "fixed", "note": "note"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = command_parser("check-data", __doc__)
-    what = "a dataset, as for training, or one JSON file"
-    parser.add_argument("--data", type=Path, metavar="PATH", help=what)
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder of the images of a JSON file"
-    )
-    parser.add_argument("--boxes", action="store_true", help="masks are not needed (RetinaNet)")
-    parser.add_argument(
-        "--annotations-only",
-        action="store_true",
-        help="do not open the images, which takes longest",
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all problems with all ids to this file"
-    )
-    parser.add_argument(
-        "--rules",
-        action="store_true",
-        help="print what is done about each kind of problem, and end",
-    )
-    args = parser.parse_args(arguments)
+    args = parse(arguments)
     if args.rules:
-        print(
-            "| problem | | what training and evaluation make of it, or what to do |\n|---|---|---|"
-        )
-        for rule in RULES.values():
-            print(f"| {rule.what} | {MEANING[rule.action]} | {rule.then} |")
+        print_rules()
         return 0
     if args.json and args.data:
         refuse_to_replace_data(args.json, args.data)
     files = check(args.data, args.images, not args.boxes, not args.annotations_only)
     for data in files:
-        show(data)
+        print_problems(data)
     if args.json:
-        if args.json.resolve() in {Path(data.path).resolve() for data in files}:
-            raise UserError(
-                f"--json {args.json} is the file of annotations itself; give another name"
-            )
-        rows = [
-            {"file": data.path} | problem._asdict() for data in files for problem in data.problems
-        ]
-        with atomic_write(args.json) as partial:
-            partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        print(f"\n{len(rows)} problems are in {one_line(args.json, PATH_LIMIT)}")
-    return int(
-        any(RULES[problem.kind].action == "stop" for data in files for problem in data.problems)
+        write_json(args.json, files)
+    return int(any(map(stops_training, files)))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("check-data", __doc__)
+    parser.add_argument("--data", type=Path, metavar="PATH", help=DATA_HELP)
+    parser.add_argument("--images", type=Path, metavar="DIR", help=IMAGES_HELP)
+    parser.add_argument(
+        "--boxes", action="store_true", help="accept objects without masks, as RetinaNet does"
     )
+    parser.add_argument(
+        "--annotations-only",
+        action="store_true",
+        help="skip reading the images, which takes most of the time",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="JSON file to write all problems with all IDs to"
+    )
+    parser.add_argument(
+        "--rules",
+        action="store_true",
+        help="print how each kind of problem is handled, without checking a dataset",
+    )
+    return parser.parse_args(arguments)
+
+
+def print_rules() -> None:
+    """Print the rule for each kind of problem, as a Markdown table."""
+    print("| problem | | how training and evaluation handle it, or what to do |\n|---|---|---|")
+    for rule in RULES.values():
+        print(f"| {rule.what} | {MEANING[rule.action]} | {rule.then} |")
 
 
 def refuse_to_replace_data(json_file: Path, data: Path) -> None:
-    """Raises a UserError if the file that is to be written is one of the data."""
-    target, given = json_file.resolve(), data.resolve()
-    if target == given:
-        raise UserError(f"--json {json_file} is the data itself; give another name")
-    if target.exists() and target.is_relative_to(given):
+    """Raise a UserError if writing the problems would replace a file of the dataset."""
+    target, dataset = json_file.resolve(), data.resolve()
+    if target == dataset:
+        raise UserError(f"--json {json_file} is the dataset itself; give another file name")
+    if target.exists() and target.is_relative_to(dataset):
         raise UserError(
-            f"--json {json_file} is there already, in the data; remove it, or give another name"
+            f"--json {json_file} already exists in the dataset; remove it, or give another name"
         )
+
+
+def write_json(path: Path, files: list[CocoFile]) -> None:
+    """Write all problems to a JSON file: a list of objects with the fields of ``Problem``."""
+    rows = []
+    for data in files:
+        if path.resolve() == Path(data.path).resolve():
+            raise UserError(f"--json {path} is the annotation file itself; give another file name")
+        rows += [{"file": data.path} | problem._asdict() for problem in data.problems]
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{len(rows)} problems written to {one_line(path, PATH_LIMIT)}")
+
+
+def stops_training(data: CocoFile) -> bool:
+    return any(RULES[problem.kind].action == "stop" for problem in data.problems)
 
 
 def check(path: Path | None, images: Path | None, masks: bool, open_images: bool) -> list[CocoFile]:
-    """The files that are to be checked, with their problems; prints what they hold."""
-    if path is None or not path.exists():
-        raise UserError(
-            f"{path} does not exist"
-            if path
-            else "give a folder or a JSON file by --data; see --help"
-        )
+    """Return the annotation files of a dataset with their problems; print a summary."""
+    if path is None:
+        raise UserError("give a folder or a JSON file by --data; see --help")
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
     if path.is_file() and (images or not open_images) and path.suffix.lower() not in layouts.YAML:
         file = read(path, images or "", masks=masks, open_images=open_images)
         print(f"{one_line(path, PATH_LIMIT)}\n{layouts.table({'all': file})}")
         return [file]
     layout = detected(path)
-    files = {
-        split: read(
+    files = {}
+    for split, (json_file, folder) in layout.splits.items():
+        files[split] = read(
             json_file,
             images or folder,
             masks=masks,
             train=split == "train",
             open_images=open_images,
         )
-        for split, (json_file, folder) in layout.splits.items()
-    }
-    for split, data in files.items():
-        layout.trace(split, data)
-    classes = {tuple(data.categories.values()) for data in files.values() if data.categories}
-    if len(classes) > 1:
-        next(iter(files.values())).problems.insert(0, Problem("classes differ"))
-    if len(files) > 1:
-        files["train"].problems += images_in_both(files["train"], files["val"], copies=open_images)
+        layout.trace(split, files[split])
+    add_problems_between_splits(files, open_images)
     print(layout.summary(files))
     return list(files.values())
 
 
+def add_problems_between_splits(files: dict[str, CocoFile], open_images: bool) -> None:
+    """Add to the first split's problems that the classes differ, and images that are in both."""
+    classes = set()
+    for data in files.values():
+        if data.categories:
+            classes.add(tuple(data.categories.values()))
+    if len(classes) > 1:
+        next(iter(files.values())).problems.insert(0, Problem("classes differ"))
+    if len(files) > 1:
+        files["train"].problems += images_in_both(files["train"], files["val"], copies=open_images)
+
+
 def detected(path: Path) -> layouts.Layout:
+    """Return the layout of a dataset; errors about a JSON file mention --images."""
     try:
         return layouts.detect_format(str(path))
     except UserError as error:
         if path.suffix.lower() != ".json":
             raise
         raise UserError(
-            f"{error}; give the folder of its images by --images DIR, or --annotations-only"
+            f"{error}; give the folder of its images by --images DIR, or add --annotations-only"
         ) from None
 
 
-def show(data: CocoFile) -> None:
-    """Prints a file's problems by kind."""
+def print_problems(data: CocoFile) -> None:
+    """Print a file's problems by kind."""
     print(f"\n{data.summary()}")
     groups = grouped(data.problems)
     if not groups:
@@ -138,15 +156,19 @@ def show(data: CocoFile) -> None:
         rule = RULES[kind]
         count = "" if kind in WHOLE_FILE else f"{len(problems)} "
         print(f"\n  {MEANING[rule.action]}: {count}{rule.what}")
-        names = [name(problem) for problem in problems]
-        if any(names):
-            print(f"    {preview(names)}")
+        locations = list(map(location, problems))
+        if any(locations):
+            print(f"    {preview(locations)}")
         print(f"    -> {rule.then}")
 
 
-def name(problem: Problem) -> str:
-    """Where a problem is, in a few words."""
-    image = "" if problem.image_id is None else f"image {problem.image_id}"
-    annotation = "" if problem.annotation_id is None else f"annotation {problem.annotation_id}"
-    detail = f"({problem.detail})" if problem.detail else ""
-    return " ".join(filter(None, (annotation or image, detail)))
+def location(problem: Problem) -> str:
+    """Return the image or annotation of a problem, and its detail in parentheses."""
+    parts = []
+    if problem.annotation_id is not None:
+        parts.append(f"annotation {problem.annotation_id}")
+    elif problem.image_id is not None:
+        parts.append(f"image {problem.image_id}")
+    if problem.detail:
+        parts.append(f"({problem.detail})")
+    return " ".join(parts)

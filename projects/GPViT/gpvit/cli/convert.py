@@ -1,11 +1,11 @@
-"""Converts published files to this project's names, and detectors trained here to the published layout.
+"""Convert official GPViT checkpoints to this project's format, and detectors to the official one.
 
     gpvit convert --weights gpvit_l1_maskrcnn_1x.pth --output mask_rcnn_l1.safetensors
-    gpvit convert --weights output/published/retinanet_gpvit_l1_1x --output official.pth --to-published
+    gpvit convert --weights output/my_retinanet --output official.pth --to-published
 
-The weights are a path or an address. The output is a .safetensors file or, by any other name, PyTorch's format, with the
-names of the classes, the config and the source noted in it; the published layout has the names of the classes only. Every
-command here takes either as a checkpoint.
+The output is a .safetensors file or, with any other suffix, a PyTorch file. It contains weights,
+class names, config and source; in the official format, only weights and class names. All commands
+accept both formats as --weights.
 """
 
 import contextlib
@@ -27,17 +27,22 @@ from .options import add_output, command_parser
 def main(arguments: Sequence[str]) -> None:
     parser = command_parser("convert", __doc__)
     parser.add_argument(
-        "--weights", required=True, metavar="PATH", help="checkpoint: path or address"
+        "--weights",
+        required=True,
+        metavar="PATH",
+        help="checkpoint, folder of a training run, URL or hf://USER/NAME",
     )
-    add_output(parser, "FILE", "file to write")
+    add_output(parser, "FILE", "checkpoint to write")
     parser.add_argument(
-        "--to-published", action="store_true", help="write the layout of the published files"
+        "--to-published",
+        action="store_true",
+        help="write the format of the official checkpoints, as a .pth file",
     )
     args = parser.parse_args(arguments)
     refuse_to_replace([args.output], args.overwrite)
     if args.to_published and args.output.suffix == ".safetensors":
         raise UserError(
-            "published files are in PyTorch's format; give the output a name that ends in .pth"
+            "the official checkpoints are PyTorch files; give an --output that ends in .pth"
         )
     file = checkpoint.read(args.weights)
     try:
@@ -48,18 +53,18 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def convert(file: checkpoint.File, output: str, to_published: bool) -> str:
-    """Writes the file and says what is in it now."""
+    """Write the converted checkpoint and return a description of its content."""
     classes = f", {len(file.classes)} class names" if file.classes else ""
     if to_published:
         content = published.to_published(file.weights, file.classes)
         with atomic_write(output) as partial, partial.open("wb") as output_file:
             torch.save(content, output_file)
-        return f"{len(content['state_dict'])} tensors in the published layout{classes}"
+        return f"{len(content['state_dict'])} tensors in the official format{classes}"
     metadata: dict[str, Any] = {"source": file.path}
     if file.classes:
         metadata["classes"] = file.classes
-        with contextlib.suppress(UserError):  # there may be none
+        with contextlib.suppress(UserError):  # the checkpoint may have no config
             metadata["inference_config"] = inference_config(config_of(file))
     checkpoint.write(output, file.weights, **metadata)
-    left_out = f", {len(file.dropped)} left out ({preview(file.dropped)})" if file.dropped else ""
-    return f"{file.title}, {len(file.weights)} tensors{left_out}{classes}"
+    dropped = f", {len(file.dropped)} left out ({preview(file.dropped)})" if file.dropped else ""
+    return f"{file.title}, {len(file.weights)} tensors{dropped}{classes}"

@@ -1,9 +1,11 @@
-"""Writes a trained detector as a file that runs without this project: ONNX (.onnx) or torch.export's format (.pt2).
+r"""Export a trained detector to ONNX (.onnx) or torch.export's format (.pt2).
 
-    gpvit export --weights output/quickstart --input 'output/quickstart/data/images/val_*.png' --output model.onnx
+    gpvit export --weights output/quickstart --output model.onnx \
+        --input 'output/quickstart/data/images/val_*.png'
 
-The file takes one image of any size, and gives what gpvit/export/graph.py says. It is kept only if it finds the same
-as PyTorch on the images given.
+The exported file runs without this project. It takes one image of any size; gpvit/export/graph.py
+describes its inputs and outputs. The file is written only if its detections on the images of
+--input agree with PyTorch's.
 """
 
 import io
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torchvision  # noqa: F401 (what is in a .pt2 file calls its operations)
+import torchvision  # noqa: F401 (registers the operators that a .pt2 file contains)
 
 from ..data.image_io import read_image
 from ..data.sources import expanded
@@ -35,9 +37,9 @@ def main(arguments: Sequence[str]) -> None:
         required=True,
         nargs="+",
         metavar="IMAGE",
-        help="pictures or globs to check it with",
+        help="images or glob patterns to compare the detections on",
     )
-    add_output(parser, "FILE", "to write, .onnx or .pt2")
+    add_output(parser, "FILE", "file to write, .onnx or .pt2")
     args = parser.parse_intermixed_args(arguments)
 
     if args.output.suffix not in (".onnx", ".pt2"):
@@ -50,8 +52,8 @@ def main(arguments: Sequence[str]) -> None:
     for path, image in zip(paths, images):
         if min(image.shape[1:]) < smallest:
             raise UserError(
-                f"{path} is resized to {image.shape[2]} x {image.shape[1]}, and {smallest} x {smallest} is the "
-                "smallest that is exported; raise dataloader.short_side"
+                f"{path} is resized to {image.shape[2]} x {image.shape[1]} pixels, and an exported "
+                f"detector needs at least {smallest} x {smallest}; raise dataloader.short_side"
             )
 
     with atomic_write(args.output) as partial, utf8_path(partial) as name:
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def metadata(predictor: Predictor) -> dict[str, int | list[str]]:
-    """What a user of the file must know: names of the classes, and which sizes the detector is for."""
+    """Return the class names and the image sizes to resize to, for users of the exported file."""
     return {
         "classes": predictor.classes,
         "smallest_side": graph.smallest_side(predictor.model),
@@ -72,7 +74,7 @@ def metadata(predictor: Predictor) -> dict[str, int | list[str]]:
 
 def write(predictor: Predictor, path: Path, metadata: dict[str, int | list[str]]) -> None:
     if path.suffix == ".pt2":
-        content = io.BytesIO()  # on a full disk, PyTorch would end the process
+        content = io.BytesIO()  # PyTorch aborts the process if it writes to a full disk itself
         torch.export.save(
             graph.export(predictor.model),
             content,
@@ -80,11 +82,9 @@ def write(predictor: Predictor, path: Path, metadata: dict[str, int | list[str]]
         )
         path.write_bytes(content.getbuffer())
     else:
-        logging.getLogger("onnxscript").setLevel(
-            logging.ERROR
-        )  # its optimizer tells what it leaves alone
+        # Its optimizer logs each operation that it leaves unchanged.
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
         program = graph.export_onnx(predictor.model)
-        program.model.metadata_props.update(
-            {key: json.dumps(value) for key, value in metadata.items()}
-        )
+        for key, value in metadata.items():
+            program.model.metadata_props[key] = json.dumps(value)
         program.save(path)

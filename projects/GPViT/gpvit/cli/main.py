@@ -1,4 +1,4 @@
-"""``gpvit COMMAND``: imports the command that was chosen, and ends it with at most one line."""
+"""``gpvit COMMAND``: import and run a command; errors are printed as one line."""
 
 import argparse
 import signal
@@ -16,19 +16,20 @@ from ..version import __version__
 
 COMMANDS = {
     "train": "train or evaluate a model, as train_net.py does",
-    "predict": "detect objects in images and videos, or from a webcam",
-    "check-data": "check a dataset for what training and evaluation would trip over",
+    "predict": "detect objects in images, videos or a webcam stream",
+    "check-data": "check the images and annotations of a dataset",
     "view-data": "draw the annotations of a dataset",
-    "view-results": "draw predictions beside ground truth, the worst images first; or write an HTML report",
-    "view-attention": "draw where group tokens look, and the feature maps",
-    "analyze": "parameters, FLOPs, time and memory of a detector",
-    "export": "write a detector as ONNX or for torch.export",
-    "convert": "convert checkpoints to and from the layout of the published files",
-    "share": "write a model as a folder, or push and pull it through the Hugging Face Hub",
-    "replay": "repeat an iteration whose loss was not finite",
+    "view-results": "draw predictions next to ground truth, or write an HTML report",
+    "view-attention": "visualize group-token attention and feature maps",
+    "analyze": "report parameters, FLOPs, time and memory of a detector",
+    "export": "export a detector to ONNX or torch.export",
+    "convert": "convert checkpoints from and to the official format",
+    "share": "write a model to a folder, push it to the Hugging Face Hub, or pull it",
+    "replay": "repeat an iteration whose loss or gradient was not finite",
 }
 
 
+# A process that multiprocessing spawned imports this module, but does not call main().
 if is_spawned():
     prepare_command()
 
@@ -36,22 +37,26 @@ if is_spawned():
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     prepare_command()
     arguments = sys.argv[1:] if arguments is None else arguments
+    command_list = "\n".join(f"  {name:16}{summary}" for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="gpvit",
+        usage="%(prog)s [-h] [--version] COMMAND ...",
         description="GPViT for Detectron2.",
-        epilog="`gpvit COMMAND --help` says more about a command:\n\n"
-        + "\n".join(f"  {name:16}{what}" for name, what in COMMANDS.items()),
+        epilog=f"commands:\n{command_list}\n\nRun `gpvit COMMAND --help` for its options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"gpvit {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     command = parser.parse_args(arguments[:1]).command
     module = import_module(f"gpvit.cli.{command.replace('-', '_')}")
     run_command(partial(module.main, arguments[1:]))
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Does what a command does, whose imports are done, and exits: a UserError is one line, Ctrl-C is quiet."""
+    """Run a command whose imports are complete, and exit with its exit code.
+
+    A UserError is printed as one line, without a traceback; Ctrl-C exits silently.
+    """
     signal.signal(signal.SIGINT, interrupt)
     print_anything()
     try:

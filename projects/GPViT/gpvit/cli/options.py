@@ -1,4 +1,4 @@
-"""What several commands share: options of the same name and meaning, and the detector that they choose."""
+"""Options that several commands share, and the predictor that they configure."""
 
 import argparse
 from pathlib import Path
@@ -11,49 +11,61 @@ from ..utils.kinds import argument, number, whole
 # Types of numeric options.
 COUNT, INDEX, SCORE = argument(whole(1)), argument(whole(0)), argument(number(0, 1))
 
+DATA_HELP = "dataset in any format that training accepts, or a COCO JSON file"
+IMAGES_HELP = "folder of the images of a COCO JSON file (default: searched for next to it)"
+OVERRIDES_HELP = "config values to override"
+
 
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of ``gpvit NAME``; ``doc`` is what its module says of it."""
+    """Return the parser of ``gpvit NAME``; ``doc`` is the docstring of its module."""
     return argparse.ArgumentParser(
         prog=f"gpvit {name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def add_detector(parser: argparse.ArgumentParser, device: str | None = None) -> None:
-    """The options that :func:`detector` takes; ``device`` is the only one that it may run on, if there is no choice."""
+    """Add the options that :func:`detector` reads.
+
+    Args:
+        parser: of the command.
+        device: the device of a command that has no --device option.
+    """
     parser.add_argument(
         "--weights",
         required=True,
         metavar="PATH",
-        help="checkpoint, published file or folder of a run",
+        help="checkpoint, folder of a training run, URL or hf://USER/NAME",
     )
     parser.add_argument(
         "--config-file",
         metavar="FILE",
-        help="config of the detector, if its checkpoint carries none",
+        help="config of the detector (default: the one in the checkpoint)",
     )
     if device:
         parser.set_defaults(device=device)
     else:
         add_device(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument(
-        "--device", default=device, metavar="NAME", help="cpu, cuda, ... (%(default)s)"
+        "--device",
+        default=device,
+        metavar="NAME",
+        help="device to run on, such as cpu or cuda (default: %(default)s)",
     )
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, what: str, default: str = "") -> None:
-    """``--output``, which must be given if there is no default, and ``--overwrite``."""
+    """Add ``--output``, which is required if it has no default, and ``--overwrite``."""
     output = parser.add_argument(
         "--output", type=Path, required=not default, metavar=metavar, help=what
     )
     if default:
-        output.default, output.help = Path(default), f"{what} (%(default)s)"
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+        output.default, output.help = Path(default), f"{what} (default: %(default)s)"
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def detector(args: argparse.Namespace) -> Predictor:

@@ -1,27 +1,30 @@
-r"""Finds objects in pictures and videos, and draws them.
+r"""Detect objects in images and videos, and draw them.
 
-    gpvit predict --weights output/my_training --input pictures clip.mp4 'more/*.jpg' --json --cutouts
-    gpvit predict --weights output/my_training --webcam
+    gpvit predict --weights output/my_run --input images clip.mp4 'more/*.jpg' --json --cutouts
+    gpvit predict --weights output/my_run --webcam
 
-A folder stands for all pictures below it. The NAME of an input is its path below the folder that was given, or below the
-fixed part of the glob. All goes to --output, and nothing there is replaced without --overwrite:
+A folder stands for all images in it and its subfolders. The NAME of an input is its path relative
+to the given folder, or to the part of a glob pattern before the first wildcard. The following is
+written to --output; existing files are only replaced with --overwrite:
 
     NAME
-        A picture, or a video, with its objects drawn. Pictures that are neither JPEG nor PNG get .png behind their name,
-        videos other than MP4 get .mp4. Pictures become 640 to 2560 pixels large for it; a video keeps its size and frames
-        per second, and loses its sound.
+        The image or video with the detected objects drawn. Images that are neither JPEG nor PNG
+        get the suffix .png appended, videos other than MP4 get .mp4. Images are scaled to between
+        640 and 2560 pixels; a video keeps its size and frame rate, and loses its sound.
     webcam.mp4
-        What the camera saw until Ctrl-C.
+        The frames of the webcam until Ctrl-C.
     predictions.json (--json)
-        The objects, in COCO's format of results: a list of image_id, category_id, bbox ([x, y, width, height] in pixels),
-        score and, if the detector gives masks, segmentation (RLE).
+        The detections in COCO's results format: a list of image_id, category_id, bbox ([x, y,
+        width, height] in pixels), score and, if the detector predicts masks, segmentation (RLE).
     images.json (--json)
-        What the numbers mean, as a COCO file without annotations: images (id, file_name, which is NAME, height, width, and
-        the number of the frame in a video, from 0) and categories (id, name).
-    cutouts/NAME/001_apple_93.png, of a video cutouts/NAME/frame_000012_001_apple_93.png (--cutouts)
-        Each object alone with its score in percent, transparent outside of its mask (all its box if there are no masks).
+        A COCO file without annotations that defines these IDs: images (id, file_name, which is
+        NAME, height, width, and the index of the frame in a video, from 0) and categories (id,
+        name).
+    cutouts/NAME/001_apple_93.png, for videos cutouts/NAME/frame_000012_001_apple_93.png (--cutouts)
+        Each object cropped, with its score in percent; transparent outside its mask. The complete
+        box is kept if the detector predicts no masks.
 
-What cannot be read is listed at the end, with exit code 1; the rest is done all the same.
+Inputs that cannot be read are skipped and listed at the end; the exit code is then 1.
 """
 
 import argparse
@@ -50,6 +53,7 @@ from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..visualization.drawing import cut_outs, draw_predictions
 from .options import COUNT, SCORE, add_detector, add_output, command_parser, detector
 
+# The file names of cutouts: frame (videos only), number, class name and score in percent.
 CUTOUT = re.compile(r"(frame_\d{6,}_)?\d{3,}_[\w-]*_\d+\.png")
 
 
@@ -57,20 +61,22 @@ def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
     if args.show:
         require_window()
-    sources = (
-        [Source(args.webcam, "webcam.mp4")] if args.webcam else sources_of(args.input, args.output)
-    )
+    if args.webcam:
+        sources = [Source(args.webcam, "webcam.mp4")]
+    else:
+        sources = sources_of(args.input, args.output)
     check_targets(sources, args)
     predictor = detector(args)
     try:
         run = Run(predictor, args)
         with stop_signals_to(run.stop), run:
-            if pictures := [source for source in sources if not source.is_video]:
-                run.pictures(pictures)
+            images = [source for source in sources if not source.is_video]
+            if images:
+                run.predict_images(images)
             for source in sources:
                 if source.is_video and not run.stopped:
-                    run.video(source)
-    except OSError as error:  # inputs that cannot be read are among the run's problems
+                    run.predict_video(source)
+    except OSError as error:  # of an output: the run collects the errors of its inputs
         raise UserError(
             f"cannot write to {one_line(args.output, PATH_LIMIT)}: {error.strerror or error}"
         ) from None
@@ -82,56 +88,68 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_detector(parser)
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument(
-        "--input", nargs="+", metavar="PATH", help="pictures, globs, folders, videos"
+        "--input", nargs="+", metavar="PATH", help="images, videos, folders or glob patterns"
     )
     inputs.add_argument(
         "--webcam",
         nargs="?",
         const="0",
         metavar="N",
-        help="number of a camera (0), or a stream's address",
+        help="index of a camera, or URL of a stream (default: 0)",
     )
-    add_output(parser, "DIR", "where all goes", default="output/predict")
+    add_output(parser, "DIR", "folder to write to", default="output/predict")
     parser.add_argument(
         "--json", action="store_true", help="write predictions.json and images.json"
     )
-    parser.add_argument("--cutouts", action="store_true", help="write each object alone, as PNG")
-    parser.add_argument("--show", action="store_true", help="show the pictures in a window; Q ends")
+    parser.add_argument(
+        "--cutouts", action="store_true", help="write each object as a cropped PNG image"
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="show each image in a window; press Q to stop"
+    )
     parser.add_argument(
         "--score-threshold",
         default=0.5,
         type=SCORE,
         metavar="S",
-        help="take what scores at least this (%(default)s)",
+        help="minimum score of a detection (default: %(default)s)",
     )
     parser.add_argument(
-        "--batch-size", default=1, type=COUNT, metavar="N", help="run so many of one size together"
+        "--batch-size",
+        default=1,
+        type=COUNT,
+        metavar="N",
+        help="maximum number of images of the same size per batch (default: %(default)s)",
     )
     return parser.parse_intermixed_args(arguments)
 
 
 def require_window() -> None:
-    """Raises a UserError if no window can be opened."""
+    """Raise a UserError if no window can be opened."""
+    # The build information has a line "  GUI:     NONE", or the name of a toolkit.
     if re.search(r"GUI: +NONE", cv2.getBuildInformation()):
         raise UserError(
-            "--show: this OpenCV opens no windows; install opencv-python in place of opencv-python-headless, or leave "
-            "--show out"
+            "--show: this build of OpenCV cannot open windows; install opencv-python in place of "
+            "opencv-python-headless, or leave --show out"
         )
-    # In a process of its own: without a display, OpenCV may end the process.
-    if subprocess.run(
-        [sys.executable, "-c", "import cv2; cv2.namedWindow('')"], capture_output=True
-    ).returncode:
+    # In a separate process: without a display, OpenCV may abort the process.
+    command = [sys.executable, "-c", "import cv2; cv2.namedWindow('')"]
+    if subprocess.run(command, capture_output=True).returncode:
         raise UserError("--show: there is no display to open a window on; leave --show out")
 
 
 def target_of(source: Source, output: Path) -> Path:
-    kinds = {".mp4"} if source.is_video else {".jpg", ".jpeg", ".png"}
-    kept = Path(source.name).suffix.lower() in kinds
-    return output / (source.name if kept else source.name + (".mp4" if source.is_video else ".png"))
+    """Return the path of the drawn image or video."""
+    if source.is_video:
+        suffixes, fallback = {".mp4"}, ".mp4"
+    else:
+        suffixes, fallback = {".jpg", ".jpeg", ".png"}, ".png"
+    keeps_suffix = Path(source.name).suffix.lower() in suffixes
+    return output / (source.name if keeps_suffix else source.name + fallback)
 
 
 def check_targets(sources: list[Source], args: argparse.Namespace) -> None:
-    """Raises a UserError if a file would be overwritten, before anything is written."""
+    """Raise a UserError if a file would be overwritten, before anything is written."""
     targets = [target_of(source, args.output) for source in sources]
     if args.json:
         targets += [args.output / "predictions.json", args.output / "images.json"]
@@ -141,28 +159,30 @@ def check_targets(sources: list[Source], args: argparse.Namespace) -> None:
     for target in targets:
         if target.resolve() in seen:
             raise UserError(
-                f"{target} is an input, or would be written twice; give another --output, or run in parts"
+                f"{target} is an input, or would be written twice; give another --output, or run "
+                "the command separately for inputs of the same name"
             )
         seen.add(target.resolve())
     refuse_to_replace(targets, args.overwrite)
 
 
 class Run:
-    """Takes pictures and videos through the detector, writes all that is wanted, and keeps count. A context."""
+    """A run of a detector over images and videos, as a context manager.
+
+    It writes the requested outputs, counts images, frames and objects, and collects the errors of
+    inputs that cannot be read.
+    """
 
     def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
         self.predictor, self.args = predictor, args
-        for module in (
-            predictor.model.modules()
-        ):  # so that masks, of the picture's size, are made of the others only
+        # Masks as large as the image are only computed for detections that pass the threshold.
+        for module in predictor.model.modules():
             if hasattr(module, "test_score_thresh"):
                 module.test_score_thresh = max(module.test_score_thresh, args.score_threshold)
-        self.counts = Counter(dict.fromkeys(("picture", "frame", "object"), 0))
+        self.counts = Counter({"image": 0, "frame": 0, "object": 0})
         self.problems: list[str] = []
         self.stopped, self.exit_code = False, 0
-        self.cutouts: defaultdict[Path, set[str]] = defaultdict(
-            set
-        )  # folder -> names that were written
+        self.cutouts: defaultdict[Path, set[str]] = defaultdict(set)  # folder -> files written
         make_folder(args.output)
         self.results = ResultsWriter(args.output, predictor.classes) if args.json else None
 
@@ -174,25 +194,27 @@ class Run:
             self.results.close()
 
     def stop(self, number: int, _: object) -> None:
-        """On a signal, what has been read is finished; for a camera, that is how it ends."""
+        """Handle a signal: finish what has been read. For a webcam, this is the normal end."""
         self.stopped = True
         self.exit_code = 0 if self.args.webcam else 128 + number
 
-    def pictures(self, sources: list[Source]) -> None:
-        bar = tqdm(sources, unit="picture", disable=None)
+    def predict_images(self, sources: list[Source]) -> None:
+        bar = tqdm(sources, unit="image", disable=None)
         numbers = {source: number for number, source in enumerate(sources, start=1)}
-        for picture, instances in self.detect(self.read(bar)):
-            drawn = draw_predictions(picture.image, instances, self.predictor.classes)
-            target = target_of(picture.source, self.args.output)
+        for image, instances in self.detect(self.read(bar)):
+            drawn = draw_predictions(image.image, instances, self.predictor.classes)
+            target = target_of(image.source, self.args.output)
             save_image(target, drawn)
-            self.counts["picture"] += 1
+            self.counts["image"] += 1
             if bar.disable:
-                number = f"{numbers[picture.source]}/{len(sources)}"
-                found = f"{picture.source.path}: {counted(len(instances), 'object')}"
-                print(one_line(f"[{number}] {found} -> {target}", LINE_LIMIT), flush=True)
+                progress = f"[{numbers[image.source]}/{len(sources)}]"
+                objects = counted(len(instances), "object")
+                line = f"{progress} {image.source.path}: {objects} -> {target}"
+                print(one_line(line, LINE_LIMIT), flush=True)
             self.show(drawn, hold=True)
 
     def read(self, sources: Iterable[Source]) -> Iterator[InputImage]:
+        """Yield the images that can be read."""
         for source in sources:
             if self.stopped:
                 return
@@ -203,30 +225,31 @@ class Run:
             else:
                 yield InputImage(source, image)
 
-    def video(self, source: Source) -> None:
+    def predict_video(self, source: Source) -> None:
         try:
             reader = VideoReader(source.path)
         except UserError as error:
             self.problems.append(str(error))
             return
-        before = self.counts.copy()
+        counts_before = self.counts.copy()
         target = target_of(source, self.args.output)
         with VideoWriter(target, reader.fps) as writer:
-            for picture, instances in self.detect(self.frames(source, reader)):
+            for frame, instances in self.detect(self.frames(source, reader)):
                 drawn = draw_predictions(
-                    picture.image, instances, self.predictor.classes, resize=False
+                    frame.image, instances, self.predictor.classes, resize=False
                 )
                 writer.write(drawn)
                 self.counts["frame"] += 1
                 self.show(drawn, hold=False)
         if self.args.cutouts:
-            self.forget_old_cutouts(source)
+            self.remove_old_cutouts(source)
         if writer.written and not sys.stderr.isatty():
-            new = self.counts - before
-            found = f"{counted(new['object'], 'object')} in {counted(new['frame'], 'frame')}"
-            print(one_line(f"{source.path}: {found} -> {target}", LINE_LIMIT))
+            new = self.counts - counts_before
+            counts = f"{counted(new['object'], 'object')} in {counted(new['frame'], 'frame')}"
+            print(one_line(f"{source.path}: {counts} -> {target}", LINE_LIMIT))
 
     def frames(self, source: Source, reader: VideoReader) -> Iterator[InputImage]:
+        """Yield the frames of a video until the end, an error or a signal."""
         bar = tqdm(
             reader, desc=one_line(source.name), total=reader.frames, unit="frame", disable=None
         )
@@ -235,62 +258,63 @@ class Run:
                 yield InputImage(source, image, number)
                 if self.stopped:
                     return
-        except (
-            UserError
-        ) as error:  # not one that the detector could see, which has earlier frames to finish
+        # Not raised to the detector, which has yet to process the frames before the error.
+        except UserError as error:
             self.problems.append(str(error))
 
-    def detect(self, pictures: Iterable[InputImage]) -> Iterator[tuple[InputImage, Instances]]:
-        """What is found in each picture, after it went to all outputs but the drawn one."""
-        waiting: deque[InputImage] = deque()
+    def detect(self, images: Iterable[InputImage]) -> Iterator[tuple[InputImage, Instances]]:
+        """Detect objects; write results and cutouts, and yield each image with its detections."""
+        # Images that were passed to the predictor and have no result yet: at most one batch.
+        pending: deque[InputImage] = deque()
 
-        def images() -> Iterator[np.ndarray]:
-            for picture in pictures:
-                waiting.append(picture)
-                yield picture.image
+        def arrays() -> Iterator[np.ndarray]:
+            for image in images:
+                pending.append(image)
+                yield image.image
 
-        for instances in self.predictor.stream(images(), self.args.batch_size):
+        for instances in self.predictor.stream(arrays(), self.args.batch_size):
             if not isinstance(instances, Instances):
-                raise UserError(
-                    f"{self.predictor.path} is no detector, whose objects could be drawn"
-                )
-            picture = waiting.popleft()
+                raise UserError(f"{self.predictor.path} is not a detector: nothing can be drawn")
+            image = pending.popleft()
             instances = instances[instances.scores >= self.args.score_threshold]
             self.counts["object"] += len(instances)
             if self.results:
-                self.results.add(picture, instances)
+                self.results.add(image, instances)
             if self.args.cutouts:
-                self.cut_out(picture, instances)
-            yield picture, instances
+                self.cut_out(image, instances)
+            yield image, instances
 
-    def cut_out(self, picture: InputImage, instances: Instances) -> None:
-        folder = self.args.output / "cutouts" / picture.source.name
-        frame = "" if picture.frame is None else f"frame_{picture.frame:06}_"
-        for i, rgba in enumerate(cut_outs(picture.image, instances)):
+    def cut_out(self, image: InputImage, instances: Instances) -> None:
+        """Write each object as an image."""
+        folder = self.args.output / "cutouts" / image.source.name
+        frame = "" if image.frame is None else f"frame_{image.frame:06}_"
+        for i, rgba in enumerate(cut_outs(image.image, instances)):
+            if not rgba.size:  # an empty mask
+                continue
+            # Path separators, spaces, dots etc. in class names become "-".
             name = cut(re.sub(r"[^\w-]+", "-", self.predictor.classes[instances.pred_classes[i]]))
-            if rgba.size:  # a mask may be empty
-                path = folder / f"{frame}{i + 1:03}_{name}_{100 * instances.scores[i]:.0f}.png"
-                save_image(path, rgba)
-                self.cutouts[folder].add(path.name)
-        if picture.frame is None:
-            self.forget_old_cutouts(picture.source)
+            path = folder / f"{frame}{i + 1:03}_{name}_{100 * instances.scores[i]:.0f}.png"
+            save_image(path, rgba)
+            self.cutouts[folder].add(path.name)
+        if image.frame is None:
+            self.remove_old_cutouts(image.source)
 
-    def forget_old_cutouts(self, source: Source) -> None:
-        """Removes what --overwrite replaces, once the new ones are there."""
+    def remove_old_cutouts(self, source: Source) -> None:
+        """Remove the cutouts of an earlier run, after the new ones were written."""
         folder = self.args.output / "cutouts" / source.name
         written = self.cutouts.pop(folder, set())
         for path in folder.glob("*.png"):
             if path.name not in written and CUTOUT.fullmatch(path.name):
                 path.unlink()
-        with contextlib.suppress(OSError):  # there is none, or it has files
+        with contextlib.suppress(OSError):  # the folder does not exist, or is not empty
             folder.rmdir()
 
     def show(self, drawn: np.ndarray, *, hold: bool) -> None:
-        """In a window; args: hold: until a key is pressed."""
+        """Show an image in a window; with ``hold``, until a key is pressed or the window closed."""
         if not self.args.show or self.stopped:
             return
-        cv2.imshow("GPViT", drawn[..., ::-1])
-        key = cv2.waitKey(1)
+        cv2.imshow("GPViT", drawn[..., ::-1])  # RGB -> BGR
+        key = cv2.waitKey(1)  # -1 if no key was pressed
         while (
             hold
             and key < 0
@@ -301,21 +325,19 @@ class Run:
         self.stopped |= key in map(ord, "qQ")
 
     def report(self) -> int:
-        """Says what was done; the exit code."""
-        done = ", ".join(
-            counted(number, what)
-            for what, number in self.counts.items()
-            if number or what == "object"
-        )
-        print(f"{done} -> {one_line(self.args.output, PATH_LIMIT)}")
+        """Print the counts and the inputs that could not be read; return the exit code."""
+        counts = []
+        for noun, number in self.counts.items():
+            if number or noun == "object":
+                counts.append(counted(number, noun))
+        print(f"{', '.join(counts)} -> {one_line(self.args.output, PATH_LIMIT)}")
         if self.problems:
-            print(
-                f"error: {counted(len(self.problems), 'input')} cannot be used, or not whole:",
-                file=sys.stderr,
-            )
-            print(*(f"  {problem}" for problem in self.problems), sep="\n", file=sys.stderr)
+            inputs = counted(len(self.problems), "input")
+            print(f"error: {inputs} could not be read completely:", file=sys.stderr)
+            for problem in self.problems:
+                print(f"  {problem}", file=sys.stderr)
         return self.exit_code or (1 if self.problems else 0)
 
 
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

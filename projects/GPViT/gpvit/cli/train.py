@@ -1,4 +1,4 @@
-"""Trains and evaluates the models of configs/; the same as train_net.py."""
+"""Train and evaluate the models of configs/, as train_net.py does."""
 
 import argparse
 import functools
@@ -19,6 +19,7 @@ from ..evaluation.metrics import check_best_metric
 from ..evaluation.validation_sets import validation_names
 from ..utils.kinds import argument, whole
 from ..utils.text import one_line
+from .options import OVERRIDES_HELP
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace, cfg: DictConfig | None = None) -> nn.Module:
-    """What each process runs, see :func:`start`; the trained or evaluated model."""
+    """Train or evaluate a model in each process, see :func:`start`; return the model."""
     cfg = configure(args) if cfg is None else cfg
     if args.eval_only:
         return do_test(cfg)
@@ -34,12 +35,13 @@ def run(args: argparse.Namespace, cfg: DictConfig | None = None) -> nn.Module:
 
 
 def start(run: Callable, arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Reads the command line and runs a job; what is wrong is said before its processes start.
+    """Parse the command line and launch a job; errors are raised before its processes start.
 
     Args:
-        run: called in each process as ``run(args)``, or as ``run(args, cfg=cfg)`` where that is this process, which has
-            read the config: it may register datasets, which Detectron2 lets a process do once.
-        arguments: of the command line; those of this process by default.
+        run: called in each process as ``run(args)``; in this process as ``run(args, cfg=cfg)``,
+            because loading the config may register datasets, which Detectron2 allows only once in
+            each process.
+        arguments: the command line; by default that of this process.
         prog: name of the command.
     """
     args = argument_parser(prog).parse_intermixed_args(arguments)
@@ -47,63 +49,91 @@ def start(run: Callable, arguments: Sequence[str] | None = None, prog: str | Non
     validation_names(cfg)
     if cfg.train.init_checkpoint and not args.resume:
         checkpoint.fetch(cfg.train.init_checkpoint)
-    launch(
-        run if spawns_processes(args) else functools.partial(run, cfg=cfg), args, cfg.train.device
-    )
+    main_function = run if spawns_processes(args) else functools.partial(run, cfg=cfg)
+    launch(main_function, args, cfg.train.device)
 
 
 def argument_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's flags, and ``--data``. Parse with ``parse_intermixed_args``: overrides may stand anywhere."""
+    """Return the parser of Detectron2's options and ``--data``.
+
+    Parse with ``parse_intermixed_args``: overrides may precede options.
+    """
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Trains or evaluates a model.",
-        epilog="Several machines: start the same command on each with its --machine-rank and a common --dist-url, "
-        "or use torchrun, which needs none of --num-gpus, --num-machines, --machine-rank and --dist-url.",
+        description="Train or evaluate a model.",
+        epilog="To train on several machines, run the same command on each with its own "
+        "--machine-rank and a common --dist-url; or use torchrun without --num-gpus, "
+        "--num-machines, --machine-rank and --dist-url.",
     )
     parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="LazyConfig file; it is run as code"
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="LazyConfig file; note that it is executed as Python code",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
+        "--resume",
+        action="store_true",
+        help="resume from the last checkpoint in train.output_dir",
     )
     parser.add_argument(
-        "--eval-only", action="store_true", help="evaluate train.init_checkpoint, without training"
+        "--eval-only",
+        action="store_true",
+        help="evaluate train.init_checkpoint without training",
     )
+    add_launcher_options(parser)
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="custom dataset: folder or file in COCO, YOLO segmentation or labelme format "
+        "(default: the dataset of the config)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
+    return parser
+
+
+def add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that Detectron2's launcher reads."""
     parser.add_argument(
         "--num-gpus",
         type=argument(whole(1)),
         default=1,
-        help="GPUs per machine; processes with train.device=cpu",
+        metavar="N",
+        help="number of GPUs per machine, or of processes with train.device=cpu "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--num-machines", type=argument(whole(1)), default=1)
     parser.add_argument(
-        "--machine-rank", type=argument(whole(0)), default=0, help="rank of this machine, from 0"
+        "--num-machines",
+        type=argument(whole(1)),
+        default=1,
+        metavar="N",
+        help="total number of machines (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--machine-rank",
+        type=argument(whole(0)),
+        default=0,
+        metavar="RANK",
+        help="rank of this machine, from 0 (default: %(default)s)",
     )
     parser.add_argument(
         "--dist-url",
-        type=_meeting_point,
+        type=_dist_url,
         default="auto",
-        help="tcp://HOST:PORT of the first machine; one machine: auto",
+        metavar="URL",
+        help="tcp://HOST:PORT of the first machine (default: %(default)s, for a single machine)",
     )
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        help="custom dataset: a folder or file in COCO format, of Roboflow, YOLO segmentation or labelme",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    return parser
 
 
-def _meeting_point(url: str) -> str:
-    """The type of --dist-url."""
+def _dist_url(url: str) -> str:
+    """Parse --dist-url."""
     try:
         parts = urlsplit(url)
-        fits = bool(parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path)
-    except ValueError:  # a port that is none
-        fits = False
-    if (
-        not fits and url != "auto" and not url.startswith(("file://", "env://"))
-    ):  # which PyTorch knows, too
+        is_tcp = bool(parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path)
+    except ValueError:  # an invalid port
+        is_tcp = False
+    # PyTorch also accepts file:// and env://.
+    if not is_tcp and url != "auto" and not url.startswith(("file://", "env://")):
         raise argparse.ArgumentTypeError(
             f"must be auto or tcp://HOST:PORT with a port up to 65535, got {one_line(url)}"
         )
@@ -111,10 +141,11 @@ def _meeting_point(url: str) -> str:
 
 
 def configure(args: argparse.Namespace) -> DictConfig:
-    """The config that the command line asks for, with the device and the dataset that there are.
+    """Return the config for a command line, with device, precision and dataset filled in.
 
     Raises:
-        UserError: it cannot be read, or has a value that would only be found wrong later.
+        UserError: the config cannot be read, or has an invalid value, including those that would
+            otherwise only fail later.
     """
     cfg, train = load_config(args.config_file, args.overrides), not args.eval_only
     check_config(cfg, train=train)
@@ -133,7 +164,6 @@ def configure(args: argparse.Namespace) -> DictConfig:
     if train:
         check_best_metric(cfg.train.get("best_metric"), cfg, classes)
         if cfg.train.get("wandb"):
-            import_module(
-                "gpvit.engine.monitoring.wandb_writer"
-            )  # if it is missing, that is said before anything begins
+            # If the package is not installed, this raises an error before training starts.
+            import_module("gpvit.engine.monitoring.wandb_writer")
     return cfg

@@ -1,12 +1,15 @@
-r"""Draws where a GPViT's group tokens look in a picture, and the feature maps of its pyramid.
+r"""Visualize group-token attention and the feature maps of the pyramid for images.
 
-    gpvit view-attention --weights output/quickstart --input 'output/quickstart/data/images/val_0000*.png'
+    gpvit view-attention --weights output/quickstart \
+        --input 'output/quickstart/data/images/val_0000*.png'
 
-Two sheets for each picture. NAME_groups.png: for each group propagation block, how much its group tokens take of each place
-(they gather from it) and how much each place takes of the tokens (they give back to it), the mean over the attention's
-heads, in times of an even share; each row has its scale. On the left, each cell of 8 x 8 pixels has the colour of the token
-that it takes most of. Shown are the tokens that most cells take most of; --tokens chooses others. NAME_features.png: the
-maps of the pyramid, the three main components of each as red, green and blue.
+Writes two figures for each image. NAME_groups.png shows, for each group propagation block, the
+attention of its group tokens to the image features (grouping), and that of the image features to
+the group tokens (ungrouping), averaged over heads and relative to uniform attention; each row has
+its own color scale. In the leftmost column, each patch of 8 x 8 pixels has the color of the group
+token that it attends to most. By default, the tokens that most patches attend to most are shown.
+NAME_features.png shows the feature maps, with their first three principal components as red, green
+and blue.
 """
 
 import sys
@@ -19,7 +22,8 @@ from ..utils.errors import UserError
 from ..utils.files import atomic_write, make_folder, refuse_to_replace
 from ..utils.text import LINE_LIMIT, one_line
 from ..visualization.attention import inspect
-from ..visualization.attention_sheet import DPI, draw_features, draw_groups
+from ..visualization.attention_sheet import draw_features, draw_groups
+from ..visualization.style import DPI
 from .options import INDEX, add_detector, add_output, command_parser, detector
 
 
@@ -27,53 +31,57 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser("view-attention", __doc__)
     add_detector(parser)
     parser.add_argument(
-        "--input", required=True, nargs="+", metavar="PICTURE", help="pictures or globs"
+        "--input", required=True, nargs="+", metavar="IMAGE", help="images or glob patterns"
     )
-    add_output(parser, "DIR", "where the sheets go", default="output/attention")
+    add_output(parser, "DIR", "folder to write to", default="output/attention")
     parser.add_argument(
         "--tokens",
         nargs="+",
         type=INDEX,
         metavar="N",
-        help="numbers of the group tokens to show, from 0",
+        help="indices of the group tokens to show, from 0 (default: chosen for each image)",
     )
     args = parser.parse_intermixed_args(arguments)
 
     paths = expanded(args.input)
-    targets = [
-        [args.output / f"{path.stem}_{sheet}.png" for sheet in ("groups", "features")]
-        for path in paths
-    ]
+    targets = [targets_of(path, args.output) for path in paths]
     check_targets(targets, args.overwrite)
     predictor = detector(args)
     make_folder(args.output)
-    failed = 0
+    failed = False
     for number, (path, (groups, features)) in enumerate(zip(paths, targets), start=1):
         try:
-            picture = read_image(path)
+            image = read_image(path)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            failed += 1
+            failed = True
             continue
-        inspection = inspect(predictor, picture)
-        for target, figure in (
-            (groups, draw_groups(picture, inspection, path.name, args.tokens)),
-            (features, draw_features(picture, inspection, path.name)),
-        ):
+        inspection = inspect(predictor, image)
+        figures = {
+            groups: draw_groups(image, inspection, path.name, args.tokens),
+            features: draw_features(image, inspection, path.name),
+        }
+        for target, figure in figures.items():
             with atomic_write(target) as partial:
                 figure.savefig(partial, dpi=DPI)
-        print(
-            one_line(f"[{number}/{len(paths)}] {path} -> {groups}, {features}", LINE_LIMIT),
-            flush=True,
-        )
-    return 1 if failed else 0
+        line = f"[{number}/{len(paths)}] {path} -> {groups}, {features}"
+        print(one_line(line, LINE_LIMIT), flush=True)
+    return int(failed)
 
 
-def check_targets(targets: Sequence[Sequence[Path]], overwrite: bool) -> None:
-    """Raises a UserError if a sheet would be written over another one."""
-    files = [path for pair in targets for path in pair]
+def targets_of(path: Path, output: Path) -> tuple[Path, Path]:
+    """Return the paths of the two figures for an image."""
+    return output / f"{path.stem}_groups.png", output / f"{path.stem}_features.png"
+
+
+def check_targets(targets: Sequence[tuple[Path, Path]], overwrite: bool) -> None:
+    """Raise a UserError if a figure would replace another one."""
+    files: list[Path] = []
+    for pair in targets:
+        files += pair
     if len(set(files)) < len(files):
         raise UserError(
-            "two inputs have the same name and would be drawn to the same file; give them in two calls"
+            "two inputs have the same name, so that their figures would replace each other; run "
+            "the command once for each"
         )
     refuse_to_replace(files, overwrite)

@@ -1,10 +1,10 @@
-"""Draws a data set in COCO format, or in any layout that --data of train_net.py takes, with its annotations.
+"""Draw the images of a dataset with their annotations.
 
     gpvit view-data --data my_data --output output/view_data
     gpvit view-data --data annotations.json --images my_data/images --classes cat --number 9
 
-Each image becomes a picture of its own, and sheet.png shows them all. An image that cannot be read is left out and told
-of at the end; the exit code is 1 then.
+Writes a drawing of each image, and sheet.png with all of them. Images that cannot be read are
+skipped and listed at the end; the exit code is then 1.
 """
 
 import argparse
@@ -24,122 +24,160 @@ from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write, cut, make_folder, refuse_to_replace
 from ..utils.fonts import draw_all_characters
 from ..utils.text import LINE_LIMIT, cut_in_the_middle, one_line
+from ..visualization import style
 from ..visualization.drawing import draw_annotations, reduced
-from .options import COUNT, INDEX, add_output, command_parser
+from .options import COUNT, DATA_HELP, IMAGES_HELP, INDEX, add_output, command_parser
 
-COLUMNS = 4
-CELL = 900  # pixels, the longer side of a picture on the sheet
-GAP = 30  # pixels between them, above with their titles
+COLUMNS = 4  # of the sheet
+CELL = 900  # pixels, the longer side of a drawing on the sheet
+GAP = 30  # pixels between drawings
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = command_parser("view-data", __doc__)
-    what = "a dataset, as for training, or one JSON file"
-    parser.add_argument("--data", required=True, type=Path, metavar="PATH", help=what)
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="folder of the images of a JSON file, if not found",
-    )
-    parser.add_argument(
-        "--split", choices=("train", "val"), help="which part of a folder; train if there is one"
-    )
-    add_output(parser, "DIR", "where the pictures go", default="output/view_data")
-    parser.add_argument(
-        "--number", default=16, type=COUNT, help="how many images, chosen at random"
-    )
-    parser.add_argument("--seed", default=0, type=INDEX, help="another one chooses other images")
-    parser.add_argument("--ids", nargs="+", type=INDEX, metavar="ID", help="these images instead")
-    parser.add_argument(
-        "--classes", nargs="+", metavar="NAME", help="only objects of these, and images with them"
-    )
-    args = parser.parse_args(arguments)
+    args = parse(arguments)
     json_file, images = locate(args.data, args.images, args.split)
     records, classes = load(json_file, images)
     records = choose(records, classes, args)
-    targets = [
-        args.output / f"{record['image_id']}_{cut(Path(record['file_name']).stem)}.png"
-        for record in records
-    ]
-    refuse_to_replace([*targets, args.output / "sheet.png"], args.overwrite)
+    sheet = args.output / "sheet.png"
+    targets = []
+    for record in records:
+        stem = cut(Path(record["file_name"]).stem)
+        targets.append(args.output / f"{record['image_id']}_{stem}.png")
+    refuse_to_replace([*targets, sheet], args.overwrite)
     make_folder(args.output)
     drawn, errors = draw(records, targets, classes)
     if drawn:
-        save_sheet(drawn, args.output / "sheet.png")
-        print(one_line(f"{len(drawn)} of {json_file} -> {args.output / 'sheet.png'}", LINE_LIMIT))
+        save_sheet(drawn, sheet)
+        print(one_line(f"{len(drawn)} images of {json_file} -> {sheet}", LINE_LIMIT))
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return int(bool(errors))
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("view-data", __doc__)
+    parser.add_argument("--data", required=True, type=Path, metavar="PATH", help=DATA_HELP)
+    parser.add_argument("--images", type=Path, metavar="DIR", help=IMAGES_HELP)
+    parser.add_argument(
+        "--split",
+        choices=("train", "val"),
+        help="split of a dataset folder (default: train, or val if there is no train)",
+    )
+    add_output(parser, "DIR", "folder to write to", default="output/view_data")
+    parser.add_argument(
+        "--number",
+        default=16,
+        type=COUNT,
+        metavar="N",
+        help="number of randomly chosen images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        default=0,
+        type=INDEX,
+        metavar="N",
+        help="seed of the random choice (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ids",
+        nargs="+",
+        type=INDEX,
+        metavar="ID",
+        help="IDs of the images to draw (default: random images)",
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="classes to draw; images without them are left out (default: all)",
+    )
+    return parser.parse_args(arguments)
+
+
 def locate(data: Path, images: Path | None, split: str | None) -> layouts.Split:
-    """The file of annotations and the folder of its images that are asked for."""
+    """Return the annotation file and the image folder that the options select."""
     if data.suffix.lower() == ".json" and data.is_file():
         if split:
-            raise UserError(f"{data} is one file, of which all is shown; --split is for folders")
+            raise UserError(f"{data} is a single file; --split applies to dataset folders only")
         try:
             return layouts.Split(data, images or layouts.image_root(data))
         except UserError as error:
             raise UserError(f"{error}; give their folder by --images DIR") from None
     if images:
-        raise UserError(f"{data} is no JSON file; --images is for those")
+        raise UserError(f"{data} is not a JSON file; --images applies to JSON files only")
     splits = layouts.find(str(data))
-    there = [
-        name
-        for name in ([split] if split else ("train", "val"))
-        if name in splits and splits[name].json_file.exists()
-    ]
-    if not there:
-        raise UserError(f"{data} has no annotations for {split or 'train or val'}")
-    return splits[there[0]]
+    for name in (split,) if split else ("train", "val"):
+        if name in splits and splits[name].json_file.exists():
+            return splits[name]
+    raise UserError(f"{data} has no annotations for {split or 'train or val'}")
 
 
 def load(json_file: Path, images: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The images as Detectron2's records, and the class names; "segmentation" is empty where an object has only a box."""
-    boxes, masks = (annotations.read(json_file, images, masks=masks) for masks in (False, True))
+    """Return the images as Detectron2's records, and the class names.
+
+    The "segmentation" of an object that has only a box is empty.
+    """
+    boxes = annotations.read(json_file, images, masks=False)
+    masks = annotations.read(json_file, images, masks=True)
     if not any(problem.kind == "no mask" for problem in masks.problems):
         return masks.records(), list(masks.categories.values())
-    outlines = {
-        item["id"]: item["segmentation"] for items in masks.objects.values() for item in items
-    }
+    # Read without masks, records have all objects and no segmentation: add it where there is one.
+    segmentations = {}
+    for items in masks.objects.values():
+        for item in items:
+            segmentations[item["id"]] = item["segmentation"]
     records = boxes.records()
-    for item in (item for record in records for item in record["annotations"]):
-        item["segmentation"] = outlines.get(item["id"], [])
+    for record in records:
+        for item in record["annotations"]:
+            item["segmentation"] = segmentations.get(item["id"], [])
     return records, list(boxes.categories.values())
 
 
 def choose(
     records: list[dict[str, Any]], classes: list[str], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """The images that are asked for, with the objects that are."""
+    """Return the images that the options select, with the objects of the selected classes."""
     if args.classes:
-        if unknown := sorted({*args.classes} - {*classes}):
-            raise UserError(
-                f"there are no classes {preview(unknown)}; there are {preview(classes)}"
-            )
-        for record in records:
-            record["annotations"] = [
-                o for o in record["annotations"] if classes[o["category_id"]] in args.classes
-            ]
-        records = [record for record in records if record["annotations"]]
+        records = with_classes(records, classes, args.classes)
     if args.ids:
-        known = {record["image_id"]: record for record in records}
-        if unknown := [str(id) for id in args.ids if id not in known]:
-            raise UserError(
-                f"there are no images with id {preview(unknown)}{' and these classes' if args.classes else ''}"
-            )
-        return [known[id] for id in dict.fromkeys(args.ids)]
+        by_id = {record["image_id"]: record for record in records}
+        unknown = [str(id) for id in args.ids if id not in by_id]
+        if unknown:
+            condition = " and these classes" if args.classes else ""
+            raise UserError(f"there are no images with the IDs {preview(unknown)}{condition}")
+        return [by_id[id] for id in dict.fromkeys(args.ids)]
     if not records:
-        raise UserError("there is no image to draw")
-    chosen = random.Random(args.seed).sample(range(len(records)), min(args.number, len(records)))
-    return [records[index] for index in sorted(chosen)]
+        raise UserError("there are no images to draw")
+    indices = random.Random(args.seed).sample(range(len(records)), min(args.number, len(records)))
+    return [records[index] for index in sorted(indices)]
+
+
+def with_classes(
+    records: list[dict[str, Any]], classes: list[str], chosen: list[str]
+) -> list[dict[str, Any]]:
+    """Remove all objects of other classes, and return the images that have any left."""
+    unknown = set(chosen) - set(classes)
+    if unknown:
+        raise UserError(
+            f"there are no classes {preview(sorted(unknown))}; the dataset has {preview(classes)}"
+        )
+    kept = []
+    for record in records:
+        objects = record["annotations"]
+        record["annotations"] = [o for o in objects if classes[o["category_id"]] in chosen]
+        if record["annotations"]:
+            kept.append(record)
+    return kept
 
 
 def draw(
     records: list[dict[str, Any]], targets: list[Path], classes: list[str]
 ) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
-    """Writes a picture for each image; gives them with their titles, made smaller for the sheet, and what went wrong."""
+    """Write a drawing of each image.
+
+    Returns:
+        The titles and drawings for the sheet, (H, W, 3), RGB; and the errors of unreadable images.
+    """
     drawn, errors = [], []
     for number, (record, target) in enumerate(zip(records, targets), start=1):
         path = record["file_name"]
@@ -148,35 +186,47 @@ def draw(
         except UserError as error:
             errors.append(f"{error} (image id {record['image_id']})")
             continue
-        picture = draw_annotations(image, record, classes)
-        save_image(target, picture)
-        smaller = reduced(picture, CELL / max(picture.shape[:2]))
-        objects = len(record["annotations"])
-        name = one_line(Path(path).name)
-        drawn.append(
-            (f"{record['image_id']}: {name}, {objects} object{'s' * (objects != 1)}", smaller)
-        )
-        print(
-            one_line(f"[{number}/{len(records)}] {path}: {objects} objects -> {target}", LINE_LIMIT)
-        )
+        drawing = draw_annotations(image, record, classes)
+        save_image(target, drawing)
+        count = len(record["annotations"])
+        objects = f"{count} object{'' if count == 1 else 's'}"
+        title = f"{record['image_id']}: {one_line(Path(path).name)}, {objects}"
+        drawn.append((title, reduced(drawing, CELL / max(drawing.shape[:2]))))
+        line = f"[{number}/{len(records)}] {path}: {count} objects -> {target}"
+        print(one_line(line, LINE_LIMIT))
     return drawn, errors
 
 
 def save_sheet(pictures: list[tuple[str, np.ndarray]], path: Path) -> None:
-    """A sheet of pictures with their titles, pixel by pixel."""
+    """Write a sheet of drawings with their titles, without resampling the drawings."""
     columns = min(COLUMNS, len(pictures))
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    # The cells of all columns are equally wide; those of a row are as high as its highest drawing.
     width = GAP + max(picture.shape[1] for _, picture in pictures)
-    heights = [GAP + max(picture.shape[0] for _, picture in row) for row in rows]
-    figure = Figure(figsize=(width * columns / 100, sum(heights) / 100), dpi=100)
-    for number, row in enumerate(rows):
-        top = sum(heights[number:]) - GAP  # from the bottom
-        for x, (title, picture) in zip(range(GAP // 2, width * columns, width), row):
-            figure.figimage(picture, x, top - picture.shape[0])
-            place = x / width / columns, (top + 6) / sum(heights)
-            figure.text(
-                *place, cut_in_the_middle(title, width // 9), fontsize=12, parse_math=False
-            )  # a name may have two $
-    draw_all_characters(figure)
-    with atomic_write(path) as partial:
-        figure.savefig(partial)
+    # Drawings are placed pixel by pixel, so the resolution only affects the size of the titles.
+    dpi = max(100, width * columns // style.WIDTH)
+    character, title_height = 0.6 * style.SMALL * dpi / 72, GAP + round(style.SMALL * dpi / 72)
+    heights = []
+    for row in rows:
+        heights.append(title_height + max(picture.shape[0] for _, picture in row))
+    total_width, total_height = width * columns, sum(heights)
+    # A hundredth of a pixel keeps matplotlib from rounding a side down.
+    size = (total_width + 0.01) / dpi, (total_height + 0.01) / dpi
+    with style.figure_style():
+        figure = Figure(figsize=size, dpi=dpi)
+        for number, row in enumerate(rows):
+            # The upper edge of the row's drawings. Matplotlib's y axis points up from the bottom.
+            top = sum(heights[number:]) - title_height
+            for column, (title, picture) in enumerate(row):
+                x = GAP // 2 + column * width
+                figure.figimage(picture, x, top - picture.shape[0])
+                figure.text(
+                    x / total_width,
+                    (top + GAP // 3) / total_height,
+                    cut_in_the_middle(title, int((width - GAP) / character)),
+                    fontsize=style.SMALL,
+                    parse_math=False,  # a file name may contain dollar signs
+                )
+        draw_all_characters(figure)
+        with atomic_write(path) as partial:
+            figure.savefig(partial)

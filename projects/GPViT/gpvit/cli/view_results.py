@@ -1,17 +1,19 @@
-"""Draws predictions beside ground truth, the worst images first; or writes an HTML report about an evaluation.
+"""Draw predictions next to ground truth, worst images first; or write an HTML report.
 
     gpvit view-results --input output/quickstart
     gpvit view-results --input coco_instances_results.json --data my_data
     gpvit view-results --input results.json --data val.json --images images
     gpvit view-results --input output/quickstart --report
 
-The input is the folder of a training run or an evaluation, or detections in COCO's results format. The drawings go to
-the folder "predictions" beside the results, as 01.png, 02.png, ... and all on one sheet.png. Worst is the image with the
-most missed objects and false detections, each of these counted by its score. Masks are matched if there are any,
-otherwise boxes (gpvit/evaluation/matching.py).
+The input is the folder of a training run or an evaluation, or detections in COCO's results format.
+Drawings are written to the folder "predictions" next to the results, as 01.png, 02.png, ... and a
+sheet.png with all of them. Images are ranked by the number of false negatives plus the sum of the
+scores of false positives. Masks are matched if there are any, otherwise boxes
+(gpvit/evaluation/matching.py).
 
-With --report, report.html beside the results has AP, curves, confusions, calibration, the best score threshold and the
-worst images. It needs no network and no other file.
+With --report, a self-contained report.html is written next to the results. It contains AP,
+precision-recall curves, the confusion matrix, calibration, the score threshold of the best F1, and
+the worst images.
 """
 
 import argparse
@@ -41,77 +43,106 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("view-results", __doc__)
+    add_input_options(parser)
+    parser.add_argument(
+        "--report", action="store_true", help="write an HTML report instead of drawings"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="folder of the drawings, or file of the report (default: next to the results)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument(
+        "--number",
+        type=COUNT,
+        default=16,
+        metavar="N",
+        help="number of drawings (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=SCORE,
+        metavar="S",
+        help="minimum score of a detection (default: 0.5; in a report, that of the best F1)",
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=argument(whole(1, MOST_DETECTIONS)),
+        metavar="N",
+        help="maximum number of detections per image and class for the AP of a report (default: "
+        "that of the evaluation, or 100)",
+    )
+    return parser.parse_args(arguments)
+
+
+def add_input_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select results and ground truth."""
     parser.add_argument(
         "--input",
         required=True,
         type=Path,
         metavar="PATH",
-        help=f"folder with {RESULTS}, or such a file",
+        help=f"folder with {RESULTS}, or a file in this format",
     )
-    what = "what the results are of: a dataset, or one JSON file; default: what the config in the folder says"
-    parser.add_argument("--data", type=Path, metavar="PATH", help=what)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="dataset or COCO JSON file that the results are for (default: the validation data of "
+        "the config in the folder)",
+    )
     parser.add_argument(
         "--split",
         choices=("train", "val"),
-        help="of the dataset (val); of a JSON file, as training divides it",
+        help="split of the dataset; a JSON file is split as for training (default: val; all of a "
+        "JSON file)",
     )
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder of the images of a JSON file"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the images of a COCO JSON file (default: searched for next to it)",
     )
-    parser.add_argument(
-        "--report", action="store_true", help="write an HTML report instead of drawings"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="PATH", help="folder of the drawings, or file of the report"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument(
-        "--number", type=COUNT, default=16, metavar="N", help="how many drawings (%(default)s)"
-    )
-    what = "leave out what scores less; default: 0.5, in a report that of the best F1"
-    parser.add_argument("--score-threshold", type=SCORE, metavar="S", help=what)
-    parser.add_argument(
-        "--max-detections",
-        type=argument(whole(1, MOST_DETECTIONS)),
-        metavar="N",
-        help="of an image and class that AP in a report counts; default: as in the evaluation, or 100",
-    )
-    return parser.parse_args(arguments)
 
 
 def draw(inputs: Inputs, args: argparse.Namespace) -> int:
+    """Draw the worst images and the sheet; return the exit code."""
     if inputs.images is None:
         raise UserError(f"give the folder of the images of {inputs.data} by --images DIR")
     output = args.output or inputs.results.parent / "predictions"
     targets = [output / f"{rank:02}.png" for rank in range(1, args.number + 1)]
     refuse_to_replace([*targets, output / "sheet.png"], args.overwrite)
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
-    found = inputs.found[inputs.task]
-    cases = outcomes(match(inputs.truth, found, inputs.task), inputs.truth, threshold)
-    how = f"{inputs.task}, IoU {IOU}, scores from {threshold:g} on"
-    print(one_line(f"{inputs.results}, on {inputs.data}: {how}", LINE_LIMIT))
+    detections = inputs.found[inputs.task]
+    matching = match(inputs.ground_truth, detections, inputs.task)
+    cases = worst_first(
+        inputs.ground_truth, detections, outcomes(matching, inputs.ground_truth, threshold)
+    )
+    settings = f"{inputs.task}, IoU threshold {IOU}, score threshold {threshold:g}"
+    print(one_line(f"{inputs.results}, on {inputs.data}: {settings}", LINE_LIMIT))
     make_folder(output)
     failures: list[str] = []
     pictures = []
-    for case, figure in drawings(
-        inputs, worst_first(inputs.truth, found, cases), args.number, failures
-    ):
-        pictures.append(as_picture(figure))
-        target = targets[len(pictures) - 1]
+    for target, (case, figure) in zip(targets, drawings(inputs, cases, args.number, failures)):
+        picture = as_picture(figure)
+        pictures.append(picture)
         with atomic_write(target) as partial:
-            pictures[-1].save(partial)
+            picture.save(partial)
         print(one_line(f"{target}: {case.image['file_name']}: {case.counts()}", LINE_LIMIT))
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if pictures:
-        page = sheet(pictures)
+        all_pictures = sheet(pictures)
         with atomic_write(output / "sheet.png") as partial:
-            page.save(partial)
-        print(one_line(f"{output / 'sheet.png'}: all of them", LINE_LIMIT))
+            all_pictures.save(partial)
+        print(one_line(f"{output / 'sheet.png'}: all drawings", LINE_LIMIT))
     return 1 if failures else 0
 
 
 def report(inputs: Inputs, args: argparse.Namespace) -> int:
+    """Write the report and print a summary; return the exit code."""
     output = args.output or inputs.results.parent / "report.html"
     refuse_to_replace([output], args.overwrite)
     limit = read_limit(inputs) if args.max_detections is None else args.max_detections
@@ -119,11 +150,10 @@ def report(inputs: Inputs, args: argparse.Namespace) -> int:
     text = page(content)
     with atomic_write(output) as partial:
         partial.write_text(text, encoding="utf-8")
-    figures = ", ".join(
-        f"{TASKS[task].label} AP {percent(table['AP'])}"
-        for task, table in content["overall"].items()
-    )
-    print(one_line(f"{output}: {figures}, {content['worst_note']}", LINE_LIMIT))
+    figures = []
+    for task, metrics in content["overall"].items():
+        figures.append(f"{TASKS[task].label} AP {percent(metrics['AP'])}")
+    print(one_line(f"{output}: {', '.join(figures)}, {content['worst_note']}", LINE_LIMIT))
     if content["limit_note"]:
         print(f"note: {content['limit_note']}", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""LazyConfigs: loaded and changed, saved as YAML and read again, and looked at value by value."""
+"""LazyConfigs: load them, override and check their values, save them as YAML and read it back."""
 
 from .lazy import (
     CONFIGS,

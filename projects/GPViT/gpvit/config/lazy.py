@@ -1,4 +1,4 @@
-"""Configs from files and the command line."""
+"""Loading configs from files, applying overrides from the command line, and saving them."""
 
 import difflib
 import inspect
@@ -35,27 +35,30 @@ CONFIGS = Path(__file__).resolve().parents[4] / "configs"  # of this repository
 
 
 def detectron2_config(path: str) -> DictConfig:
-    """One of the configs that come with Detectron2, such as "common/models/mask_rcnn_fpn.py".
+    """Load a config that comes with Detectron2, such as "common/models/mask_rcnn_fpn.py".
 
-    By its path: importing ``detectron2.model_zoo`` needs ``pkg_resources``, which setuptools has dropped.
+    ``detectron2.model_zoo.get_config`` is not used, since importing it needs ``pkg_resources``,
+    which setuptools has removed.
     """
     return LazyConfig.load(str(Path(detectron2.__file__).parent / "model_zoo" / "configs" / path))
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Loads a config and applies ``key=value`` overrides.
+    """Load a config and apply ``key=value`` overrides.
 
     Args:
-        path: a LazyConfig file, which is Python and is run, or what :func:`save_config` wrote, which is only read.
-        overrides: in Hydra's notation.
+        path: a LazyConfig file, which is Python and is executed, or a YAML file that
+            :func:`save_config` wrote, which is only read.
+        overrides: in Hydra's syntax.
 
     Raises:
-        UserError: the file is missing, is YAML that would run code, or an override names no key of the config, or gives
-            text for a number.
+        UserError: the file is missing, is YAML that would run code, or an override has an unknown
+            key or a value of the wrong type.
     """
     if not os.path.isfile(path):
         raise UserError(
-            f"config file {path or '(none given)'} does not exist; see configs/, and give --config-file"
+            f"config file {path or '(none given)'} does not exist; see configs/, and give "
+            "--config-file"
         )
     cfg = load_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path)
     move_keys(cfg)
@@ -63,37 +66,40 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def with_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A config with ``key=value`` overrides applied. Raises as :func:`load_config` does."""
-    overrides = [_by_present_name(override) for override in overrides]
-    for number, override in enumerate(overrides):
-        _check_override(cfg, override, _in_one(overrides, number))
+    """Return a config with ``key=value`` overrides applied. Raise as :func:`load_config` does."""
+    overrides = list(map(_with_current_key, overrides))
+    # All keys are checked before any override is applied.
+    for index, override in enumerate(overrides):
+        _check_override(cfg, override, _joined(overrides, index))
     for override in overrides:
         cfg = _with_override(cfg, override)
     return cfg
 
 
-def _by_present_name(override: str) -> str:
+def _with_current_key(override: str) -> str:
+    """Replace a key of an earlier version by its current name."""
     written, equals, value = override.partition("=")
-    key = written.lstrip("+")
+    key = written.lstrip("+")  # "+key=value" adds a key
     return written.removesuffix(key) + RENAMED.get(key, key) + equals + value
 
 
 def _with_override(cfg: DictConfig, override: str) -> DictConfig:
-    as_given, _, written = override.partition("=")
-    key = as_given.lstrip("+")
+    written_key, _, written = override.partition("=")
+    key = written_key.lstrip("+")
     try:
         before = OmegaConf.select(cfg, key)
-    except OmegaConfBaseException:  # a reference that leads nowhere, which the override may replace
+    except OmegaConfBaseException:  # a broken reference, which the override may replace
         before = None
     kind = kind_of(key) or kind_like(before)
     try:
         parse(override)
     except HydraException:
-        correct = correction(kind, as_given, written, written)
+        hint = correction(kind, written_key, written, written)
+        # Either Hydra's syntax is the only problem, or any text would be allowed.
         if kind.fits(written) or kind.noun:
-            correct = correct or "; put the value in quotes of its own"
-            raise UserError(f"cannot read the override {override}{correct}") from None
-        raise UserError(f"{key} {kind.fault(written)}{correct}") from None
+            hint = hint or "; put quotes around the value"
+            raise UserError(f"cannot read the override {override}{hint}") from None
+        raise UserError(f"{key} {kind.fault(written)}{hint}") from None
     try:
         cfg = LazyConfig.apply_overrides(cfg, [override])
         value = OmegaConf.select(cfg, key)
@@ -110,10 +116,10 @@ def _with_override(cfg: DictConfig, override: str) -> DictConfig:
 
 
 def save_config(cfg: DictConfig, path: str) -> None:
-    """Saves a config as plain YAML.
+    """Save a config as plain YAML, atomically.
 
     Raises:
-        UserError: it cannot be written; what was there is still there.
+        UserError: the file cannot be written; an existing file is intact.
     """
     text = _yaml(_plain(OmegaConf.to_container(cfg, resolve=False)))
     with atomic_write(path) as partial:
@@ -121,16 +127,15 @@ def save_config(cfg: DictConfig, path: str) -> None:
 
 
 def inference_config(cfg: DictConfig) -> str:
-    """What :class:`gpvit.Predictor` needs of a config, as YAML: the model, and how its images are made."""
+    """Return as YAML what :class:`gpvit.Predictor` needs: the model and the test-time mapper."""
     everything = _plain(OmegaConf.to_container(cfg, resolve=False))
     data = everything["dataloader"]
-    shared = {key: data[key] for key in ("short_side", "max_size", "max_detections") if key in data}
-    return _yaml(
-        {
-            "model": everything["model"],
-            "dataloader": shared | {"test": {"mapper": data["test"]["mapper"]}},
-        }
-    )
+    dataloader = {}
+    for key in ("short_side", "max_size", "max_detections"):  # which model and mapper refer to
+        if key in data:
+            dataloader[key] = data[key]
+    dataloader["test"] = {"mapper": data["test"]["mapper"]}
+    return _yaml({"model": everything["model"], "dataloader": dataloader})
 
 
 def _yaml(content: dict[str, Any]) -> str:
@@ -138,28 +143,30 @@ def _yaml(content: dict[str, Any]) -> str:
 
 
 def _plain(node: Any) -> Any:
-    """A config without objects: functions and classes by their names."""
+    """Return a config of plain values: functions and classes are replaced by their full names."""
     if isinstance(node, ShapeSpec):
-        node = {"_target_": ShapeSpec} | {
-            key: value for key, value in vars(node).items() if value is not None
-        }
+        call: dict[str, Any] = {"_target_": ShapeSpec}
+        for name, value in vars(node).items():
+            if value is not None:
+                call[name] = value
+        node = call
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return [_plain(value) for value in node]
+    if isinstance(node, list | tuple):
+        return list(map(_plain, node))
     return _convert_target_to_string(node) if callable(node) else node
 
 
 def flattened(cfg: DictConfig) -> dict[str, str]:
-    """A config as text, key by key."""
+    """Return all values of a config as text, by dotted keys such as "train.amp.dtype"."""
 
     def walk(node: Any, key: str) -> None:
         if isinstance(node, dict) and node:
             for name, item in node.items():
                 walk(item, f"{key}.{name}" if key else str(name))
         elif isinstance(node, list) and node:
-            for number, item in enumerate(node):
-                walk(item, f"{key}.{number}")
+            for index, item in enumerate(node):
+                walk(item, f"{key}.{index}")
         else:
             flat[key] = str(node)
 
@@ -168,57 +175,64 @@ def flattened(cfg: DictConfig) -> dict[str, str]:
     return flat
 
 
-def _in_one(overrides: Sequence[str], number: int) -> str:
-    """An override that the shell may have cut into words at its spaces, of which one is given by its number."""
-    first = number if number == 0 or "=" not in overrides[number - 1] else number - 1
+def _joined(overrides: Sequence[str], index: int) -> str:
+    """Return an override that the shell may have split at its spaces, as one text.
+
+    It is the given word with its neighbors: ["output_dir=my", "big", "folder"] is one override, and
+    so is ["lr", "=", "0.1"].
+    """
+    first = index
+    if index > 0 and "=" in overrides[index - 1]:
+        first = index - 1  # its value may continue in this word
     last = first + 1
     while last < len(overrides) and ("=" not in overrides[last] or overrides[last].startswith("=")):
         last += 1
     return " ".join(overrides[first:last])
 
 
-def _check_override(cfg: DictConfig, override: str, in_one: str) -> None:
-    """A typo must not pass as a new key. "+key=value" adds one on purpose.
+def _check_override(cfg: DictConfig, override: str, joined: str) -> None:
+    """Raise a UserError for an unknown key, so that a typo does not add a new one.
+
+    "+key=value" adds a key explicitly.
 
     Args:
-        in_one: the override with the words around it that may belong to it.
+        cfg: the config.
+        override: one word of the command line.
+        joined: the override with the words next to it that may belong to it.
     """
     key, equals, _ = override.lstrip("+").partition("=")
     if not key or not equals:
-        likely, _, written = (
-            part.strip() for part in in_one.partition("=" if "=" in in_one else " ")
-        )
-        kind = kind_of(likely)
+        separator = "=" if "=" in joined else " "
+        likely_key, _, written = map(str.strip, joined.partition(separator))
+        kind = kind_of(likely_key)
         meant = kind.meant(written, written) if kind and written and override else []
-        hint = f"; write {assignment(likely, meant[0])}" if meant else ""
+        hint = f"; write {assignment(likely_key, meant[0])}" if meant else ""
         raise UserError(f"override {override!r} is not of the form key=value{hint}")
     if override.startswith("+"):
         return
     node, parts = cfg, key.split(".")
-    for i, part in enumerate(parts):
+    for depth, part in enumerate(parts):
+        parent = ".".join(parts[:depth])
         known = _known_keys(node)
         if not known:
-            raise UserError(
-                f"override {override}: there are no keys below a value, {'.'.join(parts[:i])}"
-            )
+            raise UserError(f"override {override}: there are no keys below a value, {parent}")
         if part not in known:
-            close = difflib.get_close_matches(part, known, n=1)
-            hint = (
-                f"did you mean {'.'.join([*parts[:i], close[0]])}?"
-                if close
-                else f"known here: {', '.join(known)}"
-            )
-            raise UserError(f"override {key}: the config has no {'.'.join(parts[: i + 1])}; {hint}")
-        node = OmegaConf.select(node, part)  # None for a parameter that the config leaves out
+            similar = difflib.get_close_matches(part, known, n=1)
+            hint = f"known here: {', '.join(known)}"
+            if similar:
+                hint = f"did you mean {'.'.join([*parts[:depth], similar[0]])}?"
+            missing = ".".join(parts[: depth + 1])
+            raise UserError(f"override {key}: the config has no {missing}; {hint}")
+        node = OmegaConf.select(node, part)  # None for a parameter that the config does not set
 
 
 def _known_keys(node: object) -> list[str]:
-    """The keys of a node, and the parameters of the function it calls."""
+    """Return the keys of a node, and the parameters of the function that it calls."""
     if isinstance(node, ListConfig):
-        return [str(i) for i in range(len(node))]
+        return list(map(str, range(len(node))))
     if not isinstance(node, DictConfig):
         return []
-    keys = [str(key) for key in node]
+    keys = list(map(str, node))
     if "_target_" in node:
         target = node["_target_"]
         keys += inspect.signature(locate(target) if isinstance(target, str) else target).parameters
@@ -226,7 +240,10 @@ def _known_keys(node: object) -> list[str]:
 
 
 def add_gpvit_config(cfg: CfgNode) -> None:
-    """Adds MODEL.GPVIT, which the two registered backbones read. The names are those of the constructors."""
+    """Add MODEL.GPVIT, the options of the two registered backbones, to a yacs config.
+
+    Each option is the constructor argument of the same name.
+    """
     cfg.MODEL.GPVIT = CfgNode()
     cfg.MODEL.GPVIT.SIZE = "L1"
     cfg.MODEL.GPVIT.DROP_PATH_RATE = 0.1

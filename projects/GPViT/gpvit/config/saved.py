@@ -1,9 +1,10 @@
-"""Configs in YAML, which nobody need trust: those of runs and those in checkpoints."""
+"""YAML configs of runs and in checkpoints, which are verified before anything in them is called."""
 
 import inspect
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from ..utils.text import one_line
 from ..utils.yaml_io import read_yaml
 from .values import MAX_SIDE
 
-# What has another name than in configs of before: functions and classes, and keys. Old name -> present one, see `renamed`
-# and `move_keys`; what a config calls is compared with the tables of names below after that.
+# Functions, classes and keys that had another name in earlier versions: old name -> current name.
+# See `renamed` and `move_keys`, which are applied before names are compared with the tables below.
 RENAMED: dict[str, str] = {
     "gpvit.detectors.ClampedBox2BoxTransform": "gpvit.modeling.ClampedBox2BoxTransform",
     "gpvit.detectors.LastLevelNormP6P7": "gpvit.modeling.LastLevelNormP6P7",
@@ -32,25 +33,28 @@ RENAMED: dict[str, str] = {
 
 
 def renamed(content: Any) -> Any:
-    """A saved config with the present names of what it calls and, if it is flattened, of its keys."""
+    """Return a saved config with current names of what it calls and, if flattened, of its keys."""
     if isinstance(content, dict):
         return {RENAMED.get(key, key): renamed(value) for key, value in content.items()}
     if isinstance(content, list):
-        return [renamed(value) for value in content]
+        return list(map(renamed, content))
     return RENAMED.get(content, content) if isinstance(content, str) else content
 
 
 def move_keys(cfg: DictConfig) -> None:
-    """Gives values in a nested config the present names of their keys."""
+    """Move values in a nested config to the current names of their keys."""
     for old, new in RENAMED.items():
-        section, _, key = old.rpartition(".")
-        place = OmegaConf.select(cfg, section) if section.partition(".")[0] in cfg else None
-        if isinstance(place, DictConfig) and key in place:
-            OmegaConf.update(cfg, new, place.pop(key))
+        section_key, _, key = old.rpartition(".")
+        if section_key.partition(".")[0] not in cfg:
+            continue
+        section = OmegaConf.select(cfg, section_key)
+        if isinstance(section, DictConfig) and key in section:
+            OmegaConf.update(cfg, new, section.pop(key))
 
 
-# What a config in a checkpoint may call, by its full name as save_config writes it. A name is trusted, never a module:
-# modules hold functions that call or import whatever their arguments name. Nothing here opens a file or writes one.
+# What a config in a checkpoint may call, by its full name as save_config writes it. Only names are
+# trusted, never modules, which contain functions that call or import whatever their arguments name.
+# None of these opens or writes a file.
 DETECTORS = frozenset({"detectron2.modeling.GeneralizedRCNN", "gpvit.modeling.RetinaNet"})
 MODEL_CALLS = DETECTORS | {
     "detectron2.data.transforms.Resize",
@@ -81,7 +85,8 @@ MODEL_CALLS = DETECTORS | {
 }
 
 
-# What the config.yaml of a training run may call besides. `_check_calls` looks at their arguments that name files.
+# What the config.yaml of a training run may call in addition. Some take the names of files and
+# folders; `_check_arguments` checks these arguments.
 RUN_CALLS = MODEL_CALLS | {
     "detectron2.data.build_detection_test_loader",
     "detectron2.data.get_detection_dataset_dicts",
@@ -114,25 +119,28 @@ RUN_CALLS = MODEL_CALLS | {
 }
 MAX_REFERENCES = 1000
 MAX_VALUES = 20_000
-MAX_LIST = 100  # items; anchors are made for all levels, sizes and shapes
-# The largest values in a config of a checkpoint of what takes memory or time for each image, by the ends of their keys.
+MAX_LIST = 100  # items; the number of anchors is a product of the lengths of lists
+# Limits in the config of a checkpoint for what determines the memory and time that an image takes,
+# by the end of the key: "topk" is the limit of "pre_nms_topk".
 MAX_NUMBERS = {
     "output_size": 64,
     "resolution": 64,
     "sampling_ratio": 16,
     "square_pad": MAX_SIDE,
     "topk": 10_000,
-}
-MAX_NUMBERS |= {
     "topk_per_image": 10_000,
     "topk_candidates": 10_000,
     "max_detections_per_image": 10_000,
 }
-_REFERENCE = re.compile(r"\$\{[\w.]+\}")
+_REFERENCE = re.compile(r"\$\{[\w.]+\}")  # ${train.max_iter}, but not ${oc.env:HOME}
 
 
 def load_yaml(path: str) -> DictConfig:
-    """The ``config.yaml`` of a run. Raises a UserError if it cannot be read, or calls what is in no table."""
+    """Load the ``config.yaml`` of a run.
+
+    Raises:
+        UserError: the file cannot be read, or calls anything but :data:`RUN_CALLS`.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -141,62 +149,83 @@ def load_yaml(path: str) -> DictConfig:
 
 
 def config_from_yaml(text: str, path: str) -> DictConfig:
-    """A config that :func:`inference_config` wrote, from a checkpoint whose author need not be trusted.
+    """Parse a config that :func:`inference_config` wrote, from a checkpoint that is not trusted.
 
     Args:
         text: YAML.
-        path: where it comes from, for messages.
+        path: of the checkpoint, for errors.
 
     Raises:
-        UserError: it is not the config of a detector, or it calls, opens or refers to anything else.
+        UserError: it is not the config of a detector, or it calls, opens or refers to anything
+            else.
     """
     cfg = _from_yaml(text, path, MODEL_CALLS)
+    content: Any = OmegaConf.to_container(cfg, resolve=True)
+    _check_required(content, path)
+    _check_limits(content, path)
+    return cfg
+
+
+def _check_required(content: dict[str, Any], path: str) -> None:
+    """Raise a UserError if this is not the config of a detector and its mapper."""
     required = {
         "model._target_": DETECTORS,
         "dataloader.test.mapper._target_": {"gpvit.data.InstanceMapper"},
         "dataloader.test.mapper.image_format": {"RGB", "BGR"},
     }
-    content: Any = OmegaConf.to_container(cfg, resolve=True)
+    error = f"{path} is not the config of a detector: "
     for key, allowed in required.items():
         value = _entry(content, key)
         if not isinstance(value, str) or value not in allowed:
-            raise UserError(
-                f"{path} is not the config of a detector: {key} must be one of {preview(sorted(allowed))}"
-            )
+            raise UserError(f"{error}{key} must be one of {preview(sorted(allowed))}")
     if not isinstance(_entry(content, "dataloader.test.mapper.augmentations"), list):
-        raise UserError(
-            f"{path} is not the config of a detector: dataloader.test.mapper.augmentations must be a list"
-        )
+        raise UserError(f"{error}dataloader.test.mapper.augmentations must be a list")
+
+
+def _check_limits(content: dict[str, Any], path: str) -> None:
+    """Raise a UserError for values that would exhaust memory or time."""
     for key, value in _values(content):
         if isinstance(value, list) and len(value) > MAX_LIST:
             raise UserError(f"{path}: {key} has {len(value)} items, at most {MAX_LIST} are allowed")
     for key, value in _values(content["model"]):
-        limit = next(
-            (limit for end, limit in MAX_NUMBERS.items() if str(key).endswith(end)), math.inf
-        )
-        numbers = value if isinstance(value, list) else [value]
-        if any(isinstance(number, int | float) and number > limit for number in numbers):
-            raise UserError(f"{path}: {key} is {one_line(value)}, at most {limit} is allowed")
+        limit = _limit(str(key))
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and number > limit:
+                raise UserError(f"{path}: {key} is {one_line(value)}, at most {limit} is allowed")
     for key, value in _values(content["dataloader"]):
         if isinstance(value, int | float) and abs(value) > MAX_SIDE:
             raise UserError(
                 f"{path}: {key} is {value}, and images may be resized to at most {MAX_SIDE} pixels"
             )
-    return cfg
+
+
+def _limit(key: str) -> float:
+    for end, limit in MAX_NUMBERS.items():
+        if key.endswith(end):
+            return limit
+    return math.inf
 
 
 def _entry(content: Any, key: str) -> Any:
-    """The value of a dotted key in nested dicts; None where there is none."""
+    """Return the value of a dotted key in nested dicts; None if there is none."""
     for part in key.split("."):
         content = content.get(part) if isinstance(content, dict) else None
     return content
 
 
 def _from_yaml(text: str, path: str, calls: Collection[str]) -> DictConfig:
-    """The config in a YAML text that calls nothing but ``calls``. Raises a UserError for anything else."""
-    read_yaml(
-        text, path, MAX_VALUES
-    )  # OmegaConf reads what this accepts, slowly, and by other rules for numbers
+    """Parse a YAML config.
+
+    Args:
+        text: YAML.
+        path: of the file, for errors.
+        calls: full names of what the config may call.
+
+    Raises:
+        UserError: it is not a config, or it calls or refers to anything else.
+    """
+    # Limits what OmegaConf is given, which parses slowly and has its own rules for numbers.
+    read_yaml(text, path, MAX_VALUES)
     try:
         cfg: Any = OmegaConf.create(text)
         content = renamed(OmegaConf.to_container(cfg, resolve=False))
@@ -205,26 +234,27 @@ def _from_yaml(text: str, path: str, calls: Collection[str]) -> DictConfig:
         _check_calls(content, path, calls)
         _check_references(cfg, path)
     except (YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
-        raise UserError(
-            f"cannot read {path}: {one_line(error, 500) or type(error).__name__}"
-        ) from None
+        reason = one_line(error, 500) or type(error).__name__
+        raise UserError(f"cannot read {path}: {reason}") from None
     return DictConfig(content, flags={"allow_objects": True})  # as LazyConfig does
 
 
 def _check_calls(content: dict[Any, Any], path: str, calls: Collection[str]) -> None:
+    """Raise a UserError if the config calls anything but ``calls``, or a key is not a string."""
     output_dir = _entry(content, "train.output_dir")
-    for node in [content, *(value for _, value in _values(content))]:
+    for _, node in chain([("", content)], _values(content)):
         if not isinstance(node, dict):
             continue
-        if strange := [key for key in node if not isinstance(key, str)]:
-            raise UserError(f"{path} has the key {one_line(strange[0])}, and keys must be text")
+        for key in node:
+            if not isinstance(key, str):
+                raise UserError(f"{path} has the key {one_line(key)}, and keys must be strings")
         if "_target_" not in node:
             continue
         target = node["_target_"]
         if not isinstance(target, str) or target not in calls:
             raise UserError(
-                f"{path} would call {one_line(target)}, which a YAML config may not: give the config that it was made from "
-                "(a .py file), or write it as save_config does"
+                f"{path} would call {one_line(target)}, which a YAML config may not: give the "
+                "config that it was made from (a .py file), or write it as save_config does"
             )
         _check_arguments(node, target, path, {None, "${train.output_dir}", output_dir})
 
@@ -232,13 +262,14 @@ def _check_calls(content: dict[Any, Any], path: str, calls: Collection[str]) -> 
 def _check_arguments(
     node: dict[str, Any], target: str, path: str, output_dirs: Collection[Any]
 ) -> None:
-    """Raises a UserError for arguments that are unknown, or that name a file to open or a folder to write to."""
+    """Raise a UserError for unknown arguments, and for files to open or folders to write to."""
     parameters = inspect.signature(locate(target)).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    unknown = [] if takes_any else sorted(node.keys() - parameters.keys() - {"_target_"})
-    if unknown:
-        raise UserError(f"{path}: {target} has no argument {preview(unknown)}")
-    # Detectron2 unpickles proposals. An evaluator writes to where the run does.
+    kinds = [parameter.kind for parameter in parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        unknown = sorted(node.keys() - parameters.keys() - {"_target_"})
+        if unknown:
+            raise UserError(f"{path}: {target} has no argument {preview(unknown)}")
+    # Detectron2 unpickles proposal files. An evaluator may write to the run's output folder only.
     for key, allowed in {"proposal_files": {None}, "output_dir": output_dirs}.items():
         value = node.get(key)
         if not isinstance(value, str | None) or value not in allowed:
@@ -248,9 +279,10 @@ def _check_arguments(
 
 
 def _check_references(cfg: DictConfig, path: str) -> None:
-    """Refuses what OmegaConf computes but plain references to single values: resolvers, circles, texts that grow.
+    """Raise a UserError for anything that OmegaConf computes, except references to single values.
 
-    A resolver, such as oc.decode, makes targets of text; a list of references to lists doubles with every level.
+    A resolver, such as oc.decode, could turn text into targets. A reference to a list of references
+    to lists doubles in size with every level.
     """
     references = 0
     content = OmegaConf.to_container(cfg, resolve=False)
@@ -262,7 +294,8 @@ def _check_references(cfg: DictConfig, path: str) -> None:
         references += 1
         if not _REFERENCE.fullmatch(value):
             raise UserError(
-                f"{path} would compute {one_line(value)}: a YAML config may refer to its own values only"
+                f"{path} would compute {one_line(value)}: a YAML config may refer to its own "
+                "values only"
             )
         if references > MAX_REFERENCES:
             raise UserError(f"{path} has more than {MAX_REFERENCES} references")
@@ -274,7 +307,10 @@ def _check_references(cfg: DictConfig, path: str) -> None:
 
 
 def _nodes(node: Any) -> Iterator[tuple[Any, Any]]:
-    """All entries of a config, however deep, as their container and key; does not follow references."""
+    """Yield all entries of a config as (container, key), depth first, without following references.
+
+    ``_get_node`` returns an entry without resolving it.
+    """
     if not isinstance(node, DictConfig | ListConfig):
         return
     for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
@@ -284,24 +320,25 @@ def _nodes(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_single(value: Any) -> bool:
-    """Whether a value is no dict, and if it is a list, a short one of values that are neither lists nor references."""
+    """Return whether this is a single value or a short list of single values."""
     if isinstance(value, ListConfig):
-        items: list[Any] = OmegaConf.to_container(value, resolve=False)  # type: ignore[assignment]
-        return len(items) <= MAX_LIST and not any(
-            isinstance(item, dict | list) or "${" in str(item) for item in items
-        )
+        items: Any = OmegaConf.to_container(value, resolve=False)
+        return len(items) <= MAX_LIST and all(map(_is_plain, items))
     return not isinstance(value, DictConfig)
 
 
+def _is_plain(item: Any) -> bool:
+    """Return whether a list item is neither a container nor a reference."""
+    return not isinstance(item, dict | list) and "${" not in str(item)
+
+
 def _values(node: Any) -> Iterator[tuple[Any, Any]]:
-    """All values of a config, however deep, with their keys or numbers."""
-    children = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    )
+    """Yield all (key, value) pairs and (index, item) pairs of nested dicts and lists."""
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, dict):
+        children = node.items()
+    elif isinstance(node, list):
+        children = enumerate(node)
     for key, value in children:
         yield key, value
         yield from _values(value)

@@ -1,4 +1,7 @@
-"""What each value of a config must be, in one table, and how an override is written that Hydra and the shell can read."""
+"""Checking the values of a config against a table of kinds, and suggesting valid overrides.
+
+An override is parsed by the shell and then by Hydra, so a suggestion is quoted for both.
+"""
 
 import copy
 import logging
@@ -22,18 +25,16 @@ from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 MAX_SIDE = 10_000  # pixels that an image may be resized to
 MAX_SEED = 2**63 - 1
-MOST_DETECTIONS = (
-    10_000  # that may be given of an image; a checkpoint's config may have no higher number, either
-)
+MOST_DETECTIONS = 10_000  # per image; the config of a checkpoint has the same limit
 MAX_WORKERS = 1024
-MAX_DEPTH = 100  # sections within each other
+MAX_DEPTH = 100  # of nested sections
 
 SECTION = Kind(
     "a section with keys of its own",
     lambda value: not isinstance(value, str | int | float | list | None),
 )
 AUGMENTATIONS = Kind(
-    "a list of augmentations, or a section that makes one",
+    "a list of augmentations, or a section that builds one",
     lambda value: (
         SECTION.fits(value) or (isinstance(value, list) and all(map(SECTION.fits, value)))
     ),
@@ -42,14 +43,14 @@ DATASET = text("a dataset", "a dataset")
 DATASETS = either(DATASET, several(DATASET, "a list of them"))
 PIXELS = whole(1, MAX_SIDE, of="pixels")
 SIDES = several(PIXELS, f"a list of whole numbers of pixels from 1 to {MAX_SIDE}")
-SEVERAL_SIDES = "in training it may be several: dataloader.train.mapper.augmentations.short_side"
+SEVERAL_SIDES = "for several in training, use dataloader.train.mapper.augmentations.short_side"
 DETECTIONS = whole(1, MOST_DETECTIONS, of="detections")
-SHARE = number(0, 1)
+FRACTION = number(0, 1)
 DECAY = number(0, below=1)
 POSITIVE = number(above=0)
 NOT_NEGATIVE = number(0)
 ITERATIONS = whole(1, of="iterations")
-FRACTIONS = several(
+MILESTONES = several(
     number(above=0, below=1),
     "a list of increasing fractions of train.max_iter between 0 and 1",
     least=0,
@@ -58,12 +59,16 @@ FRACTIONS = several(
 
 
 def free(kind: Kind) -> Kind:
-    """Values on which no weights depend: a run that is resumed may have others, here and, of a section, below it."""
+    """Mark a kind of value that does not affect the trained weights.
+
+    A resumed run may change such a value, and everything below it if it is a section.
+    """
     return replace(kind, may_change=True)
 
 
-# The kinds of values by their keys. * stands for any part of a key, ** for any number of them, # for a number.
-# What has no row may be anything: the parameters of optimizers, schedules and augmentations that are not known here.
+# Kinds of values by key. In a key, "*" matches any part, "**" any number of parts, also none, and
+# "#" an index. The first row that matches decides. A key without a row may have any value, such as
+# the parameters of optimizers, schedules and augmentations that are not known here.
 KINDS: dict[str, Kind] = {
     "train": SECTION,
     "train.output_dir": free(path("a folder", "a folder")),
@@ -71,7 +76,7 @@ KINDS: dict[str, Kind] = {
         path("the path or address of a file of weights", "a file", "random weights")
     ),
     "train.max_iter": ITERATIONS,
-    "train.seed": whole(most=MAX_SEED, note="negative: another one each time"),
+    "train.seed": whole(most=MAX_SEED, note="negative: a random seed"),
     "train.deterministic": FLAG,
     "train.device": free(choice("auto", "cuda", "cpu")),
     "train.amp": SECTION,
@@ -105,7 +110,7 @@ KINDS: dict[str, Kind] = {
     "dataloader.test": free(SECTION),
     "dataloader.evaluator": free(SECTION),
     "dataloader.train.total_batch_size": whole(1, of="images"),
-    # The run itself sets these three.
+    # These three are set by the run itself.
     "dataloader.train.seed": free(whole(most=MAX_SEED)),
     "dataloader.train.start_iter": free(whole(0, of="iterations")),
     "dataloader.train.skip": free(FLAG),
@@ -134,11 +139,11 @@ KINDS: dict[str, Kind] = {
     "dataloader.*.mapper.augmentations.short_side": either(PIXELS, SIDES),
     "dataloader.*.mapper.augmentations.short_sides": SIDES,
     "dataloader.*.mapper.augmentations.lsj_size": PIXELS,
-    "dataloader.*.mapper.augmentations.flip": SHARE,
+    "dataloader.*.mapper.augmentations.flip": FRACTION,
     "dataloader.*.mapper.augmentations.**.short_edge_length": either(PIXELS, SIDES),
     "dataloader.*.mapper.augmentations.**.max_size": whole(1, of="pixels"),
     "dataloader.*.mapper.augmentations.**.sample_style": choice("range", "choice"),
-    "dataloader.*.mapper.augmentations.**.prob": SHARE,
+    "dataloader.*.mapper.augmentations.**.prob": FRACTION,
     "dataloader.*.mapper.augmentations.**.horizontal": FLAG,
     "dataloader.*.mapper.augmentations.**.vertical": FLAG,
     "dataloader.*.mapper.augmentations.**.min_scale": POSITIVE,
@@ -160,7 +165,7 @@ KINDS: dict[str, Kind] = {
     "dataloader.evaluator.use_fast_impl": FLAG,
     "dataloader.evaluator.allow_cached_coco": FLAG,
     "dataloader.evaluator.kpt_oks_sigmas": several(POSITIVE, "a list of numbers above 0", least=0),
-    # Of the model, wherever the config has them.
+    # Options of the model, wherever it has them.
     "**.use_act_checkpoint": free(FLAG),
     "**.test_score_thresh": free(number()),
     "**.test_nms_thresh": free(number()),
@@ -202,8 +207,8 @@ KINDS: dict[str, Kind] = {
     ),
     "lr_multiplier.**.num_updates": either(ITERATIONS, NULL),
     "lr_multiplier.warmup_iters": whole(0, of="iterations"),
-    "lr_multiplier.**.warmup_factor": SHARE,
-    "lr_multiplier.**.warmup_length": SHARE,
+    "lr_multiplier.**.warmup_factor": FRACTION,
+    "lr_multiplier.**.warmup_length": FRACTION,
     "lr_multiplier.**.warmup_method": choice("linear", "constant"),
     "lr_multiplier.**.rescale_interval": FLAG,
     "lr_multiplier.**.start_value": NOT_NEGATIVE,
@@ -214,8 +219,8 @@ KINDS: dict[str, Kind] = {
     "lr_multiplier.scheduler": SECTION,
 }
 SECTIONS = ("train", "dataloader", "optimizer", "lr_multiplier", "model")
-# What train_net.py needs of a config.
-OF_EVALUATION = (
+# Keys that train_net.py reads.
+REQUIRED_FOR_EVALUATION = (
     "train.output_dir",
     "train.init_checkpoint",
     "train.deterministic",
@@ -225,44 +230,42 @@ OF_EVALUATION = (
     "dataloader.test",
     "dataloader.evaluator",
 )
-OF_TRAINING = (
-    *(
-        f"train.{key}"
-        for key in (
-            "max_iter",
-            "seed",
-            "amp.dtype",
-            "clip_norm",
-            "accumulate",
-            "ema_decay",
-            "skip_budget",
-        )
-    ),
-    *(f"train.{key}" for key in ("ddp", "checkpointer", "eval_period", "log_period")),
+REQUIRED_FOR_TRAINING = (
+    "train.max_iter",
+    "train.seed",
+    "train.amp.dtype",
+    "train.clip_norm",
+    "train.accumulate",
+    "train.ema_decay",
+    "train.skip_budget",
+    "train.ddp",
+    "train.checkpointer",
+    "train.eval_period",
+    "train.log_period",
     "dataloader.train",
     "optimizer.params",
     "lr_multiplier",
 )
 
-# Of keys without a row, by the value that an override takes the place of.
+# Kinds for keys without a row, chosen by the value that an override replaces.
 A_NUMBER = Kind("a number, True or False", lambda value: isinstance(value, int | float))
 A_LIST = several(Kind("", lambda value: True), "a list")
 A_TEXT = Kind("a text", lambda value: isinstance(value, str))
 
 
+_WILDCARDS = {"*": r"[^.]+", "**": r".+", "#": r"\d+"}
+
+
 def _pattern(key: str) -> re.Pattern[str]:
-    parts = key.split(".")
-    return re.compile(
-        r"\.".join(
-            {"*": r"[^.]+", "**": r".+", "#": r"\d+"}.get(part, re.escape(part)) for part in parts
-        )
-    )
+    """Return the regular expression of a key with wildcards."""
+    parts = [_WILDCARDS.get(part, re.escape(part)) for part in key.split(".")]
+    return re.compile(r"\.".join(parts))
 
 
 def _expanded() -> Iterator[tuple[re.Pattern[str], Kind]]:
     for key, kind in KINDS.items():
         yield _pattern(key), kind
-        if ".**" in key:  # no part at all
+        if ".**" in key:  # "**" matches at least one part, so a second row is for none
             yield _pattern(key.replace(".**", "")), kind
 
 
@@ -270,64 +273,89 @@ PATTERNS = list(_expanded())
 
 
 def kind_of(key: str) -> Kind | None:
-    """The kind of a key's values; None if they may be anything."""
-    return next((kind for pattern, kind in PATTERNS if pattern.fullmatch(key)), None)
+    """Return the kind of a key's values; None if any value is allowed."""
+    for pattern, kind in PATTERNS:
+        if pattern.fullmatch(key):
+            return kind
+    return None
 
 
 def may_change(key: str) -> bool:
-    """Whether a run that is resumed may have another value here, by the row of the key or of a section that it is in."""
+    """Return whether a resumed run may change this value.
+
+    The row of the key or of any section around it allows it; see :func:`free`.
+    """
     parts = key.split(".")
-    kinds = (kind_of(".".join(parts[:end])) for end in range(1, len(parts) + 1))
-    return any(kind is not None and kind.may_change for kind in kinds)
+    for end in range(1, len(parts) + 1):  # train, train.amp, train.amp.dtype
+        kind = kind_of(".".join(parts[:end]))
+        if kind is not None and kind.may_change:
+            return True
+    return False
 
 
 def parse(override: str) -> Override:
-    """An override as Hydra reads it. Raises a HydraException if it cannot."""
+    """Parse an override by Hydra. Raise a HydraException if that fails."""
     try:
         parsed = OverridesParser.create().parse_overrides([override])[0]
-    except ValueError as error:  # of a number with thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise HydraException(str(error)) from None
-    if parsed.is_sweep_override():  # a,b or range(1,3): several values, of which a config has one
+    if parsed.is_sweep_override():  # "a,b" or "range(1,3)", for several runs
         raise HydraException(f"{override} gives several values")
     return parsed
 
 
 def hydra_text(value: Any, inside: str = "{}") -> str:
-    """A value as Hydra reads it; ``inside`` is what it stands in."""
+    """Write a value in Hydra's syntax.
+
+    Args:
+        value: None, a number, a string, or a list of these.
+        inside: what the value is placed in, such as "[{}]": fewer characters are allowed there.
+    """
     if value is None:
         return "null"
     if isinstance(value, list):
-        return f"[{','.join(hydra_text(item, '[{}]') for item in value)}]"
+        items = [hydra_text(item, "[{}]") for item in value]
+        return f"[{','.join(items)}]"
     if not isinstance(value, str):
         return str(value)
-    try:
-        as_it_is = (
-            OverridesParser.create().parse_rule(inside.format(value), "value") if value else None
-        )
-    except HydraException:
-        as_it_is = None
-    return (
-        value if as_it_is in (value, [value]) else QuotedString(value, Quote.double).with_quotes()
-    )
+    parsed = None
+    if value:
+        try:
+            parsed = OverridesParser.create().parse_rule(inside.format(value), "value")
+        except HydraException:
+            parsed = None
+    if parsed in (value, [value]):  # read as this string without quotes
+        return value
+    return QuotedString(value, Quote.double).with_quotes()
 
 
 def assignment(key: str, value: Any) -> str:
-    """An override that gives a key a value, as it is typed in a shell."""
+    """Write an override as it is typed in a shell."""
     return f'{key}=""' if value == "" else shlex.quote(f"{key}={hydra_text(value)}")
 
 
 def correction(kind: Kind, key: str, value: Any, written: str | None = None) -> str:
-    """How to write what was evidently meant by a value that does not fit or cannot be read, behind "; "; else "".
+    """Suggest how to write the value that was probably meant.
 
     Args:
-        written: the value of an override, before Hydra reads it.
+        kind: of the key's values.
+        key: with the "+" of an override, if any.
+        value: which does not fit or cannot be read.
+        written: the value of an override, before Hydra parses it.
+
+    Returns:
+        the end of a message, which begins with "; ", or "".
     """
     if written is not None and "${" in written:
-        return "; ${ begins a reference to another value, such as ${train.max_iter}, and is no part of a name"
+        return (
+            "; ${ begins a reference to another value, such as ${train.max_iter}, and is no part "
+            "of a name"
+        )
     for meant in kind.meant(value, written):
         typed = assignment(key, meant)
         if one_line(typed, PATH_LIMIT) != typed:
-            return "; put the value in quotes of its own"  # what is shown would be something else
+            # It would be shown escaped or truncated, so typing what is shown would be wrong.
+            return "; put quotes around the value"
         as_written = isinstance(meant, str) and meant != "" and meant in (written or str(value))
         if kind.noun and as_written and typed.startswith("'"):
             return f"; {kind.noun} named {meant} needs quotes: {typed}"
@@ -336,7 +364,7 @@ def correction(kind: Kind, key: str, value: Any, written: str | None = None) -> 
 
 
 def check_value(key: str, value: Any, kind: Kind | None, written: str | None = None) -> None:
-    """Raises a UserError if a value is not of its kind. ``written``: see :func:`correction`."""
+    """Raise a UserError if a value is not of its kind. ``written``: see :func:`correction`."""
     if isinstance(value, ListConfig):
         value = OmegaConf.to_container(value, resolve=True)
     if kind is not None and not kind.fits(value):
@@ -344,34 +372,36 @@ def check_value(key: str, value: Any, kind: Kind | None, written: str | None = N
 
 
 def kind_like(value: Any) -> Kind:
-    """The kind of an override that takes the place of a value whose key has no row."""
+    """Return the kind of an override that replaces this value, for a key without a row."""
     if isinstance(value, int | float):
         return A_NUMBER
     return A_LIST if isinstance(value, ListConfig) else A_TEXT
 
 
 def check_values(node: DictConfig | ListConfig, key: str = "") -> None:
-    """Looks at all values below a node of a config by the table.
+    """Check all values below a node of a config against the table.
 
     Args:
-        key: of the node; "" for a config, with its sections.
+        node: a config or a part of it.
+        key: of the node; "" for a complete config, of which :data:`SECTIONS` are checked.
 
     Raises:
-        UserError: a value is not what its key takes, or a reference leads nowhere.
+        UserError: a value is not of its kind, or a reference cannot be resolved.
     """
-    # What refers to a value comes last, so that a wrong one is named where it stands.
+    # References come last (sorting is stable), so that a wrong value is reported under its own key.
     for name, value, _ in sorted(_entries(node, key, False), key=lambda entry: entry[2]):
         check_value(name, value, kind_of(name))
 
 
-def _entries(node: Any, key: str, referred: bool) -> Iterator[tuple[str, Any, bool]]:
-    """The keys and values below a node, and whether each is ``referred`` to: what a reference leads to, is."""
+def _entries(node: Any, key: str, is_referred: bool) -> Iterator[tuple[str, Any, bool]]:
+    """Yield the key and value of everything below a node, following references.
+
+    The third item is whether a reference leads there.
+    """
     if key.count(".") > MAX_DEPTH:
-        raise UserError(
-            f"{one_line(key)} leads back to itself: a section refers to one that it is part of"
-        )
+        raise UserError(f"{one_line(key)} is circular: a section refers to one that contains it")
     names: Sequence[Any] = list(node) if isinstance(node, DictConfig) else range(len(node))
-    if not key:  # a file may define more sections for its own use, which need not make sense alone
+    if not key:  # a config file may define further sections, which need not be valid by themselves
         names = [section for section in SECTIONS if section in names]
     for name in names:
         child = f"{key}.{name}" if key else str(name)
@@ -380,100 +410,108 @@ def _entries(node: Any, key: str, referred: bool) -> Iterator[tuple[str, Any, bo
         except OmegaConfBaseException as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f"{child} has no value that can be found ({one_line(reason, LINE_LIMIT)})"
+                f"{child} cannot be resolved ({one_line(reason, LINE_LIMIT)})"
             ) from None
-        is_reference = referred or OmegaConf.is_interpolation(node, name)
+        is_reference = is_referred or OmegaConf.is_interpolation(node, name)
         yield child, value, is_reference
         if isinstance(value, DictConfig | ListConfig):
             yield from _entries(value, child, is_reference)
 
 
 def check_config(cfg: DictConfig, *, train: bool) -> None:
-    """Looks for what is wrong in a config, without looking at files or data.
+    """Find errors in a config before files and data are read.
 
     Args:
-        train: whether the config is to be trained, and not only evaluated.
+        cfg: the config.
+        train: whether the config is used for training, and not only for evaluation.
 
     Raises:
-        UserError: a value is missing, is not what its key takes, or does not go with another one.
+        UserError: a value is missing, is not of its kind, or conflicts with another one.
     """
     check_values(cfg)
-    for key in (*OF_EVALUATION, *(OF_TRAINING if train else ())):
-        if OmegaConf.select(cfg, key, default=NULL) is NULL:  # null is a value
+    for key in REQUIRED_FOR_EVALUATION + (REQUIRED_FOR_TRAINING if train else ()):
+        # The default is an object that no config contains, since null is a value.
+        if OmegaConf.select(cfg, key, default=NULL) is NULL:
             raise UserError(
-                f"the config has no {key}; configs/mask_rcnn_gpvit_l1.py has all that it takes"
+                f"the config has no {key}; see configs/mask_rcnn_gpvit_l1.py, which has all keys "
+                "that are required"
             )
-    sizes = cfg.dataloader.get("short_side"), cfg.dataloader.get("max_size")
-    if None not in sizes and sizes[1] < sizes[0]:
+    _check_evaluation(cfg)
+    if train:
+        _check_training(cfg)
+
+
+def _check_evaluation(cfg: DictConfig) -> None:
+    """Raise a UserError for values of the data loaders and the evaluator that conflict."""
+    short_side, max_size = cfg.dataloader.get("short_side"), cfg.dataloader.get("max_size")
+    if None not in (short_side, max_size) and max_size < short_side:
         raise UserError(
-            f"dataloader.max_size={sizes[1]} is less than dataloader.short_side={sizes[0]}, which no image would reach; "
-            "raise or lower one of them"
+            f"dataloader.max_size={max_size} is less than dataloader.short_side={short_side}, "
+            "which no image would reach; raise or lower one of them"
         )
-    counted, given = (
-        cfg.dataloader.evaluator.get("max_dets_per_image"),
-        cfg.dataloader.get("max_detections"),
-    )
-    if None not in (counted, given) and counted > given:
+    counted = cfg.dataloader.evaluator.get("max_dets_per_image")
+    returned = cfg.dataloader.get("max_detections")
+    if None not in (counted, returned) and counted > returned:
         raise UserError(
-            f"dataloader.evaluator.max_dets_per_image={counted} counts more than the {given} detections of an image "
-            f"that the detector gives; to raise both, write dataloader.max_detections={counted}"
+            f"dataloader.evaluator.max_dets_per_image={counted} counts more than the {returned} "
+            "detections per image that the detector returns; to raise both, write "
+            f"dataloader.max_detections={counted}"
         )
-    if not train:
-        return
+
+
+def _check_training(cfg: DictConfig) -> None:
+    """Raise a UserError for values that training needs and that conflict or cannot be used."""
     if cfg.train.get("patience") and not cfg.train.get("best_metric"):
         raise UserError(f"train.patience={cfg.train.patience} needs train.best_metric")
     mapper = cfg.dataloader.train.get("mapper")
-    if (
-        isinstance(mapper, DictConfig)
-        and mapper.get("recompute_boxes")
-        and not mapper.get("use_instance_mask")
-    ):
+    recomputes_boxes = isinstance(mapper, DictConfig) and mapper.get("recompute_boxes")
+    if recomputes_boxes and not mapper.get("use_instance_mask"):  # from the masks
         raise UserError(
-            "dataloader.train.mapper.recompute_boxes=True needs dataloader.train.mapper.use_instance_mask=True"
+            "dataloader.train.mapper.recompute_boxes=True needs "
+            "dataloader.train.mapper.use_instance_mask=True"
         )
     _check_schedule(cfg)
     _check_optimizer(cfg)
 
 
 def _check_schedule(cfg: DictConfig) -> None:
-    """Raises a UserError if a schedule cannot be made, or has iterations where it takes fractions of the run."""
-    schedule, max_iter = cfg.lr_multiplier, cfg.train.max_iter
+    """Raise a UserError if the schedule cannot be built, or its milestones are iterations."""
+    schedule = cfg.lr_multiplier
     if _is_target(schedule, "multistep_schedule"):
         key, milestones = "lr_multiplier.milestones", schedule.get("milestones", [])
         milestones = list(milestones) if isinstance(milestones, ListConfig) else milestones
-        if not FRACTIONS.fits(milestones):
-            fractions = [round(milestone / max_iter, 4) for milestone in milestones or ()]
-            meant = (
-                f"; write {assignment(key, fractions)}"
-                if fractions and FRACTIONS.fits(fractions)
-                else ""
-            )
-            raise UserError(f"{key} {FRACTIONS.fault(milestones)}{meant}")
-    _try_to_make("lr_multiplier", schedule)
+        if not MILESTONES.fits(milestones):
+            fractions = []
+            for milestone in milestones or ():
+                fractions.append(round(milestone / cfg.train.max_iter, 4))
+            hint = ""
+            if fractions and MILESTONES.fits(fractions):
+                hint = f"; write {assignment(key, fractions)}"
+            raise UserError(f"{key} {MILESTONES.fault(milestones)}{hint}")
+    _try_to_build("lr_multiplier", schedule)
 
 
 def _check_optimizer(cfg: DictConfig) -> None:
-    """Raises a UserError if an optimizer does not take its values, which is tried with a single layer."""
-    if _is_target(
-        cfg.optimizer.params, "get_default_optimizer_params"
-    ):  # another one may want parts of the model
-        of_layer = copy.deepcopy(cfg.optimizer)
-        of_layer.params.model = nn.Linear(1, 1)
-        _try_to_make("optimizer", of_layer)
+    """Raise a UserError if the optimizer does not accept its values, which a single layer shows."""
+    # Any other function may need particular parts of the model.
+    if _is_target(cfg.optimizer.params, "get_default_optimizer_params"):
+        optimizer = copy.deepcopy(cfg.optimizer)
+        optimizer.params.model = nn.Linear(1, 1)
+        _try_to_build("optimizer", optimizer)
 
 
 def _is_target(node: DictConfig, name: str) -> bool:
-    """Whether a node of a LazyConfig calls a function of this name."""
+    """Return whether a node of a LazyConfig calls a function of this name."""
     target = node.get("_target_")
     return getattr(target, "__name__", str(target)).rpartition(".")[2] == name
 
 
-def _try_to_make(key: str, node: DictConfig) -> None:
+def _try_to_build(key: str, node: DictConfig) -> None:
     log = logging.getLogger(instantiate.__module__)
-    log.disabled = True  # it would say in another line what could not be made
+    log.disabled = True  # Detectron2 would log the same error in another line
     try:
         instantiate(node)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"{key} cannot be made of its values ({one_line(error)})") from None
+        raise UserError(f"{key} cannot be built from its values ({one_line(error)})") from None
     finally:
         log.disabled = False

@@ -1,4 +1,4 @@
-"""From files to what a model takes."""
+"""Datasets, dataset mapper, data loader and augmentations."""
 
 from .datasets.register import (
     check_classes,

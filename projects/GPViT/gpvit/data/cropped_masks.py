@@ -1,4 +1,4 @@
-"""Masks of the objects in an image in the memory of the objects, not of as many images."""
+"""Instance masks in memory proportional to the objects, not to the number of full images."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from .masks import run_lengths
 
-CANVAS = 2**24  # pixels that are sampled from at once, as float32: 64 MiB
-LABELS = 254  # objects in a map of labels; Detectron2's padding is labeled 255
+CANVAS = 2**24  # pixels sampled at once by crop_and_resize, as float32: 64 MiB
+LABELS = 254  # objects in a label map; 255 is the label of Detectron2's padding
 
 
 class Crop(NamedTuple):
     """The part of a mask inside its tight bounding box.
 
-    left, top: the first pixel's column and row in the image.
-    pixels: (h, w), bool; (0, 0) of an empty mask.
+    left, top: column and row of the first pixel in the image.
+    pixels: (h, w), bool; (0, 0) for an empty mask.
     """
 
     left: int
@@ -29,102 +29,120 @@ class Crop(NamedTuple):
     pixels: np.ndarray
 
 
+def empty_crop() -> Crop:
+    return Crop(0, 0, np.zeros((0, 0), bool))
+
+
 def crop(mask: np.ndarray, left: int = 0) -> Crop:
-    """Crops a mask.
+    """Crop a mask to its bounding box.
 
     Args:
-        mask: (H, w), bool.
-        left: the column of the image that its first one is.
+        mask: (H, W), bool.
+        left: image column of the first column of ``mask``.
     """
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
     if not len(rows):
-        return Crop(0, 0, np.zeros((0, 0), bool))
+        return empty_crop()
     pixels = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return Crop(left + int(columns[0]), int(rows[0]), pixels)
 
 
 def crop_of_polygons(polygons: Sequence[np.ndarray], height: int, width: int) -> Crop:
-    """The same pixels as those of Detectron2's ``polygons_to_bitmask``.
+    """Rasterize polygons to the same pixels as Detectron2's ``polygons_to_bitmask``.
 
     Args:
-        polygons: of one object, each (x, y, x, y, ...) in pixels; they may leave the image.
+        polygons: of one object, each (x, y, x, y, ...) in pixels; they may extend beyond the image.
         height, width: of the image.
     """
     if not len(polygons):
-        return Crop(0, 0, np.zeros((0, 0), bool))
+        return empty_crop()
     return crop_of_rle(mask_api.merge(mask_api.frPyObjects(polygons, height, width)))
 
 
 def crop_of_rle(rle: dict[str, Any]) -> Crop:
-    """Crops a compressed RLE without making an image of all of it."""
+    """Crop a compressed RLE without decoding the full image."""
     height, lengths = rle["size"][0], run_lengths(rle["counts"])
     assert lengths is not None, "no run lengths"
-    # Runs go down the columns, of nothing and of the object in turn. Only the columns with the object become pixels.
+    # Runs go down the columns and alternate between background (even) and object (odd).
+    # ends[i] is the column-major index behind run i, so ends[0] is the first object pixel.
     ends = np.cumsum(lengths)
     if len(ends) < 2:
-        return Crop(0, 0, np.zeros((0, 0), bool))
-    left, right = ends[0] // height, (ends[len(ends) // 2 * 2 - 1] - 1) // height + 1
-    lengths = np.diff(ends.clip(left * height, right * height), prepend=left * height)
-    columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(-1, height)
+        return empty_crop()
+    # Decode only the columns from the first to the last one with object pixels.
+    last_odd = len(ends) // 2 * 2 - 1
+    left = ends[0] // height
+    right = (ends[last_odd] - 1) // height + 1
+    ends = ends.clip(left * height, right * height)
+    lengths = np.diff(ends, prepend=left * height)
+    is_object = np.arange(len(lengths)) % 2 == 1
+    columns = np.repeat(is_object, lengths).reshape(-1, height)  # (right - left, H)
     return crop(columns.T, int(left))
 
 
 def transformed(
     rles: Sequence[dict[str, Any]], apply: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]
 ) -> Iterator[Crop]:
-    """Crops of compressed RLEs, all of one image, after a transform.
+    """Transform the masks of one image and yield their crops.
 
-    Objects that follow each other and do not overlap are transformed together, as a map of labels: each alone would take
-    as long as the whole image.
+    Consecutive objects that do not overlap are transformed together as one label map, because
+    transforming a single mask takes as long as transforming the complete image.
 
     Args:
-        rles: the masks.
-        apply: (H, W), uint8 -> (h, w), a transform of label maps, such as ``apply_segmentation`` of Detectron2's.
-        size: h and w, which it must give.
+        rles: compressed RLEs.
+        apply: (H, W), uint8 -> (h, w), a transform of label maps, such as the method
+            ``apply_segmentation`` of a Detectron2 transform.
+        size: h and w, the expected output size.
     """
-    number = 0
+    count = 0
     labels = np.zeros(rles[0]["size"] if rles else (0, 0), np.uint8)
     for left, top, pixels in map(crop_of_rle, rles):
         height, width = pixels.shape
-        place = np.s_[top : top + height, left : left + width]
-        if number == LABELS or labels[place][pixels].any():
-            yield from _separated(apply(labels), number, size)
-            number = 0
+        region = labels[top : top + height, left : left + width]
+        if count == LABELS or region[pixels].any():
+            yield from _separated(apply(labels), count, size)
+            count = 0
             labels = np.zeros_like(labels)
-        number += 1
-        labels[place][pixels] = number
-    if number:
-        yield from _separated(apply(labels), number, size)
+            region = labels[top : top + height, left : left + width]
+        count += 1
+        region[pixels] = count
+    if count:
+        yield from _separated(apply(labels), count, size)
 
 
-def _separated(labels: np.ndarray, number: int, size: tuple[int, int]) -> Iterator[Crop]:
-    """The crops of the labels 1 to ``number`` in a map of that size."""
+def _separated(labels: np.ndarray, count: int, size: tuple[int, int]) -> Iterator[Crop]:
+    """Yield the crops of the labels 1 to ``count`` in a label map of this size."""
     assert labels.shape == size, f"{labels.shape} != {size}"
-    if number == 1:
+    if count == 1:
         yield crop(labels == 1)
         return
+    # Sort the labeled pixels by label: those of label k are order[ends[k - 1] : ends[k]].
     rows, columns = np.nonzero(labels)
-    found = labels[rows, columns]
-    order = np.argsort(found, kind="stable")
-    ends = np.searchsorted(found[order], np.arange(number + 1), side="right")
+    values = labels[rows, columns]
+    order = np.argsort(values, kind="stable")
+    ends = np.searchsorted(values[order], np.arange(count + 1), side="right")
     for start, end in itertools.pairwise(ends):
+        if start == end:  # the transform removed the object
+            yield empty_crop()
+            continue
         y, x = rows[order[start:end]], columns[order[start:end]]
-        pixels = np.zeros((np.ptp(y) + 1, np.ptp(x) + 1) if len(y) else (0, 0), bool)
-        left, top = (int(x.min()), int(y.min())) if len(y) else (0, 0)
+        left, top = int(x.min()), int(y.min())
+        pixels = np.zeros((np.ptp(y) + 1, np.ptp(x) + 1), bool)
         pixels[y - top, x - left] = True
         yield Crop(left, top, pixels)
 
 
 class CroppedMasks(BitMasks):
-    """Detectron2's BitMasks, each mask kept inside its bounding box.
+    """Detectron2's BitMasks with each mask stored inside its bounding box only.
 
-    2,000 cells in an image of 800 x 1083 pixels take 0.3 MB instead of 1.7 GB. What is indexed shares its pixels.
+    2,000 cells in an image of 800 x 1083 pixels take 0.3 MB instead of 1.7 GB. Indexing returns
+    masks that share their pixels with the original.
 
     Args:
         image_size: height and width.
-        boxes: (N, 4), integers: first column and row, and those behind the last; zeros for an empty mask.
-        starts: (N,), where the pixels of each begin.
-        pixels: 1-D, bool: those of all boxes, row by row.
+        boxes: (N, 4), integers, x0, y0, x1, y1 with exclusive ends; zeros for an empty mask.
+        starts: (N,), offset of each mask in ``pixels``.
+        pixels: 1-D, bool, the pixels of all boxes, each box row by row.
     """
 
     def __init__(
@@ -135,17 +153,20 @@ class CroppedMasks(BitMasks):
 
     @classmethod
     def of(cls, crops: Sequence[Crop], image_size: tuple[int, int]) -> "CroppedMasks":
+        """Pack crops of masks of one image of this height and width."""
         boxes = np.zeros((len(crops), 4), np.int64)
+        flat = [np.zeros(0, bool)]  # np.concatenate needs at least one array
         for box, (left, top, pixels) in zip(boxes, crops):
             height, width = pixels.shape
             box[:] = left, top, left + width, top + height
-        flat = [np.zeros(0, bool), *(pixels.ravel() for _, _, pixels in crops)]
-        starts = np.cumsum([len(part) for part in flat])[:-1]
+            flat.append(pixels.ravel())
+        # The placeholder at the beginning makes the sums start at 0; the last sum is the end.
+        starts = np.cumsum(list(map(len, flat)))[:-1]
         return cls(image_size, boxes, starts, torch.from_numpy(np.concatenate(flat)))
 
     @property
     def tensor(self) -> Tensor:
-        """(N, H, W), bool: all masks at their full size, made for the one who asks."""
+        """(N, H, W), bool: all masks at full size, allocated on each access."""
         masks = self.pixels.new_zeros(len(self), *self.image_size)
         for number, mask in enumerate(masks):
             self._paint(mask, number)
@@ -164,7 +185,7 @@ class CroppedMasks(BitMasks):
         return len(self.boxes)
 
     def __getitem__(self, item: Any) -> "CroppedMasks":
-        """Some of the masks: by a number, a slice, or a tensor of numbers or bools."""
+        """Select masks by an integer, a slice, or a tensor of indices or booleans."""
         if isinstance(item, Tensor):
             item = item.cpu().numpy()
         elif isinstance(item, int):
@@ -172,7 +193,7 @@ class CroppedMasks(BitMasks):
         return CroppedMasks(self.image_size, self.boxes[item], self.starts[item], self.pixels)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The masks at their full size, (H, W), one after the other."""
+        """Yield the masks at full size, (H, W), one by one."""
         for number in range(len(self)):
             yield self[number].tensor[0]
 
@@ -187,20 +208,25 @@ class CroppedMasks(BitMasks):
 
     @staticmethod
     def cat(masks: Sequence["CroppedMasks"]) -> "CroppedMasks":
-        """All masks of several, which are of images of one size."""
-        assert len({part.image_size for part in masks}) == 1
-        offsets = np.cumsum([0, *(len(part.pixels) for part in masks)])
-        starts = [part.starts + offset for part, offset in zip(masks, offsets)]
-        boxes, pixels = (
-            np.concatenate([part.boxes for part in masks]),
-            torch.cat([part.pixels for part in masks]),
+        """Concatenate masks of images of the same size."""
+        image_size = masks[0].image_size
+        offset = 0  # of each part in the joint pixels
+        boxes, starts, pixels = [], [], []
+        for part in masks:
+            assert part.image_size == image_size, f"{part.image_size} != {image_size}"
+            boxes.append(part.boxes)
+            starts.append(part.starts + offset)
+            pixels.append(part.pixels)
+            offset += len(part.pixels)
+        return CroppedMasks(
+            image_size, np.concatenate(boxes), np.concatenate(starts), torch.cat(pixels)
         )
-        return CroppedMasks(masks[0].image_size, boxes, np.concatenate(starts), pixels)
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Bit for bit what BitMasks gives: masks are sampled in their places in the image, a few at a time.
+        """Crop and resize the masks with results bitwise equal to those of BitMasks.
 
-        Inside the crop alone, the same places would be other floating-point numbers, and rounded in other ways.
+        A few masks at a time are sampled at their positions in the full image. Relative to the
+        crops, the same positions would be other floating-point numbers with other rounding.
 
         Args:
             boxes: (N, 4), in pixels.
@@ -217,21 +243,23 @@ class CroppedMasks(BitMasks):
         sampled = [torch.zeros(0, mask_size, mask_size, dtype=torch.bool, device=self.device)]
         for start in range(0, len(self), step):
             part = boxes[start : start + step].to(self.device)
-            painted = [
-                self._paint(mask[0], start + place)
-                for place, mask in enumerate(canvas[: len(part)])
-            ]
-            places = torch.arange(len(part), device=self.device).to(part.dtype)[:, None]
-            sampled.append(
-                align(canvas[: len(part)], torch.cat([places, part], dim=1)).squeeze(1) >= 0.5
-            )
+            images = canvas[: len(part)]  # (n, 1, H, W)
+            painted = []
+            for place, image in enumerate(images):
+                painted.append(self._paint(image[0], start + place))
+            # ROIAlign takes (n, 5): the index of the image, then its box.
+            indices = torch.arange(len(part), device=self.device).to(part.dtype)[:, None]
+            rois = torch.cat([indices, part], dim=1)
+            sampled.append(align(images, rois).squeeze(1) >= 0.5)
+            # Clear only what was painted; clearing the complete canvas takes longer.
             for region in painted:
                 region.zero_()
         return torch.cat(sampled)
 
     def _paint(self, image: Tensor, number: int) -> Tensor:
-        """Copies the pixels of a mask into an empty (H, W) image; returns the region that they went to."""
+        """Copy the pixels of a mask into an empty (H, W) image and return the region written to."""
         left, top, right, bottom = self.boxes[number].tolist()
+        height, width = bottom - top, right - left
         start = int(self.starts[number])
-        pixels = self.pixels[start : start + (bottom - top) * (right - left)]
-        return image[top:bottom, left:right].copy_(pixels.view(bottom - top, right - left))
+        pixels = self.pixels[start : start + height * width]
+        return image[top:bottom, left:right].copy_(pixels.view(height, width))

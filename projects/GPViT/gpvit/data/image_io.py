@@ -1,29 +1,32 @@
-"""Image files as RGB: for every kind of file one conversion, or a refusal that says why.
+"""Reading image files as RGB: one defined conversion for each kind of file, or an error.
 
-RGB, gray, palette, YCbCr and CMYK of up to 8 bits: RGB by Pillow. Color profiles are not applied.
+RGB, gray, palette, YCbCr and CMYK of up to 8 bits: converted to RGB by Pillow. Color profiles are
+not applied.
 
-Alpha, also of a palette or of one color: what is not opaque is blended over white, as browsers show it. Refused if
-nothing is left to see.
+Alpha, including that of a palette or of a single transparent color: blended over white, as
+browsers display it. Refused if nothing remains visible.
 
-One channel of integers deeper than 8 bits, or signed: the image's own darkest value becomes 0 and its brightest 255,
-linearly, as instruments use only a part of 16 bits.
+One channel of integers that are deeper than 8 bits, or signed: the minimum of the image becomes 0
+and its maximum 255, linearly, because instruments use only a part of the 16-bit range.
 
-16-bit color, or 16 bits with alpha: 0 stays 0, and what the fewest bits, 8 to 16, that hold the brightest value can
-hold becomes 255. So colors stay, and a photo looks as its 8-bit version. CMYK: the upper 8 of 16 bits.
+16-bit color, or 16 bits with alpha: 0 stays 0, and 2**n - 1 becomes 255, where n, 8 to 16, is the
+smallest number of bits that holds the maximum of the image. So the colors are kept, and a photo
+looks like its 8-bit version. CMYK: the upper 8 of 16 bits.
 
-Floats: 0 to 1 becomes 0 to 255. Refused if a value is outside or NaN, as then nothing says what is black and white.
+Floats: 0 to 1 becomes 0 to 255. Refused if a value is outside of this range or NaN, because black
+and white are then undefined.
 
-Orientation by EXIF (not XMP), and that of a TIFF: applied; (H, W) is the image as viewers show it. Several frames
-or pages: the first.
+Orientation by EXIF (not XMP), and that of a TIFF: applied; (H, W) is the image as viewers display
+it. Several frames or pages: the first.
 
-TIFF: :mod:`.tiff` has the kinds that are read.
+TIFF: see :mod:`.tiff` for the supported kinds.
 
-Refused: other color spaces (CIELAB, ...); JPEG of more than 8 bits; JPEG 2000 of fewer, of more than 16, and of more
-than 8 if it is gray with alpha; other kinds of files; more than MAX_PIXELS, before anything is decoded; truncated,
-damaged, empty and missing files.
+Refused: other color spaces (CIELAB, ...); JPEG of more than 8 bits; JPEG 2000 of less than 8 bits,
+of more than 16, and of more than 8 if it is gray with alpha; other file formats; more than
+MAX_PIXELS, before anything is decoded; truncated, damaged, empty and missing files.
 
-The scale of a deep image depends on that image alone, and one bright pixel darkens the rest. For another scale save
-8-bit images.
+The scale of an image of more than 8 bits depends on that image alone, and one bright pixel darkens
+all others. To use a different scale, save 8-bit images.
 """
 
 import errno
@@ -56,30 +59,23 @@ from .tiff import (
     Refused,
 )
 
-PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
-JPEG = b"\xff\xd8"
-# The markers before the size of a JPEG: all from 0xC0 to 0xCF, but for three with another meaning.
+PNG = b"\x89PNG\r\n\x1a\n"  # signature
+PNG_PIXEL_CHUNKS = (b"IHDR", b"tRNS", b"IDAT", b"IEND")  # chunks that determine the pixels
+JPEG = b"\xff\xd8"  # signature: the marker SOI
+# JPEG frame headers (SOFn), which have depth and size: 0xC0 to 0xCF except DHT, JPG and DAC.
 FRAMES, JPEG_LS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xF7
-EXIF = ("exif", "Raw profile type exif")  # where Pillow keeps it; the second in PNG by ImageMagick
+EXIF = ("exif", "Raw profile type exif")  # keys in Pillow's info; the second in PNG by ImageMagick
 MAX_PIXELS = 100_000_000
 NOT_OPENED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "TIFF",
-    "BMP",
-    "GIF",
-    "WEBP",
-    "JPEG2000",
-    "PPM",
-)  # of Pillow's others, some run programs
-# JPEG's reader takes MPO as well, which is several JPEG in one file.
+# Other formats are excluded, because some of Pillow's readers run external programs.
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+# Pillow's JPEG reader also opens MPO, which is several JPEG images in one file.
 SUFFIXES = {
     suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")
 }
-PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "YCbCr", "CMYK")  # Pillow's names, as below
+PLAIN_MODES = ("1", "L", "P", "RGB", "RGBX", "YCbCr", "CMYK")  # Pillow's modes of up to 8 bits
 
-# What turns the stored picture into the one to be seen, by its EXIF orientation.
+# EXIF orientation -> what turns the stored pixels upright.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -90,21 +86,26 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda pixels: np.rot90(pixels),
 }
 
+TOO_LARGE = (
+    f"it has more than {MAX_PIXELS // 1_000_000} million pixels; cut it into tiles or make it "
+    "smaller"
+)
+
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """The picture of a file, converted as said above.
+    """Read an image file, converted as described above.
 
     Returns:
-        (H, W, 3), RGB, uint8, in its own memory.
+        (H, W, 3), RGB, uint8, which owns its memory.
 
     Raises:
-        UserError: it cannot be read or converted; the message has the path, what is wrong and what to do.
+        UserError: it cannot be read or converted; the message has the path, what is wrong and
+            what to do.
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", module="PIL"
-            )  # of damaged metadata, and of less than MAX_PIXELS
+            # Pillow warns about damaged metadata, and about images smaller than MAX_PIXELS.
+            warnings.filterwarnings("ignore", module="PIL")
             return _read(Path(path))
     except Refused as reason:
         problem = str(reason)
@@ -112,17 +113,20 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         problem = TOO_LARGE
     except UnidentifiedImageError:
         with open(path, "rb") as file:
-            kind = _jpeg_kind(file.read(1_000_000))  # all that comes before the pixels
-        problem = f"it is no image in {', '.join(FORMATS)}, or its header is damaged; convert or replace it"
-        problem = (
-            f"it is a JPEG of {kind}, which is not read; save it as 8-bit RGB" if kind else problem
-        )
+            jpeg_kind = _jpeg_kind(file.read(1_000_000))  # includes all headers
+        if jpeg_kind:
+            problem = f"it is a JPEG of {jpeg_kind}, which is not supported; save it as 8-bit RGB"
+        else:
+            formats = ", ".join(FORMATS)
+            problem = (
+                f"it is not an image in {formats}, or its header is damaged; convert or replace it"
+            )
     except OSError as error:
         if error.errno in NOT_OPENED:
             problem = f"it cannot be opened ({error.strerror}); check its path and its permissions"
         else:
             problem = _damaged(error)
-    except Exception as error:  # what decoders raise on damaged files is not limited to a few types
+    except Exception as error:  # decoders raise errors of many types on damaged files
         problem = _damaged(error)
     raise UserError(f"{one_line(Path(path), PATH_LIMIT)}: cannot be read: {problem}")
 
@@ -132,16 +136,13 @@ def _damaged(error: Exception) -> str:
     return f"it is damaged or incomplete ({type(error).__name__}: {details}); replace it"
 
 
-TOO_LARGE = f"it has more than {MAX_PIXELS // 1_000_000} million pixels; cut it into tiles or make it smaller"
-
-
 def _read(path: Path) -> np.ndarray:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise Refused("it does not exist; check the path") from None
     if not path.is_file():
-        raise Refused("it is no file; give the path of an image")
+        raise Refused("it is not a file; give the path of an image")
     if path.stat().st_size == 0:
         raise Refused("it is empty (0 bytes); replace it")
     with path.open("rb") as file:
@@ -153,7 +154,7 @@ def _read(path: Path) -> np.ndarray:
                 raise Refused(TOO_LARGE)
             bits = _jpeg2000_bits(path.read_bytes()) if image.format == "JPEG2000" else 16
             if bits > 8 and _is_deep_color(image):
-                image.load()  # finds damage
+                image.load()  # raises an error if the file is damaged
                 return _upright(image, _deep_color(path, bits))
             return _upright(image, _convert(image))
 
@@ -163,7 +164,8 @@ def _read_tiff(file: BinaryIO, page: Page) -> np.ndarray:
         raise Refused(TOO_LARGE)
     page.require_readable()
     if not (page.is_deep_color or page.is_swapped_by_pillow):
-        # Not by its path: Pillow would map an uncompressed file into memory, a turned one with the wrong width.
+        # Pass the file, not its path: given a path, Pillow maps an uncompressed file into memory,
+        # and does so with the wrong width if its orientation exchanges the sides.
         try:
             with Image.open(file, formats=["TIFF"]) as image:
                 return _from_pillow_tiff(image, page)
@@ -175,38 +177,23 @@ def _read_tiff(file: BinaryIO, page: Page) -> np.ndarray:
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
-    """A picture that Pillow has opened, as :func:`read_image` gives it; of 16-bit color Pillow keeps the upper 8 bits.
+    """Convert an image that Pillow has opened to the result of :func:`read_image`.
+
+    Of 16-bit color, Pillow keeps only the upper 8 bits.
 
     Raises:
         UserError: it cannot be converted.
     """
     try:
-        if (
-            isinstance(image, PngImageFile)
-            and _is_deep_color(image)
-            and "transparency" in image.info
-        ):
-            raise Refused(
-                "it is 16-bit color with a transparent one, of which Pillow makes another image; give its path"
-            )
-        if (
-            isinstance(image, ImageFile) and image.format == "JPEG2000" and image.tile and image.fp
-        ):  # not loaded yet
-            image.fp.seek(0)
-            if _jpeg2000_bits(image.fp.read()) > 8 and _is_deep_color(image):
-                # It rounds to the upper 8 bits, and the brightest to 256, of which it keeps 0.
-                raise Refused(
-                    "it is a JPEG 2000 of deep color, of which Pillow makes another image; give its path"
-                )
+        _require_decoded_correctly(image)
         if not isinstance(image, TiffImageFile):
             return _upright(image, _convert(image))
         page = Page.of(image.tag_v2)
         page.require_readable()
         if page.is_swapped_by_pillow or (page.is_deep_color and page.planes):
-            raise Refused(
-                f"it is a TIFF of {page}, of which Pillow makes another image; give its path"
-            )
-        filename, image.filename = image.filename, ""  # so that it is not mapped, as above
+            raise _decoded_incorrectly(f"it is a TIFF of {page}")
+        # Without a name, Pillow does not map the file into memory (see _read_tiff).
+        filename, image.filename = image.filename, ""
         try:
             return _from_pillow_tiff(image, page)
         finally:
@@ -215,29 +202,48 @@ def from_pillow(image: Image.Image) -> np.ndarray:
         raise UserError(f"the image cannot be used: {reason}") from None
 
 
+def _require_decoded_correctly(image: Image.Image) -> None:
+    """Raise Refused for an opened PNG or JPEG 2000 that Pillow decodes incorrectly."""
+    if not isinstance(image, ImageFile):
+        return
+    if isinstance(image, PngImageFile) and _is_deep_color(image) and "transparency" in image.info:
+        raise _decoded_incorrectly("it is 16-bit color with a transparent color")
+    if image.format == "JPEG2000" and image.tile and image.fp:  # not loaded yet
+        image.fp.seek(0)
+        if _jpeg2000_bits(image.fp.read()) > 8 and _is_deep_color(image):
+            # Pillow rounds to 8 bits, and the brightest values to 256, which overflow to 0.
+            raise _decoded_incorrectly("it is a JPEG 2000 of deep color")
+
+
+def _decoded_incorrectly(kind: str) -> Refused:
+    return Refused(f"{kind}, which Pillow decodes incorrectly; pass its path")
+
+
 def _from_pillow_tiff(image: Image.Image, page: Page) -> np.ndarray:
-    """A TIFF that Pillow has opened, which turns it itself."""
-    image.info.pop("xmp", None)  # or Pillow would turn it by that, too
+    """Convert a TIFF that Pillow has opened; Pillow itself applies the orientation of a TIFF."""
+    image.info.pop("xmp", None)  # else Pillow would also apply the orientation in XMP
     try:
         image.load()
     except OSError as error:
         raise page.not_decoded(str(error)) from None
-    if page.is_gray and not page.further and (page.bits > 8 or page.format == SIGNED):
-        # Pillow takes all integers of 8 bits as unsigned, and all of 32 bits as signed.
+    if page.is_gray and not page.num_extra and (page.bits > 8 or page.format == SIGNED):
+        # Pillow reads all 8-bit integers as unsigned and all 32-bit integers as signed.
+        # Reinterpret the bits, in the byte order that the array has (it may be that of the file).
         values = np.asarray(image)
         if values.dtype.itemsize * 8 == page.bits:
-            values = values.view(
-                page.dtype.newbyteorder(values.dtype.byteorder)
-            )  # it may be that of the file
+            values = values.view(page.dtype.newbyteorder(values.dtype.byteorder))
         return _from_samples(values, page)
-    if page.color == PALETTE and max(page.tags[TAGS["ColorMap"]]) < 256:
-        # Some programs write 8 bits where 16 are due, of which Pillow would make black.
-        return np.array(page.tags[TAGS["ColorMap"]], np.uint8).reshape(3, -1).T[np.asarray(image)]
+    if page.color == PALETTE:
+        color_map = page.tags[TAGS["ColorMap"]]
+        if max(color_map) < 256:
+            # Some programs write 8-bit values where 16 bits are specified; Pillow would keep the
+            # upper 8 bits, which are black. The map has all reds, then all greens, then all blues.
+            return np.array(color_map, np.uint8).reshape(3, -1).T[np.asarray(image)]
     return np.ascontiguousarray(_convert(image))
 
 
 def _from_samples(values: np.ndarray, page: Page) -> np.ndarray:
-    """The samples of a TIFF that are deeper than 8 bits, or signed: (H, W) or (H, W, channels)."""
+    """Convert TIFF samples deeper than 8 bits, or signed: (H, W) or (H, W, channels)."""
     if values.ndim == 3:
         values = values[..., : 3 if page.extra[:1] == (UNSPECIFIED,) else 4]
         return _from_color(values, premultiplied=page.extra[:1] == (PREMULTIPLIED,))
@@ -251,7 +257,7 @@ def _upright(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
 
 
 def _convert(image: Image.Image) -> np.ndarray:
-    """An image that Pillow has opened as RGB, not turned."""
+    """Convert an image that Pillow has opened to RGB; the orientation is not applied."""
     if isinstance(image, PngImageFile) and isinstance(image.info.get("transparency"), int):
         _scale_transparent_gray(image)
     image.load()
@@ -261,7 +267,9 @@ def _convert(image: Image.Image) -> np.ndarray:
         values = np.asarray(image)
         return _over_white(_from_deep_gray(values), values != image.info.get("transparency"))
     if image.has_transparency_data:
-        pixels = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
+        # Pillow converts premultiplied gray ("La") to "LA" only.
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        pixels = np.asarray(rgba)
         return _over_white(pixels[..., :3], pixels[..., 3] / np.float32(255))
     if image.mode in PLAIN_MODES:
         return np.array(image.convert("RGB"))
@@ -276,10 +284,10 @@ def _from_floats(values: np.ndarray) -> np.ndarray:
 
 
 def _require_0_to_1(values: np.ndarray) -> None:
-    if not (values.min() >= 0 and values.max() <= 1):  # NaN neither
+    if not (values.min() >= 0 and values.max() <= 1):  # also catches NaN
         raise Refused(
-            f"it holds floats from {values.min():.6g} to {values.max():.6g}, where 0 (black) to 1 (white) is "
-            "expected; scale them, or save 8-bit integers"
+            f"it holds floats from {values.min():.6g} to {values.max():.6g}, where 0 (black) to "
+            "1 (white) is expected; scale them, or save 8-bit integers"
         )
 
 
@@ -290,35 +298,49 @@ def _from_deep_gray(values: np.ndarray) -> np.ndarray:
 
 
 def _is_deep_color(image: ImageFile) -> bool:
-    """Whether Pillow keeps only the upper 8 bits of a file that it has opened, and not loaded, if these are not all."""
+    """Whether an opened, not yet loaded image has more bits per channel than the 8 Pillow keeps."""
     if image.mode not in ("RGB", "RGBA") or not image.tile:
         return False
     if image.format == "PPM":
-        return (
-            isinstance(image.tile[0].args, tuple) and image.tile[0].args[-1] > 255
-        )  # the file's white
+        # The last argument of the decoder is the value of white in the file.
+        arguments = image.tile[0].args
+        return isinstance(arguments, tuple) and arguments[-1] > 255
     return image.format == "JPEG2000" or (image.format == "PNG" and ";16" in str(image.tile))
 
 
 def _jpeg2000_bits(content: bytes) -> int:
-    """The depth of a JPEG 2000. Raises Refused for one that decoders would change, or would not decode."""
-    size = content[content.index(b"\xff\x4f\xff\x51") :]  # where the codestream begins
-    depths = size[
-        42 : 42 + 3 * int.from_bytes(size[40:42], "big") : 3
-    ]  # each less one, and 128 more if it is signed
+    """Return the bit depth of a JPEG 2000 file.
+
+    Raises:
+        Refused: decoders change its values or cannot decode it.
+    """
+    # The codestream begins with the markers SOC and SIZ. From there, bytes 40 and 41 are the number
+    # of channels. Three bytes for each channel follow, the first of which is its depth - 1, with
+    # the top bit set if the channel is signed.
+    codestream = content[content.index(b"\xff\x4f\xff\x51") :]
+    channels = int.from_bytes(codestream[40:42], "big")
+    depths = codestream[42 : 42 + 3 * channels : 3]
     bits, signed = [(depth & 127) + 1 for depth in depths], max(depths) >= 128
-    # Of deeper ones Pillow makes black of white, and OpenCV does not read them; nor any gray with alpha.
+    # Pillow turns white into black above 16 bits, and OpenCV cannot decode these. Neither of them
+    # decodes gray with alpha of more than 8 bits.
     too_deep = max(bits) > (8 if len(bits) == 2 else 16)
     if min(bits) < 8 or (signed and len(bits) > 1) or too_deep:
         kind = f"{max(bits) if too_deep else min(bits)}-bit {'signed ' * signed}integers"
         raise Refused(
-            f"it is a JPEG 2000 of {kind} in {len(bits)} channels, which is not read; save it as 8-bit PNG"
+            f"it is a JPEG 2000 of {kind} in {len(bits)} channels, which is not supported; save it "
+            "as 8-bit PNG"
         )
     return max(bits)
 
 
 def _jpeg_kind(content: bytes) -> str | None:
-    """What a JPEG that Pillow does not know is of; None if it is none, or nothing is special."""
+    """Return what is special about a JPEG that Pillow cannot identify.
+
+    None if it is not a JPEG or nothing about it is special.
+    """
+    # A JPEG is a sequence of segments: 0xFF, marker (1 byte), length (2 bytes, which include
+    # themselves), data. The data of a frame header begins with depth (1 byte), height and width
+    # (2 bytes each) and number of channels (1 byte).
     start = len(JPEG)
     while content.startswith(JPEG) and content[start : start + 1] == b"\xff":
         marker, frame = content[start + 1], content[start + 4 : start + 10]
@@ -331,14 +353,17 @@ def _jpeg_kind(content: bytes) -> str | None:
 
 
 def _scale_transparent_gray(image: ImageFile) -> None:
-    """Of 2 or 4 bits, the transparent gray is as the PNG has it, and Pillow compares it with pixels of 8 bits."""
+    """Scale the transparent gray of a PNG of 2 or 4 bits to 8 bits.
+
+    Pillow scales the pixels to 8 bits, but compares them with the value that the file has.
+    """
     bits = {"L;2": 2, "L;4": 4}.get(str(image.tile[0].args), 8) if image.tile else 8
     image.info["transparency"] *= 255 // (2**bits - 1)
 
 
 def _deep_color(path: Path, bits: int) -> np.ndarray:
-    """A file of color of more than 8 bits, of which Pillow would keep the upper 8."""
-    # OpenCV takes the end of the file for damage if it is the end of a number (PPM).
+    """Read color of more than 8 bits, of which Pillow would keep the upper 8."""
+    # The line break at the end is for PPM: OpenCV reports damage if the file ends with a digit.
     content = _without_metadata(path.read_bytes()) + b"\n"
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
@@ -347,14 +372,18 @@ def _deep_color(path: Path, bits: int) -> np.ndarray:
 
 
 def _without_metadata(content: bytes) -> bytes:
-    """A file, of a PNG only the chunks that make pixels: of others, such as profiles, OpenCV prints what it dislikes."""
+    """Remove the chunks of a PNG that do not affect pixels; return other files unchanged.
+
+    OpenCV prints warnings about profiles and other metadata.
+    """
     if not content.startswith(PNG):
         return content
     start, kept = len(PNG), [PNG]
     while start < len(content):
+        # A chunk: length of the data (4 bytes), type (4 bytes), data, checksum (4 bytes).
         length = int.from_bytes(content[start : start + 4], "big")
         end = start + 12 + length
-        if content[start + 4 : start + 8] in (b"IHDR", b"tRNS", b"IDAT", b"IEND"):
+        if content[start + 4 : start + 8] in PNG_PIXEL_CHUNKS:
             kept.append(content[start:end])
         start = end
     return b"".join(kept)
@@ -363,21 +392,22 @@ def _without_metadata(content: bytes) -> bytes:
 def _from_color(
     values: np.ndarray, *, opaque: int = 65535, premultiplied: bool = False
 ) -> np.ndarray:
-    """Color of 16 bits or floats.
+    """Convert color of 16 bits or floats to 8 bits.
 
     Args:
         values: (H, W, 3), or (H, W, 4) with alpha.
-        opaque: the largest alpha, unless they are floats.
+        opaque: the largest alpha of integers; 1 for floats.
         premultiplied: whether the colors are multiplied by alpha.
     """
-    deep = values.dtype == np.uint16
-    if not deep:
+    is_integer = values.dtype == np.uint16
+    if not is_integer:
         _require_0_to_1(values)
-    rgb, alpha = values[..., :3], values[..., 3:] / np.float32(opaque if deep else 1)
+    rgb, alpha = values[..., :3], values[..., 3:] / np.float32(opaque if is_integer else 1)
     if premultiplied:
-        # A color larger than its alpha is none, and would count as the brightest.
+        # A premultiplied color cannot exceed its alpha; such a value would become the maximum.
         rgb = np.minimum(rgb, values[..., 3:]) / np.maximum(alpha, np.float32(1e-6))
-    white = 2 ** max(8, int(rgb.max()).bit_length()) - 1 if deep else 1
+    # The largest value of the smallest number of bits, at least 8, that holds the maximum.
+    white = 2 ** max(8, int(rgb.max()).bit_length()) - 1 if is_integer else 1
     scaled = np.minimum(rgb * np.float32(255 / white), 255)
     _require_contrast(rgb, _rounded(scaled))
     return _over_white(scaled, alpha[..., 0]) if alpha.size else _rounded(scaled)
@@ -390,58 +420,72 @@ def _require_contrast(values: np.ndarray, scaled: np.ndarray) -> None:
 
 
 def _over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Args: rgb: (H, W, 3), 0 to 255; alpha: (H, W), 0 (transparent) to 1 (opaque)."""
+    """Blend an image over white.
+
+    Args:
+        rgb: (H, W, 3), 0 to 255.
+        alpha: (H, W), 0 (transparent) to 1 (opaque).
+    """
     if alpha.min() == 1:
         return _rounded(rgb)
     blended = _rounded(255 - (255 - rgb) * alpha[..., None])
     if (blended == 255).all():
         raise Refused(
-            "it is white or transparent everywhere, so that nothing can be seen; save it without alpha"
+            "it is white or transparent everywhere, so that nothing can be seen; save it without "
+            "alpha"
         )
     return blended
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    return (
-        values.copy() if values.dtype == np.uint8 else (values + np.float32(0.5)).astype(np.uint8)
-    )
+    if values.dtype == np.uint8:
+        return values.copy()
+    return (values + np.float32(0.5)).astype(np.uint8)
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Orientation by the EXIF of an image that Pillow has opened; 1 if it has none, and for a TIFF, which Pillow turns."""
-    # Pillow takes that of XMP if there is none in EXIF, unlike OpenCV and browsers.
+    """Return the EXIF orientation of an image that Pillow has opened.
+
+    1 if it has none, and for a TIFF, whose orientation Pillow applies.
+    """
+    # Pillow falls back to the orientation in XMP, unlike OpenCV and browsers. So give it an image
+    # that has nothing but the EXIF data.
     bare = Image.new("1", (1, 1))
     try:
         if isinstance(image, PngImageFile) and "exif" not in image.info:
-            image.load()  # it may follow the pixels
+            image.load()  # EXIF may follow the pixels
         bare.info = {name: image.info[name] for name in EXIF if name in image.info}
         return bare.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF; the picture is there all the same
+    except Exception:  # damaged EXIF; the pixels can be read anyway
         return 1
 
 
 def read_annotated_image(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
-    """As :func:`read_image`; raises a UserError, too, for an image of another size than its annotations say."""
+    """Read an image like :func:`read_image` and check its size.
+
+    Raises:
+        UserError: it cannot be read, or its height and width differ from those given.
+    """
     image = read_image(path)
     if image.shape[:2] != (height, width):
         found = "{1} x {0}".format(*image.shape)
         raise UserError(
-            f"{path}: is {found} pixels, and {width} x {height} by its annotations; correct them"
+            f"{path}: is {found} pixels, but {width} x {height} in its annotations; correct them"
         )
     return image
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Writes an image.
+    """Write an image file atomically.
 
     Args:
-        path: the kind of file follows from its name.
+        path: its suffix determines the format.
         pixels: (H, W, 3) or (H, W, 4), RGB or RGBA, uint8.
 
     Raises:
-        UserError: it cannot be written; what was there is still there.
+        UserError: it cannot be written; an existing file is unchanged.
     """
     code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
     content = cv2.imencode(path.suffix, cv2.cvtColor(pixels, code))[1].tobytes()
-    with atomic_write(path) as partial:  # OpenCV itself would only print that the disk is full
+    with atomic_write(path) as partial:  # cv2.imwrite only prints that the disk is full
         partial.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Data sets in COCO format, and an image's way into the model."""
+"""The dataset mapper: from a record in Detectron2's format to the input of a model."""
 
 import copy
 import logging
@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 
 from ..utils.errors import UserError, reason_of
 from ..utils.text import LINE_LIMIT
-from .cropped_masks import CroppedMasks, crop_of_polygons, transformed
+from .cropped_masks import Crop, CroppedMasks, crop_of_polygons, transformed
 from .image_io import read_image
 from .masks import compressed, mask_fault, outlines_fault
 from .transforms import AugmentedImage
@@ -23,18 +23,20 @@ CHANNELS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
 
 
 class InstanceMapper:
-    """An image's record, as Detectron2 defines it, to what its detectors take: Detectron2's mapper for boxes and masks.
+    """Detectron2's dataset mapper for boxes and masks, with some differences.
 
-    It reads images by :func:`gpvit.data.image_io.read_image`, takes images without objects and boxes of integers, which
-    Detectron2's truncates, and its errors name what they are about.
+    It reads images with :func:`gpvit.data.image_io.read_image`, supports images without objects,
+    does not truncate boxes with integer coordinates, and raises errors that name the image and the
+    annotation.
 
     Args:
-        is_train: whether instances are given.
-        augmentations: Detectron2's, in their order.
+        is_train: whether to return instances.
+        augmentations: Detectron2's, applied in this order.
         image_format: "RGB" or "BGR".
-        use_instance_mask: whether every object must have a mask; without, masks are not given.
-        instance_mask_format: "bitmask", for polygons and RLE alike, as :class:`.CroppedMasks`, or "polygon".
-        recompute_boxes: whether boxes are made tight around what the augmentations leave of the masks.
+        use_instance_mask: whether every object must have a mask; if not, no masks are returned.
+        instance_mask_format: "bitmask", for both polygons and RLE, as :class:`.CroppedMasks`, or
+            "polygon".
+        recompute_boxes: whether to recompute tight boxes from the augmented masks.
     """
 
     def __init__(
@@ -64,25 +66,29 @@ class InstanceMapper:
         )
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Makes of an image's record what the model takes.
+        """Map the record of an image to the input of a model.
 
         Args:
-            record: in Detectron2's data set format. It stays as it is.
+            record: in Detectron2's standard dataset format; not modified.
 
         Returns:
-            The record with "image", (3, h, w), uint8, h x w being the augmented size, and in training with "instances",
-            without crowds, in place of "annotations".
+            The record with "image", (3, h, w), uint8, where h x w is the augmented size, and in
+            training with "instances", without crowds, in place of "annotations".
 
         Raises:
-            UserError: image or annotations cannot be used; names path, image id and annotation id.
+            UserError: the image or an annotation cannot be used; the message has the path, the
+                image id and the annotation id.
         """
         try:
             return self._map(dict(record))
         except UserError as error:
             raise UserError(f"{error} (image id {record.get('image_id')})") from error
         except Exception as error:
-            reason = f"{record.get('file_name')}: cannot be used ({reason_of(error, LINE_LIMIT)}); correct or remove it"
-            raise UserError(f"{reason} (image id {record.get('image_id')})") from error
+            reason = reason_of(error, LINE_LIMIT)
+            raise UserError(
+                f"{record.get('file_name')}: cannot be used ({reason}); correct or remove it "
+                f"(image id {record.get('image_id')})"
+            ) from error
 
     def _map(self, record: dict[str, Any]) -> dict[str, Any]:
         path = record["file_name"]
@@ -91,29 +97,30 @@ class InstanceMapper:
         stated = record.setdefault("height", height), record.setdefault("width", width)
         if stated != (height, width):
             raise UserError(
-                f"{path}: is {width} x {height} pixels, and {stated[1]} x {stated[0]} by its annotations; correct them"
+                f"{path}: is {width} x {height} pixels, but {stated[1]} x {stated[0]} in its "
+                "annotations; correct them"
             )
         augmented = AugmentedImage(image[:, :, CHANNELS[self.image_format]])
         transforms = self.augmentations(augmented)
+        # (h, w, 3) -> (3, h, w)
         record["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        objects = record.pop("annotations", None)
-        if self.is_train and objects is not None:
-            mapped = []
-            for annotation in objects:
+        annotations = record.pop("annotations", None)
+        if self.is_train and annotations is not None:
+            new_size = augmented.image.shape[:2]
+            objects = []
+            for annotation in annotations:
                 if annotation.get("iscrowd"):
                     continue
                 try:
-                    mapped.append(
-                        self._map_object(
-                            annotation, (height, width), transforms, augmented.image.shape[:2]
-                        )
-                    )
+                    mapped = self._map_object(annotation, (height, width), transforms, new_size)
                 except Exception as error:
-                    id = annotation.get("id")
+                    reason = reason_of(error, LINE_LIMIT)
                     raise UserError(
-                        f"{path}: annotation id {id} cannot be used ({reason_of(error, LINE_LIMIT)}); correct or remove it"
+                        f"{path}: annotation id {annotation.get('id')} cannot be used ({reason}); "
+                        "correct or remove it"
                     ) from error
-            record["instances"] = self._instances(mapped, transforms, augmented.image.shape[:2])
+                objects.append(mapped)
+            record["instances"] = self._instances(objects, transforms, new_size)
         return record
 
     def _map_object(
@@ -123,8 +130,9 @@ class InstanceMapper:
         transforms: T.Transform,
         new_size: tuple[int, int],
     ) -> dict[str, Any]:
-        """An object of the augmented image; sizes are height and width of the image before and after."""
-        box = [float(value) for value in annotation["bbox"]]
+        """Transform an object; sizes are height and width of the image before and after."""
+        # Detectron2 keeps the type of a box: integer coordinates would be truncated.
+        box = list(map(float, annotation["bbox"]))
         if not np.isfinite(box).all():
             raise ValueError(f"its box is {box}")
         mapped = {
@@ -138,14 +146,14 @@ class InstanceMapper:
             if fault:
                 raise ValueError(fault)
             if isinstance(mask, dict) and self.instance_mask_format == "bitmask":
-                mapped["mask"] = compressed(mask, *size)  # transformed together with others
+                mapped["mask"] = compressed(mask, *size)  # transformed later, with the others
             else:
                 mapped["segmentation"] = copy.deepcopy(mask)  # some transforms work in place
         mapped = utils.transform_instance_annotations(mapped, transforms, new_size)
         polygons = mapped.get("segmentation")
         if isinstance(polygons, list):
-            # Those of the original image were within limits; how far a transform enlarges them has none.
-            fault = outlines_fault([np.ravel(polygon) for polygon in polygons])
+            # The original polygons were within limits, but a transform may enlarge them.
+            fault = outlines_fault(list(map(np.ravel, polygons)))
             if fault:
                 raise ValueError(fault)
             if self.instance_mask_format == "bitmask":
@@ -155,15 +163,6 @@ class InstanceMapper:
     def _instances(
         self, objects: list[dict[str, Any]], transforms: T.Transform, size: tuple[int, int]
     ) -> Instances:
-        masks = [item["mask"] for item in objects if "mask" in item]
-        rest = iter(
-            transformed(
-                [mask for mask in masks if isinstance(mask, dict)],
-                transforms.apply_segmentation,
-                size,
-            )
-        )
-        crops = [next(rest) if isinstance(mask, dict) else mask for mask in masks]
         if objects:
             instances = utils.annotations_to_instances(
                 objects, size, mask_format=self.instance_mask_format
@@ -175,7 +174,20 @@ class InstanceMapper:
                 gt_classes=torch.zeros(0, dtype=torch.int64),
             )
         if self.use_instance_mask and not instances.has("gt_masks"):
-            instances.gt_masks = CroppedMasks.of(crops, size)
+            masks = [item["mask"] for item in objects if "mask" in item]
+            instances.gt_masks = CroppedMasks.of(_crops(masks, transforms, size), size)
         if self.recompute_boxes:
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return utils.filter_empty_instances(instances)
+
+
+def _crops(
+    masks: list[dict[str, Any] | Crop], transforms: T.Transform, size: tuple[int, int]
+) -> list[Crop]:
+    """Transform the RLEs among the masks of an image; crops are already transformed."""
+    rles = [mask for mask in masks if isinstance(mask, dict)]
+    crops_of_rles = transformed(rles, transforms.apply_segmentation, size)
+    crops = []
+    for mask in masks:
+        crops.append(next(crops_of_rles) if isinstance(mask, dict) else mask)
+    return crops

@@ -1,8 +1,9 @@
-"""Training images in an order that a seed and an iteration define, whatever the number of processes and workers.
+"""Training data in an order that depends only on a seed and the iteration.
 
-Images have positions in one endless stream, the same for all processes: shuffled anew for each pass over the data set,
-and put into batches of one orientation. Iteration i takes batch i, each process its part of it. What is random about an
-image is drawn from generators seeded with its position.
+The order is the same for any number of processes and workers. Images have positions in one endless
+stream, which is the same in all processes: reshuffled for each epoch, and grouped into batches of
+one orientation. Iteration i takes batch i, and each process its slice of it. The random
+augmentation of an image is drawn from generators that are seeded with its position.
 """
 
 import errno
@@ -27,7 +28,7 @@ from ..utils.errors import ProcessError, UserError, preview
 from ..utils.seed import seeded
 
 TRIES = 20  # images tried in place of one that cannot be used
-SHARED_MEMORY = "/dev/shm"  # what data-loading processes hand images over in
+SHARED_MEMORY = "/dev/shm"  # where data-loading processes put images for the training process
 
 
 def build_train_loader(
@@ -43,23 +44,24 @@ def build_train_loader(
     pin_memory: bool = False,
     prefetch_factor: int = 2,
 ) -> DataLoader:
-    """Batches of mapped images without end, each process's part of them.
+    """Build a loader that yields this process's part of each batch, without end.
 
     Args:
-        dataset: Detectron2's records.
-        mapper: makes of a record what the model takes; raises a UserError where it cannot.
-        total_batch_size: images in the batch of all processes together.
-        seed: of order and augmentation; if it is negative, another one each time, the same in all processes.
+        dataset: records in Detectron2's format.
+        mapper: maps a record to the input of the model; raises a UserError if it cannot.
+        total_batch_size: images per batch over all processes.
+        seed: of the order and the augmentation; if negative, a different one each time, shared by
+            all processes.
         start_iter: iteration whose batch comes first.
         num_workers: data-loading processes, 0 for none.
-        timeout: seconds after which a data-loading process that gives nothing is an error.
-        skip: whether another image takes the place of one that cannot be used; else that is an error.
-        pin_memory, prefetch_factor: as of PyTorch's DataLoader.
+        timeout: seconds without a batch from a data-loading process that raise an error.
+        skip: replace an image that cannot be used by another one, instead of raising an error.
+        pin_memory, prefetch_factor: see PyTorch's DataLoader.
     """
     images_per_process(total_batch_size, comm.get_world_size())
     seed = seed if seed >= 0 else comm.shared_random_seed()
     if len(dataset) == 0:
-        raise UserError("the training data set has no image with a usable object")
+        raise UserError("the training dataset has no image with a usable object")
     orientations = [int(record.get("width", 0) > record.get("height", 0)) for record in dataset]
     return DataLoader(
         MappedDataset(dataset, mapper, seed, skip),
@@ -74,10 +76,15 @@ def build_train_loader(
 
 
 def images_per_process(total_batch_size: int, processes: int) -> int:
-    """A process's images of each batch. Raises a UserError if a batch cannot be divided equally."""
+    """Return the number of images of each batch per process.
+
+    Raises:
+        UserError: a batch cannot be divided equally.
+    """
     if total_batch_size < 1 or total_batch_size % processes:
         raise UserError(
-            f"dataloader.train.total_batch_size={total_batch_size} cannot be divided among {processes} processes"
+            f"dataloader.train.total_batch_size={total_batch_size} cannot be divided among "
+            f"{processes} processes"
         )
     return total_batch_size // processes
 
@@ -85,12 +92,13 @@ def images_per_process(total_batch_size: int, processes: int) -> int:
 def into_shared_memory(
     batch: list[Any], collate: Callable[[list[Any]], Any] = trivial_batch_collator
 ) -> Any:
-    """A batch of a data-loading process, put where the training process finds it.
+    """Collate a batch and, in a data-loading process, move it to shared memory.
 
-    PyTorch does so, too, but in a thread whose errors nobody hears of: if there is no room, the training process waits.
+    PyTorch moves it, too, but in a thread whose errors are lost: if shared memory is full, the
+    training process waits.
 
     Raises:
-        UserError: there is no room.
+        UserError: shared memory is full.
     """
     batch = collate(batch)
     if get_worker_info() is not None:
@@ -113,32 +121,34 @@ def _share(value: Any) -> None:
             _share(item)
     elif isinstance(value, Instances):
         _share(value.get_fields())
-    elif isinstance(tensor := getattr(value, "tensor", None), Tensor):  # of boxes and masks
-        _share(tensor)
+    else:  # boxes and masks have a tensor
+        tensor = getattr(value, "tensor", None)
+        if isinstance(tensor, Tensor):
+            _share(tensor)
 
 
 def no_shared_memory(reason: str) -> str:
+    """Return the message of an error about full shared memory."""
     return (
-        f"no room in {SHARED_MEMORY}, in which data-loading processes hand over images ({reason}): make it larger (in "
-        "Docker: --shm-size=8g), or do without such processes (dataloader.train.num_workers=0 "
-        "dataloader.test.num_workers=0)"
+        f"no room in {SHARED_MEMORY}, which data-loading processes need to share images "
+        f"({reason}): make it larger (in Docker: --shm-size=8g), or do without such processes "
+        "(dataloader.train.num_workers=0 dataloader.test.num_workers=0)"
     )
 
 
 def loading_failure(error: BaseException) -> str | None:
-    """What an error of PyTorch's about its data-loading processes means, in one line; None for other errors."""
+    """Describe an error of PyTorch about data-loading processes in one line.
+
+    None for other errors.
+    """
     text = (str(error).splitlines() or [""])[0]
     if isinstance(error, UserError):
         return text
-    if isinstance(error, OSError):  # a queue or a lock for such a process
-        return (
-            no_shared_memory(text)
-            if error.errno == errno.ENOSPC and _shared_memory_is_full()
-            else None
-        )
-    if (
-        "shared memory" in text
-    ):  # "... killed by signal: Bus error. It is possible that ... out of shared memory"
+    if isinstance(error, OSError):  # raised when a queue or a lock for a process is created
+        is_full = error.errno == errno.ENOSPC and _shared_memory_is_full()
+        return no_shared_memory(text) if is_full else None
+    # "... killed by signal: Bus error. It is possible that ... out of shared memory"
+    if "shared memory" in text:
         return no_shared_memory(text)
     return f"a data-loading process failed: {text}" if "DataLoader" in text else None
 
@@ -146,17 +156,17 @@ def loading_failure(error: BaseException) -> str | None:
 def _shared_memory_is_full() -> bool:
     with suppress(OSError):
         space = os.statvfs(SHARED_MEMORY)
-        return space.f_bavail * space.f_frsize <= 2**16  # a process needs a quarter of it to begin
+        return space.f_bavail * space.f_frsize <= 2**16  # a process needs a quarter of it to start
     return False
 
 
 def share_batches(loader: DataLoader) -> DataLoader:
-    """Makes the data-loading processes of a loader that was built elsewhere say if they have no room.
+    """Make the data-loading processes of a loader from elsewhere report full shared memory.
 
     Raises:
-        ProcessError: there is no room to start them.
+        ProcessError: shared memory is too full to start them.
     """
-    if not isinstance(loader, DataLoader):  # of one's own
+    if not isinstance(loader, DataLoader):  # a custom loader
         return loader
     _require_room(loader)
     loader.collate_fn = partial(into_shared_memory, collate=loader.collate_fn)
@@ -164,7 +174,11 @@ def share_batches(loader: DataLoader) -> DataLoader:
 
 
 def start_loading(batches: Iterable[Any]) -> Iterator[Any]:
-    """Starts the data-loading processes of a loader, if it has any. Raises a ProcessError if there is no room."""
+    """Start the data-loading processes of a loader, if it has any.
+
+    Raises:
+        ProcessError: shared memory is too full to start them.
+    """
     _require_room(batches)
     try:
         return iter(batches)
@@ -175,25 +189,28 @@ def start_loading(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _require_room(loader: Iterable[Any]) -> None:
-    # Asked before, since PyTorch leaves tracebacks of half a loader behind.
+    # Checked in advance, because PyTorch prints tracebacks of a partially constructed iterator.
     if getattr(loader, "num_workers", 0) and _shared_memory_is_full():
         raise ProcessError(no_shared_memory("it is full"))
 
 
 def stop_workers(batches: Iterator[Any]) -> None:
-    """Ends the data-loading processes behind an iterator, also those that hang; PyTorch gives each of these 5 seconds."""
+    """Terminate the data-loading processes of an iterator, including those that hang.
+
+    PyTorch would wait 5 seconds for each of these.
+    """
     for worker in getattr(batches, "_workers", ()):
         worker.terminate()
 
 
 class BatchSampler(Sampler):
-    """This process's part of each batch, without end: lists of (index of the image, position in the stream).
+    """This process's part of each batch, without end: lists of (image index, stream position).
 
     Args:
-        groups: one number per image; a batch has images of one group only.
-        batch_size: of all processes together.
+        groups: one number per image; all images of a batch are of the same group.
+        batch_size: over all processes.
         seed: of the shuffling.
-        start: batch to begin with.
+        start: first batch to yield.
     """
 
     def __init__(self, groups: Sequence[int], batch_size: int, seed: int, start: int = 0) -> None:
@@ -201,15 +218,21 @@ class BatchSampler(Sampler):
         self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        part = self.batch_size // self.world_size
-        mine = slice(self.rank * part, (self.rank + 1) * part)
+        # Every process generates all batches and takes the same slice of each.
+        size = self.batch_size // self.world_size
+        first, end = self.rank * size, (self.rank + 1) * size
         for number, batch in enumerate(self._batches()):
             if number >= self.start:
-                yield [
-                    (index, number * self.batch_size + place) for place, index in enumerate(batch)
-                ][mine]
+                # An image in batch `number` at place p has the position number * batch_size + p.
+                positions = range(number * self.batch_size + first, number * self.batch_size + end)
+                yield list(zip(batch[first:end], positions))
 
     def _batches(self) -> Iterator[list[int]]:
+        """Yield the image indices of each batch over all processes.
+
+        Images of a group wait until they fill a batch, also beyond the end of an epoch. Skipped
+        batches are generated as well, because the order depends on all preceding permutations.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         waiting: dict[int, list[int]] = {}
         while True:
@@ -221,10 +244,11 @@ class BatchSampler(Sampler):
 
 
 class MappedDataset(Dataset):
-    """Records through the mapper, with randomness that depends on seed and position only.
+    """Maps records with randomness that depends only on the seed and the position.
 
-    Each image carries "index" and "position", and in "skipped" why others before it could not be used: an exception
-    would not come out of a data-loading process as one line.
+    Each image has its "index" and "position", and in "skipped" why the images before it could not
+    be used. These errors are returned, because an exception in a data-loading process would not be
+    raised as one line.
     """
 
     def __init__(
@@ -239,8 +263,8 @@ class MappedDataset(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         index, position = item
         skipped: list[str] = []
-        for place in range(TRIES if self.skip else 1):
-            nearby = (index + place) % len(self.records)
+        for offset in range(TRIES if self.skip else 1):
+            nearby = (index + offset) % len(self.records)
             try:
                 with seeded(self.seed, position):
                     image = self.mapper(self.records[nearby])
@@ -248,33 +272,43 @@ class MappedDataset(Dataset):
                 skipped.append(str(error))
             else:
                 return image | {"index": nearby, "position": position, "skipped": skipped}
-        return {
-            "index": index,
-            "position": position,
-            "skipped": skipped,
-        }  # no image: the trainer stops
+        # Without "image", the trainer stops.
+        return {"index": index, "position": position, "skipped": skipped}
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach all processes of a group; the trainer still needs the ones that load its data."""
+    """Protect a data-loading process from signals to the process group.
+
+    Ctrl-C and SIGTERM reach all processes of a group, but the trainer still needs the ones that
+    load its data.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgid(0, 0)
-    # A trainer that is stopped while it fetches a batch hangs up, which the thread that hands it over would show.
-    show = sys.excepthook
-    sys.excepthook = lambda kind, *rest: (
-        None if issubclass(kind, EOFError | ConnectionError) else show(kind, *rest)
-    )
+    # If the trainer stops while it receives a batch, the sending thread loses its connection. Its
+    # traceback is not printed.
+    original_hook = sys.excepthook
+
+    def hook(kind: type[BaseException], *rest: Any) -> None:
+        if not issubclass(kind, EOFError | ConnectionError):
+            original_hook(kind, *rest)
+
+    sys.excepthook = hook
 
 
 def check_batches(cfg: DictConfig, processes: int) -> None:
-    """Raises a UserError if a batch cannot be divided among processes, or into the parts of train.accumulate."""
+    """Check that a batch can be divided among processes and into train.accumulate parts.
+
+    Raises:
+        UserError: it cannot.
+    """
     batch_size = cfg.dataloader.train.get("total_batch_size")
-    if batch_size is None:  # a loader of one's own
+    if batch_size is None:  # a custom loader
         return
     images, parts = images_per_process(batch_size, processes), cfg.train.accumulate
     if images % parts:
         divisors = [str(count) for count in range(1, images + 1) if images % count == 0]
         raise UserError(
-            f"train.accumulate={parts} does not divide the {images} images that each process has of a batch "
-            f"(dataloader.train.total_batch_size={batch_size}); it may be {preview(divisors)}"
+            f"train.accumulate={parts} does not divide the {images} images that each process has "
+            f"of a batch (dataloader.train.total_batch_size={batch_size}); it may be "
+            f"{preview(divisors)}"
         )

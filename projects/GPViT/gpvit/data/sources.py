@@ -1,4 +1,4 @@
-"""Pictures and videos that paths, globs and folders name."""
+"""Input images and videos given by paths, glob patterns and folders."""
 
 import glob
 import itertools
@@ -29,7 +29,7 @@ VIDEOS = {
 
 @dataclass(frozen=True)
 class Source:
-    """An input: where it is, and its name below the output folder."""
+    """An input: its path, and its name below the output folder."""
 
     path: str
     name: str
@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True)
 class InputImage:
-    """A picture (H, W, 3), RGB, of a file, or a frame of a video."""
+    """An image file or a frame of a video: (H, W, 3), RGB."""
 
     source: Source
     image: np.ndarray
@@ -49,53 +49,65 @@ class InputImage:
 
 
 def sources_of(patterns: list[str], output: Path) -> list[Source]:
-    """The files that are given by paths, globs and folders, but for what is below the output folder.
+    """Return the files given by paths, globs and folders, except those below the output folder.
 
     Raises:
-        UserError: a folder has no pictures.
+        UserError: a folder has no images.
     """
     found: dict[Path, Source] = {}
     for pattern in patterns:
         root, matches = expand(pattern)
         for match in matches:
-            for path in pictures_below(match, output) if match.is_dir() else [match]:
+            for path in images_below(match, output) if match.is_dir() else [match]:
                 name = path.relative_to(root)
-                name = (
-                    Path(name.name) if ".." in name.parts else name
-                )  # else it could leave the output folder
+                if ".." in name.parts:  # it would lead out of the output folder
+                    name = Path(name.name)
                 found.setdefault(path.absolute(), Source(str(path), name.as_posix()))
     return list(found.values())
 
 
 def expand(pattern: str) -> tuple[Path, list[Path]]:
-    """The files and folders that match, and the folder that all names count from."""
+    """Return the folder that names are relative to, and the files and folders that match."""
     path = Path(pattern)
     if path.is_dir():
         return path, [path]
     if path.exists() or not glob.has_magic(pattern):
-        return path.parent, [path]  # also a missing one, to be reported
+        return path.parent, [path]  # including a missing file, which is reported later
+    # The parts of the path before the first one with a wildcard.
     fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parent.parts)
     return Path(*fixed), sorted(map(Path, glob.glob(pattern, recursive=True))) or [path]
 
 
-def pictures_below(folder: Path, output: Path) -> list[Path]:
-    """Without hidden ones, and without those of an output folder in between."""
-    below = output.resolve() if folder.resolve() in output.resolve().parents else None
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not (below and path.resolve().is_relative_to(below))
-    ]
-    if not paths:
+def images_below(folder: Path, output: Path) -> list[Path]:
+    """Return the images in a folder and its subfolders, in order.
+
+    Hidden files and folders are left out, and so is the output folder if it is one of the
+    subfolders.
+
+    Raises:
+        UserError: there are none.
+    """
+    excluded = output.resolve() if folder.resolve() in output.resolve().parents else None
+    images = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not is_hidden and not (excluded and path.resolve().is_relative_to(excluded)):
+            images.append(path)
+    if not images:
         raise UserError(
-            f"{folder}: there are no pictures below it; give another folder, or the files themselves"
+            f"{folder}: there are no images below it; give another folder, or the files themselves"
         )
-    return paths
+    return images
 
 
 def expanded(patterns: Iterable[str]) -> list[Path]:
-    """The files that globs stand for, each one's in order; what matches nothing stays, to be reported when it is read."""
-    return [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern)) or [pattern]]
+    """Return the files that match glob patterns, sorted for each pattern.
+
+    A pattern without matches is returned itself, so that reading it raises an error.
+    """
+    paths: list[Path] = []
+    for pattern in patterns:
+        paths += map(Path, sorted(glob.glob(pattern)) or [pattern])
+    return paths

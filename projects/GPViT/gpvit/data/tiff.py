@@ -1,15 +1,17 @@
-"""TIFF files: which of their many kinds are read, and the pixels of those that Pillow does not know.
+"""TIFF files: which of their many kinds are supported, and decoding of those that Pillow lacks.
 
-A TIFF combines color space, depth, channels and compression freely, and decoders turn some combinations into other images
-without an error. So a kind is read if it is one of these, and is refused by its name otherwise:
+A TIFF combines color space, depth, channels and compression freely, and decoders turn some
+combinations into wrong images without an error. So only the following kinds are read; others are
+refused with an error that names them:
 
-Gray of 1, 2, 4, 8, 12, 16 or 32 bits, signed gray of 8, 16 or 32 bits, floats of 32 or 64 bits; with alpha only 8 bits.
-RGB of 8 or 16 bits and floats of 32 or 64 bits, also with alpha, and with channels that have no stated meaning, which are
-left out. Palettes of up to 8 bits, CMYK of 8 or 16 bits, compressed YCbCr of 8 bits. Their channels may be interleaved,
-and those of RGB and 8-bit CMYK in separate planes.
+Gray of 1, 2, 4, 8, 12, 16 or 32 bits, signed gray of 8, 16 or 32 bits, floats of 32 or 64 bits;
+with alpha only 8 bits. RGB of 8 or 16 bits and floats of 32 or 64 bits, also with alpha, and with
+extra channels of unspecified meaning, which are left out. Palettes of up to 8 bits, CMYK of 8 or
+16 bits, compressed YCbCr of 8 bits. Their channels may be interleaved, and those of RGB and 8-bit
+CMYK also in separate planes.
 
-Compressed by LZW, deflate, PackBits, JPEG or for faxes (CCITT), or not; by others as far as the decoders were built with
-them.
+Compression by LZW, deflate, PackBits, JPEG or CCITT (fax), or none; other methods if the installed
+decoders were built with them.
 """
 
 import ctypes
@@ -23,16 +25,16 @@ import numpy as np
 from PIL import Image, TiffTags
 from PIL.TiffImagePlugin import COMPRESSION_INFO, PREFIXES, ImageFileDirectory_v2
 
-# Both decoders would print on stderr what is wrong with a file.
+# Both decoders would print problems with a file on stderr. Pillow may be built without libtiff, or
+# with one that cannot be accessed like this.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-with suppress(
-    OSError, AttributeError
-):  # a Pillow without libtiff, or with one that cannot be reached
+with suppress(OSError, AttributeError):
     ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
-BGR_TO_RGB = [2, 1, 0, 3]  # OpenCV's order of channels, with alpha if there is any
+BGR_TO_RGB = [2, 1, 0, 3]  # OpenCV's order of channels; the last one is alpha, if there is any
 
 TAGS = {info.name: number for number, info in TiffTags.TAGS_V2.items()}
+# Values of PhotometricInterpretation.
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
 COLORS = {
     WHITE_IS_ZERO: "gray",
@@ -51,6 +53,7 @@ OTHER_COLORS = {
     32845: "LogLuv",
 }
 CHANNELS = {RGB: 3, SEPARATED: 4, YCBCR: 3}  # others have one
+# Values of SampleFormat.
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 FORMATS = {
     UNSIGNED: "integers",
@@ -60,34 +63,35 @@ FORMATS = {
     6: "complex floats",
 }
 DTYPES = {UNSIGNED: "u", SIGNED: "i", FLOAT: "f"}
-UNSPECIFIED, PREMULTIPLIED, STRAIGHT = 0, 1, 2  # what a further channel is; the last two are alpha
-KINDS = {  # which formats and bits of a color are read
-    RGB: {(UNSIGNED, 8), (UNSIGNED, 16), (FLOAT, 32), (FLOAT, 64)},
-    PALETTE: {(UNSIGNED, bits) for bits in (1, 2, 4, 8)},
+UNSPECIFIED, PREMULTIPLIED, STRAIGHT = 0, 1, 2  # values of ExtraSamples; the last two are alpha
+# Supported (SampleFormat, BitsPerSample) of each color space.
+_FLOATS = {(FLOAT, 32), (FLOAT, 64)}
+_UNSIGNED_GRAY = {(UNSIGNED, bits) for bits in (1, 2, 4, 8, 12, 16, 32)}
+_SIGNED_GRAY = {(SIGNED, 8), (SIGNED, 16), (SIGNED, 32)}
+KINDS = {
+    RGB: {(UNSIGNED, 8), (UNSIGNED, 16)} | _FLOATS,
+    PALETTE: {(UNSIGNED, 1), (UNSIGNED, 2), (UNSIGNED, 4), (UNSIGNED, 8)},
     SEPARATED: {(UNSIGNED, 8), (UNSIGNED, 16)},
     YCBCR: {(UNSIGNED, 8)},
-    BLACK_IS_ZERO: {(UNSIGNED, bits) for bits in (1, 2, 4, 8, 12, 16, 32)}
-    | {(SIGNED, 8), (SIGNED, 16), (SIGNED, 32), (FLOAT, 32), (FLOAT, 64)},
+    BLACK_IS_ZERO: _UNSIGNED_GRAY | _SIGNED_GRAY | _FLOATS,
+    WHITE_IS_ZERO: (_UNSIGNED_GRAY | _SIGNED_GRAY | _FLOATS) - {(UNSIGNED, 12), (SIGNED, 8)},
 }
-KINDS[WHITE_IS_ZERO] = KINDS[BLACK_IS_ZERO] - {(UNSIGNED, 12), (SIGNED, 8)}
-USUAL_COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946}  # which every libtiff decodes
-OLD_JPEG = 6
+USUAL_COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946}  # decoded by every build of libtiff
+UNCOMPRESSED, OLD_JPEG = 1, 6
 OTHER_COMPRESSIONS = {
     OLD_JPEG: "old-style JPEG",
     33003: "JPEG 2000",
     33005: "JPEG 2000",
     34712: "JPEG 2000",
     34887: "LERC",
-}
-OTHER_COMPRESSIONS |= {
     34925: "LZMA",
     50000: "Zstandard",
     50001: "WebP",
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
-# What is the same for each plane; of StripOffsets and the like each has its part.
-OF_ALL_PLANES = [
+# Tags with the same value for every plane; StripOffsets and the like have a part for each plane.
+SHARED_BY_PLANES = (
     "ImageWidth",
     "ImageLength",
     "Compression",
@@ -95,8 +99,9 @@ OF_ALL_PLANES = [
     "Orientation",
     "RowsPerStrip",
     "Predictor",
-]
-OF_ALL_PLANES += ["TileWidth", "TileLength"]
+    "TileWidth",
+    "TileLength",
+)
 
 
 class Refused(ValueError):
@@ -109,18 +114,18 @@ def damaged(details: str) -> Refused:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page of a file holds, by its tags.
+    """The properties of a page of a TIFF file, from its tags.
 
     Attributes:
-        tags: as Pillow reads them.
-        height, width: as stored; the orientation may turn them.
+        tags: as read by Pillow.
+        height, width: as stored, before the orientation is applied.
         color: PhotometricInterpretation.
-        bits: of a sample.
+        bits: per sample.
         format: SampleFormat.
         samples: number of channels.
-        extra: what the last of these are (ExtraSamples), as far as it is stated.
-        planes: whether the pixels of a channel follow each other.
-        compression: its number.
+        extra: the meaning of the last of these (ExtraSamples), as far as it is specified.
+        planes: whether each channel is stored in a separate plane.
+        compression: number of the method.
     """
 
     tags: ImageFileDirectory_v2
@@ -136,15 +141,18 @@ class Page:
 
     @classmethod
     def read(cls, file: BinaryIO) -> "Page | None":
-        """The first page of a file; None if it is no TIFF.
+        """Read the first page of a file; return None if it is not a TIFF.
 
         Raises:
             Refused: its tags cannot be understood.
         """
+        # Header: byte order (II or MM) and version, 42 ("*") or 43 ("+") for BigTIFF, whose header
+        # has 16 bytes instead of 8.
         header = file.read(16)
         if header[:4] == b"MM\0+":
             raise Refused(
-                "it is a BigTIFF in big-endian order, which is not read; save it in little-endian order"
+                "it is a BigTIFF in big-endian order, which is not supported; save it in "
+                "little-endian order"
             )
         if not header.startswith(tuple(PREFIXES)):
             return None
@@ -155,11 +163,15 @@ class Page:
 
     @classmethod
     def of(cls, tags: ImageFileDirectory_v2) -> "Page":
-        """By tags that Pillow has read. Raises Refused if they cannot be understood."""
+        """Create a page from tags that Pillow has read.
+
+        Raises:
+            Refused: they cannot be understood.
+        """
         bits, formats = _numbers(tags, "BitsPerSample", 1), _numbers(tags, "SampleFormat", UNSIGNED)
         if len({*bits}) > 1 or len({*formats}) > 1:
             raise Refused(
-                "its channels are of different depths, which is not read; save it as 8-bit RGB"
+                "its channels have different depths, which is not supported; save it as 8-bit RGB"
             )
         samples = _numbers(tags, "SamplesPerPixel", 1)[0]
         height, width = _numbers(tags, "ImageLength")[0], _numbers(tags, "ImageWidth")[0]
@@ -175,7 +187,7 @@ class Page:
             samples=samples,
             extra=_numbers(tags, "ExtraSamples") if TAGS["ExtraSamples"] in tags else (),
             planes=samples > 1 and _numbers(tags, "PlanarConfiguration", 1)[0] == 2,
-            compression=_numbers(tags, "Compression", 1)[0],
+            compression=_numbers(tags, "Compression", UNCOMPRESSED)[0],
         )
 
     @property
@@ -188,12 +200,12 @@ class Page:
 
     @property
     def is_deep_color(self) -> bool:
-        """Whether Pillow keeps only the upper 8 bits, or does not read it."""
+        """Whether Pillow keeps only the upper 8 bits, or cannot read it."""
         return self.color == RGB and self.bits > 8
 
     @property
     def is_deep_gray(self) -> bool:
-        """Whether it is of 16, 32 or 64 bits."""
+        """Whether it is gray of 16, 32 or 64 bits."""
         return self.is_gray and self.bits > 12
 
     @property
@@ -202,102 +214,104 @@ class Page:
 
     @property
     def is_swapped_by_pillow(self) -> bool:
-        """Whether Pillow may take the bytes of its samples in the wrong order."""
-        return self.is_deep_gray and self.is_big_endian and self.compression != 1
+        """Whether Pillow may read the bytes of its samples in the wrong order."""
+        return self.is_deep_gray and self.is_big_endian and self.compression != UNCOMPRESSED
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the samples, if these are 8 bits or deeper."""
+        """The type of samples of 8 bits or more."""
         return np.dtype(f"{DTYPES[self.format]}{self.bits // 8}")
 
     @property
-    def further(self) -> int:
-        """Number of channels besides those of the color."""
+    def num_extra(self) -> int:
+        """Number of channels in addition to those of the color space."""
         return self.samples - CHANNELS.get(self.color, 1)
 
+    @property
+    def parts(self) -> str:
+        """How the pixels are stored, "Tile" or "Strip": the beginning of the names of some tags."""
+        return "Tile" if TAGS["TileOffsets"] in self.tags else "Strip"
+
     def require_readable(self) -> None:
-        """Raises Refused if it is of a kind that is not read."""
+        """Raise Refused if the page is of a kind that is not supported."""
         if self.color not in COLORS:
             name = OTHER_COLORS.get(self.color, f"number {self.color}")
             raise Refused(f"it has the color space {name}; save it as RGB")
-        if self.is_gray and self.further > 0 and not any(self.extra):
+        if self.is_gray and self.num_extra > 0 and not any(self.extra):
             raise Refused(
-                f"it has {self.samples} channels that are not called RGB; save three of them as RGB"
+                f"it has {self.samples} channels that are not labeled RGB; save three of them as "
+                "RGB"
             )
         if self.color == SEPARATED and (
-            self.further < 0 or _numbers(self.tags, "InkSet", 1)[0] != 1
+            self.num_extra < 0 or _numbers(self.tags, "InkSet", 1)[0] != 1
         ):
             raise Refused("it has inks other than CMYK; save it as RGB")
-        if self.further < 0:
+        if self.num_extra < 0:
             raise damaged(f"{self.samples} channels are too few for {COLORS[self.color]}")
-        if (
-            self.color == YCBCR and self.compression == 1
-        ):  # Pillow takes its pixels for larger or smaller ones
-            raise Refused("it is YCbCr without compression, which is not read; save it as RGB")
-        if (self.format, self.bits) not in KINDS[self.color] or not self._is_known():
+        if self.color == YCBCR and self.compression == UNCOMPRESSED:
+            # Pillow assumes pixels of another size.
+            raise Refused("it is YCbCr without compression, which is not supported; save it as RGB")
+        if (self.format, self.bits) not in KINDS[self.color] or not self._has_known_layout():
             raise self.not_read()
         if self.compression not in COMPRESSION_INFO:
             raise self.not_decoded()
-        if self.compression != OLD_JPEG:  # whose pixels may be anywhere
+        if self.compression != OLD_JPEG:  # whose pixels may be stored anywhere
             self._require_all_parts()
 
-    def _is_known(self) -> bool:
-        """Whether its channels and their order are such that this color and depth are decoded right."""
-        stated = len(self.extra) == self.further or (self.further == 1 and not self.extra)
-        if not stated or (
-            self.bits_reversed and self.bits <= 8 and not (self.is_gray and self.bits == 1)
-        ):
+    def _has_known_layout(self) -> bool:
+        """Whether this color and depth is decoded correctly with these channels in this order."""
+        # The meaning of each extra channel is specified, or there is one without a meaning.
+        specified = len(self.extra) == self.num_extra or (self.num_extra == 1 and not self.extra)
+        is_bitmap = self.is_gray and self.bits == 1
+        if not specified or (self.bits_reversed and self.bits <= 8 and not is_bitmap):
             return False
         if self.is_deep_color:
-            # Interleaved, only one further channel; in planes, any number, of which the first may be alpha.
+            # Interleaved, with at most one extra channel; or in planes, with any number of extra
+            # channels, of which only the first may be alpha.
             return not any(self.extra[1:]) if self.planes else self.samples <= 4
         if self.planes:
             alpha = self.color == RGB and self.extra == (STRAIGHT,)
-            return self.color in (RGB, SEPARATED) and self.bits == 8 and (alpha or not self.further)
-        if self.is_gray and self.further:
-            return (self.color, self.format, self.bits, self.further) == (
-                BLACK_IS_ZERO,
-                UNSIGNED,
-                8,
-                1,
-            )
+            is_rgb_or_cmyk = self.color in (RGB, SEPARATED)
+            return is_rgb_or_cmyk and self.bits == 8 and (alpha or not self.num_extra)
+        if self.is_gray and self.num_extra:
+            kind = (self.color, self.format, self.bits, self.num_extra)
+            return kind == (BLACK_IS_ZERO, UNSIGNED, 8, 1)
         if self.bits == 12:
-            return not self.is_big_endian and self.compression == 1
+            return not self.is_big_endian and self.compression == UNCOMPRESSED
         if self.color == SEPARATED:
-            return not any(self.extra) and (self.bits == 8 or not self.further)
-        return not self.further or self.color == RGB
+            return not any(self.extra) and (self.bits == 8 or not self.num_extra)
+        return not self.num_extra or self.color == RGB
 
     def _require_all_parts(self) -> None:
-        """Raises Refused if strips or tiles are missing or empty, of which decoders make black areas or show the header."""
-        kind = "Tile" if TAGS["TileOffsets"] in self.tags else "Strip"
-        if kind == "Tile":
-            rows, columns = (
-                _numbers(self.tags, "TileLength")[0],
-                _numbers(self.tags, "TileWidth")[0],
-            )
+        """Raise Refused if strips or tiles are missing or empty.
+
+        Decoders turn these into black areas, or into an image of the header.
+        """
+        if self.parts == "Tile":
+            rows = _numbers(self.tags, "TileLength")[0]
+            columns = _numbers(self.tags, "TileWidth")[0]
         else:
             rows, columns = _numbers(self.tags, "RowsPerStrip", self.height)[0], self.width
         if rows < 1 or columns < 1:
             raise damaged("its strips or tiles have no pixels")
-        needed = (
-            -(-self.height // rows)
-            * -(-self.width // columns)
-            * (self.samples if self.planes else 1)
-        )
-        offsets = _numbers(self.tags, f"{kind}Offsets")
+        # -(-a // b) rounds up: parts at the right and lower border may extend beyond the image.
+        parts_per_plane = -(-self.height // rows) * -(-self.width // columns)
+        needed = parts_per_plane * (self.samples if self.planes else 1)
+        offsets = _numbers(self.tags, f"{self.parts}Offsets")
         if len(offsets) < needed:
             raise damaged(f"it has {len(offsets)} of {needed} strips or tiles")
-        sizes = _numbers(self.tags, f"{kind}ByteCounts", 1)  # which old files may lack
+        sizes = _numbers(self.tags, f"{self.parts}ByteCounts", 1)  # old files may lack this tag
         if 0 in offsets[:needed] or 0 in sizes[:needed]:
             raise Refused(
-                "it has strips or tiles without data (a sparse TIFF), which is not read; save it with all of them"
+                "it has strips or tiles without data (a sparse TIFF), which is not supported; save "
+                "it with all of them"
             )
 
     def not_read(self) -> Refused:
-        return Refused(f"it is a TIFF of {self}, which is not read; save it as 8-bit RGB")
+        return Refused(f"it is a TIFF of {self}, which is not supported; save it as 8-bit RGB")
 
     def not_decoded(self, details: str = "its pixels cannot be decoded") -> Refused:
-        """Why a decoder may have failed."""
+        """Return why a decoder may have failed."""
         if self.compression in USUAL_COMPRESSIONS:
             return damaged(details)
         name = OTHER_COMPRESSIONS.get(self.compression, f"number {self.compression}")
@@ -306,18 +320,17 @@ class Page:
         )
 
     def __str__(self) -> str:
-        further = (
-            f" with {self.further} further channel{'s' * (self.further > 1)}"
-            if self.further > 0
-            else ""
-        )
-        further += " (premultiplied)" if PREMULTIPLIED in self.extra else ""
+        channels = COLORS[self.color]
+        if self.num_extra > 0:
+            channels += f" with {self.num_extra} extra channel{'s' * (self.num_extra > 1)}"
+        if PREMULTIPLIED in self.extra:
+            channels += " (premultiplied)"
         planes = " in separate planes" if self.planes else ""
-        bits = " in reversed order of bits" if self.bits_reversed else ""
-        return f"{COLORS[self.color]}{further}, {self.bits}-bit {FORMATS.get(self.format, 'data')}{planes}{bits}"
+        bits = " in reversed bit order" if self.bits_reversed else ""
+        return f"{channels}, {self.bits}-bit {FORMATS.get(self.format, 'data')}{planes}{bits}"
 
     def decode(self, content: bytes) -> np.ndarray:
-        """The samples of more than 8 bits, by OpenCV, turned by the orientation.
+        """Decode samples of more than 8 bits by OpenCV, with the orientation applied.
 
         Args:
             content: of the file.
@@ -328,18 +341,17 @@ class Page:
         Raises:
             Refused: they cannot be decoded.
         """
-        kind = "Tile" if TAGS["TileOffsets"] in self.tags else "Strip"
-        offsets, sizes = (
-            _numbers(self.tags, f"{kind}{name}") for name in ("Offsets", "ByteCounts")
-        )
+        offsets = _numbers(self.tags, f"{self.parts}Offsets")
+        sizes = _numbers(self.tags, f"{self.parts}ByteCounts")
         if any(offset + size > len(content) for offset, size in zip(offsets, sizes)):
             raise damaged("it ends before its pixels do")
-        if self.planes:  # of which OpenCV would make another image
-            shown = min(self.samples, 4)
-            return np.stack(
-                [self._decode(self._plane(content, number)) for number in range(shown)], axis=2
-            )
-        return self._decode(content)
+        if not self.planes:
+            return self._decode(content)
+        # OpenCV decodes planes incorrectly. So decode each as a gray image.
+        planes = []
+        for number in range(min(self.samples, 4)):  # color and alpha
+            planes.append(self._decode(self._plane(content, number)))
+        return np.stack(planes, axis=2)
 
     def _decode(self, content: bytes) -> np.ndarray:
         values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -350,37 +362,71 @@ class Page:
         return values if values.ndim == 2 else values[..., BGR_TO_RGB[: values.shape[2]]]
 
     def _plane(self, content: bytes, number: int) -> bytes:
-        """A TIFF of one channel, as gray: other tags, behind the same content."""
-        fields = {
-            name: _numbers(self.tags, name) for name in OF_ALL_PLANES if TAGS[name] in self.tags
+        """Build a gray TIFF of one channel: the same content, followed by other tags."""
+        order = ">" if self.is_big_endian else "<"
+        content += b"\0" * (len(content) % 2)  # a directory begins at an even offset
+        directory = _pack_directory(self._plane_tags(number), order, len(content))
+        # Header: byte order, version (42), offset of the directory. It has 8 bytes, which replace
+        # those of the file, so that the offsets of strips and tiles stay valid.
+        header = self.tags.prefix + struct.pack(f"{order}HI", 42, len(content))
+        return header + content[8:] + directory
+
+    def _plane_tags(self, number: int) -> dict[str, tuple[int, ...]]:
+        """The tags, by their names, of a gray TIFF of one channel."""
+        fields: dict[str, tuple[int, ...]] = {
+            "PhotometricInterpretation": (BLACK_IS_ZERO,),
+            "SamplesPerPixel": (1,),
+            "BitsPerSample": (self.bits,),
+            "SampleFormat": (self.format,),
         }
+        for name in SHARED_BY_PLANES:
+            if TAGS[name] in self.tags:
+                fields[name] = _numbers(self.tags, name)
         for name in ("StripOffsets", "StripByteCounts", "TileOffsets", "TileByteCounts"):
             if TAGS[name] in self.tags:
+                # All strips or tiles of the first plane, then all of the second one, ...
                 values = _numbers(self.tags, name)
                 length = len(values) // self.samples
                 fields[name] = values[number * length : (number + 1) * length]
-        fields |= {"PhotometricInterpretation": (BLACK_IS_ZERO,), "SamplesPerPixel": (1,)}
-        fields |= {"BitsPerSample": (self.bits,), "SampleFormat": (self.format,)}
+        return fields
 
-        order = ">" if self.is_big_endian else "<"
-        content += b"\0" * (len(content) % 2)  # tags stand at even places
-        start = len(content) + 2 + 12 * len(fields) + 4
-        entries, behind = b"", b""
-        for tag, values in sorted((TAGS[name], values) for name, values in fields.items()):
-            packed = struct.pack(f"{order}{len(values)}I", *values)
-            if len(values) > 1:  # does not fit in the entry
-                behind += packed
-                packed = struct.pack(f"{order}I", start + len(behind) - len(packed))
-            entries += struct.pack(f"{order}HHI", tag, 4, len(values)) + packed
-        header = self.tags.prefix + struct.pack(f"{order}HI", 42, len(content))
-        count = struct.pack(f"{order}H", len(fields))
-        return header + content[8:] + count + entries + b"\0\0\0\0" + behind
+
+def _pack_directory(fields: dict[str, tuple[int, ...]], order: str, offset: int) -> bytes:
+    """Encode a TIFF directory.
+
+    Its layout, with all values as 32-bit integers (type 4):
+
+        number of entries   2 bytes
+        entries             12 bytes each, in order of their tags: tag (2), type (2),
+                            number of values (4), the value or the offset of the values (4)
+        next directory      4 bytes, 0 for none
+        values              of the entries with more than one
+
+    Args:
+        fields: values by the names of tags.
+        order: ">" for big-endian, "<" for little-endian.
+        offset: of the directory in the file.
+    """
+    start = offset + 2 + 12 * len(fields) + 4  # offset of the values behind the entries
+    entries, behind = b"", b""
+    for tag, values in sorted((TAGS[name], values) for name, values in fields.items()):
+        packed = struct.pack(f"{order}{len(values)}I", *values)
+        if len(values) > 1:
+            position = start + len(behind)
+            behind += packed
+            packed = struct.pack(f"{order}I", position)
+        entries += struct.pack(f"{order}HHI", tag, 4, len(values)) + packed
+    return struct.pack(f"{order}H", len(fields)) + entries + b"\0\0\0\0" + behind
 
 
 def _numbers(tags: ImageFileDirectory_v2, name: str, default: int | None = None) -> tuple[int, ...]:
-    """The values of a tag that must be whole numbers. Raises Refused if they are not, or there are none."""
+    """Return the values of a tag that must be integers.
+
+    Raises:
+        Refused: they are not, or there are none.
+    """
     found = tags.get(TAGS[name], default)
     values = found if isinstance(found, tuple) else (found,)
     if not values or not all(isinstance(value, int) for value in values):
-        raise damaged(f"its tag {name} has no numbers")
+        raise damaged(f"its tag {name} has no integer values")
     return values

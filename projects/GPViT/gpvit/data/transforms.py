@@ -1,4 +1,4 @@
-"""How images are resized and cropped: the recipes of training, and the published way to resize."""
+"""Resizing and cropping: the training recipes, and the resizing of the published detectors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,26 +11,30 @@ from ..utils.errors import UserError
 
 
 class AugmentedImage(T.AugInput):
-    """An image that augmentations transform, and whose sides stay at least one pixel long.
+    """An augmentation input whose sides stay at least one pixel long.
 
-    Detectron2's augmentations round a side to nothing where an image is hundreds of times as long as wide.
+    Detectron2's augmentations round a side to 0 if an image is hundreds of times as long as wide.
     """
 
     def transform(self, tfm: T.Transform) -> None:
-        """Args: tfm: of an augmentation; the size that it resizes to is corrected, also for what it is applied to next."""
+        """Apply a transform to the image.
+
+        The output size of a ResizeTransform is corrected in place, so that the same size is used
+        for whatever it is applied to next.
+        """
         if isinstance(tfm, T.ResizeTransform):
             tfm.new_h, tfm.new_w = max(1, tfm.new_h), max(1, tfm.new_w)
         super().transform(tfm)
 
 
 class OpenCVResize(T.ResizeShortestEdge):
-    """ResizeShortestEdge as the published detectors know it: with OpenCV's bilinear, which does not antialias.
+    """ResizeShortestEdge of the published detectors: OpenCV's bilinear without antialiasing.
 
-    Detectron2's uses Pillow, whose results differ, and rounds the size in two steps.
+    Detectron2's ResizeShortestEdge uses Pillow, whose results differ, and rounds the size twice.
 
     Args:
-        short_edge_length: the shorter side in pixels, or several to choose one from.
-        max_size: no longer side is longer than this.
+        short_edge_length: the shorter side in pixels, or several to choose from.
+        max_size: maximum of the longer side.
     """
 
     def __init__(self, short_edge_length: int | Sequence[int], max_size: int) -> None:
@@ -40,26 +44,35 @@ class OpenCVResize(T.ResizeShortestEdge):
         height, width = image.shape[:2]
         short_side = int(np.random.choice(self.short_edge_length))
         scale = min(self.max_size / max(height, width), short_side / min(height, width))
-        new_height, new_width = (max(1, int(side * scale + 0.5)) for side in (height, width))
+        new_height = max(1, int(height * scale + 0.5))
+        new_width = max(1, int(width * scale + 0.5))
         return OpenCVResizeTransform(height, width, new_height, new_width)
 
 
 class OpenCVResizeTransform(T.ResizeTransform):
-    """Detectron2's ResizeTransform with images by OpenCV's bilinear."""
+    """Detectron2's ResizeTransform, with images resized by OpenCV's bilinear interpolation."""
 
     def apply_image(self, image: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Args: image: (h, w) or (h, w, 3); interp: a method of Pillow's, which masks are resized by."""
+        """Resize an image.
+
+        Args:
+            image: (h, w) or (h, w, 3).
+            interp: an interpolation method of Pillow, which Detectron2 passes for masks; None for
+                OpenCV's bilinear.
+        """
         if interp is not None:
             return super().apply_image(image, interp)
         return cv2.resize(image, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
 
 
 def multi_scale_crop(short_sides: Sequence[int], max_size: int) -> list[T.Augmentation]:
-    """The published 3x recipe, from DETR: half of the images are cropped before they are resized.
+    """The augmentations of the published 3x schedule, from DETR.
+
+    Half of the images are cropped before they are resized.
 
     Args:
         short_sides: shorter sides in pixels to choose from.
-        max_size: no longer side is longer than this.
+        max_size: maximum of the longer side.
     """
     crop = T.AugmentationList(
         [OpenCVResize((400, 500, 600), max_size), T.RandomCrop("absolute_range", (384, 600))]
@@ -78,12 +91,12 @@ def train_augmentations(
     """The augmentations of a training recipe.
 
     Args:
-        recipe: "resize", the published 1x recipe but for Pillow's resizing, or "lsj", large-scale jitter (0.1 to 2
-            times ``lsj_size``, cropped to it).
+        recipe: "resize", those of the published 1x schedule, except that Pillow resizes; or "lsj",
+            large-scale jitter: 0.1 to 2 times ``lsj_size``, cropped to it.
         short_side: "resize": the shorter side in pixels, or several to choose from.
-        max_size: "resize": no longer side is longer than this.
+        max_size: "resize": maximum of the longer side.
         lsj_size: "lsj": side of the square crop.
-        flip: share of the images that are mirrored.
+        flip: probability of a horizontal flip.
     """
     recipes = {
         "resize": [T.ResizeShortestEdge(short_side, max_size, sample_style="choice")],

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written so that one is always whole, found again, kept in bounds."""
+"""Checkpoints of a run: written atomically, kept in limited number, and loaded to resume."""
 
 import logging
 import time
@@ -24,17 +24,21 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointer(StopHook):
-    """Saves the state of a training, and brings it back.
+    """Saves the state of a run and restores it.
 
     Args:
-        cfg: the training's config, saved with the state.
+        cfg: the config of the run, saved with the state.
         classes: names of the classes, saved with the state.
         data: :func:`.dataset_fingerprint` of the training data, saved with the state.
-        period: iterations between two checkpoints, model_0001000.pth and so on by the iterations that are done.
-        max_to_keep: checkpoints to keep, the newest ones; also those of earlier runs in the folder count.
-        best_metric: as in metrics.json ("bbox/AP", "segm/AP"; with several validation sets "NAME/segm/AP"): the
-            checkpoint where it was highest is kept as model_best.pth; "" for none.
-        patience: evaluations in a row without a better ``best_metric`` that end the training; 0 for no end.
+        period: iterations between two checkpoints, which are named by the number of completed
+            iterations: model_0001000.pth and so on.
+        max_to_keep: number of these checkpoints to keep, the newest ones; checkpoints of earlier
+            starts in the folder count, too.
+        best_metric: as in metrics.json ("bbox/AP", "segm/AP"; with several validation sets
+            "NAME/segm/AP"): the checkpoint with the highest value is kept as model_best.pth;
+            "" for none.
+        patience: number of evaluations in a row without a better ``best_metric`` after which the
+            run ends; 0 disables early stopping.
     """
 
     def __init__(
@@ -50,7 +54,8 @@ class Checkpointer(StopHook):
     ) -> None:
         if period < 1 or max_to_keep < 1:
             raise UserError(
-                f"train.checkpointer.period={period} and max_to_keep={max_to_keep} must be at least 1"
+                f"train.checkpointer.period={period} and max_to_keep={max_to_keep} "
+                "must be at least 1"
             )
         if patience and not best_metric:
             raise UserError(f"train.patience={patience} needs train.best_metric")
@@ -60,65 +65,75 @@ class Checkpointer(StopHook):
         self.best_metric, self.patience = best_metric, patience
         self.inference_config = inference_config(cfg)
         self.config = flattened(cfg) | {DATA: data}
-        self.saved = -1  # iterations that were done at the last save
-        self.ended = -1  # at the end that the training is resumed from
-        self.best, self.without_better, self.evaluated = (
-            float("-inf"),
-            0,
-            -1,
-        )  # iterations done then
+        # Completed iterations at the last save, and of the model_final.pth that a run resumes from.
+        self.saved_at = self.final_at = -1
+        self.best = float("-inf")
+        self.without_better = 0  # evaluations in a row
+        self.evaluated_at = -1
 
     def before_train(self) -> None:
-        if (
-            self.patience and self.without_better >= self.patience
-        ):  # a training that had ended is resumed
-            self._end_early()
+        # True if a run is resumed that had ended early.
+        if self.patience and self.without_better >= self.patience:
+            self._stop_early()
 
     def after_step(self) -> None:
-        self.trainer.is_whole = True
+        self.trainer.is_consistent = True
         if self.trainer.done % self.period == 0 and self.trainer.done < self.trainer.max_iter:
-            self.try_to_save(
-                f"model_{self.trainer.done:07}",
-                f"training goes on, next checkpoint in {self.period} iterations",
-            )
+            consequence = f"training continues, next checkpoint in {self.period} iterations"
+            self.try_to_save(self._numbered_name(), consequence)
 
     def on_stop(self) -> None:
-        if not self.trainer.is_whole:
+        if not self.trainer.is_consistent:
             logger.error(
-                f"iteration {self.trainer.iter} was cut short; resume from the checkpoint before it"
+                f"iteration {self.trainer.iter} was interrupted; resume from the last checkpoint"
             )
-        elif self.saved != self.trainer.done:
-            self.try_to_save(
-                f"model_{self.trainer.done:07}", "what happened behind the last one is lost"
-            )
+        elif self.saved_at != self.trainer.done:
+            consequence = "the iterations since the last checkpoint are lost"
+            self.try_to_save(self._numbered_name(), consequence)
+
+    def _numbered_name(self) -> str:
+        return f"model_{self.trainer.done:07}"
 
     def save(self, name: str) -> None:
-        """Writes the state between two iterations; process 0 does. Raises a UserError if that fails."""
+        """Saves the state between two iterations, in process 0. Raises a UserError on failure."""
         if not comm.is_main_process():
             return
         start = time.perf_counter()
-        checkpoint.save(self.content(), str(self.folder / f"{name}.pth"))
+        path = self.folder / f"{name}.pth"
+        checkpoint.save(self.content(), str(path))
         if name != "model_best":
-            self.saved = self.trainer.done
-        # What has more iterations was damaged, or the training would have been resumed from there.
-        earlier = [
-            path
-            for path in numbered(self.folder)
-            if int(path.stem.removeprefix("model_")) <= self.trainer.done
-        ]
-        for path in earlier[: -self.max_to_keep]:
+            self.saved_at = self.trainer.done
+        self._remove_old()
+        seconds = time.perf_counter() - start
+        logger.info(f"saved {one_line(path, PATH_LIMIT)} in {seconds:.1f} seconds")
+
+    def _remove_old(self) -> None:
+        """Keeps the newest checkpoints up to the current iteration.
+
+        Those with more iterations do not count: they must be damaged, since otherwise the run would
+        have been resumed from one of them.
+        """
+        current = []
+        for path in numbered(self.folder):
+            if int(path.stem.removeprefix("model_")) <= self.trainer.done:
+                current.append(path)
+        for path in current[: -self.max_to_keep]:
             path.unlink(missing_ok=True)
-        saved = one_line(self.folder / f"{name}.pth", PATH_LIMIT)
-        logger.info(f"saved {saved} in {time.perf_counter() - start:.1f} seconds")
 
     def try_to_save(self, name: str, consequence: str) -> None:
-        """As :meth:`save`, but a full disk, which may be emptied before the next one is due, only says so."""
+        """Calls :meth:`save`, and logs an error: a full disk may have space again for the next one.
+
+        Args:
+            name: of the checkpoint.
+            consequence: of a failure, for the log.
+        """
         try:
             self.save(name)
         except UserError as error:
             logger.error(f"{error}; {consequence}")
 
     def content(self) -> dict[str, Any]:
+        """The content of a checkpoint."""
         ema = {"ema": self.trainer.ema.module.state_dict()} if self.trainer.ema is not None else {}
         return {
             "model": unwrap_ddp(self.trainer.model).state_dict(),
@@ -132,47 +147,48 @@ class Checkpointer(StopHook):
         }
 
     def after_train(self) -> None:
-        if self.trainer.done >= self.trainer.max_iter and self.trainer.done != self.ended:
+        if self.trainer.done >= self.trainer.max_iter and self.trainer.done != self.final_at:
             self.save("model_final")
 
     def after_evaluation(self, metrics: dict[str, float]) -> None:
-        """Keeps the best checkpoint, and asks for the end of the training if it gets no better."""
+        """Keeps the best checkpoint, and requests early stopping if the metric does not improve."""
         if not self.best_metric or not comm.is_main_process():
             return
         if self.best_metric not in metrics:
-            known = preview(sorted(metrics)) or "which found none"
+            known = preview(sorted(metrics)) or "of which there are none"
             raise UserError(
                 f"train.best_metric={self.best_metric} is none of the evaluation's metrics, {known}"
             )
-        if self.evaluated == self.trainer.done:
+        if self.evaluated_at == self.trainer.done:
             return
-        self.evaluated = self.trainer.done
-        better = metrics[self.best_metric] > self.best
-        self.best = max(self.best, metrics[self.best_metric])
-        self.without_better = 0 if better else self.without_better + 1
-        if better:
-            self.try_to_save("model_best", "training goes on")
+        self.evaluated_at = self.trainer.done
+        value = metrics[self.best_metric]
+        is_better = value > self.best
+        self.best = max(self.best, value)
+        self.without_better = 0 if is_better else self.without_better + 1
+        if is_better:
+            self.try_to_save("model_best", "training continues")
         if self.patience and self.without_better >= self.patience:
-            self._end_early()
+            self._stop_early()
 
-    def _end_early(self) -> None:
+    def _stop_early(self) -> None:
         metric, number = one_line(self.best_metric), self.without_better
-        logger.info(f"{metric} got no better in {number} evaluations: the training ends")
+        logger.info(f"{metric} did not improve in {number} evaluations: stopping early")
+        # max: a signal that was requested before is not overwritten.
         self.trainer.request = max(self.trainer.request, STOP_EARLY)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Brings trainer, weights and hooks to the state that :func:`latest_checkpoint` found.
+        """Restores trainer, weights and hooks from the result of :func:`latest_checkpoint`.
 
         Raises:
-            UserError: it does not fit this run.
+            UserError: the state does not fit this run.
         """
         try:
             self._restore(state)
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever a state of another shape causes in optimizer, schedule or hooks
+        # A malformed state may raise anything in optimizer, schedule or hooks.
+        except Exception as error:
             reason = one_line(f"{type(error).__name__}: {error}", LINE_LIMIT)
             raise UserError(f"{state['path']} does not fit this training run ({reason})") from error
 
@@ -182,24 +198,28 @@ class Checkpointer(StopHook):
         if trainer.ema is not None:
             checkpoint.load_strictly(trainer.ema.module, state["ema"], state["path"])
         trainer.load_state_dict(state["trainer"])
-        self.saved = trainer.done
+        self.saved_at = trainer.done
         if Path(state["path"]).name == "model_final.pth":
-            self.ended = trainer.done
+            self.final_at = trainer.done
         metric = renamed(state["config"]).get("train.best_metric", self.best_metric)
         if metric != str(self.best_metric):  # the saved config is text
             logger.warning(
-                f"the best checkpoint so far was that by {metric or 'no metric'}, now {self.best_metric} counts"
+                f"the best checkpoint was selected by {metric or 'no metric'}; "
+                f"{self.best_metric or 'no metric'} is used from now on"
             )
             self.best, self.without_better = float("-inf"), 0
 
     def forget_metrics(self) -> None:
-        """Removes from metrics.json what will be written again, and a line that was cut short.
+        """Removes from metrics.json incomplete lines and those that will be written again.
 
         Raises:
-            UserError: it cannot be written; it is as it was.
+            UserError: the file cannot be written; the old one is intact.
         """
         path = self.folder / "metrics.json"
-        kept = [line + "\n" for line, row in lines_of(path) if row["iteration"] < self.trainer.done]
+        kept = []
+        for line, row in lines_of(path):
+            if row["iteration"] < self.trainer.done:
+                kept.append(line + "\n")
         with atomic_write(path) as partial:
             partial.write_text("".join(kept), encoding="utf-8")
 
@@ -207,12 +227,10 @@ class Checkpointer(StopHook):
         return {
             "best": self.best,
             "without_better": self.without_better,
-            "evaluated": self.evaluated,
+            "evaluated": self.evaluated_at,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.without_better, self.evaluated = (
-            state["best"],
-            state["without_better"],
-            state["evaluated"],
-        )
+        self.best = state["best"]
+        self.without_better = state["without_better"]
+        self.evaluated_at = state["evaluated"]

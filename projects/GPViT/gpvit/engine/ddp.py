@@ -15,27 +15,32 @@ def unwrap_ddp(model: nn.Module) -> nn.Module:
 
 
 def build_ddp(model: nn.Module, **options: Any) -> nn.Module:
-    """The model as each process of a job trains it."""
+    """Prepares a model for training in each process of a job.
+
+    Args:
+        model: on the device that it is trained on.
+        options: of DistributedDataParallel.
+
+    Returns:
+        The model, wrapped in DistributedDataParallel if there are several processes.
+    """
     on_gpu = next(model.parameters()).device.type == "cuda"
     if dist.is_initialized() and not on_gpu:
         model = _with_cpu_sync_bn(model)
     if comm.get_world_size() == 1:
         return model
-    return DistributedDataParallel(
-        model, device_ids=[torch.cuda.current_device()] if on_gpu else None, **options
-    )
+    device_ids = [torch.cuda.current_device()] if on_gpu else None
+    return DistributedDataParallel(model, device_ids=device_ids, **options)
 
 
 def _with_cpu_sync_bn(module: nn.Module) -> nn.Module:
-    """PyTorch's SyncBatchNorm works on GPUs only; Detectron2 has one that does not need them."""
+    """Replaces PyTorch's SyncBatchNorm, which needs a GPU, by Detectron2's implementation."""
     for name, child in module.named_children():
         module.add_module(name, _with_cpu_sync_bn(child))
     if not isinstance(module, nn.SyncBatchNorm):
         return module
     norm = NaiveSyncBatchNorm(module.num_features, module.eps, module.momentum, stats_mode="N")
     norm.load_state_dict(module.state_dict())
-    norm.weight, norm.bias = (
-        module.weight,
-        module.bias,
-    )  # the very parameters, which an optimizer may hold already
+    # The same Parameter objects, since an optimizer may refer to them already.
+    norm.weight, norm.bias = module.weight, module.bias
     return norm

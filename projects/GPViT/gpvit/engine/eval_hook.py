@@ -16,80 +16,83 @@ from .hooks import MonitorHook
 
 
 class EvalHook(HookBase):
-    """Evaluates the model, and its average if there is one, every ``period`` iterations and at the end.
+    """Evaluates the model every ``period`` iterations and at the end of training.
+
+    If there is a moving average of the weights, it is evaluated, too.
 
     Args:
-        period: iterations; 0 for only at the end.
-        evaluate: a model -> results as Detectron2's evaluators give them, in process 0.
-        checkpoints: is told the metrics.
-        followers: are called when all this is done.
+        period: iterations; 0 evaluates only at the end.
+        evaluate: takes a model, returns results in the format of Detectron2's evaluators, in
+            process 0.
+        checkpointer: receives the metrics.
+        monitors: are called after the checkpointer.
     """
 
     def __init__(
         self,
         period: int,
         evaluate: Callable[[nn.Module], dict],
-        checkpoints: Checkpointer,
-        followers: Sequence[MonitorHook] = (),
+        checkpointer: Checkpointer,
+        monitors: Sequence[MonitorHook] = (),
     ) -> None:
-        self.period, self.evaluate, self.checkpoints, self.followers = (
-            period,
-            evaluate,
-            checkpoints,
-            followers,
-        )
-        self.evaluated = -1  # iterations that were done at the last evaluation
+        self.period, self.evaluate = period, evaluate
+        self.checkpointer, self.monitors = checkpointer, monitors
+        self.evaluated_at = -1  # completed iterations at the last evaluation
 
     def before_train(self) -> None:
-        """What was due when the checkpoint was written, which comes first, is made up for."""
-        done = self.trainer.done
-        if self.period and 0 < done < self.trainer.max_iter and done % self.period == 0:
+        """Evaluates if that was due at the checkpoint: it is saved before the evaluation."""
+        if self.trainer.done > 0 and self._is_due():
             self.run()
 
     def after_step(self) -> None:
-        if (
-            self.period
-            and self.trainer.done % self.period == 0
-            and self.trainer.done < self.trainer.max_iter
-        ):
+        if self._is_due():
             self.run()
 
+    def _is_due(self) -> bool:
+        """Whether to evaluate now; :meth:`after_train` evaluates after the last iteration."""
+        done = self.trainer.done
+        return bool(self.period) and done % self.period == 0 and done < self.trainer.max_iter
+
     def after_train(self) -> None:
-        if self.evaluated == self.trainer.done:
+        if self.evaluated_at == self.trainer.done:
             return
         try:
             self.run()
-        except BaseException:  # nothing else comes after it, and the files lack the last iteration
-            for follower in self.followers:
-                follower.on_stop()
+        except BaseException:
+            # Trainer calls no more hooks, and the last iteration is not in the monitors' files yet.
+            for monitor in self.monitors:
+                monitor.on_stop()
             raise
 
     def run(self) -> None:
-        """Evaluates; metrics and followers have it under the iteration behind which it is, wherever that was asked for."""
+        """Evaluates, and records the metrics under the last completed iteration.
+
+        The storage's own iteration depends on the hook method that this is called from.
+        """
         storage = self.trainer.storage
-        now, storage.iter = storage.iter, max(self.trainer.done - 1, 0)
+        current, storage.iter = storage.iter, max(self.trainer.done - 1, 0)
         try:
             self._run()
         finally:
-            storage.iter = now
+            storage.iter = current
 
     def _run(self) -> None:
         trainer = self.trainer
-        self.evaluated = trainer.done
+        self.evaluated_at = trainer.done
         if comm.get_world_size() > 1:
-            for statistics in unwrap_ddp(trainer.model).buffers():  # those that a checkpoint has
-                dist.broadcast(statistics, 0)
+            # Evaluate with the batch norm statistics of process 0, which are those in checkpoints.
+            for buffer in unwrap_ddp(trainer.model).buffers():
+                dist.broadcast(buffer, 0)
         with trainer.interruptible():
             metrics = flatten_results_dict(self.evaluate(trainer.model) or {})
             if trainer.ema is not None:
                 metrics |= flatten_results_dict(of_average(self.evaluate(trainer.ema.module) or {}))
-        trainer.storage.put_scalars(
-            **{name: float(value) for name, value in metrics.items()}, smoothing_hint=False
-        )
+        values = dict(zip(metrics, map(float, metrics.values())))
+        trainer.storage.put_scalars(**values, smoothing_hint=False)
         try:
-            self.checkpoints.after_evaluation(metrics)
+            self.checkpointer.after_evaluation(metrics)
         except UserError as error:
             raise ProcessError(str(error)) from None
-        for follower in self.followers:
-            follower.after_evaluation()
+        for monitor in self.monitors:
+            monitor.after_evaluation()
         comm.synchronize()

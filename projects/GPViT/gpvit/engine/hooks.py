@@ -13,28 +13,34 @@ logger = logging.getLogger(__name__)
 
 
 class StopHook(HookBase):
-    """A hook with something to do when the training ends before its time."""
+    """A hook that is called when training stops before its end."""
 
     def on_stop(self) -> None:
+        """Called after an error or a signal, in place of ``after_train``."""
         raise NotImplementedError
 
 
 class MonitorHook(StopHook):
-    """A hook of process 0 alone, which changes nothing of the training, and without which it goes on."""
+    """A hook of process 0 that does not influence training, and only logs its failures."""
 
     def after_evaluation(self) -> None:
-        """Is called when the metrics of an evaluation, and the best checkpoint, are there."""
+        """Called when the metrics are stored and the best checkpoint is saved."""
 
     def on_stop(self) -> None:
         pass
 
 
 @contextmanager
-def best_effort(what: str) -> Iterator[None]:
-    """A full disk or another failure in here is told, as ``what`` that it leads to, and goes no further."""
+def best_effort(consequence: str) -> Iterator[None]:
+    """Logs an exception in the block, such as a full disk, instead of raising it.
+
+    Args:
+        consequence: of the failure, for the log.
+    """
     try:
         yield
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        reason = one_line(next(iter(str(error).splitlines()), ""), LINE_LIMIT)
-        logger.error(f"{what} ({kind}{reason}); the run goes on")
+        first_line = next(iter(str(error).splitlines()), "")
+        reason = one_line(first_line, LINE_LIMIT)
+        logger.error(f"{consequence} ({kind}{reason}); the run continues")

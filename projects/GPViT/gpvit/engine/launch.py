@@ -1,4 +1,7 @@
-"""The processes of a job: Detectron2's launcher or torchrun, GPUs (NCCL) or CPU (gloo)."""
+"""Starts the processes of a job, on GPUs (NCCL) or the CPU (gloo).
+
+They are started by Detectron2's launcher, or have been started by torchrun.
+"""
 
 import argparse
 import multiprocessing
@@ -9,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import detectron2.engine
@@ -23,46 +27,53 @@ from ..utils.signals import stop_signals_to
 
 
 def processes_of(args: argparse.Namespace) -> int:
-    """How many processes a job has.
+    """The number of processes of a job.
 
     Raises:
-        UserError: this machine is none of the job's.
+        UserError: ``--machine-rank`` is out of range.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if _by_torchrun():
         return int(os.environ["WORLD_SIZE"])
     if args.machine_rank >= args.num_machines:
         raise UserError(
-            f"--machine-rank {args.machine_rank} must be below --num-machines {args.num_machines}: machines count from 0"
+            f"--machine-rank {args.machine_rank} must be below "
+            f"--num-machines {args.num_machines}: ranks start at 0"
         )
     return args.num_gpus * args.num_machines
 
 
 def choose_device(device: str, num_gpus: int) -> str:
-    """The device to run on: what the config says, or what there is if it says "auto".
+    """The device to run on, "cuda" or "cpu".
+
+    Args:
+        device: of the config: "cuda", "cpu", or "auto" for a GPU if there is one.
+        num_gpus: processes on this machine; ignored if torchrun started them.
 
     Raises:
-        UserError: there is no such device, or fewer GPUs are there than asked for.
+        UserError: the device is unknown, or there are fewer GPUs than processes.
     """
     if device not in ("auto", "cuda", "cpu"):
         raise UserError(f"train.device must be auto, cuda or cpu, got {device}")
     available = torch.cuda.device_count()
     by_torchrun = "LOCAL_WORLD_SIZE" in os.environ
     if device == "auto":
+        # --num-gpus asks for GPUs; without any, that is an error below. torchrun's option does not.
         device = "cuda" if available or (num_gpus > 1 and not by_torchrun) else "cpu"
     wanted = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else num_gpus
     if device == "cuda" and wanted > available:
+        option = "--nproc-per-node" if by_torchrun else "--num-gpus"
         raise UserError(
-            f"{'--nproc-per-node' if by_torchrun else '--num-gpus'} {wanted}, but this machine has {available} GPUs usable "
-            "by PyTorch; ask for fewer, or add train.device=cpu"
+            f"{option} {wanted}, but this machine has {available} GPUs that PyTorch can use: "
+            "request fewer, or add train.device=cpu"
         )
     return device
 
 
 def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
-    """Runs ``main(args)`` in every process of the job; the process group is there when it starts.
+    """Runs ``main(args)`` in every process of the job, with the process group initialized.
 
     Raises:
-        UserError: several machines, and no address at which they meet; or they do not meet there.
+        UserError: the processes cannot connect to each other, or one of them ended.
     """
     if _by_torchrun():
         _join_torchrun(device)
@@ -70,72 +81,79 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
             _run(main, args)
         finally:
             dist.destroy_process_group()
-    else:
-        if spawns_processes(args):
-            _check_address(args)
-        if device == "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = (
-                ""  # else Detectron2 gives each process a GPU and takes NCCL
+        return
+
+    if spawns_processes(args):
+        _check_address(args)
+    if device == "cpu":
+        # Otherwise Detectron2 assigns a GPU to each process, and uses NCCL.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    forwarded: list[int] = []  # signals
+
+    def forward(number: int, frame: object) -> None:
+        """Signal handler: sends the signal to the processes of the job, which stop together."""
+        forwarded.append(number)
+        children = multiprocessing.active_children()
+        pids = [child.pid for child in children if child.pid is not None]
+        if not pids:
+            raise _Stopped(number)
+        for pid in pids:
+            os.kill(pid, number)
+
+    try:
+        with stop_signals_to(forward if spawns_processes(args) else _stop):
+            detectron2.engine.launch(
+                _run,
+                args.num_gpus,
+                args.num_machines,
+                args.machine_rank,
+                args.dist_url,
+                args=(main, args),
             )
-        signals: list[int] = []  # that were passed on
-
-        def pass_on(number: int, frame: object) -> None:
-            """Gives a signal to the processes of the job, which stop together."""
-            signals.append(number)
-            started = [
-                process.pid
-                for process in multiprocessing.active_children()
-                if process.pid is not None
-            ]
-            if not started:
-                raise _Stopped(number)
-            for pid in started:
-                os.kill(pid, number)
-
-        try:
-            with stop_signals_to(pass_on if spawns_processes(args) else _stop):
-                detectron2.engine.launch(
-                    _run,
-                    args.num_gpus,
-                    args.num_machines,
-                    args.machine_rank,
-                    args.dist_url,
-                    args=(main, args),
-                )
-        except _Stopped as stop:
-            stop.print()
+    except _Stopped as stop:
+        stop.print()
+        raise
+    except ProcessRaisedException as error:
+        if "in init_process_group" not in str(error):
             raise
-        except ProcessRaisedException as error:
-            if "in init_process_group" not in str(error):
-                raise
-            reason = str(error).strip().splitlines()[-1].partition("Error: ")[2]
-            raise UserError(
-                f"the processes do not meet at --dist-url {args.dist_url} ({reason})"
-            ) from None
-        except ProcessExitedException as error:
-            number = (
-                -error.exit_code % 256
-            )  # by which it was killed, or that it gives as its exit code, see _run
-            if number in signals or (
-                number in (signal.SIGTERM, signal.SIGINT) and error.exit_code > 0
-            ):
-                stopped = _Stopped(number)
-                stopped.print()
-                raise stopped from None
-            if error.exit_code in (1, 128 + signal.SIGINT, 128 + signal.SIGTERM):
-                sys.exit(error.exit_code)  # the process has said why
-            if error.exit_code > 0:
-                raise UserError(
-                    f"process {error.error_index} ended with exit code {error.exit_code}, the others were stopped; "
-                    "go on with --resume"
-                ) from None
-            raise UserError(
-                f"process {error.error_index} was killed ({error.signal_name}), the others were stopped; go on with --resume"
-            ) from None
+        # The last line of the traceback of the process: "torch.distributed.DistStoreError: ...".
+        reason = str(error).strip().splitlines()[-1].partition("Error: ")[2]
+        raise UserError(
+            f"the processes cannot connect at --dist-url {args.dist_url} ({reason})"
+        ) from None
+    except ProcessExitedException as error:
+        _exit_as(error, forwarded)
+
+
+def _exit_as(error: ProcessExitedException, forwarded: list[int]) -> NoReturn:
+    """Exits as a process of the job did.
+
+    Args:
+        error: of the first process that ended with an exit code other than 0.
+        forwarded: signals that were sent to the processes.
+    """
+    # A process killed by signal n has the exit code -n. One that stopped because of it exits with
+    # -n in _run, of which the operating system keeps the low byte, 256 - n. This is n for both.
+    number = -error.exit_code % 256
+    exited_itself = error.exit_code > 0
+    if number in forwarded or (number in (signal.SIGTERM, signal.SIGINT) and exited_itself):
+        stopped = _Stopped(number)
+        stopped.print()
+        raise stopped from None
+    if error.exit_code in (1, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+        sys.exit(error.exit_code)  # the process has printed the reason
+    end = (
+        f"ended with exit code {error.exit_code}"
+        if exited_itself
+        else f"was killed ({error.signal_name})"
+    )
+    raise UserError(
+        f"process {error.error_index} {end}, the others were stopped; continue with --resume"
+    ) from None
 
 
 def spawns_processes(args: argparse.Namespace) -> bool:
-    """Whether :func:`launch` starts processes, other than this one, for what it runs."""
+    """Whether :func:`launch` starts other processes than this one."""
     return args.num_gpus * args.num_machines > 1 and not _by_torchrun()
 
 
@@ -144,9 +162,9 @@ def _by_torchrun() -> bool:
 
 
 def _check_address(args: argparse.Namespace) -> None:
-    """Raises a UserError for an address at which processes cannot meet, as far as this machine can tell.
+    """Raises a UserError if ``--dist-url`` cannot work, as far as this machine can check it.
 
-    PyTorch would find out in one of the processes while the others wait for it, for half an hour.
+    PyTorch would detect it in one of the processes, while the others wait up to half an hour.
     """
     url = args.dist_url
     if url == "auto":
@@ -157,40 +175,45 @@ def _check_address(args: argparse.Namespace) -> None:
         return
     parts = urlsplit(url)
     host, port = parts.hostname, parts.port
-    if parts.scheme != "tcp":  # one of PyTorch's other ways
+    if parts.scheme != "tcp":  # file:// or env://, which PyTorch accepts as well
         return
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"--dist-url {url}: {host} is not known here ({_reason(error)}); correct it"
+            f"--dist-url {url}: cannot resolve {host} ({_reason(error)}); correct it"
         ) from None
     if args.num_machines == 1:
-        with socket.socket(family) as here:
+        with socket.socket(family) as probe:
             try:
-                here.bind((address[0], 0))
+                probe.bind((address[0], 0))
             except OSError:
                 raise UserError(
-                    f"--dist-url {url}: {host} is no address of this machine; give auto"
+                    f"--dist-url {url}: {host} is not an address of this machine; use auto"
                 ) from None
     if args.machine_rank == 0:
-        with socket.socket() as listening:  # as PyTorch's will, on all addresses of this machine
-            listening.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # of a job that ended a moment ago
-            try:
-                listening.bind(("", port))
-            except OSError as error:
-                raise UserError(
-                    f"--dist-url {url}: port {port} cannot be used ({_reason(error)}); give another port, to all machines"
-                ) from None
+        _check_port(url, port)
     if args.num_machines > 1:
-        where = f"machine {args.machine_rank} of {args.num_machines}"
         minutes = detectron2.engine.DEFAULT_TIMEOUT / timedelta(minutes=1)
         print(
-            f"{where}: waiting for the others at {url}, for up to {minutes:.0f} minutes",
+            f"machine {args.machine_rank} of {args.num_machines}: waiting for the others at {url}, "
+            f"for up to {minutes:.0f} minutes",
             file=sys.stderr,
         )
+
+
+def _check_port(url: str, port: int | None) -> None:
+    """Raises a UserError if this machine cannot listen on the port, as PyTorch will."""
+    with socket.socket() as probe:
+        # The port of a job that has just ended can be used again.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))  # on all addresses
+        except OSError as error:
+            raise UserError(
+                f"--dist-url {url}: port {port} cannot be used ({_reason(error)}); "
+                "give another port, on all machines"
+            ) from None
 
 
 def _reason(error: Exception) -> str:
@@ -198,7 +221,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Stopped(SystemExit):
-    """A signal while no training runs, which would save its state."""
+    """A signal outside of the training loop, which would save the state of the run."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -210,17 +233,22 @@ class _Stopped(SystemExit):
 
 
 def _stop(number: int, frame: object) -> None:
+    """Signal handler: stops this process."""
     for further in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(further, _stop_is_under_way)
+        signal.signal(further, _ignore_once)
     raise _Stopped(number)
 
 
-def _stop_is_under_way(number: int, frame: object) -> None:
-    """Ignores one further signal: Ctrl-C may reach a process twice, and the launcher sends one when another has ended."""
+def _ignore_once(number: int, frame: object) -> None:
+    """Signal handler: ignores one more signal, the next one ends the process.
+
+    Ctrl-C may reach a process twice, and the launcher sends SIGTERM when another process has ended.
+    """
     signal.signal(number, signal.SIG_DFL)
 
 
 def _run(main: Callable, args: argparse.Namespace) -> None:
+    """Runs ``main(args)`` in a process of the job; prints errors, and exits with their code."""
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
     try:
@@ -228,45 +256,44 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
             try:
                 main(args)
             except _Stopped as stop:
+                # The parent prints the reason once, whichever process ends first: see _exit_as.
                 if spawns_processes(args):
-                    sys.exit(
-                        -stop.signal
-                    )  # which this process's parent prints, whichever process it hears of first
+                    sys.exit(-stop.signal)
                 if comm.get_local_rank() == 0:
                     stop.print()
                 sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
+        # All processes raise the same UserError; a ProcessError is that of one process.
         if comm.get_local_rank() == 0 or isinstance(error, ProcessError):
-            tqdm.write(f"error: {error}", file=sys.stderr)  # above a bar, if there is one
+            tqdm.write(f"error: {error}", file=sys.stderr)  # above a progress bar, if there is one
         sys.exit(1)
 
 
 def _stop_without_parent(parent: multiprocessing.process.BaseProcess) -> None:
-    """Nobody would see or stop a process of the job any more whose parent was killed."""
+    """Stops this process when its parent is killed, since nothing else would."""
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _join_torchrun(device: str) -> None:
+    """Initializes the process group of a job that torchrun started."""
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "nccl" if device == "cuda" else "gloo"
     try:
-        dist.init_process_group(
-            "nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30)
-        )
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
     except dist.DistError as error:
-        raise UserError(f"the processes of torchrun do not meet ({error})") from None
+        raise UserError(f"the processes of torchrun cannot connect ({error})") from None
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
 def share_cores(device: str) -> None:
-    """Gives each CPU process its share of the threads; processes that fight for them are many times slower."""
+    """Divides the cores among CPU processes, which are slow with more threads than cores."""
     if device == "cpu" and comm.get_world_size() > 1:
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
+        if hasattr(os, "sched_getaffinity"):
+            cores = len(os.sched_getaffinity(0))
+        else:
+            cores = os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // comm.get_local_size()))

@@ -1,4 +1,7 @@
-"""What a run finds in its output folder: the newest checkpoint to resume from, or files of another run, which stay."""
+"""Checks the output folder of a run.
+
+Finds the checkpoint to resume from, and makes sure that no other results are replaced.
+"""
 
 import hashlib
 import logging
@@ -21,23 +24,30 @@ from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 logger = logging.getLogger(__name__)
 
-DATA = "content of the training data"  # a key beside those of the config
-OF_TRAINING = ("model_*.pth", "metrics.json", "run.json")
-OF_EVALUATION = ("evaluation.json", RESULTS, "instances_predictions.pth")
+DATA = "content of the training data"  # a key next to those of the config, in checkpoints
+TRAINING_FILES = ("model_*.pth", "metrics.json", "run.json")  # globs
+EVALUATION_FILES = ("evaluation.json", RESULTS, "instances_predictions.pth")
+
+STATE_TYPES = {"model": dict, "classes": list, "trainer": dict, "config": dict, "seed": int}
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The checkpoints on the way, the oldest first."""
-    return sorted(
-        path for path in folder.glob("model_[0-9]*.pth") if re.fullmatch(r"model_\d+", path.stem)
-    )
+    """The periodic checkpoints, model_0001000.pth and so on, the oldest first."""
+    paths = []
+    for path in folder.glob("model_[0-9]*.pth"):
+        if re.fullmatch(r"model_\d+", path.stem):
+            paths.append(path)
+    return sorted(paths)
 
 
 def latest_checkpoint(folder: str) -> dict[str, Any] | None:
-    """The state in the good checkpoint of a folder with most iterations; None if there is no checkpoint at all.
+    """Reads the valid checkpoint of a folder with the most iterations.
+
+    Returns:
+        The content of the checkpoint and its "path"; None if the folder has no checkpoints.
 
     Raises:
-        UserError: there are checkpoints, and none is good; or other processes see others.
+        UserError: no checkpoint is valid, or the processes see different ones.
     """
     state, error = None, ""
     try:
@@ -49,7 +59,8 @@ def latest_checkpoint(folder: str) -> dict[str, Any] | None:
     )
     if len(set(seen)) > 1:
         raise UserError(
-            f"the processes do not see the same checkpoints in {folder}, which must be on a disk that they share"
+            f"the processes do not see the same checkpoints in {folder}: "
+            "give a train.output_dir on a disk that all machines share"
         )
     if error:
         raise UserError(error)
@@ -59,133 +70,156 @@ def latest_checkpoint(folder: str) -> dict[str, Any] | None:
 
 
 def _latest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    # An earlier end may have been gone beyond, and the best may be the only one. It comes before a numbered one of the same
-    # iterations, which was written before the evaluation that it was the best of, and so knows of no such metric.
-    final, best = (
-        [path] if (path := folder / f"model_{name}.pth").exists() else []
-        for name in ("final", "best")
-    )
-    paths = numbered(folder)[::-1]
-    if not (final or best or paths):
+    """As :func:`latest_checkpoint`, for this process."""
+    # model_final.pth may be that of an earlier start with fewer iterations, and model_best.pth may
+    # be the only checkpoint. With equal iterations, the first of these wins: a numbered checkpoint
+    # was saved before the evaluation that model_best.pth knows the metric of.
+    final = list(folder.glob("model_final.pth"))
+    best = list(folder.glob("model_best.pth"))
+    newest_first = numbered(folder)[::-1]
+    paths = final + best + newest_first
+    if not paths:
         return None
-    newest = None
-    for candidates in (final, best, paths):
-        state = _first_good(candidates)
-        if newest is None or (
-            state and state["trainer"]["iteration"] > newest["trainer"]["iteration"]
+    latest = None
+    for candidates in (final, best, newest_first):
+        state = _first_valid(candidates)
+        if latest is None or (
+            state and state["trainer"]["iteration"] > latest["trainer"]["iteration"]
         ):
-            newest = state
-    if newest is None:
-        count = len(final + best + paths)
+            latest = state
+    if latest is None:
         raise UserError(
-            f"{folder} has {count} checkpoints, and none of them can be read; give another train.output_dir"
+            f"{folder} has {len(paths)} checkpoints, and none of them can be read: "
+            "give another train.output_dir"
         )
-    return newest
+    return latest
 
 
-def _first_good(paths: list[Path]) -> dict[str, Any] | None:
+def _first_valid(paths: list[Path]) -> dict[str, Any] | None:
     for path in paths:
         try:
             content = checkpoint.read_content(str(path))
-            if fault := _state_fault(content):
+            fault = _state_fault(content)
+            if fault:
                 raise UserError(f"{path} is not the state of a training run: {fault}")
         except (UserError, OSError) as error:
-            logger.warning(f"{one_line(error, LINE_LIMIT)}; looking for another checkpoint")
+            logger.warning(f"{one_line(error, LINE_LIMIT)}; trying another checkpoint")
         else:
             return content | {"path": str(path)}
     return None
 
 
 def _state_fault(content: dict[str, Any]) -> str:
-    """Why a training run cannot be resumed from what a file holds; "" if it has all entries, each of its type."""
-    types = {"model": dict, "classes": list, "trainer": dict, "config": dict, "seed": int}
-    if missing := types.keys() - content.keys():
+    """Why a run cannot be resumed from the content of a checkpoint; "" if the content is valid."""
+    missing = STATE_TYPES.keys() - content.keys()
+    if missing:
         return f"it has no {preview(sorted(missing))}"
-    if wrong := [key for key, kind in types.items() if not isinstance(content[key], kind)]:
-        return f"{preview(wrong)} is of another type"
+    wrong = [key for key, kind in STATE_TYPES.items() if not isinstance(content[key], kind)]
+    if wrong:
+        return f"wrong type of {preview(wrong)}"
     if isinstance(content["seed"], bool) or not 0 <= content["seed"] < 2**63:
-        return "its seed is none"
+        return "its seed is invalid"
     iteration = content["trainer"].get("iteration")
     if type(iteration) is not int or not 0 <= iteration < 2**53:
-        return "it does not say its iteration"
-    texts = [*content["classes"], *content["config"].keys(), *content["config"].values()]
-    return (
-        "" if all(isinstance(text, str) for text in texts) else "its classes or config are not text"
-    )
+        return "its iteration is missing or invalid"
+    for text in (*content["classes"], *content["config"].keys(), *content["config"].values()):
+        if not isinstance(text, str):
+            return "its classes or config are not text"
+    return ""
 
 
 def require_unused_output_dir(folder: str) -> None:
-    """Raises a UserError if a folder has checkpoints, among which those of another training would be lost."""
-    if found := sorted(Path(folder).glob("model_*.pth")):
+    """Raises a UserError if a folder has checkpoints, which a new run would replace."""
+    found = sorted(Path(folder).glob("model_*.pth"))
+    if found:
         raise UserError(
-            f"{folder} has checkpoints of a training ({found[-1].name}): add --resume, or give another train.output_dir"
+            f"{folder} has checkpoints of a training run ({found[-1].name}): "
+            "add --resume, or give another train.output_dir"
         )
 
 
-def refuse_evaluated(folder: str) -> None:
-    """Raises a UserError if a folder has the results of ``--eval-only``, which those of a training run would replace."""
-    if any(Path(folder).glob("evaluation.json")) and not any(
-        map(any, map(Path(folder).glob, OF_TRAINING))
-    ):
+def require_no_evaluation(folder: str) -> None:
+    """Raises a UserError if a folder has results of ``--eval-only``, which a run would replace."""
+    has_run = any(_find(folder, TRAINING_FILES))
+    if Path(folder, "evaluation.json").exists() and not has_run:
         raise UserError(
-            f"{folder} has the results of an evaluation: give the training another train.output_dir"
+            f"{folder} has the results of an evaluation: "
+            "give another train.output_dir for the training run"
         )
+
+
+def _find(folder: str, patterns: tuple[str, ...]) -> list[Path]:
+    """The files of a folder that match a glob, in the order of the globs."""
+    found = []
+    for pattern in patterns:
+        found += sorted(Path(folder).glob(pattern))
+    return found
 
 
 def settings(cfg: DictConfig) -> str:
-    """A hash of what results depend on beside weights and data."""
-    text = inference_config(
-        cfg
-    )  # with the detections of an image that the detector gives, which AP counts, too
-    for old, new in RENAMED.items():  # so that results of before a name changed stay comparable
+    """A hash of everything that evaluation results depend on, except weights and data."""
+    text = inference_config(cfg)
+    # By the old names, so that it equals the hash in results from before something was renamed.
+    for old, new in RENAMED.items():
         text = text.replace(f"_target_: {new}\n", f"_target_: {old}\n")
-    counted, given = (
-        cfg.dataloader.evaluator.get("max_dets_per_image"),
-        cfg.dataloader.get("max_detections"),
-    )
-    if counted != given:
+    # The number of detections per image of the model is in inference_config. AP usually counts as
+    # many; if it does not, its number belongs to the hash as well.
+    counted = cfg.dataloader.evaluator.get("max_dets_per_image")
+    if counted != cfg.dataloader.get("max_detections"):
         text += str(counted)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def refuse_to_replace_results(folder: str, about: dict[str, Any]) -> None:
-    """Raises a UserError if an evaluation would replace what a training run, or an evaluation of something else, wrote.
+def require_same_evaluation(folder: str, about: dict[str, Any]) -> None:
+    """Raises a UserError if an evaluation would replace the results of something else.
+
+    The same evaluation (weights, data and settings) may be repeated in its folder.
 
     Args:
-        folder: where its results would go.
-        about: what evaluation.json will say of "weights", "iteration", "settings" and "data".
+        folder: where the results would be written.
+        about: "weights", "iteration", "settings" and "data", as in evaluation.json.
     """
-    there = {
-        pattern: sorted(Path(folder).glob(pattern)) for pattern in (*OF_TRAINING, *OF_EVALUATION)
-    }
-    parent = Path(folder) if any(there[pattern] for pattern in OF_TRAINING) else Path(folder).parent
-    names = ("evaluation", *(f"evaluation-{number}" for number in range(2, 100)))
-    free = next((name for name in names if not (parent / name).exists()), "...")
-    suggestion = (
-        f"give the evaluation a folder of its own, for example train.output_dir={parent / free}"
-    )
-    if found := [path.name for pattern in OF_TRAINING for path in there[pattern]]:
+    run_files = _find(folder, TRAINING_FILES)
+    suggestion = f"give the evaluation another folder, such as {_unused_folder(folder, run_files)}"
+    if run_files:
         raise UserError(
-            f"{folder} is the folder of a training ({found[0]}), whose results stay as they are: {suggestion}"
+            f"{folder} is the folder of a training run ({run_files[0].name}), "
+            f"whose results are not replaced: {suggestion}"
         )
-    if any(there[pattern] for pattern in OF_EVALUATION):
-        earlier = read_evaluation(Path(folder, "evaluation.json"))
-        unknown = [key for key in about if key not in earlier]
-        if unknown:  # of an older version
-            raise UserError(
-                f"{folder} has results of which {preview(unknown)} are not known: {suggestion}"
-            )
-        others = [
-            key for key, value in about.items() if _comparable(earlier[key]) != _comparable(value)
-        ]
-        if others:
-            raise UserError(
-                f"{folder} has the results of an evaluation with other {preview(others)}: {suggestion}"
-            )
+    if not _find(folder, EVALUATION_FILES):
+        return
+    earlier = read_evaluation(Path(folder, "evaluation.json"))
+    unknown = [key for key in about if key not in earlier]
+    if unknown:  # an older version did not write them
+        raise UserError(
+            f"{folder} has results of an evaluation with unknown {preview(unknown)}: {suggestion}"
+        )
+    different = []
+    for key, value in about.items():
+        if _comparable(earlier[key]) != _comparable(value):
+            different.append(key)
+    if different:
+        raise UserError(
+            f"{folder} has the results of an evaluation with other {preview(different)}: "
+            f"{suggestion}"
+        )
+
+
+def _unused_folder(folder: str, run_files: list[Path]) -> str:
+    """A setting of train.output_dir for an evaluation: in the folder of a run, else next to it."""
+    parent = Path(folder) if run_files else Path(folder).parent
+    for number in range(1, 100):
+        name = "evaluation" if number == 1 else f"evaluation-{number}"
+        if not (parent / name).exists():
+            return f"train.output_dir={parent / name}"
+    return f"train.output_dir={parent}/..."
 
 
 def _comparable(value: Any) -> Any:
-    """A path as an absolute one; data by their content, wherever they are, or by their name if it is not known."""
+    """A value of evaluation.json such that equal ones mean the same weights or data.
+
+    Paths become absolute. Datasets become their fingerprint, or their name if there is none.
+    """
     if isinstance(value, list):  # of several validation sets
         return [_comparable(item) for item in value]
     if isinstance(value, dict):
@@ -194,16 +228,23 @@ def _comparable(value: Any) -> Any:
 
 
 def check_config_unchanged(saved: dict[str, str], present: dict[str, str], path: str) -> None:
-    """Raises a UserError if a training would go on with another config than it began with, where that matters."""
+    """Raises a UserError if a run would be resumed with another config.
+
+    Keys that do not influence the result may change, see :func:`.may_change`.
+
+    Args:
+        saved: flattened config in the checkpoint.
+        present: flattened config of this start.
+        path: of the checkpoint.
+    """
     saved = renamed(saved)
-    keys = sorted(key for key in saved.keys() | present.keys() if not may_change(key))
-    changed = [
-        f"{key}: {saved.get(key)} -> {present.get(key)}"
-        for key in keys
-        if saved.get(key) != present.get(key)
-    ]
+    changed = []
+    for key in sorted(saved.keys() | present.keys()):
+        if not may_change(key) and saved.get(key) != present.get(key):
+            changed.append(f"{key}: {saved.get(key)} -> {present.get(key)}")
     if changed:
         raise UserError(
-            f"{path} was written with another config or other data ({preview(changed)}): give the old ones to resume, or "
-            f"begin anew from its weights with train.init_checkpoint={path} and another train.output_dir"
+            f"{path} was written with another config or other data ({preview(changed)}): restore "
+            "them to resume, or start a new run from its weights with "
+            f"train.init_checkpoint={path} and another train.output_dir"
         )

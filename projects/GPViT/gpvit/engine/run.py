@@ -1,4 +1,4 @@
-"""The life of a run: training with its checkpoints and evaluations, or an evaluation alone."""
+"""Training runs, with checkpoints and evaluations, and evaluation alone."""
 
 import contextlib
 import logging
@@ -26,7 +26,7 @@ from ..utils.events import save_evaluation
 from ..utils.files import lock_folder
 from ..utils.fingerprint import dataset_fingerprint, like
 from .checkpointer import Checkpointer
-from .ddp import build_ddp
+from .ddp import build_ddp, unwrap_ddp
 from .eval_hook import EvalHook
 from .monitoring.hooks import build_monitors
 from .monitoring.progress_bar import evaluation_bar
@@ -34,8 +34,8 @@ from .resume import (
     DATA,
     check_config_unchanged,
     latest_checkpoint,
-    refuse_evaluated,
-    refuse_to_replace_results,
+    require_no_evaluation,
+    require_same_evaluation,
     require_unused_output_dir,
     settings,
 )
@@ -46,24 +46,25 @@ logger = logging.getLogger("gpvit")
 
 
 def do_train(cfg: DictConfig, *, resume: bool = False, config_file: str = "") -> nn.Module:
-    """Trains what the config says, with checkpoints, metrics and evaluation along the way.
+    """Trains a model, with checkpoints, metrics and evaluations.
 
     Args:
-        cfg: a config, as :func:`gpvit.cli.train.configure` makes it, whose device and AMP are chosen, with these attributes:
-            model, optimizer, lr_multiplier: instantiated; ``optimizer.params.model`` is set here
-            dataloader.{train, test, evaluator}: instantiated; ``dataloader.train.{seed, start_iter, skip}`` are set here
+        cfg: a config from :func:`gpvit.cli.train.configure`, which chooses device and AMP. It has:
+            model, optimizer, lr_multiplier: instantiated here, with ``optimizer.params.model`` set
+            dataloader.{train, test, evaluator}: instantiated here, with
+                ``dataloader.train.{seed, start_iter, skip}`` set
             train: see configs/common/train.py
-        resume: whether to go on from the newest checkpoint in ``train.output_dir``, if there is one.
-        config_file: where the config came from, for the run's README.md.
+        resume: whether to resume from the latest checkpoint in ``train.output_dir``, if any.
+        config_file: path of the config file, for the run's README.md.
 
     Returns:
         The trained model.
 
     Raises:
-        UserError: something that was given is wrong, or another run uses ``train.output_dir``.
+        UserError: an input is wrong, or another run uses ``train.output_dir``.
     """
     cfg, sets = _split_sets(cfg)
-    with alone_in(cfg.train.output_dir):
+    with lock_output_dir(cfg.train.output_dir):
         setup(cfg)
         return _train(cfg, sets, resume, config_file)
 
@@ -73,40 +74,94 @@ def _train(
 ) -> nn.Module:
     if not resume:
         require_unused_output_dir(cfg.train.output_dir)
-    refuse_evaluated(cfg.train.output_dir)
+    require_no_evaluation(cfg.train.output_dir)
     state = latest_checkpoint(cfg.train.output_dir) if resume else None
     seed = state["seed"] if state is not None else shared_seed(cfg.train.seed)
     start_iter = state["trainer"]["iteration"] if state is not None else 0
     cfg.dataloader.train.update(seed=seed, start_iter=start_iter, skip=cfg.train.skip_budget > 0)
     loader = instantiate(cfg.dataloader.train)
-    classes = class_names(cfg.dataloader.train)
     records = loader.dataset.records
-    checkpoints = Checkpointer(
+    classes = class_names(cfg.dataloader.train)
+    checkpointer = Checkpointer(
         cfg,
         classes,
         dataset_fingerprint(records, classes),
         **cfg.train.checkpointer,
-        best_metric=cfg.train.get("best_metric") or "",  # which older configs lack, and patience
+        best_metric=cfg.train.get("best_metric") or "",  # older configs do not have these two
         patience=cfg.train.get("patience") or 0,
     )
     if state is not None:
-        if state["classes"] != classes:
-            raise UserError(
-                f"{state['path']} is of a training for other classes ({preview(state['classes'])}) than the data has "
-                f"({preview(classes)}): begin anew in another train.output_dir, from its weights if you like"
-            )
-        data = like(state["config"].get(DATA, ""), records, classes)
-        check_config_unchanged(state["config"], checkpoints.config | {DATA: data}, state["path"])
+        _require_same_run(state, checkpointer.config, records, classes)
     about = {}
     if comm.is_main_process():
         save_configs(cfg, sets)
         about = describe_results(cfg, sets, None)
+    trainer = _build_trainer(cfg, seed, classes, from_checkpoint=state is not None)
+    scheduler = LRMultiplier(trainer.optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
+    # Hooks run in this order: Checkpointer saves a state that includes the updated schedule.
+    trainer.register_hooks(
+        [hooks.IterationTimer(), hooks.LRScheduler(scheduler=scheduler), checkpointer]
+    )
+    model = unwrap_ddp(trainer.model)
+    if state is not None:
+        checkpointer.restore(state)
+    monitors = []
+    if comm.is_main_process():
+        checkpointer.forget_metrics()
+        monitors = build_monitors(
+            cfg, sets, model, checkpointer, seed, records, config_file=config_file, resume=resume
+        )
+
+    def evaluate_now(net: nn.Module) -> dict[str, Any]:
+        return evaluate(cfg, sets, net, about | {"iteration": trainer.done})
+
+    eval_hook = EvalHook(cfg.train.eval_period, evaluate_now, checkpointer, monitors)
+    trainer.register_hooks([eval_hook, *monitors])
+    trainer.train(loader, cfg.train.max_iter)
+    return model
+
+
+def _require_same_run(
+    state: dict[str, Any],
+    config: dict[str, str],
+    records: Collection[dict[str, Any]],
+    classes: list[str],
+) -> None:
+    """Raises a UserError if a checkpoint is that of a run with other classes, config or data.
+
+    Args:
+        state: content of the checkpoint.
+        config: what the checkpoints of this run contain as "config".
+        records: the training data.
+        classes: names of its classes.
+    """
+    if state["classes"] != classes:
+        raise UserError(
+            f"{state['path']} is from a training run with other classes "
+            f"({preview(state['classes'])}) than the data ({preview(classes)}): start a new run "
+            "with another train.output_dir, from its weights if you like"
+        )
+    data = like(state["config"].get(DATA, ""), records, classes)
+    check_config_unchanged(state["config"], config | {DATA: data}, state["path"])
+
+
+def _build_trainer(
+    cfg: DictConfig, seed: int, classes: list[str], *, from_checkpoint: bool
+) -> Trainer:
+    """Builds model, optimizer and trainer. Sets ``cfg.optimizer.params.model``.
+
+    Args:
+        cfg: the config of the run.
+        seed: of the run.
+        classes: names of the classes of the data.
+        from_checkpoint: whether a checkpoint is loaded later, in place of the initial weights.
+    """
     model = instantiate(cfg.model).to(cfg.train.device)
-    if state is None and cfg.train.init_checkpoint:
+    if cfg.train.init_checkpoint and not from_checkpoint:
         checkpoint.load(model, cfg.train.init_checkpoint, classes, for_training=True)
     ddp = build_ddp(model, **cfg.train.ddp)
     cfg.optimizer.params.model = model
-    trainer = Trainer(
+    return Trainer(
         ddp,
         instantiate(cfg.optimizer),
         seed=seed,
@@ -118,34 +173,9 @@ def _train(
         skip_budget=cfg.train.skip_budget,
     )
 
-    scheduler = LRMultiplier(trainer.optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=scheduler),
-            checkpoints,
-        ]
-    )
-    if state is not None:
-        checkpoints.restore(state)
-    followers = []
-    if comm.is_main_process():
-        checkpoints.forget_metrics()
-        followers = build_monitors(
-            cfg, sets, model, checkpoints, seed, records, config_file=config_file, resume=resume
-        )
-
-    def evaluate_now(net: nn.Module) -> dict[str, Any]:
-        return evaluate(cfg, sets, net, about | {"iteration": trainer.done})
-
-    evaluation = EvalHook(cfg.train.eval_period, evaluate_now, checkpoints, followers)
-    trainer.register_hooks([evaluation, *followers])
-    trainer.train(loader, cfg.train.max_iter)
-    return model
-
 
 def do_test(cfg: DictConfig) -> nn.Module:
-    """Evaluates ``train.init_checkpoint``, and writes what evaluations write to ``train.output_dir``.
+    """Evaluates ``train.init_checkpoint``, and writes the results to ``train.output_dir``.
 
     Args:
         cfg: as for :func:`do_train`.
@@ -154,10 +184,11 @@ def do_test(cfg: DictConfig) -> nn.Module:
         The evaluated model.
 
     Raises:
-        UserError: there are no such weights, they are of other classes, or the folder has results of something else.
+        UserError: the checkpoint cannot be read or has other classes than the data, or
+            ``train.output_dir`` has other results.
     """
     cfg, sets = _split_sets(cfg)
-    with alone_in(cfg.train.output_dir):
+    with lock_output_dir(cfg.train.output_dir):
         return _test(cfg, sets)
 
 
@@ -166,44 +197,48 @@ def _test(cfg: DictConfig, sets: Mapping[str, DictConfig]) -> nn.Module:
         raise UserError("--eval-only needs weights; write train.init_checkpoint=FILE")
     file = checkpoint.read(cfg.train.init_checkpoint)
     classes = file.require_classes()
-    wanted = class_names(cfg.dataloader.test)
-    if classes != wanted:
+    data_classes = class_names(cfg.dataloader.test)
+    if classes != data_classes:
         raise UserError(
-            f"{file.path} was trained for other classes ({preview(classes)}) than the data has ({preview(wanted)})"
+            f"{file.path} was trained for other classes ({preview(classes)}) "
+            f"than the data has ({preview(data_classes)})"
         )
     folder, about = cfg.train.output_dir, {}
     if comm.is_main_process():
         about = describe_results(cfg, sets, file.about.get("iterations"), file.path)
-    raise_together(lambda: refuse_to_replace_results(folder, about))
+    run_in_process_0(lambda: require_same_evaluation(folder, about))
     setup(cfg)
     model = instantiate(cfg.model).to(cfg.train.device)
     checkpoint.load(model, file, classes)
     if comm.is_main_process():
-        if not os.path.exists(f"{folder}/evaluation.json"):  # an earlier one is of the same
-            save_evaluation(
-                folder, None, about
-            )  # so that what a stopped evaluation leaves is known to be of this one
+        # Written first, so that the files of an interrupted evaluation can be attributed. An
+        # existing file is of the same evaluation and keeps its results until the end.
+        if not os.path.exists(f"{folder}/evaluation.json"):
+            save_evaluation(folder, None, about)
         save_configs(cfg, sets)
     evaluate(cfg, sets, model, about)
     return model
 
 
 def _split_sets(cfg: DictConfig) -> tuple[DictConfig, dict[str, DictConfig]]:
-    """The config, and that of each validation set; a list of one name is as this name."""
+    """The config, and one for each validation set, by name.
+
+    A config with a list of one validation set becomes the same as with its name alone.
+    """
     sets = validation_sets(cfg)
     if len(sets) == 1:
         (cfg,) = sets.values()
     return cfg, sets
 
 
-class Test(NamedTuple):
-    """An evaluation on one validation set.
+class SetResults(NamedTuple):
+    """The evaluation of a model on one validation set.
 
-    results: as Detectron2's evaluators give them, in rank 0.
-    images: how many were evaluated.
+    results: in the format of Detectron2's evaluators, in rank 0.
+    images: number of evaluated images.
     seconds: of all processes together, from the first image to the last.
     unwritten: why the evaluator could not write its files; "" if it could.
-    max_detections: of an image and class that AP counts, where the evaluator says so.
+    max_detections: per image and class that AP counts; None if the evaluator does not define it.
     """
 
     results: dict[str, Any]
@@ -216,84 +251,97 @@ class Test(NamedTuple):
 def evaluate(
     cfg: DictConfig, sets: Mapping[str, DictConfig], model: nn.Module, about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Evaluates a model on each validation set; rank 0 gets the results, of several sets by their names.
+    """Evaluates a model on each validation set.
 
     Args:
         cfg: the config of the run.
         sets: its :func:`.validation_sets`.
-        about: what evaluation.json says the results are of, in rank 0.
+        model: the detector.
+        about: :func:`describe_results`, in rank 0.
+
+    Returns:
+        The results in rank 0, by name if there are several validation sets; {} in other ranks.
 
     Raises:
-        UserError: an image cannot be read; or, outside of a training run, the results cannot be written.
+        UserError: an image cannot be read; or, with ``--eval-only``, results cannot be written.
     """
-    tests: dict[str, Test] = {}
+    evaluated: dict[str, SetResults] = {}
     unwritten = []
-    for number, (name, alone) in enumerate(sets.items()):
+    for number, (name, set_cfg) in enumerate(sets.items()):
         if len(sets) > 1:
             logger.info(f"evaluation on {name}, validation set {number + 1} of {len(sets)}")
-        tests[name] = test = test_on(alone, model)
-        unwritten.append(test.unwritten)
+        evaluated[name] = of_set = evaluate_set(set_cfg, model)
+        unwritten.append(of_set.unwritten)
         if len(sets) > 1 and comm.is_main_process():
-            of_set = about | {"data": about["data"][number]}
-            unwritten.append(write_down(alone, [test], test.results, of_set))
+            about_set = about | {"data": about["data"][number]}
+            unwritten.append(write_results(set_cfg, [of_set], of_set.results, about_set))
     if not comm.is_main_process():
         return {}
-    results = {name: test.results for name, test in tests.items()}
+    results = {name: of_set.results for name, of_set in evaluated.items()}
     if len(sets) == 1:
         (results,) = results.values()
-    unwritten.append(write_down(cfg, tests.values(), results, about))
+    unwritten.append(write_results(cfg, evaluated.values(), results, about))
+    # Raised only now, since the other processes take part in the evaluation of all sets.
     reason = next(filter(None, unwritten), "")
     if reason and about["weights"] is not None:
-        raise ProcessError(
-            reason
-        )  # not before all sets are evaluated, which the other processes take part in
+        raise ProcessError(reason)
     if reason:
-        logger.error(f"{reason}; the training goes on")
+        logger.error(f"{reason}; training continues")
     return results
 
 
-def test_on(cfg: DictConfig, model: nn.Module) -> Test:
-    """Evaluates a model on ``cfg.dataloader.test`` by ``cfg.dataloader.evaluator``."""
+def evaluate_set(cfg: DictConfig, model: nn.Module) -> SetResults:
+    """Evaluates a model on ``cfg.dataloader.test`` with ``cfg.dataloader.evaluator``."""
     loader = share_batches(instantiate(cfg.dataloader.test))
     evaluator = instantiate(cfg.dataloader.evaluator)
-    times: list[float] = []
-    clock = {event: lambda: times.append(time.perf_counter()) for event in ("on_start", "on_end")}
+    times: list[float] = []  # of the start and the end
+
+    def note_time() -> None:
+        times.append(time.perf_counter())
+
     try:
         with evaluation_bar(loader) as batches:
-            results = inference_on_dataset(model, batches, evaluator, clock)
-    except UserError as error:  # an image of this process's part
+            callbacks = {"on_start": note_time, "on_end": note_time}
+            results = inference_on_dataset(model, batches, evaluator, callbacks)
+    except UserError as error:  # an image that this process loads
         raise ProcessError(str(error)) from None
     except (RuntimeError, OSError) as error:
-        if reason := loading_failure(error):
+        reason = loading_failure(error)
+        if reason:
             raise ProcessError(f"evaluation: {reason}") from error
         raise
     if comm.is_main_process():
         print_csv_format(results)
-    seconds = (times[1] - times[0]) * comm.get_world_size()
-    dataset: Any = loader.dataset  # not every one of PyTorch's has a length
-    return Test(
+    dataset: Any = loader.dataset  # PyTorch's Dataset is typed without a length
+    return SetResults(
         results,
-        len(dataset),
-        seconds,
-        getattr(evaluator, "unwritten", ""),
-        getattr(evaluator, "max_detections", None),
+        images=len(dataset),
+        seconds=(times[1] - times[0]) * comm.get_world_size(),
+        unwritten=getattr(evaluator, "unwritten", ""),
+        max_detections=getattr(evaluator, "max_detections", None),
     )
 
 
-def write_down(
-    cfg: DictConfig, tests: Collection[Test], results: dict[str, Any], about: dict[str, Any]
+def write_results(
+    cfg: DictConfig,
+    evaluated: Collection[SetResults],
+    results: dict[str, Any],
+    about: dict[str, Any],
 ) -> str:
-    """Writes evaluation.json. Returns: why that cannot be done; "" if it is done."""
-    images = sum(test.images for test in tests)
+    """Writes evaluation.json. Returns: why it cannot be written; "" if it was."""
+    images, seconds = 0, 0.0
+    for of_set in evaluated:
+        images += of_set.images
+        seconds += of_set.seconds
     try:
         save_evaluation(
             cfg.train.output_dir,
             results,
             about,
             images=images,
-            seconds_per_image=sum(test.seconds for test in tests) / images,
+            seconds_per_image=seconds / images,
             device=device_name(cfg.train.device),
-            max_detections=next(iter(tests)).max_detections,  # the same of all
+            max_detections=next(iter(evaluated)).max_detections,  # the same for all sets
         )
     except UserError as error:
         return str(error)
@@ -306,17 +354,18 @@ def describe_results(
     iteration: int | None,
     weights: str | None = None,
 ) -> dict[str, Any]:
-    """What evaluation.json says the results are of.
+    """What evaluation.json states about the results: weights, iteration, settings and data.
 
     Args:
         cfg: the config of the run.
         sets: its :func:`.validation_sets`.
-        iteration: iterations that the model was trained for, where they are known.
-        weights: the file that it comes from, if that is no training run.
+        iteration: number of iterations that the model was trained for, if known.
+        weights: path of the evaluated checkpoint; None in a training run.
     """
     masks = "segm" in (OmegaConf.select(cfg, "dataloader.evaluator.tasks") or ())
-    names = [alone.dataloader.test.dataset.names for alone in sets.values()]
-    data = [evaluated_data(name, masks=masks) for name in names]
+    data = []
+    for set_cfg in sets.values():
+        data.append(evaluated_data(set_cfg.dataloader.test.dataset.names, masks=masks))
     return {
         "weights": weights,
         "iteration": iteration,
@@ -326,26 +375,28 @@ def describe_results(
 
 
 def save_configs(cfg: DictConfig, sets: Mapping[str, DictConfig]) -> None:
-    """Saves the config of a run, and next to the results of each validation set the one of its evaluation."""
-    for config in [cfg, *sets.values()] if len(sets) > 1 else [cfg]:
+    """Saves config.yaml of a run, and of each of several validation sets next to its results."""
+    configs = [cfg, *sets.values()] if len(sets) > 1 else [cfg]
+    for config in configs:
         save_config(config, f"{config.train.output_dir}/config.yaml")
 
 
 @contextlib.contextmanager
-def alone_in(folder: str) -> Iterator[None]:
-    """Keeps other runs out of the output folder, and this one, all of its processes, if there is another."""
+def lock_output_dir(folder: str) -> Iterator[None]:
+    """Locks the output folder for this job. Raises a UserError in all processes if it is locked."""
     with contextlib.ExitStack() as stack:
-        raise_together(lambda: stack.enter_context(lock_folder(folder)))
+        run_in_process_0(lambda: stack.enter_context(lock_folder(folder)))
         yield
 
 
-def raise_together(action: Callable[[], object]) -> None:
-    """Does something in process 0; a UserError is raised in all."""
+def run_in_process_0(action: Callable[[], object]) -> None:
+    """Calls a function in process 0. A UserError is raised in all processes."""
     error = ""
     if comm.is_main_process():
         try:
             action()
         except UserError as failure:
             error = str(failure)
-    if error := next(filter(None, comm.all_gather(error)), ""):
+    error = next(filter(None, comm.all_gather(error)), "")
+    if error:
         raise UserError(error)

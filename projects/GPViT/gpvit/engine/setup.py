@@ -1,4 +1,4 @@
-"""What happens before a job begins."""
+"""Sets up logging, threads and the random seed of a job."""
 
 import io
 import logging
@@ -22,65 +22,75 @@ LOGGERS = ("detectron2", "fvcore", "gpvit")
 
 
 def setup(cfg: DictConfig) -> None:
-    """Sets up log and threads.
+    """Sets up logging and threads.
 
-    As Detectron2's ``default_setup``, but the details of the machine go to the log file and not over the screen.
+    Like Detectron2's ``default_setup``, but details of the environment go to the log file only.
 
     Raises:
-        UserError: the folder of the run cannot be made, or written to.
+        UserError: ``train.output_dir`` cannot be created or written to.
     """
     output_dir, rank = cfg.train.output_dir, comm.get_rank()
     make_folder(output_dir)
+    shown_dir = one_line(output_dir, PATH_LIMIT)
     try:
         loggers = [setup_logger(output_dir, distributed_rank=rank, name=name) for name in LOGGERS]
-        open_log(output_dir)  # on a full disk, closing Detectron2's would be a traceback at the end
+        # Replaces Detectron2's file, which fails with a traceback when closed on a full disk.
+        open_log(output_dir)
     except OSError as error:
         raise UserError(
-            f"cannot write to train.output_dir={one_line(output_dir, PATH_LIMIT)}: {error.strerror}; give another one"
+            f"cannot write to train.output_dir={shown_dir}: {error.strerror}; give another one"
         ) from None
     for logger in loggers:
         for handler in logger.handlers:
-            handler.addFilter(show_control_characters)
-            stream = getattr(handler, "stream", None)
-            if isinstance(stream, io.TextIOWrapper) and not stream.closed:
-                stream.reconfigure(errors="backslashreplace")  # of a locale that lacks characters
-            if stream is sys.stdout:
-                handler.setLevel(logging.INFO)
-                if has_terminal():
-                    log_above_bars(handler)
-            else:
-                handler.handleError = lambda record: (
-                    None
-                )  # on a full disk: a traceback on the screen for each line
+            _adapt(handler)
     logger = logging.getLogger("gpvit")
     if comm.is_main_process():
         logger.debug("Command line: %s", one_line(" ".join(sys.argv), PAGE_LIMIT))
         logger.debug("Environment:\n%s", collect_env_info())
-    where = one_line(output_dir, PATH_LIMIT)
-    logger.info(
-        f"{comm.get_world_size()} x {cfg.train.device}; what is found and made goes to {where}"
-    )
+    logger.info(f"{comm.get_world_size()} x {cfg.train.device}; output folder: {shown_dir}")
     share_cores(cfg.train.device)
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
 
 
+def _adapt(handler: logging.StreamHandler) -> None:
+    """Prepares a handler for control characters, any encoding, progress bars and a full disk."""
+    handler.addFilter(show_control_characters)
+    stream = getattr(handler, "stream", None)
+    if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+        # Escapes characters that the encoding of the locale lacks.
+        stream.reconfigure(errors="backslashreplace")
+    if stream is sys.stdout:
+        handler.setLevel(logging.INFO)
+        if has_terminal():
+            log_above_bars(handler)
+    else:
+        # On a full disk, logging would print a traceback on the screen for each line.
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
+
+
 def open_log(folder: str) -> None:
-    """Lets the log of this process go on in a file that is opened now: nobody may see the one that was open any more.
+    """Opens the log file of this process again: the open one may have been removed.
 
     Raises:
         OSError: it cannot be opened.
     """
+    log_file = os.path.join(folder, "log.txt")  # of rank 0; others append ".rankN"
     for name in LOGGERS:
         for handler in logging.getLogger(name).handlers:
             path = str(getattr(getattr(handler, "stream", None), "name", ""))
-            if isinstance(handler, logging.StreamHandler) and path.startswith(
-                os.path.join(folder, "log.txt")
-            ):
-                handler.setStream(open(path, "a", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115 (as long as the process)
+            if isinstance(handler, logging.StreamHandler) and path.startswith(log_file):
+                handler.setStream(open(path, "a", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115 (open until exit)
 
 
 def shared_seed(seed: int) -> int:
-    """A seed for all processes, which it seeds: the one asked for or, if that is negative, another one each time."""
+    """Seeds all processes with the same seed.
+
+    Args:
+        seed: of the config; a negative one is replaced by a random one.
+
+    Returns:
+        The seed that is used.
+    """
     seed = seed if seed >= 0 else comm.shared_random_seed()
     seed_everything(seed)
     logging.getLogger("gpvit").info(f"random seed {seed}")
@@ -88,10 +98,9 @@ def shared_seed(seed: int) -> int:
 
 
 def device_name(device: str) -> str:
-    """What a process runs on, for people, and how many there are."""
-    name = (
-        torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"CPU ({torch.get_num_threads()} threads)"
-    )
+    """Number of processes and name of the device, such as "8 x NVIDIA A100-SXM4-80GB"."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"CPU ({torch.get_num_threads()} threads)"
     return f"{comm.get_world_size()} x {name}"

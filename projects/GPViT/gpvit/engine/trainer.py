@@ -1,4 +1,14 @@
-"""The training loop: exactly repeatable, and stopped by all processes together between two iterations."""
+"""The training loop: reproducible, and stopped by all processes together between two iterations.
+
+An iteration happens in all processes or in none:
+
+1. ``_next_batch`` loads a batch. The processes then agree whether to go on: one that stopped alone
+   would leave the others waiting for it in their next collective operation.
+2. ``_remember`` copies the state that a forward pass changes, such as batch norm statistics.
+3. ``_step`` computes losses and gradients, and updates the weights. If it fails before the update,
+   ``_undo`` restores the copy, so that the state before the iteration can be saved.
+4. Hooks update the schedule; then :class:`.Checkpointer` marks the state as consistent again.
+"""
 
 import json
 import logging
@@ -30,34 +40,38 @@ from .hooks import StopHook, best_effort
 
 logger = logging.getLogger(__name__)
 
-# What a process asks all others to do before an iteration. From 128 on: stop with this exit code.
+# Requests of a process to all others before an iteration. The highest one wins: a batch that cannot
+# be loaded does not matter if training ends anyway.
 GO_ON, STOP_ERROR, STOP_EARLY = 0, 1, 2
+SIGNAL_BASE = 128  # 128 + n: stop because of signal n; also the exit code, by convention
+
+REPORTED_KEYS = ("file_name", "image_id", "index", "position")  # of an image, for `gpvit replay`
 
 
 class _StopNow(SystemExit):
-    """A signal in an evaluation or while waiting for data, which other processes may not have had yet."""
+    """A signal during an evaluation or while loading data. Other processes may not have had it."""
 
 
 class _EarlyStop(Exception):
-    """The training is done before its last iteration."""
+    """Training ends before ``max_iter``."""
 
 
 class Trainer(TrainerBase):
-    """Iterations, each of which happens in all processes or in none.
+    """Runs iterations, each of which happens in all processes or in none.
 
-    What is random in an iteration is drawn from generators seeded with (seed, iteration, process), so that it can be
-    repeated without those before it.
+    The global random number generators are seeded with (seed, iteration, rank) before each
+    iteration, so that an iteration can be repeated without the ones before it.
 
     Args:
         model: takes a list of images, returns a dict of losses.
         optimizer: of the model's parameters.
         seed: of all randomness.
-        output_dir: a step that fails is written down here.
+        output_dir: where reports of iterations with non-finite values are written.
         amp: ``enabled`` and ``dtype`` ("bfloat16" or "float16") of autocast.
-        clip_norm: largest L2 norm of all gradients together; 0 for no clipping.
-        accumulate: parts that a batch is computed in, one after the other.
-        ema_decay: decay of the moving average of the weights; 0 for none.
-        skip_budget: images that may be left out in all of the training because they cannot be used.
+        clip_norm: largest L2 norm of all gradients together; 0 disables clipping.
+        accumulate: number of parts that a batch is split into for gradient accumulation.
+        ema_decay: decay of the exponential moving average of the weights; 0 disables it.
+        skip_budget: number of unusable images that may be skipped in the complete run.
     """
 
     def __init__(
@@ -78,7 +92,8 @@ class Trainer(TrainerBase):
             raise UserError(f"train.accumulate must be at least 1, got {accumulate}")
         if clip_norm < 0 or not 0 <= ema_decay < 1:
             raise UserError(
-                f"train.clip_norm={clip_norm} must be 0, for none, or more, train.ema_decay={ema_decay} from 0 to below 1"
+                f"train.clip_norm={clip_norm} must be at least 0 (0 disables clipping), and "
+                f"train.ema_decay={ema_decay} at least 0 and below 1"
             )
         if amp.dtype not in ("bfloat16", "float16"):
             raise UserError(f"train.amp.dtype must be bfloat16 or float16, got {amp.dtype}")
@@ -87,7 +102,7 @@ class Trainer(TrainerBase):
         self.accumulate, self.skip_budget = accumulate, skip_budget
         self.device_type = next(model.parameters()).device.type
         self.amp_enabled, self.amp_dtype = amp.enabled, getattr(torch, amp.dtype)
-        # float16 underflows without a scaled loss; bfloat16 has the range of float32.
+        # Gradients underflow in float16 without loss scaling; bfloat16 has the range of float32.
         scale_loss = self.amp_enabled and self.amp_dtype == torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=scale_loss)
         self.ema = None
@@ -95,29 +110,32 @@ class Trainer(TrainerBase):
             averaging = get_ema_multi_avg_fn(ema_decay)
             self.ema = AveragedModel(unwrap_ddp(model), multi_avg_fn=averaging, use_buffers=True)
 
-        self.done = 0  # iterations
-        self.skipped = 0  # images
-        self.request = GO_ON
-        self.stops_at_once = False  # when a signal comes
-        self._waited = self._worked = 0.0  # seconds: for data, and in all
-        # Whether weights, optimizer, schedule and count are those between two iterations. A step makes it False, and
-        # Checkpointer, behind the hooks that belong to the step, True.
-        self.is_whole = True
-        # Any: by its types, new_group may also return the number that stands for a process outside of the group.
+        self.done = 0  # completed iterations
+        self.skipped = 0  # images, in all processes
+        self.request = GO_ON  # of this process, to all processes
+        self.raise_on_signal = False  # instead of finishing the iteration first
+        self._data_seconds = self._total_seconds = 0.0
+        # Whether weights, optimizer, schedule and ``done`` are all those between two iterations.
+        # The optimizer step sets it to False; Checkpointer.after_step sets it to True, after the
+        # hooks that belong to the iteration.
+        self.is_consistent = True
+        # A CPU group of its own, so that agreeing on a request does not wait for the GPU.
+        # Any: new_group is also typed to return the number of a process outside the group.
         self._group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
-        self._statistics = list(model.buffers())
-        self._statistics_before = [torch.empty_like(buffer) for buffer in self._statistics]
+        self._buffers = list(model.buffers())
+        self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
 
     def train(self, data_loader: Iterable[list[dict[str, Any]]], max_iter: int) -> None:
-        """Goes on from :attr:`done` iterations.
+        """Trains from iteration :attr:`done` to ``max_iter``.
 
         Args:
-            data_loader: gives lists of images without end, the one of the next iteration first; see :mod:`.loader`.
-            max_iter: iterations to do in all.
+            data_loader: yields lists of images without end, starting with those of iteration
+                :attr:`done`; see :mod:`.loader`.
+            max_iter: total number of iterations.
 
         Raises:
-            SystemExit: a signal stopped the training; with the exit code that schedulers know for it.
-            UserError: something else did.
+            SystemExit: a signal stopped the run; the exit code is 128 + its number.
+            UserError: an error stopped the run.
         """
         if self.done < max_iter:
             logger.info(f"training from iteration {self.done} to {max_iter}")
@@ -136,32 +154,18 @@ class Trainer(TrainerBase):
             except _EarlyStop:
                 self.max_iter = self.done
             except (Exception, SystemExit) as error:
-                if isinstance(error, SystemExit) and isinstance(error.code, int):
-                    logger.info(
-                        f"{signal.Signals(error.code - 128).name}: stopping after {self.done} iterations"
-                    )
-                stop_workers(batches)
-                for hook in self._hooks:
-                    if isinstance(hook, StopHook):
-                        hook.on_stop()
-                if type(error) in (SystemExit, UserError):  # all processes have it
-                    comm.synchronize()  # none ends before the state is saved
-                if isinstance(error, UserError):
-                    raise
-                if reason := loading_failure(
-                    error
-                ):  # PyTorch interrupts whatever the process is at, when one dies
-                    raise ProcessError(f"iteration {self.iter}: {reason}") from error
-                if "gloo" in str(error) or isinstance(error, dist.DistError):
-                    raise ProcessError(f"another process ended in iteration {self.iter}") from error
+                self._shut_down(error, batches)
+                reason = self._process_failure(error)
+                if reason:
+                    raise ProcessError(reason) from error
                 raise
             self.iter = self.done
-            logger.info(
-                f"{self._waited / max(self._worked, 1e-9):.0%} of the time went into waiting for data"
-            )
+            waiting = self._data_seconds / max(self._total_seconds, 1e-9)
+            logger.info(f"{waiting:.0%} of the time was spent waiting for data")
             self.after_train()
 
     def run_step(self, batches: Iterator[list[dict[str, Any]]]) -> None:
+        """Runs an iteration, and undoes it if it fails before the weights are updated."""
         self._step_start = time.perf_counter()
         batch = self._next_batch(batches)
         seed_everything(self.seed, self.iter, comm.get_rank())
@@ -169,34 +173,35 @@ class Trainer(TrainerBase):
         try:
             values = self._step(batch)
         except BaseException as error:
-            if self.is_whole:
+            if self.is_consistent:
                 self._undo()
             if isinstance(error, torch.OutOfMemoryError):
                 raise ProcessError(self._out_of_memory(batch)) from error
-            if isinstance(
-                error, FloatingPointError
-            ):  # Detectron2's, of the proposals of this process
-                path = self._report_not_finite(
-                    [self._seen(batch, {})], None, f"_rank{comm.get_rank()}"
+            # Raised by Detectron2 for non-finite proposals, which other processes may not have.
+            if isinstance(error, FloatingPointError):
+                report = self._write_report(
+                    [self._inputs_and_losses(batch, {})], None, f"_rank{comm.get_rank()}"
                 )
                 raise ProcessError(
-                    f"iteration {self.iter}: {error} {_where_to_look(path)}"
+                    f"iteration {self.iter}: {error} {_replay_hint(report)}"
                 ) from error
             raise
         self._write_metrics(values)
 
     def _step(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Updates the weights. Returns: losses and data time, averaged over the processes."""
         losses = self.forward_and_backward(batch)
         norm = self._gradient_norm()
-        values = self._averaged(
-            losses | {"data_time": losses["total_loss"].new_tensor(self._data_time)}
-        )
+        data_time = losses["total_loss"].new_tensor(self._data_time)
+        values = self._averaged(losses | {"data_time": data_time})
+        # Both are the same in all processes (DDP averages the gradients), and so is the decision.
         if not (values["total_loss"].isfinite() and norm.isfinite()):
-            path = self._report_not_finite(comm.gather(self._seen(batch, losses)), float(norm))
+            processes = comm.gather(self._inputs_and_losses(batch, losses))
+            report = self._write_report(processes, float(norm))
             raise UserError(
-                f"iteration {self.iter}: loss or gradient is not finite. {_where_to_look(path)}"
+                f"iteration {self.iter}: loss or gradient is not finite. {_replay_hint(report)}"
             )
-        self.is_whole = False
+        self.is_consistent = False
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         self.optimizer.zero_grad()
@@ -204,148 +209,228 @@ class Trainer(TrainerBase):
             self.ema.update_parameters(unwrap_ddp(self.model))
         return values
 
-    def _next_batch(self, batches: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """The next batch, if no process has a reason to stop; else none goes on."""
-        error, batch = None, []
-        try:
-            with self.interruptible():
-                batch = next(batches)
-        except _StopNow:
-            pass  # the others hear of it below
-        except RuntimeError as failure:  # what PyTorch raises for its data-loading processes
-            reason = (
-                loading_failure(failure)
-                or f"a data-loading process failed: {str(failure).splitlines()[0]}"
-            )
-            error = f"iteration {self.iter}: {reason}"
-        self._data_time = time.perf_counter() - self._step_start
-        reasons = [reason for image in batch for reason in image["skipped"]]
-        for reason in reasons if self.skip_budget else ():
-            logger.warning(f"left out: {one_line(reason, LINE_LIMIT)}")
-        if any("image" not in image for image in batch):
-            error = reasons[-1]  # nothing took its place
-        code, skipped = self._agree(STOP_ERROR if error else self.request, len(reasons))
-        skipped += self.skipped
-        if self.skip_budget and skipped > self.skipped:
-            logger.warning(f"{skipped} images left out so far, {self.skip_budget} allowed")
-        if skipped > self.skip_budget and code < 128:
-            code, error = STOP_ERROR, error or (reasons[-1] if reasons else None)
-            if error:
-                error += f"; repair it and go on with --resume, or leave out more than train.skip_budget={self.skip_budget}"
-        if code >= 128:
-            raise SystemExit(code)
-        if code == STOP_EARLY:
-            raise _EarlyStop
-        if code == STOP_ERROR:
-            told = (
-                f"{skipped} images were left out, and train.skip_budget allows {self.skip_budget}"
-            )
-            raise UserError(next(filter(None, comm.all_gather(error)), told))
-        self.skipped = skipped
-        return batch
-
-    def _agree(self, request: int, skipped: int) -> tuple[int, int]:
-        """The most urgent request of all processes, and how many images they left out together."""
-        if self._group is None:
-            return request, skipped
-        table = torch.zeros(comm.get_world_size(), 2, dtype=torch.int64)
-        table[comm.get_rank()] = torch.tensor([request, skipped])
-        dist.all_reduce(table, group=self._group)
-        return int(table[:, 0].max()), int(table[:, 1].sum())
-
     def forward_and_backward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Computes the gradients of a batch, in parts. Returns: its losses, scalars, and their sum "total_loss"."""
-        size = -(-len(batch) // self.accumulate)
-        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
+        """Computes the gradients of a batch, in :attr:`accumulate` parts.
+
+        Returns:
+            The losses of the batch, scalars, and their sum "total_loss".
+        """
+        part_size = -(-len(batch) // self.accumulate)  # rounded up
+        starts = range(0, len(batch), part_size)
         means: dict[str, Tensor] = {}
-        for number, part in enumerate(parts):
-            share = len(part) / len(batch)
-            last = number == len(parts) - 1
-            with (
-                nullcontext()
-                if last or not isinstance(self.model, DistributedDataParallel)
-                else self.model.no_sync()
-            ):
+        for start in starts:
+            part = batch[start : start + part_size]
+            # Losses are means over the images: weighted means of parts add up to that of the batch.
+            weight = len(part) / len(batch)
+            # DDP averages the gradients over the processes in the last backward pass only.
+            sync = (
+                self.model.no_sync()
+                if isinstance(self.model, DistributedDataParallel) and start != starts[-1]
+                else nullcontext()
+            )
+            with sync:
                 with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_enabled):
                     losses = self.model(part)
                 losses["total_loss"] = sum(losses.values())
-                self.grad_scaler.scale(losses["total_loss"] * share).backward()
+                self.grad_scaler.scale(losses["total_loss"] * weight).backward()
             for name, loss in losses.items():
-                means[name] = means.get(name, 0.0) + loss.detach() * share
+                means[name] = means.get(name, 0.0) + loss.detach() * weight
         self.after_backward()
         return means
 
     def _gradient_norm(self) -> Tensor:
-        """The L2 norm of all gradients, before they are clipped; one where a smaller scale may make it finite."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        """Unscales and clips the gradients. Returns: their L2 norm before clipping.
+
+        With loss scaling, gradients overflow now and then: GradScaler skips such a step and lowers
+        the scale. So the result is 1, which is finite, until the scale has fallen below 1.
+        """
         if self.grad_scaler.is_enabled():
             self.grad_scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        parameters, gradients = [], []
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameters.append(parameter)
+                gradients.append(parameter.grad)
+        norm = nn.utils.get_total_norm(gradients)
         if self.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        return (
-            torch.ones(())
-            if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= 1
-            else norm
-        )
+        if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= 1:
+            return torch.ones(())
+        return norm
 
     def _averaged(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Means over the processes; not a number in all of them if it is in one."""
+        """Means of scalars over the processes. A NaN in one process gives NaN in all of them."""
         means = torch.stack([value.float() for value in values.values()])
         if self._group is not None:
             dist.all_reduce(means)
             means /= comm.get_world_size()
         return dict(zip(values, means.cpu()))
 
+    # Agreeing to continue or to stop
+
+    def _next_batch(self, batches: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """The next batch of this process, if all processes go on.
+
+        Raises:
+            SystemExit, _EarlyStop, UserError: in all processes, when one of them requests it.
+        """
+        batch, error = self._load(batches)
+        self._data_time = time.perf_counter() - self._step_start
+        reasons: list[str] = []  # why images were skipped
+        unreplaced = False
+        for image in batch:
+            reasons += image["skipped"]
+            unreplaced |= "image" not in image  # no usable image was found to take its place
+        if unreplaced:
+            error = reasons[-1]
+        if self.skip_budget:
+            for reason in reasons:
+                logger.warning(f"skipped: {one_line(reason, LINE_LIMIT)}")
+
+        code, newly_skipped = self._agree(STOP_ERROR if error else self.request, len(reasons))
+        skipped = self.skipped + newly_skipped
+        if self.skip_budget and newly_skipped:
+            logger.warning(f"{skipped} images skipped so far, {self.skip_budget} allowed")
+        if skipped > self.skip_budget and code < SIGNAL_BASE:
+            code = STOP_ERROR
+            error = error or (reasons[-1] if reasons else None)
+            if error:
+                error += (
+                    "; fix the file and continue with --resume, or raise "
+                    f"train.skip_budget={self.skip_budget}"
+                )
+        if code >= SIGNAL_BASE:
+            raise SystemExit(code)
+        if code == STOP_EARLY:
+            raise _EarlyStop
+        if code == STOP_ERROR:
+            # Without an error: the images were skipped before the run was resumed with less budget.
+            too_many = f"{skipped} images were skipped, train.skip_budget allows {self.skip_budget}"
+            raise UserError(next(filter(None, comm.all_gather(error)), too_many))
+        self.skipped = skipped
+        return batch
+
+    def _load(
+        self, batches: Iterator[list[dict[str, Any]]]
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """The next batch and None; or an empty batch and an error message (None after a signal)."""
+        try:
+            with self.interruptible():
+                return next(batches), None
+        except _StopNow:
+            return [], None  # self.request has the signal, for all processes
+        except RuntimeError as failure:  # PyTorch's, about a data-loading process
+            first_line = str(failure).splitlines()[0]
+            reason = loading_failure(failure) or f"a data-loading process failed: {first_line}"
+            return [], f"iteration {self.iter}: {reason}"
+
+    def _agree(self, request: int, skipped: int) -> tuple[int, int]:
+        """The highest request of all processes, and the number of images that they skipped."""
+        if self._group is None:
+            return request, skipped
+        # One row per process: (request, skipped). Each process fills its own, the sum is all rows.
+        table = torch.zeros(comm.get_world_size(), 2, dtype=torch.int64)
+        table[comm.get_rank()] = torch.tensor([request, skipped])
+        dist.all_reduce(table, group=self._group)
+        return int(table[:, 0].max()), int(table[:, 1].sum())
+
+    def _request_stop(self, number: int, frame: object) -> None:
+        """Signal handler: requests a stop before the next iteration, or raises if allowed."""
+        # No logging here: the signal may have interrupted a handler in the middle of a line.
+        self.request = SIGNAL_BASE + number
+        if self.raise_on_signal:
+            self.raise_on_signal = False  # once: a second signal must not interrupt the stop
+            raise _StopNow(self.request)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """In the block, a signal raises at once: only for code that does not change the state."""
+        self.raise_on_signal = True
+        try:
+            # Only now, so that no signal between the check and the assignment above is lost.
+            if self.request >= SIGNAL_BASE:
+                raise _StopNow(self.request)
+            yield
+        finally:
+            self.raise_on_signal = False
+
+    def _shut_down(self, error: BaseException, batches: Iterator[list[dict[str, Any]]]) -> None:
+        """Stops loading data, and lets the hooks save the state."""
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            name = signal.Signals(error.code - SIGNAL_BASE).name
+            logger.info(f"{name}: stopping after {self.done} iterations")
+        stop_workers(batches)
+        for hook in self._hooks:
+            if isinstance(hook, StopHook):
+                hook.on_stop()
+        # These exact types are raised in all processes; none may exit before the state is saved.
+        if type(error) in (SystemExit, UserError):
+            comm.synchronize()
+
+    def _process_failure(self, error: BaseException) -> str | None:
+        """The message for an error caused by a worker or another rank; None for other errors."""
+        if isinstance(error, UserError):
+            return None
+        # When a data-loading process dies, PyTorch raises from a signal handler, at any statement.
+        reason = loading_failure(error)
+        if reason:
+            return f"iteration {self.iter}: {reason}"
+        if "gloo" in str(error) or isinstance(error, dist.DistError):
+            return f"another process ended in iteration {self.iter}"
+        return None
+
+    # Undoing an iteration
+
     def _remember(self) -> None:
-        """Keeps what a forward pass changes."""
-        copy_all(self._statistics, self._statistics_before)
-        self._normalizer_before = self.loss_normalizer
+        """Copies the state that a forward pass changes."""
+        copy_all(self._buffers, self._buffers_before)
 
     def _undo(self) -> None:
-        """Leaves the model as it was before the iteration."""
+        """Restores the model as it was before the iteration.
+
+        Weights and optimizer are unchanged: :meth:`_step` updates them last.
+        """
         self.optimizer.zero_grad()
-        copy_all(self._statistics_before, self._statistics)
-        self.loss_normalizer = self._normalizer_before
+        copy_all(self._buffers_before, self._buffers)
 
-    @property
-    def loss_normalizer(self) -> float | None:
-        """RetinaNet's running number of positive anchors, which Detectron2 keeps outside of its state."""
-        return getattr(unwrap_ddp(self.model), "loss_normalizer", None)
-
-    @loss_normalizer.setter
-    def loss_normalizer(self, value: float | None) -> None:
-        if value is not None:
-            setattr(unwrap_ddp(self.model), "loss_normalizer", value)  # noqa: B010 (PyTorch's types want a Tensor or Module)
-        elif self.loss_normalizer is not None:
-            del unwrap_ddp(self.model).loss_normalizer
+    # Reports
 
     def _out_of_memory(self, batch: list[dict[str, Any]]) -> str:
-        sizes = ", ".join("{2}x{1}".format(*image["image"].shape) for image in batch)
+        sizes = []
+        for image in batch:
+            _, height, width = image["image"].shape
+            sizes.append(f"{width}x{height}")
         return (
-            f"out of memory in iteration {self.iter} of process {comm.get_rank()}, with images of {sizes} pixels (width x "
-            "height): raise train.accumulate and resume, or begin anew with a lower dataloader.max_size or "
-            "dataloader.train.total_batch_size"
+            f"out of memory in iteration {self.iter} of process {comm.get_rank()}, with images of "
+            f"{', '.join(sizes)} pixels (width x height): raise train.accumulate and resume, or "
+            "start a new run with a lower dataloader.max_size or dataloader.train.total_batch_size"
         )
 
-    def _seen(self, batch: list[dict[str, Any]], losses: dict[str, Tensor]) -> dict[str, Any]:
-        """What this process had in the iteration, for a report."""
-        images = [
-            {key: image.get(key) for key in ("file_name", "image_id", "index", "position")}
-            for image in batch
-        ]
+    def _inputs_and_losses(
+        self, batch: list[dict[str, Any]], losses: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """The part of this process in a report."""
+        images = []
+        for image in batch:
+            images.append({key: image.get(key) for key in REPORTED_KEYS})
         return {
             "rank": comm.get_rank(),
             "losses": {name: float(loss) for name, loss in losses.items()},
             "images": images,
         }
 
-    def _report_not_finite(
+    def _write_report(
         self, processes: list[dict[str, Any]], norm: float | None, suffix: str = ""
     ) -> str:
-        """Writes down what the iteration saw. Returns: the path of the file."""
+        """Writes what ``gpvit replay`` needs to repeat the iteration. Returns: the file's path.
+
+        Args:
+            processes: the part of each process; empty in processes that do not write.
+            norm: L2 norm of the gradients, if they were computed.
+            suffix: of the file name.
+        """
         path = os.path.join(self.output_dir, f"not_finite_{self.iter:07}{suffix}.json")
-        if processes:  # gathered in process 0
+        if processes:
             content = {
                 "iteration": self.iter,
                 "seed": self.seed,
@@ -354,7 +439,7 @@ class Trainer(TrainerBase):
             }
             text = json.dumps(finite_or_text(content), indent=1)
             with (
-                best_effort("what the iteration saw is not written down"),
+                best_effort("the report for `gpvit replay` was not written"),
                 atomic_write(path) as partial,
             ):
                 partial.write_text(text, encoding="utf-8")
@@ -363,32 +448,12 @@ class Trainer(TrainerBase):
     def _write_metrics(self, values: dict[str, Tensor]) -> None:
         metrics = {name: float(value) for name, value in values.items()}
         seconds = time.perf_counter() - self._step_start
-        self._waited, self._worked = self._waited + metrics["data_time"], self._worked + seconds
-        self.storage.put_scalars(
-            **metrics, data_share=metrics["data_time"] / seconds, smoothing_hint=False
-        )
+        self._data_seconds += metrics["data_time"]
+        self._total_seconds += seconds
+        data_share = metrics["data_time"] / seconds
+        self.storage.put_scalars(**metrics, data_share=data_share, smoothing_hint=False)
 
-    def _request_stop(self, number: int, frame: object) -> None:
-        """Turns a signal into a request to stop after the iteration; further ones change nothing."""
-        self.request = (
-            128 + number
-        )  # no log from here: the signal may have come in the middle of a line of it
-        if self.stops_at_once:
-            self.stops_at_once = False
-            raise _StopNow(self.request)
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """While nothing of the training changes, in an evaluation or waiting for data, a signal stops it at once."""
-        self.stops_at_once = True
-        try:
-            if (
-                self.request >= 128
-            ):  # looked at when later ones already raise, so that none is missed
-                raise _StopNow(self.request)
-            yield
-        finally:
-            self.stops_at_once = False
+    # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict() | {
@@ -396,7 +461,7 @@ class Trainer(TrainerBase):
             "skipped": self.skipped,
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
-            "loss_normalizer": self.loss_normalizer,
+            "buffers": unsaved_buffers(self.model),
         }
         if self.ema is not None:
             state["ema_steps"] = int(self.ema.n_averaged)
@@ -404,31 +469,67 @@ class Trainer(TrainerBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        ours, theirs = (
-            part["param_groups"] for part in (self.optimizer.state_dict(), state["optimizer"])
-        )
-        if [{key: type(value) for key, value in group.items()} for group in ours] != [
-            {key: type(value) for key, value in group.items()} for group in theirs
-        ]:
-            raise UserError("its optimizer has other settings for the parameters than this run's")
+        # PyTorch compares the numbers of groups and parameters only, not their settings.
+        expected = _types_of_settings(self.optimizer.state_dict())
+        if _types_of_settings(state["optimizer"]) != expected:
+            raise UserError(
+                "the optimizer settings in the checkpoint are not those of this run's optimizer; "
+                "resume with the config of the checkpoint"
+            )
         self.done, self.skipped = state["iteration"], int(state["skipped"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.grad_scaler.load_state_dict(state["grad_scaler"])
-        self.loss_normalizer = state["loss_normalizer"]
+        load_unsaved_buffers(self.model, state)
         if self.ema is not None:
             self.ema.n_averaged.fill_(state["ema_steps"])
 
 
-def _where_to_look(report: str) -> str:
-    repeat = (
-        f"`gpvit replay --input {report}` repeats it"
+def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that the model's state dict lacks, such as RetinaNet's moving average."""
+    model = unwrap_ddp(model)
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+
+
+def load_unsaved_buffers(model: nn.Module, state: dict[str, Any]) -> None:
+    """Restores :func:`unsaved_buffers` from a trainer's state.
+
+    Raises:
+        UserError: a buffer has another shape.
+    """
+    values = dict(state.get("buffers", {}))
+    normalizer = state.get("loss_normalizer")
+    if normalizer is not None:  # a number, in states of version 0.2 and before
+        values["loss_normalizer"] = torch.tensor(float(normalizer), dtype=torch.float64)
+    for name, buffer in unsaved_buffers(model).items():
+        if name not in values:
+            continue
+        if values[name].shape != buffer.shape:
+            raise UserError(
+                f"the buffer {name} has shape {tuple(values[name].shape)} in the checkpoint, but "
+                f"{tuple(buffer.shape)} in the model; resume with the config of the checkpoint"
+            )
+        buffer.copy_(values[name])
+
+
+def _replay_hint(report: str) -> str:
+    replay = (
+        f"Run `gpvit replay --input {report}` to repeat it"
         if os.path.exists(report)
-        else "It cannot be repeated"
+        else "It cannot be repeated (there is no report)"
     )
-    return f"{repeat}; to go on, change its cause, or begin from an earlier checkpoint"
+    return f"{replay}; to continue, fix the cause, or resume from an earlier checkpoint"
+
+
+def _types_of_settings(optimizer: dict[str, Any]) -> list[dict[str, type]]:
+    """Name and type of each setting (learning rate, weight decay, ...) of each parameter group."""
+    groups = []
+    for group in optimizer["param_groups"]:
+        groups.append({name: type(value) for name, value in group.items()})
+    return groups
 
 
 @torch.no_grad()
 def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
-    if sources:  # a model may have no statistics, and PyTorch minds
+    if sources:  # a model may have no buffers, and _foreach_copy_ refuses empty lists
         torch._foreach_copy_(targets, sources)

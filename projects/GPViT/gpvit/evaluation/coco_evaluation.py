@@ -1,7 +1,8 @@
-"""COCO evaluation, fast without Detectron2's compiled extension."""
+"""COCO evaluation that is fast without Detectron2's compiled extension."""
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -29,56 +30,65 @@ from ..utils.files import atomic_write
 from ..utils.fingerprint import dataset_fingerprint
 from ..utils.text import PATH_LIMIT, one_line
 
-RESULTS = "coco_instances_results.json"  # as Detectron2 calls it
+RESULTS = "coco_instances_results.json"  # Detectron2's file name
 
 
 class COCOFile(COCO):
-    """pycocotools' COCO for JSON in any Unicode encoding; pycocotools' takes that of the locale."""
+    """pycocotools' ``COCO`` for JSON in any Unicode encoding.
+
+    pycocotools opens the file in the encoding of the locale.
+    """
 
     def __init__(self, annotation_file: str | None = None) -> None:
         super().__init__()
         if annotation_file is not None:
             self.dataset = annotations.load_json(Path(annotation_file))
             if not isinstance(self.dataset, dict):
-                raise UserError(f"{annotation_file} is no JSON object")
+                raise UserError(f"{annotation_file} is not a JSON object")
             self.createIndex()
 
 
-# Detectron2 looks its fast implementation up under this name, and has none without its compiled extension.
+# Workaround for a Detectron2 that is installed without its compiled extension:
+# COCOeval_opt exists only with the extension; Detectron2 uses it for use_fast_impl=True.
 coco_evaluation.COCOeval_opt = COCOeval_faster
-# Under this one, what evaluates another number of detections than 100; its own is pycocotools.
+# COCOevalMaxDets is used if max_dets_per_image is not 100; Detectron2's subclasses pycocotools.
 coco_evaluation.COCOevalMaxDets = COCOeval_faster
 coco_evaluation.COCO = COCOFile
 
 
 @contextlib.contextmanager
-def _truth(file: CocoFile | None) -> Iterator[None]:
-    """Gives these annotations to Detectron2's evaluator, which would read the file without the rules."""
+def _annotations_of(file: CocoFile | None) -> Iterator[None]:
+    """Make Detectron2's evaluator use annotations that were read and checked by this package.
+
+    Detectron2 reads the JSON file itself, without :mod:`gpvit.data.datasets.coco_rules`.
+    """
     if file is None:
         yield
         return
-    before = coco_evaluation.COCO
+    original = coco_evaluation.COCO
     coco_evaluation.COCO = lambda json_file: file.coco()
     try:
         yield
     finally:
-        coco_evaluation.COCO = before
+        coco_evaluation.COCO = original
 
 
 class COCOEvaluator(coco_evaluation.COCOEvaluator):
-    """Detectron2's COCO evaluator, with AP 0 where nothing is found, and none where there is nothing to find.
+    """Detectron2's COCO evaluator without NaN: AP is 0 if there are objects but no detections.
 
-    Detectron2's calls both NaN. A custom dataset is what :mod:`gpvit.data.datasets.coco` makes of it for training, too.
+    Metrics without any ground truth are omitted; Detectron2 reports NaN in both cases. Annotations
+    of a custom dataset are the ones that :mod:`gpvit.data.datasets.coco` reads for training, too.
 
-    What is found goes to Detectron2's files, ``instances_predictions.pth`` and ``coco_instances_results.json``, each the
-    old one or the complete new one. Metrics do not depend on whether it can be written.
+    The detections are written to Detectron2's files ``instances_predictions.pth`` and
+    ``coco_instances_results.json``, each atomically. Metrics are computed even if writing fails.
 
     Args:
-        dataset_name: of the dataset in Detectron2.
-        tasks: "bbox", "segm" or both; those that the predictions allow by default.
-        distributed: whether results are collected from all processes.
-        output_dir: where the files go; None for none.
-        max_dets_per_image: how many detections of an image and class AP counts, best scores first; None for 100.
+        dataset_name: name of the dataset in Detectron2.
+        tasks: "bbox", "segm" or both; by default the ones that the predictions allow.
+        distributed: whether to collect results from all processes.
+        output_dir: folder of the files; None to write none.
+        max_dets_per_image: number of detections per image and class that AP counts, highest scores
+            first; None for 100.
         use_fast_impl, kpt_oks_sigmas, allow_cached_coco: as in Detectron2.
 
     Attributes:
@@ -101,7 +111,7 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         self.max_detections = MAX_DETECTIONS if max_dets_per_image is None else max_dets_per_image
         check_max_detections(self.max_detections, "max_dets_per_image")
         file = MetadataCatalog.get(dataset_name).as_dict().get("coco_file")
-        with _truth(file):
+        with _annotations_of(file):
             super().__init__(
                 dataset_name,
                 tasks,
@@ -114,30 +124,29 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
             )
         self._max_dets_per_image = max_dets(self.max_detections)
         self._folder: str | None = self._output_dir  # type: ignore[has-type]
-        self._output_dir = None  # Detectron2 would write in place
+        self._output_dir = None  # or Detectron2 would write, and not atomically
         self.unwritten = ""
         if file is None and (self._tasks is None or "segm" in self._tasks):
             check_masks(self._coco_api, self._metadata.json_file)
-        self._anything_to_find = any(
-            not item.get("iscrowd") for item in self._coco_api.anns.values()
-        )
+        self._has_objects = most_objects(self._coco_api) > 0
 
     def evaluate(self, img_ids: Any = None) -> dict[str, Any]:
         results = super().evaluate(img_ids)
-        if self._do_evaluation and not self._anything_to_find:
+        if self._do_evaluation and not self._has_objects:
             path = one_line(self._metadata.json_file, PATH_LIMIT)
-            self._logger.warning(f"{path} has no object to find, so there is no AP")
+            self._logger.warning(f"{path} has no objects, so there is no AP")
         if self._do_evaluation and results:
-            self._warn_of_many()
+            self._warn_if_objects_exceed_limit()
         return results
 
-    def _warn_of_many(self) -> None:
+    def _warn_if_objects_exceed_limit(self) -> None:
         most = most_objects(self._coco_api)
         if most > self.max_detections:
             path = one_line(self._metadata.json_file, PATH_LIMIT)
             message = (
-                f"{path}: images have up to {most} objects, and AP counts {self.max_detections} detections of an image "
-                "and class: dataloader.max_detections raises what the detector gives and what AP counts"
+                f"{path}: images have up to {most} objects, but AP counts at most "
+                f"{self.max_detections} detections per image and class; "
+                "dataloader.max_detections raises the limits of the detector and of AP"
             )
             log_first_n(logging.WARNING, message, name=__name__, key="message")
 
@@ -151,39 +160,43 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         super()._eval_predictions(predictions, img_ids)
 
     def _write(self, predictions: list[dict[str, Any]], folder: Path) -> None:
-        """Writes down what was found; the numbers of the classes are the model's here, and in COCO's file the data's."""
+        """Write the detections to both files.
+
+        ``category_id`` is the model's contiguous class index in ``instances_predictions.pth``, and
+        the category id of the annotations in the COCO results file.
+        """
         with atomic_write(folder / "instances_predictions.pth") as path, path.open("wb") as file:
             torch.save(predictions, file)
-        numbers = self._metadata.as_dict().get("thing_dataset_id_to_contiguous_id", {})
-        ids = {number: id for id, number in numbers.items()}
-        found = [result for prediction in predictions for result in prediction["instances"]]
-        for_coco = [
-            result | {"category_id": ids.get(result["category_id"], result["category_id"])}
-            for result in found
-        ]
+        indices = self._metadata.as_dict().get("thing_dataset_id_to_contiguous_id", {})
+        category_ids = {index: category_id for category_id, index in indices.items()}
+        results = []
+        for prediction in predictions:
+            for result in prediction["instances"]:
+                index = result["category_id"]
+                results.append(result | {"category_id": category_ids.get(index, index)})
         with atomic_write(folder / RESULTS) as path:
-            path.write_text(json.dumps(for_coco))
+            path.write_text(json.dumps(results))
 
     def _derive_coco_results(
         self, coco_eval: Any, iou_type: str, class_names: Any = None
     ) -> dict[str, float]:
-        # They become names of metrics, and a table in the log.
-        names = class_names and [one_line(name) for name in class_names]
+        # Class names become parts of metric names, and cells of a table in the log.
+        names = class_names and list(map(one_line, class_names))
         results = super()._derive_coco_results(coco_eval, iou_type, names)
-        if coco_eval is None and self._anything_to_find:
-            return {metric: 0.0 for metric in results}
+        if coco_eval is None and self._has_objects:
+            return dict.fromkeys(results, 0.0)
         return {metric: value for metric, value in results.items() if math.isfinite(value)}
 
 
-def check_masks(truth: COCO, json_file: str) -> None:
-    """Raises a UserError if a mask of ground truth may not go to pycocotools: it would end the process.
+def check_masks(ground_truth: COCO, json_file: str) -> None:
+    """Raise a UserError if a ground truth mask would make pycocotools crash the process.
 
     Args:
-        truth: as the file has it, without the rules of :mod:`gpvit.data.datasets.coco`.
-        json_file: for the message.
+        ground_truth: the content of the file, without :mod:`gpvit.data.datasets.coco_rules`.
+        json_file: path for the message.
     """
-    for id, item in truth.anns.items():
-        mask, image = item.get("segmentation"), truth.imgs.get(item.get("image_id"))
+    for id, item in ground_truth.anns.items():
+        mask, image = item.get("segmentation"), ground_truth.imgs.get(item.get("image_id"))
         if not mask or image is None:
             continue
         height, width = image.get("height"), image.get("width")
@@ -199,17 +212,18 @@ def check_masks(truth: COCO, json_file: str) -> None:
 
 
 def summarized(
-    truth: COCO, found: COCO, task: str, max_detections: int = MAX_DETECTIONS
+    ground_truth: COCO, detections: COCO, task: str, max_detections: int = MAX_DETECTIONS
 ) -> COCOeval_faster:
-    """COCO's evaluation, after its summary.
+    """Run COCO's evaluation including its summary, without printing.
 
     Args:
-        truth, found: objects and detections.
+        ground_truth, detections: objects and detections.
         task: "bbox" or "segm".
-        max_detections: how many of an image and class count, best scores first.
+        max_detections: number of detections per image and class that AP counts, highest scores
+            first.
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval_faster(truth, found, task)
+        evaluation = COCOeval_faster(ground_truth, detections, task)
         evaluation.params.maxDets = max_dets(max_detections)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -218,39 +232,46 @@ def summarized(
 
 
 def max_dets(max_detections: int) -> list[int]:
-    """How many detections of an image and class count for AR, in COCO's three versions of it; the last for AP, too."""
+    """COCO's ``maxDets``: limits of detections per image and class for the three ARs.
+
+    The last one is also the limit for AP.
+    """
     return [1, min(10, max_detections), max_detections]
 
 
 def check_max_detections(value: Any, name: str) -> None:
-    """Raises a UserError if this is no number of detections that may be counted; ``name`` is what gives it."""
+    """Raise a UserError if a limit of detections, from an option ``name``, is invalid."""
     if type(value) is not int or not 1 <= value <= MOST_DETECTIONS:
         raise UserError(
             f"{name} must be a whole number from 1 to {MOST_DETECTIONS}, got {one_line(value)}"
         )
 
 
-def most_objects(truth: COCO) -> int:
-    """How many objects the image with the most of them has; crowds are none."""
-    counts = Counter(item["image_id"] for item in truth.anns.values() if not item.get("iscrowd"))
+def most_objects(ground_truth: COCO) -> int:
+    """The largest number of objects in an image, not counting crowds."""
+    counts: Counter[int] = Counter()
+    for item in ground_truth.anns.values():
+        if not item.get("iscrowd"):
+            counts[item["image_id"]] += 1
     return max(counts.values(), default=0)
 
 
 def evaluated_data(name: str, *, masks: bool) -> dict[str, Any]:
-    """What evaluation.json says of the data that results are of.
+    """Describe an evaluated dataset for evaluation.json.
 
     Args:
-        name: of the dataset in Detectron2.
+        name: name of the dataset in Detectron2.
         masks: whether masks are evaluated.
 
     Returns:
-        "name"; "file" of the annotations; "masks", whether they were read with their masks; "fingerprint", see
-        :func:`coco_fingerprint`. Only the name of data that is not in COCO format.
+        "name"; "file", the path of the annotations; "masks", whether they were read with masks;
+        "fingerprint", see :func:`coco_fingerprint`. Only "name" if the dataset has no COCO file.
     """
     metadata = MetadataCatalog.get(name).as_dict()
     file: CocoFile | None = metadata.get("coco_file")
     if file is not None:
-        masks = any("segmentation" in item for objects in file.objects.values() for item in objects)
+        objects = itertools.chain.from_iterable(file.objects.values())
+        masks = any("segmentation" in item for item in objects)
     elif os.path.isfile(metadata.get("json_file", "")):
         file = annotations.read(metadata["json_file"], metadata.get("image_root", ""), masks=masks)
     else:
@@ -259,16 +280,22 @@ def evaluated_data(name: str, *, masks: bool) -> dict[str, Any]:
 
 
 def coco_fingerprint(file: CocoFile) -> str:
-    """The fingerprint of annotations as this project reads them, by the ids of the file, which results refer to.
+    """Fingerprint of annotations as this package reads them, including the ids that results use.
 
-    The way to them does not matter: a folder, a dataset registered with Detectron2, or a file by its name.
+    It does not depend on where they come from: a folder, a dataset registered with Detectron2, or
+    the path of a JSON file.
     """
-    mode = {"bbox_mode": BoxMode.XYWH_ABS}
-    records = (
-        # The names in the file, as its images may be looked for in other folders, or not at all.
-        image
-        | {"file_name": file.written.get(id, image["file_name"]), "image_id": id}
-        | {"annotations": [item | mode for item in file.objects[id]]}
-        for id, image in file.images.items()
-    )
-    return dataset_fingerprint(records, [f"{id} {name}" for id, name in file.categories.items()])
+    # Results refer to images and categories by id, so both are part of the fingerprint.
+    categories = [f"{id} {name}" for id, name in file.categories.items()]
+    return dataset_fingerprint(_records_with_file_names_of(file), categories)
+
+
+def _records_with_file_names_of(file: CocoFile) -> Iterator[dict[str, Any]]:
+    """Yield Detectron2 records with the file names of the JSON file.
+
+    The paths of the images may differ (another image folder), or be unknown.
+    """
+    for id, image in file.images.items():
+        objects = [item | {"bbox_mode": BoxMode.XYWH_ABS} for item in file.objects[id]]
+        file_name = file.written.get(id, image["file_name"])
+        yield image | {"file_name": file_name, "image_id": id, "annotations": objects}

@@ -1,4 +1,4 @@
-"""Files of detections in COCO's results format: with the ground truth that they are of, and written."""
+"""Read and write detections in COCO's results format, with their ground truth."""
 
 import contextlib
 import io
@@ -29,31 +29,35 @@ from .matching import check_results, index, read_results, tasks_of
 
 
 class Inputs(NamedTuple):
-    """What there is to look at.
+    """Detections with their ground truth.
 
-    results: path of the file.
-    folder: of a training or evaluation, if there is one.
-    truth: images, classes and objects.
-    images: the folder of the images, None if it is not known.
-    found: the detections for each task, "bbox" or "segm", that they can be evaluated for.
-    data: what the ground truth is called.
+    Attributes:
+        results: path of the results file.
+        folder: folder of the training run or evaluation; None if only a file was given.
+        ground_truth: images, classes and objects.
+        images: folder of the images; None if unknown.
+        found: detections for each task, "bbox" or "segm", that they can be evaluated for.
+        data: description of the dataset for messages.
     """
 
     results: Path
     folder: Path | None
-    truth: COCO
+    ground_truth: COCO
     images: Path | None
     found: dict[str, COCO]
     data: str
 
     @property
     def task(self) -> str:
-        """The task by which detections are called true or false: masks if there are any."""
+        """The task whose IoU decides on true positives: masks if there are any, else boxes."""
         return list(self.found)[-1]
 
 
-class Truth(NamedTuple):
-    """Ground truth, and how its annotations are read again, with or without masks, for their fingerprint."""
+class GroundTruth(NamedTuple):
+    """Ground truth, and a function that reads its annotations again for their fingerprint.
+
+    ``read`` takes one argument: whether to read the masks.
+    """
 
     objects: COCO
     images: Path | None
@@ -64,17 +68,19 @@ class Truth(NamedTuple):
 def read_inputs(
     path: Path, data: Path | None = None, split: str | None = None, images: Path | None = None
 ) -> Inputs:
-    """Results and ground truth.
+    """Read results and their ground truth.
 
     Args:
         path: the folder of a training run or an evaluation, or a file in COCO's results format.
-        data: what the results are of: a custom dataset, or all of a JSON file in COCO's format; None for what the
-            config in the folder says.
-        split: "train" or "val", of a custom dataset; None for "val". With one, a JSON file is divided as for training.
-        images: the folder of the images of a JSON file; None for where they are found.
+        data: the dataset of the results: a custom dataset, or a COCO JSON file, of which everything
+            is used; None for the validation set of the config in the folder.
+        split: "train" or "val" of a custom dataset; None for "val". With a split, a JSON file is
+            divided as for training.
+        images: the folder of the images of a JSON file; None to search for it.
 
     Raises:
-        UserError: something is missing or does not fit together; options are named as the command has them.
+        UserError: something is missing or does not belong together. The message names command-line
+            options.
     """
     folder = path if path.is_dir() else None
     if folder:
@@ -87,50 +93,57 @@ def read_inputs(
     tasks = tasks_of(detections)
     masks = "segm" in tasks
     if data and data.suffix.lower() == ".json" and split is None:
-        truth = _from_file(data, images, masks)
+        ground_truth = _from_file(data, images, masks)
     elif data:
-        truth = _from_folder(str(data), split or "val", masks)
+        ground_truth = _from_folder(str(data), split or "val", masks)
     elif folder:
-        truth = _from_config(folder / "config.yaml", masks)
+        ground_truth = _from_config(folder / "config.yaml", masks)
     else:
         raise UserError(
-            f"give the data that {path} is of by --data: a folder, or a JSON file and --images DIR"
+            f"give the dataset of {path} by --data: a folder, or a JSON file and --images DIR"
         )
-    if path.name == RESULTS:  # what others wrote is not what evaluation.json is about
-        check_data(path, truth)
-    check_results(detections, truth.objects, path)
-    found = {task: index(detections, truth.objects, task) for task in tasks}
-    return Inputs(path, folder, truth.objects, truth.images, found, truth.data)
+    if path.name == RESULTS:  # evaluation.json is not about files with other names
+        check_data(path, ground_truth)
+    check_results(detections, ground_truth.objects, path)
+    found = {task: index(detections, ground_truth.objects, task) for task in tasks}
+    return Inputs(path, folder, ground_truth.objects, ground_truth.images, found, ground_truth.data)
 
 
 def refuse_several_sets(folder: Path) -> None:
-    """Raises a UserError if the last evaluation in the folder of a run was of several validation sets."""
+    """Raise a UserError if the last evaluation of a run used several validation sets."""
     folders = results_folders(folder, RESULTS)
     last = read_evaluation(folder / "evaluation.json").get("data")
     if folders and (isinstance(last, list) or not (folder / RESULTS).is_file()):
         raise UserError(
-            f"{folder} has results of several validation sets: give the folder of one, {preview(folders)}"
+            f"{folder} has results of several validation sets: give the folder of one of them, "
+            f"{preview(folders)}"
         )
 
 
-def check_data(results: Path, truth: Truth) -> None:
-    """Raises a UserError if results are of other data than that by what the evaluation wrote next to them."""
+def check_data(results: Path, ground_truth: GroundTruth) -> None:
+    """Raise a UserError if evaluation.json shows that results belong to other data."""
     path = results.with_name("evaluation.json")
     evaluated = read_evaluation(path).get("data")
     if not isinstance(evaluated, dict) or not isinstance(evaluated.get("fingerprint"), str):
         if path.exists():
-            note = f"note: {path} does not say which data {results.name} is of; taken for that of {truth.data}"
+            note = (
+                f"note: {path} does not name the dataset of {results.name}; "
+                f"{ground_truth.data} is assumed"
+            )
             print(one_line(note, LINE_LIMIT), file=sys.stderr)
         return
-    if coco_fingerprint(truth.read(bool(evaluated.get("masks")))) != evaluated["fingerprint"]:
-        name, file = (one_line(evaluated.get(key)) for key in ("name", "file"))
+    file = ground_truth.read(bool(evaluated.get("masks")))
+    if coco_fingerprint(file) != evaluated["fingerprint"]:
+        evaluated_name = one_line(evaluated.get("name"))
+        evaluated_file = one_line(evaluated.get("file"))
         raise UserError(
-            f"{results} is of other data than {truth.data}: of {name} ({file}) as it was when it was evaluated; give "
-            "that by --data, or evaluate again"
+            f"{results} belongs to other data than {ground_truth.data}: to {evaluated_name} "
+            f"({evaluated_file}) at the time of the evaluation; give that by --data, "
+            "or evaluate again"
         )
 
 
-def _from_file(path: Path, images: Path | None, masks: bool) -> Truth:
+def _from_file(path: Path, images: Path | None, masks: bool) -> GroundTruth:
     if images is None:
         with contextlib.suppress(UserError):  # results can be evaluated without the images
             images = layouts.image_root(path)
@@ -140,20 +153,20 @@ def _from_file(path: Path, images: Path | None, masks: bool) -> Truth:
 
     file = read(masks)
     file.raise_if_fatal()
-    return Truth(file.coco(), images, str(path), read)
+    return GroundTruth(file.coco(), images, str(path), read)
 
 
-def _from_folder(root: str, split: str, masks: bool) -> Truth:
+def _from_folder(root: str, split: str, masks: bool) -> GroundTruth:
     def read(masks: bool) -> CocoFile:
         return layouts.read(root, split, masks=masks)
 
     file = read(masks)
-    return Truth(file.coco(), Path(file.image_root), f"{root}, {split}", read)
+    return GroundTruth(file.coco(), Path(file.image_root), f"{root}, {split}", read)
 
 
-def _from_config(config: Path, masks: bool) -> Truth:
-    """The data that a config evaluates on, but for the ids of its objects as the evaluation takes it."""
-    hint = "give the data by --data: a folder, or a JSON file and --images DIR"
+def _from_config(config: Path, masks: bool) -> GroundTruth:
+    """The validation set of a config, as the evaluation reads it except for the object ids."""
+    hint = "give the dataset by --data: a folder, or a JSON file and --images DIR"
     if not config.is_file():
         raise UserError(f"{config} does not exist: {hint}")
     try:
@@ -162,34 +175,43 @@ def _from_config(config: Path, masks: bool) -> Truth:
         raise UserError(f"{error}; {hint}") from None
     name = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     if not isinstance(name, str):
-        raise UserError(f"{config} names no data set to evaluate on: {hint}")
+        raise UserError(f"{config} names no validation dataset: {hint}")
     if folder := folder_of(cfg, name):
         return _from_folder(folder, "val", masks)
     require_files(cfg.dataloader.test)
     metadata = MetadataCatalog.get(name)
     if "json_file" not in metadata.as_dict():
-        raise UserError(f"data set {name} has no file of annotations in COCO format: {hint}")
+        raise UserError(f"dataset {name} has no annotations in COCO format: {hint}")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCOFile(metadata.json_file)
-            for number, item in enumerate(truth.dataset.get("annotations", ()), start=1):
-                item["id"] = number  # some begin at 0, which means no match to pycocotools
-            truth.createIndex()
+        ground_truth = _read_with_ids_from_1(metadata.json_file)
     except Exception as error:  # pycocotools checks nothing
         raise UserError(
             f"cannot read {metadata.json_file} ({type(error).__name__}: {one_line(error)}): {hint}"
         ) from None
     if masks:
-        check_masks(truth, metadata.json_file)
+        check_masks(ground_truth, metadata.json_file)
 
     def read(masks: bool) -> CocoFile:
         return annotations.read(metadata.json_file, metadata.image_root, masks=masks)
 
-    return Truth(truth, Path(metadata.image_root), name, read)
+    return GroundTruth(ground_truth, Path(metadata.image_root), name, read)
+
+
+def _read_with_ids_from_1(json_file: str) -> COCO:
+    """Read a COCO file with new object ids: to pycocotools, a match with id 0 is no match."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = COCOFile(json_file)
+        for number, item in enumerate(ground_truth.dataset.get("annotations", ()), start=1):
+            item["id"] = number
+        ground_truth.createIndex()
+    return ground_truth
 
 
 class ResultsWriter:
-    """Writes predictions.json as it comes, and images.json at the end, when they take the place of older ones."""
+    """Write predictions.json image by image, and images.json on closing.
+
+    Both files replace older ones only when they are complete.
+    """
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
         self.folder, self.classes = folder, classes
@@ -197,27 +219,33 @@ class ResultsWriter:
         with contextlib.ExitStack() as files:
             partial = files.enter_context(atomic_write(folder / "predictions.json"))
             self.file: TextIO = files.enter_context(partial.open("w", encoding="utf-8"))
+            # Keep both contexts open; close() leaves them, which moves the file to its place.
             self.files = files.pop_all()
-        self.separator = "[\n"
+        self.separator = "[\n"  # before the first result; ",\n" before each other one
 
-    def add(self, picture: InputImage, instances: Instances) -> None:
-        height, width = picture.image.shape[:2]
-        number = len(self.images) + 1
-        frame = {} if picture.frame is None else {"frame": picture.frame}
+    def add(self, input_image: InputImage, instances: Instances) -> None:
+        height, width = input_image.image.shape[:2]
+        image_id = len(self.images) + 1
+        frame = {} if input_image.frame is None else {"frame": input_image.frame}
         self.images.append(
-            {"id": number, "file_name": picture.source.name, "height": height, "width": width}
+            {
+                "id": image_id,
+                "file_name": input_image.source.name,
+                "height": height,
+                "width": width,
+            }
             | frame
         )
-        for result in instances_to_coco_json(instances, number):
-            self.file.write(
-                self.separator + json.dumps(result | {"category_id": result["category_id"] + 1})
-            )
+        for result in instances_to_coco_json(instances, image_id):
+            # Category ids count from 1, the model's class indices from 0.
+            result["category_id"] += 1
+            self.file.write(self.separator + json.dumps(result))
             self.separator = ",\n"
 
     def close(self) -> None:
-        categories = [
-            {"id": number, "name": name} for number, name in enumerate(self.classes, start=1)
-        ]
+        categories = []
+        for category_id, name in enumerate(self.classes, start=1):
+            categories.append({"id": category_id, "name": name})
         content = json.dumps({"images": self.images, "categories": categories, "annotations": []})
         with self.files:
             self.file.write("\n]\n" if self.separator == ",\n" else "[]\n")

@@ -1,7 +1,8 @@
-"""The metrics of each task: their names in results and metrics.json, and how they are shown.
+"""The metrics of each task: their names in results and metrics.json, and their labels.
 
-Evaluators give metrics by task, as Detectron2 does, in percent. A metric's whole name is ``TASK/METRIC``, such as
-``segm/AP50``; of the averaged weights ``ema_TASK/METRIC``, and of several validation sets ``SET/TASK/METRIC``.
+Evaluators return metrics per task in percent, as Detectron2 does. The full name of a metric is
+``TASK/METRIC``, such as ``segm/AP50``; with a prefix for averaged weights, ``ema_TASK/METRIC``, and
+with several validation sets, ``SET/TASK/METRIC``.
 """
 
 import re
@@ -18,10 +19,11 @@ from .validation_sets import validation_names
 class Task(NamedTuple):
     """The metrics of a task.
 
-    label: what is evaluated, for people.
-    metrics: their names and column headings, the main one first.
-    of_class: what the name of a class's own metric begins with; the class follows.
-    brief: those of a table of several evaluations.
+    Attributes:
+        label: what is evaluated, for people.
+        metrics: names and column headings, the main metric first.
+        of_class: prefix of the name of a per-class metric; the class name follows.
+        brief: metrics in a table of several evaluations.
     """
 
     label: str
@@ -35,28 +37,37 @@ class Task(NamedTuple):
 
 
 COCO = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
-# In the order in which they are shown; the last one that a model has is the one that sums it up.
+# In the order of display. The last one that a model has sums up an evaluation.
 TASKS = {
     "bbox": Task("boxes", COCO, "AP-", ("AP", "AP50", "AP75")),
     "segm": Task("masks", COCO, "AP-", ("AP", "AP50", "AP75")),
 }
-AVERAGED = "ema_"  # before the tasks of the averaged weights
-OF_TASKS = "|".join(
-    f"{name}/(?:{'|'.join(task.metrics)}|{re.escape(task.of_class)}.+)"
-    for name, task in TASKS.items()
-)
+AVERAGED = "ema_"  # prefix of the tasks of the averaged weights
+
+
+def _task_pattern(name: str, task: Task) -> str:
+    """Pattern of the metrics of a task and of its classes: ``bbox/(?:AP|AP50|...|AP\\-.+)``."""
+    metrics = "|".join(task.metrics)
+    return f"{name}/(?:{metrics}|{re.escape(task.of_class)}.+)"
+
+
+METRICS_OF_TASKS = "|".join(map(_task_pattern, TASKS.keys(), TASKS.values()))
+# [SET/][ema_]TASK/METRIC. Both SET and the class name in METRIC may contain slashes; the lazy
+# quantifiers try no SET first, then the shortest one, so the class name gets all the rest.
+# DOTALL because names from files may contain line breaks.
 NAME = re.compile(
-    rf"(?:(?P<of_set>.*?)/)??(?P<averaged>{AVERAGED})?(?P<metric>{OF_TASKS})", re.DOTALL
+    rf"(?:(?P<of_set>.*?)/)??(?P<averaged>{AVERAGED})?(?P<metric>{METRICS_OF_TASKS})", re.DOTALL
 )
 
 
 class Metric(NamedTuple):
-    """The whole name of a metric, taken apart.
+    """The parts of the full name of a metric.
 
-    of_set: the validation set; "" of a single one.
-    averaged: whether it is of the averaged weights.
-    task: a key of :data:`TASKS`.
-    name: of the task's metrics, or of a class's own.
+    Attributes:
+        of_set: name of the validation set; "" if there is only one.
+        averaged: whether it belongs to the averaged weights.
+        task: a key of :data:`TASKS`.
+        name: a metric of the task or of one of its classes.
     """
 
     of_set: str
@@ -70,7 +81,7 @@ class Metric(NamedTuple):
 
 
 def parse_metric(name: str) -> Metric | None:
-    """Takes the whole name of a metric apart; None if it is of no task here, such as a loss."""
+    """Split the full name of a metric; None if it is of no task here, such as a loss."""
     match = NAME.fullmatch(name)
     if match is None:
         return None
@@ -79,13 +90,16 @@ def parse_metric(name: str) -> Metric | None:
 
 
 def metric_prefixes(cfg: DictConfig) -> list[str]:
-    """What the names of metrics begin with, for each validation set; "" for a single one."""
+    """Prefix of metric names for each validation set; [""] for a single one."""
     names = validation_names(cfg)
     return [f"{one_line(name, PATH_LIMIT)}/" for name in names] if len(names) > 1 else [""]
 
 
 def main_metrics(cfg: DictConfig) -> list[str]:
-    """Metrics of which the first that is there sums up an evaluation: the last task, averaged weights, the first set."""
+    """Candidates for the metric that sums up an evaluation, best first; not all of them exist.
+
+    Order: the last task, the averaged weights, the first validation set.
+    """
     prefixes = metric_prefixes(cfg)
     names = []
     for task in reversed(TASKS):
@@ -95,7 +109,7 @@ def main_metrics(cfg: DictConfig) -> list[str]:
 
 
 def known_metrics(cfg: DictConfig, classes: Sequence[str]) -> list[str]:
-    """What an evaluation may be asked for; nothing if its evaluator has tasks that are not known here."""
+    """All metrics of an evaluation; empty if its evaluator has tasks other than :data:`TASKS`."""
     tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks")
     if not tasks or not all(task in TASKS for task in tasks):
         return []
@@ -103,24 +117,20 @@ def known_metrics(cfg: DictConfig, classes: Sequence[str]) -> list[str]:
     for prefix in metric_prefixes(cfg):
         for weights in ("", AVERAGED) if cfg.train.ema_decay else ("",):
             for task in tasks:
-                of_classes = [
-                    TASKS[task].of_class + one_line(name) for name in classes if len(classes) > 1
-                ]
-                names += [
-                    f"{prefix}{weights}{task}/{metric}"
-                    for metric in [*TASKS[task].metrics, *of_classes]
-                ]
+                metrics = list(TASKS[task].metrics)
+                if len(classes) > 1:  # with one class, its metrics are the overall ones
+                    metrics += [TASKS[task].of_class + one_line(name) for name in classes]
+                names += [f"{prefix}{weights}{task}/{metric}" for metric in metrics]
     return names
 
 
 def of_average(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of the averaged weights, whose tasks have names of their own; of several validation sets, too."""
+    """Add :data:`AVERAGED` to the task names in results, also inside of several validation sets."""
     renamed = {}
     for name, value in results.items():
-        is_set = isinstance(value, Mapping) and any(
-            isinstance(metrics, Mapping) for metrics in value.values()
-        )
-        if is_set:
+        # Results of a validation set are nested one level deeper than those of a task.
+        inner = value.values() if isinstance(value, Mapping) else ()
+        if any(isinstance(metrics, Mapping) for metrics in inner):
             renamed[name] = of_average(value)
         else:
             renamed[AVERAGED + name] = value
@@ -128,9 +138,9 @@ def of_average(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_best_metric(name: str | None, cfg: DictConfig, classes: list[str]) -> None:
-    """Raises a UserError if no evaluation will have a metric of this name; "" or None, for none, is fine.
+    """Raise a UserError if no evaluation will have a metric of this name; "" and None are valid.
 
-    Where the evaluator is not known here, that can be said of the validation set alone.
+    With an unknown evaluator, only the prefix of the validation set is checked.
     """
     known, prefixes = known_metrics(cfg, classes), metric_prefixes(cfg)
     if not name or name in known or (not known and name.startswith(tuple(prefixes))):
@@ -138,6 +148,7 @@ def check_best_metric(name: str | None, cfg: DictConfig, classes: list[str]) -> 
     choices = [f"{prefix}{name}" for prefix in prefixes]
     if len(prefixes) > 1 and (not known or choices[0] in known):
         raise UserError(
-            f"train.best_metric={name} does not say of which validation set: name one of {preview(choices)}"
+            f"train.best_metric={name} does not name the validation set: use one of "
+            f"{preview(choices)}"
         )
     raise UserError(f"train.best_metric={name} is none of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Several validation sets, each of which is evaluated alone and has its own metrics and folder of results."""
+"""Several validation sets, evaluated one by one, with their own metrics and results folders."""
 
 import copy
 import os
@@ -12,22 +12,23 @@ from ..utils.text import PATH_LIMIT, one_line
 
 
 def validation_names(cfg: DictConfig) -> list[str]:
-    """The names of a config's validation sets in Detectron2.
+    """The Detectron2 names of a config's validation sets.
 
     Raises:
-        UserError: there is none, or one is there twice.
+        UserError: there is none, or a name occurs twice.
     """
     names = _as_list(cfg.dataloader.test.dataset.names)
     if not names or not all(isinstance(name, str) for name in names):
         raise UserError(
             f"dataloader.test.dataset.names={one_line(names)} must be names of datasets"
         )
-    shown = [one_line(name, PATH_LIMIT) for name in names]  # by which their metrics are told apart
-    twice = [name for name in shown if shown.count(name) > 1]
-    if twice:
-        raise UserError(
-            f"dataloader.test.dataset.names has {twice[0]} twice; name each validation set once"
-        )
+    # Metrics are named after these short names, so they must differ, too.
+    short_names = [one_line(name, PATH_LIMIT) for name in names]
+    for name in short_names:
+        if short_names.count(name) > 1:
+            raise UserError(
+                f"dataloader.test.dataset.names has {name} twice; name each validation set once"
+            )
     return names
 
 
@@ -36,10 +37,10 @@ def _as_list(names: Any) -> list[Any]:
 
 
 def validation_sets(cfg: DictConfig) -> dict[str, DictConfig]:
-    """For each validation set, by its name in one line, the config of an evaluation on it alone.
+    """One evaluation config per validation set, by the name of the set in one line.
 
-    Of several, the results of each go to ``inference/NAME`` in ``train.output_dir``. To be called before the config
-    gets a model to optimize, since it is copied.
+    With several sets, results are written to ``inference/NAME`` in ``train.output_dir``. Call it
+    before the optimizer config refers to a model, because the config is copied.
 
     Raises:
         UserError: see :func:`validation_names`.
@@ -49,8 +50,8 @@ def validation_sets(cfg: DictConfig) -> dict[str, DictConfig]:
     given = cfg.dataloader.evaluator.get("dataset_name")
     if given is not None and _as_list(given) != names:
         raise UserError(
-            f"dataloader.evaluator.dataset_name={one_line(given)} is not what is evaluated "
-            f"(dataloader.test.dataset.names={one_line(names)}); give the names there alone"
+            f"dataloader.evaluator.dataset_name={one_line(given)} is not the evaluated dataset "
+            f"(dataloader.test.dataset.names={one_line(names)}); set only the latter"
         )
     sets = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Whether a written detector finds what PyTorch finds."""
+"""Comparison of an exported detector with the PyTorch detector."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from statistics import median
 
 import onnxruntime
 import torch
-import torchvision  # noqa: F401 (what is in a .pt2 file calls its operations)
+import torchvision  # noqa: F401 (registers the operators that a .pt2 file contains)
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
@@ -15,12 +15,13 @@ from ..utils.errors import UserError
 
 Detections = dict[str, Tensor]
 TOLERANCE = 0.01  # pixels of a box, probabilities of scores and masks
-SHARE = 0.99  # of the detections: one that is just at a threshold may fall to either side of it
-TIMED, REPEATS = 3, 3
+# Fraction of detections that must agree: rounding may move one across a threshold.
+MIN_AGREEMENT = 0.99
+TIMED_IMAGES, REPEATS = 3, 3
 
 
 def load(path: Path) -> Callable[[Tensor], Detections]:
-    """The written detector, as its users run it."""
+    """Return an exported detector as a function of an image."""
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
     options = onnxruntime.SessionOptions()
@@ -29,81 +30,95 @@ def load(path: Path) -> Callable[[Tensor], Detections]:
     names = [output.name for output in session.get_outputs()]
 
     def run(image: Tensor) -> Detections:
-        return {
-            name: torch.from_numpy(x)
-            for name, x in zip(names, session.run(names, {"image": image.numpy()}))
-        }
+        outputs = session.run(names, {"image": image.numpy()})
+        return dict(zip(names, map(torch.from_numpy, outputs)))
 
     return run
 
 
 def eager(model: nn.Module, image: Tensor) -> Detections:
-    """What the detector itself finds, in the form of the exported one."""
+    """Return the detections of the PyTorch model in the format of an exported one."""
+    inputs = [{"image": image}]
     if isinstance(model, GeneralizedRCNN):
-        (found,) = model.inference(
-            [{"image": image}], do_postprocess=False
-        )  # masks as they come from the mask head
+        # Without postprocessing, masks are those of the mask head: (N, 1, 28, 28).
+        (instances,) = model.inference(inputs, do_postprocess=False)
     else:
-        found = model([{"image": image}])[0]["instances"]
-    found = found[found.pred_boxes.nonempty()]
+        instances = model(inputs)[0]["instances"]
+    instances = instances[instances.pred_boxes.nonempty()]
     outputs = {
-        "boxes": found.pred_boxes.tensor,
-        "scores": found.scores,
-        "classes": found.pred_classes,
+        "boxes": instances.pred_boxes.tensor,
+        "scores": instances.scores,
+        "classes": instances.pred_classes,
     }
-    return outputs | ({"masks": found.pred_masks[:, 0]} if found.has("pred_masks") else {})
+    if instances.has("pred_masks"):
+        outputs["masks"] = instances.pred_masks[:, 0]
+    return outputs
 
 
 @torch.no_grad()
 def check(model: nn.Module, exported: Callable[[Tensor], Detections], images: list[Tensor]) -> str:
-    """Compares results and times, and says so in one line.
+    """Compare the detections and run times on images; return a summary in one line.
 
     Raises:
-        UserError: the results differ.
+        UserError: there are no detections, or they differ.
     """
-    found = torch.cat([differences(eager(model, image), exported(image)) for image in images])
-    if not len(found):
+    distances = torch.cat([differences(eager(model, image), exported(image)) for image in images])
+    if not len(distances):
         raise UserError(
-            "nothing is detected on any picture of --input, so nothing can be checked; give others"
+            "nothing is detected on any image of --input, so that nothing can be compared; give "
+            "other images"
         )
-    same = found[found <= TOLERANCE]
-    if len(same) < SHARE * len(found):
+    agreeing = distances[distances <= TOLERANCE]
+    agreement = len(agreeing) / len(distances)
+    if len(agreeing) < MIN_AGREEMENT * len(distances):
         raise UserError(
-            f"not exported: {1 - len(same) / len(found):.1%} of the detections are not PyTorch's, or differ by more than "
-            f"{TOLERANCE} (pixels, probabilities); please report it with the versions of torch and onnxruntime"
+            f"not exported: {1 - agreement:.1%} of the detections are missing in PyTorch or in the "
+            f"exported model, or differ by more than {TOLERANCE} (pixels, probabilities); please "
+            "report this with the versions of torch and onnxruntime"
         )
-    ours: list[float] = []
-    theirs: list[float] = []
-    for image in images[:TIMED] * REPEATS:
-        start = time.perf_counter()
-        model([{"image": image}])
-        between = time.perf_counter()
-        exported(image)
-        ours.append(between - start)
-        theirs.append(time.perf_counter() - between)
-    ratio = median(theirs) / median(ours)
     return (
-        f"on {len(images)} pictures {len(same) / len(found):.1%} of the detections are PyTorch's, largest difference "
-        f"{same.max():.1e} (pixels, probabilities); takes {ratio:.2f} of PyTorch's time ({torch.get_num_threads()} threads)"
+        f"on {len(images)} images, {agreement:.1%} of the detections agree with PyTorch's, largest "
+        f"difference {agreeing.max():.1e} (pixels, probabilities); takes "
+        f"{time_ratio(model, exported, images[:TIMED_IMAGES]):.2f} of PyTorch's time "
+        f"({torch.get_num_threads()} threads)"
     )
 
 
-def differences(ours: Detections, theirs: Detections) -> Tensor:
-    """Of every detection on either side to the most similar one of its class on the other: (N + M,), inf without one.
+def time_ratio(
+    model: nn.Module, exported: Callable[[Tensor], Detections], images: list[Tensor]
+) -> float:
+    """Return the median run time of the exported detector divided by that of the PyTorch model."""
+    model_times: list[float] = []
+    exported_times: list[float] = []
+    for image in images * REPEATS:
+        start = time.perf_counter()
+        model([{"image": image}])
+        middle = time.perf_counter()
+        exported(image)
+        model_times.append(middle - start)
+        exported_times.append(time.perf_counter() - middle)
+    return median(exported_times) / median(model_times)
 
-    What is compared are coordinates, scores and masks; the order of equal scores does not matter.
+
+def differences(first: Detections, second: Detections) -> Tensor:
+    """Return the distance of each detection to the nearest one of its class in the other set.
+
+    The distance is the largest absolute difference of coordinates, scores and mask values. The
+    order of the detections does not matter.
+
+    Returns:
+        (N + M,) for N and M detections; inf where the other set has none of the class.
     """
-    by_part = [
-        (ours["boxes"][:, None] - theirs["boxes"]).abs().amax(2),
-        (ours["scores"][:, None] - theirs["scores"]).abs(),
+    # All are (N, M).
+    distances = [
+        (first["boxes"][:, None] - second["boxes"]).abs().amax(2),
+        (first["scores"][:, None] - second["scores"]).abs(),
     ]
-    if "masks" in ours:
-        by_part.append(
-            torch.cdist(ours["masks"].flatten(1), theirs["masks"].flatten(1), p=torch.inf)
-        )
-    distance = torch.stack(by_part).amax(0)  # (N, M)
-    distance[ours["classes"][:, None] != theirs["classes"]] = torch.inf
-    distance = nn.functional.pad(
-        distance, (0, 1, 0, 1), value=torch.inf
-    )  # there is always one to take the minimum of
+    if "masks" in first:
+        masks = first["masks"].flatten(1), second["masks"].flatten(1)
+        distances.append(torch.cdist(*masks, p=torch.inf))
+    distance = torch.stack(distances).amax(0)
+    distance[first["classes"][:, None] != second["classes"]] = torch.inf
+    # One more row and column, so that there is always a minimum, also without detections.
+    distance = nn.functional.pad(distance, (0, 1, 0, 1), value=torch.inf)
     return torch.cat([distance[:-1].amin(1), distance[:, :-1].amin(0)])

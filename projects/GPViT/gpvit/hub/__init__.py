@@ -1,4 +1,4 @@
-"""Sharing models: their folders and cards, and the Hugging Face Hub."""
+"""Sharing models as folders with model cards, and through the Hugging Face Hub."""
 
 from ..checkpoint.huggingface import CARD, FILES, download, parsed
 from .share import local_address, new_folder, pull, push, usable_config, write

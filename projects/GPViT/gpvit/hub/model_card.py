@@ -1,4 +1,4 @@
-"""The card of a model that is handed on: what it is, how to use it, how well it did where, and its licence."""
+"""Model cards: README.md files that describe a shared model, its usage, results and license."""
 
 import json
 import re
@@ -19,18 +19,19 @@ from ..utils.events import RESULTS_OF_SETS, folder_names, read_metrics
 from ..utils.text import PATH_LIMIT, markdown, one_line
 
 PAPER = "https://github.com/ChenhongyiYang/GPViT"
-MOST_VERSIONS = 10  # that a card lists; a training run notes 4
-VALIDATION = "the training's validation data"  # where its name is not known
+MOST_VERSIONS = 10  # packages listed in a card; a training run records 4
+VALIDATION = "the validation dataset"  # if its name is not known
 
 
 @dataclass(frozen=True)
-class Training:
-    """What the folder of a training says about a checkpoint in it; empty where it says nothing.
+class TrainingRun:
+    """What the folder of a training run records about a checkpoint in it; empty where unknown.
 
     Attributes:
-        train_data, val_data: names of the data sets in one line, without the folders they are in.
-        images: how many were evaluated.
-        metrics: COCO's metrics of the validation data, 0 to 100, by names such as "bbox/AP" and "segm/AP-cat".
+        train_data, val_data: names of the datasets in one line, without their folders.
+        images: number of images in the evaluation.
+        metrics: COCO metrics on the validation data, from 0 to 100, by names such as "bbox/AP" and
+            "segm/AP-cat".
     """
 
     train_data: str = ""
@@ -39,100 +40,108 @@ class Training:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def training_of(file: checkpoint.File) -> Training:
-    """What can be said about the training that a checkpoint is of."""
-    folder, done = Path(file.path).parent, file.about.get("iterations")
-    if done is None:
-        return Training()
-    images = _images(folder / "evaluation.json")
+def training_of(file: checkpoint.File) -> TrainingRun:
+    """Return what the folder of a checkpoint records about the training run that wrote it."""
+    folder, iterations = Path(file.path).parent, file.about.get("iterations")
+    if iterations is None:
+        return TrainingRun()
+    images = _evaluated_images(folder / "evaluation.json")
     try:
         cfg = load_config(str(folder / "config.yaml"))
-    except UserError:  # moved away from its folder
-        return Training(images=images, metrics=_metrics(folder / "metrics.json", done))
-    train, test = (
-        OmegaConf.select(cfg, f"dataloader.{split}.dataset.names") for split in ("train", "test")
-    )
+    except UserError:  # the checkpoint was moved out of its folder
+        metrics = _metrics(folder / "metrics.json", iterations)
+        return TrainingRun(images=images, metrics=metrics)
+    train = OmegaConf.select(cfg, "dataloader.train.dataset.names")
+    test = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     of_set = ""
-    if isinstance(test, ListConfig) and len(test) > 1:  # the card is about the first validation set
-        inside = folder_names(list(map(str, test)))[str(test[0])]
-        images, of_set = (
-            _images(folder / RESULTS_OF_SETS / inside / "evaluation.json"),
-            one_line(test[0], PATH_LIMIT),
-        )
-        test = test[0]
-    metrics = _metrics(folder / "metrics.json", done, of_set)
-    return Training(_data_name(train), _data_name(test), images, metrics)
+    if isinstance(test, ListConfig) and len(test) > 1:
+        # With several validation sets, each has a folder of its own; the card is about the first.
+        first = test[0]
+        set_folder = folder / RESULTS_OF_SETS / folder_names(list(map(str, test)))[str(first)]
+        images = _evaluated_images(set_folder / "evaluation.json")
+        of_set = one_line(first, PATH_LIMIT)
+        test = first
+    metrics = _metrics(folder / "metrics.json", iterations, of_set)
+    return TrainingRun(_data_names(train), _data_names(test), images, metrics)
 
 
-def _data_name(names: Any) -> str:
-    """The names in one line. Version 0.1 had folders in them, which are nobody's business: "photos (val)" of these."""
-    listed_names = (
-        [names] if isinstance(names, str) else names if isinstance(names, list | ListConfig) else []
-    )
-    shown = []
-    for name in map(str, listed_names):
+def _data_names(names: Any) -> str:
+    """Return the names of datasets in one line.
+
+    Names of version 0.1, such as "coco:/home/me/photos:val", contain a private path; they become
+    "photos (val)".
+    """
+    if isinstance(names, str):
+        names = [names]
+    elif not isinstance(names, list | ListConfig):
+        names = []
+    public_names = []
+    for name in map(str, names):
         folder, _, split = name.rpartition(":")
-        shown.append(f"{Path(folder).name} ({split})" if name.startswith("coco:") else name)
-    return one_line(", ".join(shown))
+        public_names.append(f"{Path(folder).name} ({split})" if name.startswith("coco:") else name)
+    return one_line(", ".join(public_names))
 
 
-def _metrics(path: Path, done: int, of_set: str = "") -> dict[str, float]:
-    """What was measured after ``done`` iterations; of the averaged weights, where there are any, since these are used.
+def _metrics(path: Path, iterations: int, of_set: str = "") -> dict[str, float]:
+    """Return the metrics of the evaluation after ``iterations`` iterations.
+
+    If averaged weights were evaluated, their metrics are returned: these are the shared weights.
 
     Args:
         path: of metrics.json.
-        done: iterations.
+        iterations: number of iterations of the checkpoint.
         of_set: the validation set, in one line, if there are several.
     """
-    measured: dict[bool, dict[str, float]] = {False: {}, True: {}}
+    metrics: dict[bool, dict[str, float]] = {False: {}, True: {}}  # by whether averaged
     for row in read_metrics(path):
         for key, value in row.items():
             metric = parse_metric(key)
-            if metric and metric.of_set == of_set and row["iteration"] == done - 1:
-                measured[metric.averaged][f"{metric.task}/{metric.name}"] = float(value)
-    return measured[True] or measured[False]
+            # Rows count iterations from 0.
+            if metric and metric.of_set == of_set and row["iteration"] == iterations - 1:
+                metrics[metric.averaged][f"{metric.task}/{metric.name}"] = float(value)
+    return metrics[True] or metrics[False]
 
 
-def _images(path: Path) -> int | None:
-    """The number of images in an evaluation that a training made."""
+def _evaluated_images(path: Path) -> int | None:
+    """Return the number of images of a training run's last evaluation, from evaluation.json."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    made_by_it = isinstance(content, dict) and content.get("weights", "") is None
-    images = content.get("images") if made_by_it else None
+    # A training run writes "weights": null, and `--eval-only` the path of a checkpoint.
+    is_of_run = isinstance(content, dict) and content.get("weights", "") is None
+    images = content.get("images") if is_of_run else None
     return images if type(images) is int and 0 < images < 2**53 else None
 
 
 def model_card(
-    file: checkpoint.File, cfg: DictConfig, licence: str, address: str, training: Training
+    file: checkpoint.File, cfg: DictConfig, license_id: str, address: str, run: TrainingRun
 ) -> ModelCard:
-    """The README.md of a model.
+    """Return the model card of a detector.
 
     Args:
         file: its checkpoint.
         cfg: its config.
-        licence: as the Hugging Face Hub writes it, such as "apache-2.0".
-        address: what people will give to load it; its last part is the model's name.
-        training: what is known about it.
+        license_id: identifier of the license on the Hugging Face Hub, such as "apache-2.0".
+        address: the address or path that users load it from; the last part is the model's name.
+        run: the training run that wrote the checkpoint.
     """
     name = address.rpartition("/")[2]
     sections = (
         _summary(file, name),
-        _use(cfg, address),
-        _classes(file, training),
-        _results(file, training),
+        _usage(cfg, address),
+        _classes(file, run),
+        _results(file, run),
         _versions(file),
-        f"## Licence\n\n{markdown(licence)}",
+        f"## License\n\n{markdown(license_id)}",
     )
-    header = _header(file, one_line(licence), one_line(name), training).to_yaml()
-    return ModelCard(
-        f"---\n{header}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
-    )
+    header = _header(file, one_line(license_id), one_line(name), run).to_yaml()
+    text = "\n\n".join(filter(None, sections))
+    return ModelCard(f"---\n{header}\n---\n\n{text}\n")
 
 
 def versions(file: checkpoint.File) -> dict[str, str]:
-    """What a model was made with; of a file that does not say, what it is written with now."""
+    """Return the package versions recorded in a checkpoint, or else those in use."""
     return file.about.get("versions") or checkpoint.versions()
 
 
@@ -140,132 +149,148 @@ def has_masks(file: checkpoint.File) -> bool:
     return any(key.startswith("roi_heads.mask_head.") for key in file.weights)
 
 
-def _header(file: checkpoint.File, licence: str, name: str, training: Training) -> ModelCardData:
-    pipeline = "image-segmentation" if has_masks(file) else "object-detection"
-    kinds = ["object-detection", *(["instance-segmentation"] if has_masks(file) else [])]
-    results = [
-        EvalResult(
-            task_type=pipeline,
-            dataset_type=re.sub(r"\W+", "-", training.val_data).strip("-") or "unnamed",
-            dataset_name=training.val_data or VALIDATION,
-            metric_type="mAP",
-            metric_name=f"{task.main} of {task.label} (COCO)",
-            metric_value=round(training.metrics[f"{name}/{task.main}"], 1),
-        )
-        for name, task in TASKS.items()
-        if f"{name}/{task.main}" in training.metrics
-    ]
+def _header(file: checkpoint.File, license_id: str, name: str, run: TrainingRun) -> ModelCardData:
+    """Return the YAML header, which the Hub shows and searches."""
+    pipeline, task_tags = "object-detection", ["object-detection"]
+    if has_masks(file):
+        pipeline, task_tags = "image-segmentation", ["object-detection", "instance-segmentation"]
+    results = []
+    for task_name, task in TASKS.items():
+        value = run.metrics.get(f"{task_name}/{task.main}")
+        if value is not None:
+            # Runs of anything but word characters become one hyphen in the dataset's identifier.
+            dataset_type = re.sub(r"\W+", "-", run.val_data).strip("-") or "unnamed"
+            result = EvalResult(
+                task_type=pipeline,
+                dataset_type=dataset_type,
+                dataset_name=run.val_data or VALIDATION,
+                metric_type="mAP",
+                metric_name=f"COCO {task.main} ({task.label})",
+                metric_value=round(value, 1),
+            )
+            results.append(result)
     return ModelCardData(
-        license=licence,
+        license=license_id,
         library_name="gpvit",
         pipeline_tag=pipeline,
-        tags=["gpvit", "detectron2", *kinds],
+        tags=["gpvit", "detectron2", *task_tags],
         model_name=name if results else None,
         eval_results=results or None,
     )
 
 
 def _summary(file: checkpoint.File, name: str) -> str:
-    size, finds = size_name(file.weights), "boxes and masks" if has_masks(file) else "boxes"
+    size = size_name(file.weights)
     backbone = f"[GPViT]({PAPER})" + (f"-{size}" if size else "")
+    if has_masks(file):
+        kind, predictions = "instance segmentation", "a bounding box, a mask"
+    else:
+        kind, predictions = "object detection", "a bounding box"
     return (
-        f"# {markdown(name)}\n\nA {checkpoint.architecture(file.weights)} on a {backbone} backbone. It finds objects of "
-        f"{len(file.classes or [])} classes in pictures, and gives {finds}, classes and scores."
+        f"# {markdown(name)}\n\n"
+        f"An {kind} model: {checkpoint.architecture(file.weights)} and a {backbone} backbone. It "
+        f"detects objects of {len(file.classes or [])} classes and predicts {predictions}, a class "
+        "label and a confidence score for each."
     )
 
 
-def _use(cfg: DictConfig, address: str) -> str:
-    sizes = [markdown(cfg.dataloader.get(key) or "") for key in ("short_side", "max_size")]
-    resized = "Pictures of any size; the shorter side is scaled to {} pixels, the longer to {} at most. ".format(
-        *sizes
+def _usage(cfg: DictConfig, address: str) -> str:
+    short_side, max_size = (
+        markdown(cfg.dataloader.get(key) or "") for key in ("short_side", "max_size")
     )
-    return f"""## Use
+    resizing = ""
+    if short_side and max_size:
+        resizing = (
+            f"Images of any size are accepted. They are resized so that the shorter side is "
+            f"{short_side} pixels, or less if the longer side would exceed {max_size} pixels. "
+        )
+    return f"""## Usage
 
-With GPViT for Detectron2, in Python and from the shell:
+The model requires the package GPViT for Detectron2 (`gpvit`). In Python:
 
 ```python
 import gpvit
 
 predictor = gpvit.Predictor.from_checkpoint({python_text(address)})
-instances = predictor("picture.jpg")
-print([predictor.classes[number] for number in instances.pred_classes], instances.scores)
+instances = predictor("image.jpg")
+print([predictor.classes[index] for index in instances.pred_classes], instances.scores)
 ```
+
+On the command line:
 
 ```bash
-gpvit predict --weights {shell_text(address)} --input 'pictures/*.jpg'
+gpvit predict --weights {shell_text(address)} --input 'images/*.jpg'
 ```
 
-{resized if all(sizes) else ""}Classes and config come with the weights; `config.yaml` is that config once more, to be read.
-No file here is code."""
+{resizing}`model.safetensors` contains the weights, the class names and the config; `config.yaml` is
+a readable copy of the config. Loading the model does not execute code from this repository."""
 
 
 def python_text(address: str) -> str:
-    """An address as Python code in a card."""
+    """Return an address as a Python string literal for a card."""
     return one_line(json.dumps(address, ensure_ascii=False), PATH_LIMIT)
 
 
 def shell_text(address: str) -> str:
-    """An address as part of a shell command in a card."""
+    """Return an address as an argument of a shell command for a card."""
     return one_line(shlex.quote(address), PATH_LIMIT)
 
 
-def _classes(file: checkpoint.File, training: Training) -> str:
-    names, metrics = file.classes or [], training.metrics
-    tasks = {
-        name: task
-        for name, task in TASKS.items()
-        if any(_of_class(name, cls) in metrics for cls in names)
-    }
-    if not tasks:
+def _classes(file: checkpoint.File, run: TrainingRun) -> str:
+    """Return the list of classes, or the table of their AP if the training run measured it."""
+    names, metrics = file.classes or [], run.metrics
+    columns = {}  # the main metric of each class, by column heading
+    for task_name, task in TASKS.items():
+        values = [metrics.get(_class_metric(task_name, name)) for name in names]
+        if any(value is not None for value in values):
+            columns[f"AP ({task.label})"] = values
+    if not columns:
         return "## Classes\n\n" + ", ".join(map(markdown, names))
     rows = []
-    for cls in names:
-        rows.append(
-            [markdown(cls), *(_figure(metrics.get(_of_class(name, cls))) for name in tasks)]
-        )
-    return "## Classes\n\n" + _table(
-        ["class", *(f"AP of {task.label}" for task in tasks.values())], rows
-    )
+    for name, *values in zip(names, *columns.values()):
+        rows.append([markdown(name), *map(_figure, values)])
+    return "## Classes\n\n" + _table(["class", *columns], rows)
 
 
-def _results(file: checkpoint.File, training: Training) -> str:
-    metrics = training.metrics
-    columns: dict[str, str] = {}
+def _results(file: checkpoint.File, run: TrainingRun) -> str:
+    """Return the section on the training run and its COCO metrics."""
+    headings: list[str] = []
     rows = []
-    for name, task in TASKS.items():
-        if f"{name}/{task.main}" in metrics:
-            columns = task.metrics
-            rows.append(
-                [task.label, *(_figure(metrics.get(f"{name}/{column}")) for column in columns)]
-            )
-    trained = (
-        f"Trained for {file.about['iterations']} iterations" if "iterations" in file.about else ""
-    )
-    if trained:
-        trained += f" on {markdown(training.train_data)}." if training.train_data else "."
+    for task_name, task in TASKS.items():
+        values = [run.metrics.get(f"{task_name}/{metric}") for metric in task.metrics]
+        if values[0] is not None:  # the main metric
+            headings = list(task.metrics.values())
+            rows.append([task.label, *map(_figure, values)])
+    trained = ""
+    if "iterations" in file.about:
+        data = f" on {markdown(run.train_data)}" if run.train_data else ""
+        trained = f"Trained for {file.about['iterations']} iterations{data}."
     if not rows:
         return f"## Training\n\n{trained}" if trained else ""
-    where = markdown(training.val_data) if training.val_data else VALIDATION
-    where = f"{training.images} images of {where}" if training.images else where
-    said = f"COCO's AP, 0 to 100, as the training measured it on {where}; other pictures may give other figures."
-    return f"## Training and results\n\n{trained} {said}\n\n" + _table(
-        ["", *columns.values()], rows
+    data = markdown(run.val_data) if run.val_data else VALIDATION
+    if run.images:
+        data = f"{run.images} images of {data}"
+    evaluated = (
+        f"COCO AP in percent, evaluated on {data} during training. Results on images from other "
+        "sources may differ."
     )
+    return f"## Training and results\n\n{trained} {evaluated}\n\n" + _table(["", *headings], rows)
 
 
 def _versions(file: checkpoint.File) -> str:
-    what = "Trained" if "versions" in file.about else "Written to this file"
-    stated = [markdown(" ".join(version)) for version in versions(file).items()]
-    return f"## Versions\n\n{what} with {', '.join(stated[:MOST_VERSIONS])}."
+    action = "Trained" if "versions" in file.about else "Saved"
+    packages = [markdown(" ".join(version)) for version in versions(file).items()]
+    return f"## Versions\n\n{action} with {', '.join(packages[:MOST_VERSIONS])}."
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
+    # "---:" aligns all columns but the first to the right.
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _of_class(task: str, name: str) -> str:
-    """What the metric of a class is called in metrics.json."""
+def _class_metric(task: str, name: str) -> str:
+    """Return the name of a class's metric in metrics.json, such as "segm/AP-cat"."""
     return f"{task}/{TASKS[task].of_class}{one_line(name)}"
 
 

@@ -1,4 +1,4 @@
-"""Backbones and what detectors need beside Detectron2's parts."""
+"""Backbones, and parts of detectors that Detectron2 does not have."""
 
 from .backbone import SIZES, GPViT, GPViTAdapter, SimpleFeaturePyramid
 from .detectors import ClampedBox2BoxTransform, LastLevelNormP6P7, RetinaNet

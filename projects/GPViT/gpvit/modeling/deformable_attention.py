@@ -1,38 +1,39 @@
-"""Multi-scale deformable attention (Zhu et al., ICLR 2021), and two ways to sample."""
+"""Multi-scale deformable attention (Zhu et al., ICLR 2021), and two samplers for it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Shapes = Sequence[
-    tuple[int, int]
-]  # height and width of the grids whose tokens follow each other in one sequence
+# Height and width of each level, in cells. The tokens of all levels form one sequence, level after
+# level, each in row-major order.
+Shapes = Sequence[tuple[int, int]]
 
 
-def cell_centres(shapes: Shapes, device: torch.device) -> Tensor:
-    """Centres (x, y) of the cells of grids, as shares of the image's width and height: (number of cells, 2)."""
+def cell_centers(shapes: Shapes, device: torch.device) -> Tensor:
+    """Centers (x, y) of all cells, in normalized coordinates: (number of cells, 2)."""
     grids = []
     for height, width in shapes:
         y = (torch.arange(height, device=device) + 0.5) / height
         x = (torch.arange(width, device=device) + 0.5) / width
-        grids.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (height, width, 2)
+        grids.append(grid.flatten(0, 1))
     return torch.cat(grids)
 
 
-def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of bilinear samples, which are zero outside of the image.
+def sample_by_bag(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of bilinear samples; a sample is zero outside of the image.
 
-    A bilinear sample is a weighted sum of four cells, so all samples of a query and head are one weighted sum of rows
-    of ``value``: exactly what an embedding bag computes, without ever holding the samples themselves.
+    A bilinear sample is a weighted sum of four cells, so all samples of one query and head are a
+    single weighted sum of rows of ``value``. That is what an embedding bag computes, without
+    storing the samples.
 
     Args:
-        value: (B, M, heads, C / heads), the grids of all levels one after the other.
-        shapes: of these grids.
-        locations: (B, L, heads, levels, points, 2), x and y as shares of the image's width and height.
+        value: (B, M, heads, C / heads), the M cells of all levels.
+        shapes: of the levels.
+        locations: (B, L, heads, levels, points, 2), x and y in normalized coordinates.
         weights: (B, L, heads, levels, points).
 
     Returns:
@@ -40,23 +41,23 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
     """
     B, M, heads, _ = value.shape
     device = value.device
-    first_row = torch.arange(0, B * M, M, device=device, dtype=torch.int32)[
-        :, None, None, None, None
-    ]
+    # A cell's number in the batch is image * M + level's first cell + y * width + x, and its row in
+    # the table (B * M * heads, C / heads) is number * heads + head. `first` is the number of each
+    # image's first cell in the present level; it broadcasts to (B, L, heads, points, 2).
+    first = torch.arange(0, B * M, M, device=device, dtype=torch.int32)[:, None, None, None, None]
     head = torch.arange(heads, device=device, dtype=torch.int32)[:, None, None, None]
     rows, factors = [], []
     for level, (height, width) in enumerate(shapes):
-        x, x_factor = _neighbours(
-            locations[..., level, :, 0] * width - 0.5, width
-        )  # each (B, L, heads, points, 2)
-        y, y_factor = _neighbours(locations[..., level, :, 1] * height - 0.5, height)
+        # The center of cell 0 is at 0.5 / width, so cell positions are x * width - 0.5.
+        x, x_factor = _neighbors(locations[..., level, :, 0] * width - 0.5, width)
+        y, y_factor = _neighbors(locations[..., level, :, 1] * height - 0.5, height)
         y_factor = y_factor * weights[..., level, :, None]
-        cell = (y * width + first_row)[..., :, None] + x[
-            ..., None, :
-        ]  # (B, L, heads, points, 2, 2)
-        rows.append((cell * heads + head).flatten(3))
-        factors.append((y_factor[..., :, None] * x_factor[..., None, :]).flatten(3))
-        first_row = first_row + height * width
+        # Rows times columns: the four cells of each point, (B, L, heads, points, 2, 2).
+        cell = (y * width + first)[..., :, None] + x[..., None, :]
+        factor = y_factor[..., :, None] * x_factor[..., None, :]
+        rows.append((cell * heads + head).flatten(3))  # (B, L, heads, 4 * points)
+        factors.append(factor.flatten(3))
+        first = first + height * width
     samples = F.embedding_bag(
         torch.cat(rows, dim=-1).flatten(0, 2),  # (B * L * heads, 4 * levels * points)
         value.flatten(0, 2),  # (B * M * heads, C / heads)
@@ -66,55 +67,59 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
     return samples.view(B, locations.shape[1], -1)
 
 
-def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The two cells beside a position on an axis of ``size`` cells, and their shares in linear interpolation.
+def _neighbors(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two cells next to a position on an axis, and their factors in linear interpolation.
 
-    Each gets a further last dimension of two. Cells that do not exist have the share zero.
+    Args:
+        position: any shape, in cells.
+        size: number of cells of the axis.
+
+    Returns:
+        Cells (int32) and factors, each with a further last dimension of two. A cell outside of the
+        axis is clamped to it and has the factor zero.
     """
     below = position.floor()
-    share = position - below
+    fraction = position - below
     cells = torch.stack([below, below + 1], dim=-1)
-    shares = torch.stack([1 - share, share], dim=-1)
-    shares = shares * ((cells >= 0) & (cells < size))
-    return cells.clamp(0, size - 1).to(torch.int32), shares
+    factors = torch.stack([1 - fraction, fraction], dim=-1)
+    factors = factors * ((cells >= 0) & (cells < size))
+    return cells.clamp(0, size - 1).to(torch.int32), factors
 
 
 def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """:func:`sample` by an operation that ONNX has, at the cost of memory for all samples of a level."""
+    """:func:`sample_by_bag` by an operation that ONNX has. Stores all samples of a level."""
     heads = value.shape[2]
-    of_levels = []
-    for level, (x, (height, width)) in enumerate(
-        zip(value.split([h * w for h, w in shapes], dim=1), shapes)
-    ):
-        x = (
-            x.unflatten(1, (height, width)).permute(0, 3, 4, 1, 2).flatten(0, 1)
-        )  # (B * heads, C / heads, h, w)
-        where = (
-            2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
-        )  # (B * heads, L, points, 2)
-        samples = F.grid_sample(x, where, align_corners=False)  # (B * heads, C / heads, L, points)
-        of_levels.append(
-            (samples * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
-        )
-    return (
-        reduce(torch.add, of_levels).unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)
-    )  # (B, L, C)
+    cells_per_level = [height * width for height, width in shapes]
+    total = None
+    for level, (x, shape) in enumerate(zip(value.split(cells_per_level, dim=1), shapes)):
+        # (B, h w, heads, C / heads) -> (B * heads, C / heads, h, w)
+        x = x.unflatten(1, shape).permute(0, 3, 4, 1, 2).flatten(0, 1)
+        # grid_sample's coordinates go from -1 to 1: (B * heads, L, points, 2)
+        grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
+        samples = F.grid_sample(x, grid, align_corners=False)  # (B * heads, C / heads, L, points)
+        factors = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
+        weighted = (samples * factors).sum(-1)  # (B * heads, C / heads, L)
+        total = weighted if total is None else total + weighted
+    assert total is not None, "no levels"
+    return total.unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)  # (B, L, C)
+
+
+SAMPLERS = {"bag": sample_by_bag, "grid": sample_by_grid}
 
 
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention (Zhu et al., ICLR 2021).
 
-    Each query looks at a few points around its own place in every level of the features; where, and with which
-    weights, it says itself. Under autocast all of it runs in float32, as published.
+    Each query attends to a few points around its own place in every level; it predicts offsets and
+    weights of these points. Under autocast it runs in float32, as published.
 
     Attributes:
-        sample: what samples; :func:`sampling_by_grid` exchanges it.
+        sampler: a key of :data:`SAMPLERS`: "bag", which needs less memory, or "grid" for ONNX.
     """
-
-    sample = staticmethod(sample)
 
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
+        self.sampler = "bag"
         self.sampling = (num_heads, num_levels, num_points)
         self.offsets = nn.Linear(dim, 2 * num_heads * num_levels * num_points)
         self.weights = nn.Linear(dim, num_heads * num_levels * num_points)
@@ -124,36 +129,36 @@ class DeformableAttention(nn.Module):
     def forward(
         self, query: Tensor, query_shapes: Shapes, feature: Tensor, feature_shapes: Shapes
     ) -> Tensor:
-        """(B, L, C), (B, M, C) -> (B, L, C); both sequences are grids of the same image, one after the other."""
+        """(B, L, C), (B, M, C) -> (B, L, C): tokens of one or more levels of the same image."""
         device = query.device
         autocasts = torch.amp.is_autocast_available(device.type)  # not on "meta"
         with torch.autocast(device.type, enabled=False) if autocasts else nullcontext():
             dtype = self.value.weight.dtype
             query, feature = query.to(dtype), feature.to(dtype)
-            offsets = self.offsets(query).unflatten(
-                -1, (*self.sampling, 2)
-            )  # in cells of the level: x, y
-            # Side by side, as torch.export would take the sides of a list for constants.
-            sizes = torch.stack(
-                [offsets.new_full((), side) for shape in feature_shapes for side in reversed(shape)]
-            )
-            centres = cell_centres(query_shapes, device)
-            locations = centres[:, None, None, None] + offsets / sizes.view(-1, 1, 2)
-            weights = self.weights(query).unflatten(-1, (self.sampling[0], -1)).softmax(-1)
-            value = self.value(feature).unflatten(-1, (self.sampling[0], -1))
-            return self.out(
-                self.sample(value, feature_shapes, locations, weights.view(locations.shape[:-1]))
-            )
+            num_heads = self.sampling[0]
+            offsets = self.offsets(query).unflatten(-1, (*self.sampling, 2))  # x, y in cells
+            # Stacked one by one: torch.export would take a list of the sides for constants.
+            sides = []
+            for height, width in feature_shapes:
+                sides += [offsets.new_full((), width), offsets.new_full((), height)]
+            centers = cell_centers(query_shapes, device)[:, None, None, None]
+            locations = centers + offsets / torch.stack(sides).view(-1, 1, 2)
+            weights = self.weights(query).unflatten(-1, (num_heads, -1)).softmax(-1)
+            weights = weights.view(locations.shape[:-1])  # (B, L, heads, levels, points)
+            value = self.value(feature).unflatten(-1, (num_heads, -1))
+            sample = SAMPLERS[self.sampler]
+            return self.out(sample(value, feature_shapes, locations, weights))
 
 
 @contextmanager
 def sampling_by_grid(model: nn.Module) -> Iterator[None]:
-    """Lets all deformable attention in a model sample by :func:`sample_by_grid`."""
-    attentions = [module for module in model.modules() if isinstance(module, DeformableAttention)]
-    for module in attentions:
-        module.sample = sample_by_grid
+    """Set the sampler of all deformable attention in a model to "grid", as ONNX needs."""
+    modules = [module for module in model.modules() if isinstance(module, DeformableAttention)]
+    before = [module.sampler for module in modules]
+    for module in modules:
+        module.sampler = "grid"
     try:
         yield
     finally:
-        for module in attentions:
-            del module.sample  # the class has the other one
+        for module, sampler in zip(modules, before):
+            module.sampler = sampler

@@ -1,6 +1,8 @@
-"""What the published detectors do differently from Detectron2's, in the smallest subclasses."""
+"""Where the published detectors differ from Detectron2's, as small subclasses."""
 
+import functools
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,60 +16,80 @@ from torch import Tensor, nn
 
 
 class ClampedBox2BoxTransform(Box2BoxTransform):
-    """Limits how much smaller a box may become, too, not only how much larger: to 1000 / 16 times either way."""
+    """Limits the factor by which a box shrinks, too, to 16 / 1000; Detectron2 limits its growth."""
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """Args: deltas: (N, 4k), boxes: (N, 4). Returns: (N, 4k)."""
-        smallest = deltas.new_tensor(
-            [-math.inf, -math.inf, *(-self.scale_clamp * w for w in self.weights[2:])]
-        )
-        return super().apply_deltas(
-            torch.maximum(deltas.unflatten(1, (-1, 4)), smallest).flatten(1), boxes
-        )
+        # dx and dy are unlimited; dw and dh are logarithms of factors, times their weights.
+        min_width, min_height = (-self.scale_clamp * weight for weight in self.weights[2:])
+        smallest = deltas.new_tensor([-math.inf, -math.inf, min_width, min_height])
+        deltas = torch.maximum(deltas.unflatten(1, (-1, 4)), smallest).flatten(1)
+        return super().apply_deltas(deltas, boxes)
 
 
 class LastLevelNormP6P7(nn.Module):
-    """p6 from p5 and p7 from p6, by convolutions with a norm and without the ReLU of Detectron2's LastLevelP6P7."""
+    """p6 from p5 and p7 from p6, by stride-2 convolutions.
+
+    With a norm and without the ReLU of Detectron2's LastLevelP6P7.
+    """
 
     num_levels = 2
     in_feature = "p5"
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
-        self.p6, self.p7 = (
-            Conv2d(
-                channels,
-                channels,
-                3,
-                stride=2,
-                padding=1,
-                bias=False,
-                norm=get_norm(norm, channels),
-            )
-            for _ in range(2)
-        )
+        self.p6 = self._make_conv(channels, norm)
+        self.p7 = self._make_conv(channels, norm)
+
+    @staticmethod
+    def _make_conv(channels: int, norm: str) -> Conv2d:
+        options = dict(stride=2, padding=1, bias=False, norm=get_norm(norm, channels))
+        return Conv2d(channels, channels, 3, **options)
 
     def forward(self, p5: Tensor) -> list[Tensor]:
         p6 = self.p6(p5)
         return [p6, self.p7(p6)]
 
 
-# The compiled form's first results differ from later ones in the last bits, so that no training could be resumed exactly.
+# The first results of the scripted function differ from later ones in the last bits, so that a run
+# could not be resumed bitwise.
 retinanet.sigmoid_focal_loss_jit = sigmoid_focal_loss
+
+INITIAL_NORMALIZER = 100.0  # of RetinaNet's positive anchors, as in Detectron2
 
 
 class RetinaNet(meta_arch.RetinaNet):
-    """Clips boxes to the image before non-maximum suppression, as Detectron2's R-CNNs do, not after it.
+    """Detectron2's RetinaNet with two differences.
 
-    Its losses are divided by the same number in all processes.
+    Boxes are clipped to the image before non-maximum suppression, not after it, as in Detectron2's
+    R-CNNs. The losses are divided by the same number in all processes.
+
+    Attributes:
+        loss_normalizer: moving average of the number of positive anchors: (), float64. A buffer, so
+            that whoever saves or restores buffers has it; not persistent, since published files
+            do not contain it.
     """
 
-    def _ema_update(self, name: str, value: float, *args: float) -> float:
+    loss_normalizer: Tensor
+
+    # wraps: the signature, which configs are checked against, is Detectron2's.
+    @functools.wraps(meta_arch.RetinaNet.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        initial = torch.tensor(INITIAL_NORMALIZER, dtype=torch.float64)
+        self.register_buffer("loss_normalizer", initial, persistent=False)
+
+    def _ema_update(
+        self, name: str, value: float, initial_value: float, momentum: float = 0.9
+    ) -> float:
+        """Update the moving average, by the mean over the processes. Returns the new average."""
         if dist.is_initialized():
             mean = torch.tensor(float(value), device=self.device)
             dist.all_reduce(mean)
             value = mean.item() / dist.get_world_size()
-        return super()._ema_update(name, value, *args)
+        average: Tensor = self.get_buffer(name)
+        average.mul_(momentum).add_(value * (1 - momentum))
+        return average.item()
 
     def _decode_per_level_predictions(
         self,

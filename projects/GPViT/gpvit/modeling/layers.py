@@ -1,4 +1,4 @@
-"""The layers of GPViT and its adapter, and how they run fast on a CPU."""
+"""The layers of GPViT and its adapter, with their fast paths on CPUs."""
 
 from collections.abc import Callable
 
@@ -8,14 +8,15 @@ from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# In inference on a CPU: few enough for the hidden channels of an MLP to stay in its last cache (L1: 7 MB).
+# Tokens of one part of an MLP in inference on a CPU: the hidden channels of this many fit into the
+# last-level cache (7 MB for L1).
 TOKENS_PER_PART = 2048
 
 
 class ConvNormReLU(nn.Conv2d):
-    """Convolution without bias, batch norm, ReLU; keeps the size where the stride is 1.
+    """Convolution without bias, batch norm, ReLU. With stride 1, the output has the input's size.
 
-    In evaluation, the norm's factors go into the convolution's weights.
+    In evaluation, the batch norm is folded into the convolution's weights.
     """
 
     def __init__(
@@ -44,17 +45,20 @@ class ConvNormReLU(nn.Conv2d):
         if norm.training or getattr(norm, "running_var", None) is None:
             x = batch_norm(norm, super().forward(x))
         else:
+            # norm(conv(x)) = scale * (weight * x - mean) + norm.bias, per output channel
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            weight, bias = (
-                scale[:, None, None, None] * self.weight,
-                norm.bias - scale * norm.running_mean,
-            )
+            weight = scale[:, None, None, None] * self.weight
+            bias = norm.bias - scale * norm.running_mean
             x = F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups)
         return x.relu_().contiguous(memory_format=torch.channels_last)
 
 
 def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(x)``; in channels-last, PyTorch's batch norm on CPUs gets gradients wrong by 1e-4 (seen: 2.14)."""
+    """``norm(x)``, in channels-first when training on a CPU.
+
+    Works around PyTorch (seen in 2.14): with channels-last inputs, the gradients of its batch norm
+    on CPUs are off by 1e-4.
+    """
     if norm.training and x.device.type == "cpu":
         x = x.contiguous()
     return norm(x)
@@ -70,8 +74,8 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x weightᵀ + bias over the channels of a map: (B, H, W, C), (D, C), (D,) -> (B, H, W, D).
 
-    On a CPU it is a 1x1 convolution: PyTorch takes these from oneDNN, and products of float32 matrices from MKL, which is
-    half as fast on some processors.
+    On a CPU it runs as a 1x1 convolution. PyTorch computes these with oneDNN, and float32 matrix
+    products with MKL, which is half as fast on some processors.
     """
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
@@ -87,26 +91,33 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.fc1(x))
+        return self.activate_and_project(self.fc1(x))
 
-    def second(self, hidden: Tensor) -> Tensor:
+    def activate_and_project(self, hidden: Tensor) -> Tensor:
+        """fc2(gelu(hidden)), keeping ``hidden`` for the backward pass and not its GELU."""
         return recomputed(lambda hidden: self.fc2(F.gelu(hidden)), hidden)
 
 
-def add_mlp(x: Tensor, norm: nn.Module, mlp: Mlp, drop_path: nn.Module) -> Tensor:
-    """x + drop_path(mlp(norm(x))), (B, H, W, C); in inference on a CPU by parts and in place, x changes then."""
+def add_mlp(x: Tensor, mlp: Mlp, *, norm: nn.Module, drop_path: nn.Module) -> Tensor:
+    """x + drop_path(mlp(norm(x))): (B, H, W, C) -> (B, H, W, C).
+
+    In inference on a CPU, computed in place and in parts that fit into the cache: x is modified.
+    """
     if mlp.training or torch.is_grad_enabled() or not is_eager_on_cpu(x):
-        return x + drop_path(mlp.second(recomputed(lambda x: mlp.fc1(norm(x)), x)))
+        hidden = recomputed(lambda x: mlp.fc1(norm(x)), x)
+        return x + drop_path(mlp.activate_and_project(hidden))
     x = x.contiguous()
-    for part in x.view(1, -1, *x.shape[2:]).split(max(1, TOKENS_PER_PART // x.shape[2]), dim=1):
+    rows = x.view(1, -1, *x.shape[2:])  # (1, B H, W, C)
+    for part in rows.split(max(1, TOKENS_PER_PART // x.shape[2]), dim=1):
         part += mlp(norm(part))
     return x
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), which ends in a linear layer; of what comes before that, only x is kept for the backward pass.
+    """function(x), which must end in a linear layer, keeping only x for the backward pass.
 
-    The layer itself is not repeated: PyTorch stops where it has what it needs.
+    What precedes the linear layer is computed again there; the layer itself is not, since
+    PyTorch's checkpointing stops once it has the layer's input.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(x)
@@ -114,35 +125,42 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def is_eager_on_cpu(x: Tensor) -> bool:
-    """Whether operations that are faster on a CPU may be used: not where a graph is made for a compiler or for export."""
+    """Whether to take the fast path for CPUs: not while a graph is compiled or exported."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def bicubic_weights(old_size: int, new_size: int, like: Tensor) -> Tensor:
-    """What each of the old points adds to each of the new ones when a line is resized: (new_size, old_size)."""
-    unit = torch.eye(old_size, dtype=like.dtype, device=like.device)
-    return F.interpolate(
-        unit[None, None], (new_size, old_size), mode="bicubic", align_corners=False
-    )[0, 0]
+    """The matrix that resizes a line by bicubic interpolation: (new_size, old_size).
+
+    ``like``: a tensor of the dtype and on the device of the result.
+    """
+    unit = torch.eye(old_size, dtype=like.dtype, device=like.device)[None, None]
+    return F.interpolate(unit, (new_size, old_size), mode="bicubic", align_corners=False)[0, 0]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-    """softmax(q kᵀ / sqrt(d)) v per head of width d = C / num_heads: (N, L, C), (N, M, C), (N, M, C) -> (N, L, C)."""
-    query, key, value = (
-        x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value)
-    )
-    return (
-        F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    )  # (N, heads, L, d) -> (N, L, C)
+    """softmax(q kᵀ / sqrt(d)) v for each head of width d = C / num_heads.
+
+    (N, L, C), (N, M, C), (N, M, C) -> (N, L, C).
+    """
+    query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
+    attended = F.scaled_dot_product_attention(query, key, value)
+    return attended.transpose(1, 2).flatten(2)  # (N, heads, L, d) -> (N, L, C)
 
 
 def attention_weights(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
-    """The softmax in :func:`attention`, spelled out for looking at: (N, L, C), (N, M, C) -> (N, heads, L, M)."""
-    query, key = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key))
+    """The softmax of :func:`attention`: (N, L, C), (N, M, C) -> (N, heads, L, M)."""
+    query, key = split_heads(query, num_heads), split_heads(key, num_heads)
     return (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1)
 
 
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(N, L, C) -> (N, heads, L, C / heads)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
 def init_weights(module: nn.Module) -> None:
+    """Initialize a linear layer as published; other modules keep PyTorch's initialization."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

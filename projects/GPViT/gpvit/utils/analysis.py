@@ -1,9 +1,9 @@
-"""The parts of a detector: what each holds, computes and takes.
+"""Parameters, FLOPs, run time and memory of each part of a detector.
 
-A FLOP is a multiplication or an addition: a multiply-accumulate is two of them (papers often call it one). Counted are
-matrix products, convolutions, attention and what deformable attention looks up, not norms, activations, resizing, the
-pooling of boxes or their suppression. As many boxes go through the box head, and masks through the mask head, as the
-config lets through at most.
+A FLOP is one multiplication or one addition, so a multiply-accumulate is two FLOPs (papers often
+call it one). Matrix products, convolutions, attention and the sampling of deformable attention are
+counted; norms, activations, resizing, box pooling and non-maximum suppression are not. The box
+head and the mask head are counted for the largest number of boxes that the config passes to them.
 """
 
 import statistics
@@ -26,42 +26,44 @@ RUNS = 5
 
 
 def parts_of(model: Any) -> dict[str, list[nn.Module]]:
-    """The modules of each part, outer parts first: what is inside of a later part's module is that part's.
+    """Return the modules of each part, outer parts first.
 
-    The dense head is the RPN or RetinaNet's. "rest" is what is around all of them: scaling and padding images, RetinaNet's
-    choice of boxes, pasting masks into the image.
+    Parts are nested: a module inside a module of a later part belongs to that later part. The
+    dense head is the RPN or RetinaNet's head. "rest" is everything around the other parts: image
+    normalization and padding, RetinaNet's box selection, pasting masks into the image.
 
     Raises:
-        UserError: the model is none of this project's detectors.
+        UserError: the model is not a detector of this project.
     """
     pyramid = getattr(model, "backbone", None)
     adapter = getattr(pyramid, "bottom_up", None)
     net = getattr(adapter or pyramid, "net", None)
     if net is None:
         raise UserError(
-            f"the model ({type(model).__name__}) is no detector with a GPViT below a pyramid, as in configs/"
+            f"{type(model).__name__} is not a detector with a GPViT backbone and a feature "
+            "pyramid; use a model from configs/"
         )
     parts = {"rest": [model], "pyramid": [pyramid], "adapter": [adapter] if adapter else []}
-    parts["backbone"] = [net, net.patch_embed, *net.blocks]  # an adapter calls these, not the whole
+    # An adapter calls the stem and the blocks one by one and never the backbone's own forward.
+    parts["backbone"] = [net, net.patch_embed, *net.blocks]
     if not hasattr(model, "roi_heads"):
         return parts | {"dense head": [model.head]}
     heads = model.roi_heads
-    masks = [heads.mask_pooler, heads.mask_head] if heads.mask_on else []
+    mask_modules = [heads.mask_pooler, heads.mask_head] if heads.mask_on else []
     return parts | {
         "dense head": [model.proposal_generator],
         "box head": [heads],
-        "mask head": masks,
+        "mask head": mask_modules,
     }
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """Number of parameters of each part."""
-    owner = {
-        weight: part
-        for part, modules in parts_of(model).items()
-        for module in modules
-        for weight in module.parameters()
-    }
+    """Return the number of parameters of each part."""
+    owner: dict[nn.Parameter, str] = {}
+    for part, modules in parts_of(model).items():
+        for module in modules:
+            # Later parts are inside earlier ones and take their parameters over.
+            owner.update(dict.fromkeys(module.parameters(), part))
     counts = dict.fromkeys(PARTS, 0)
     for weight, part in owner.items():
         counts[part] += weight.numel()
@@ -70,52 +72,66 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def flops(model: Any, height: int, width: int) -> dict[str, float]:
-    """1e9 FLOPs of each part for one image; the model must be on the device "meta", where nothing is computed."""
-    step = model.backbone.size_divisibility
-    image = torch.empty(1, 3, -(-height // step) * step, -(-width // step) * step, device="meta")
+    """Return the GFLOPs of each part for one image.
+
+    Args:
+        model: a detector on the device "meta", where only shapes are computed.
+        height, width: of the image, in pixels, before padding.
+    """
+    divisor = model.backbone.size_divisibility
+    # -(-n // divisor) is n / divisor rounded up.
+    padded_height, padded_width = -(-height // divisor) * divisor, -(-width // divisor) * divisor
+    image = torch.empty(1, 3, padded_height, padded_width, device="meta")
     with flop_counter() as counter:
         levels = model.backbone(image)
-    of_module = {
-        name: sum(of_kind.values()) / 1e9 for name, of_kind in counter.get_flop_counts().items()
-    }
+
+    # The counter's keys are paths such as "FPN.bottom_up.net"; the root has no trailing dot.
+    counted = counter.get_flop_counts()
     root = type(model.backbone).__name__
-    names = {
+    paths = {
         module: f"{root}.{name}".rstrip(".") for name, module in model.backbone.named_modules()
     }
+
+    def gflops(module: nn.Module) -> float:
+        """GFLOPs of a module together with its submodules."""
+        return sum(counted[paths[module]].values()) / 1e9
+
     parts, counts = parts_of(model), dict.fromkeys(PARTS, 0.0)
-    counts["backbone"] = sum(of_module[names[module]] for module in parts["backbone"][1:])
+    counts["backbone"] = sum(map(gflops, parts["backbone"][1:]))
+    # From the inside out: each part is what its module has more than all parts inside it.
     for part in ("adapter", "pyramid"):
         for module in parts[part]:
-            counts[part] = of_module[names[module]] - sum(counts.values())
+            counts[part] = gflops(module) - sum(counts.values())
     return counts | head_flops(model, list(levels.values()))
 
 
 def head_flops(model: Any, levels: list[Tensor]) -> dict[str, float]:
+    """Return the GFLOPs of each head for the feature maps of one image."""
     if not hasattr(model, "roi_heads"):
         return {"dense head": count(model.head, levels)}
-    heads, cascade = model.roi_heads, isinstance(model.roi_heads.box_head, nn.ModuleList)
-    stages = (
-        list(zip(heads.box_head, heads.box_predictor))
-        if cascade
-        else [(heads.box_head, heads.box_predictor)]
-    )
+    heads = model.roi_heads
+    if isinstance(heads.box_head, nn.ModuleList):  # Cascade R-CNN
+        stages = list(zip(heads.box_head, heads.box_predictor))
+    else:
+        stages = [(heads.box_head, heads.box_predictor)]
 
-    def pooled(number: int, pooler: Any) -> Tensor:
+    def roi_features(number: int, pooler: Any) -> Tensor:
+        """(number, C, pooled height, pooled width)"""
         return levels[0].new_empty(number, levels[0].shape[1], *pooler.output_size)
 
-    boxes = pooled(model.proposal_generator.post_nms_topk[False], heads.box_pooler)
-    counts = {
-        "dense head": count(model.proposal_generator.rpn_head, levels),
-        "box head": sum(count(nn.Sequential(*stage), boxes) for stage in stages),
-    }
+    box_features = roi_features(model.proposal_generator.post_nms_topk[False], heads.box_pooler)
+    counts = {"dense head": count(model.proposal_generator.rpn_head, levels), "box head": 0.0}
+    for stage in stages:
+        counts["box head"] += count(nn.Sequential(*stage), box_features)
     if heads.mask_on:
-        masks = pooled(stages[-1][1].test_topk_per_image, heads.mask_pooler)
-        counts["mask head"] = count(heads.mask_head.layers, masks)
+        max_detections = stages[-1][1].test_topk_per_image
+        mask_features = roi_features(max_detections, heads.mask_pooler)
+        counts["mask head"] = count(heads.mask_head.layers, mask_features)
     return counts
 
 
 def count(function: Callable[[Any], Any], inputs: Tensor | list[Tensor]) -> float:
-    """1e9 FLOPs of a call."""
+    """Return the GFLOPs of a call."""
     with flop_counter() as counter:
         function(inputs)
     return counter.get_total_flops() / 1e9
@@ -123,26 +139,28 @@ def count(function: Callable[[Any], Any], inputs: Tensor | list[Tensor]) -> floa
 
 @contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
-    sampling = dict.fromkeys(
-        (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only), bag_flops
-    )
-    # The spelled-out attention, since the counter does not know every fused one.
-    with (
-        FlopCounterMode(display=False, custom_mapping=sampling) as counter,
-        sdpa_kernel(SDPBackend.MATH),
-    ):
+    """Count FLOPs, those of deformable attention included."""
+    aten = torch.ops.aten
+    sampling = dict.fromkeys((aten._embedding_bag, aten._embedding_bag_forward_only), bag_flops)
+    counter = FlopCounterMode(display=False, custom_mapping=sampling)
+    # The counter does not know every fused attention kernel, so attention runs as matrix products.
+    with counter, sdpa_kernel(SDPBackend.MATH):
         yield counter
 
 
 def bag_flops(
     weight_shape: torch.Size, indices_shape: torch.Size, *args: Any, **kwargs: Any
 ) -> int:
-    """Deformable attention: one multiply-accumulate for each channel of each cell that is looked up."""
+    """FLOPs of deformable attention: one multiply-accumulate per channel of each sampled cell.
+
+    The arguments are those of ``aten::_embedding_bag``: weight (cells, channels), indices (any
+    shape).
+    """
     return 2 * indices_shape.numel() * weight_shape[1]
 
 
 def built_on_meta(model_config: DictConfig) -> nn.Module:
-    """A detector of shapes without numbers, in evaluation."""
+    """Build a detector on the device "meta" (shapes without data), in evaluation mode."""
     with torch.device("meta"):
         return instantiate(model_config).eval()
 
@@ -151,25 +169,32 @@ def built_on_meta(model_config: DictConfig) -> nn.Module:
 def costs(
     model: nn.Module, height: int, width: int
 ) -> tuple[dict[str, float], dict[str, float], int]:
-    """What inference of one image takes: seconds and peak MiB of each part, and how many objects were found.
+    """Measure inference on one image.
 
-    The seconds are medians. A peak is above what was held before the image came. The classes' weights are made large, so
-    that a model with random weights finds as much as it may.
+    The weights of the classification layer are enlarged, so that a randomly initialized model
+    returns as many objects as it may.
+
+    Returns:
+        The median seconds of each part, its peak memory in MiB above what was allocated before
+        the image was read, and the number of detected objects.
     """
     device = next(model.parameters()).device.type
     for name, weight in model.named_parameters():
         if name.endswith("cls_score.weight"):
             nn.init.normal_(weight)
-    meters = {
-        part: [Meter(module, device) for module in modules]
-        for part, modules in parts_of(model).items()
-    }
+    meters: dict[str, list[Meter]] = {}
+    for part, modules in parts_of(model).items():
+        meters[part] = [Meter(module, device) for module in modules]
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     for _ in range(1 + RUNS):
         found = model([{"image": image, "height": height, "width": width}])[0]["instances"]
+
     seconds, peaks = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
-    for part, of_part in meters.items():
-        called = [meter for meter in of_part if meter.seconds]
-        seconds[part] = sum(statistics.median(meter.own_seconds[1:]) for meter in called)
-        peaks[part] = max((max(meter.own_peaks[1:]) for meter in called), default=0.0)
+    for part, part_meters in meters.items():
+        part_peaks = []
+        for meter in part_meters:
+            if meter.seconds:  # some modules are never called themselves, only their submodules
+                seconds[part] += statistics.median(meter.own_seconds[1:])  # [0] is the warm-up
+                part_peaks.append(max(meter.own_peaks[1:]))
+        peaks[part] = max(part_peaks, default=0.0)
     return seconds, peaks, len(found)

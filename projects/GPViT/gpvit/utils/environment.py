@@ -1,6 +1,7 @@
-"""What is settled before libraries are imported: environment variables, warnings, and how Ctrl-C ends a command.
+"""Process setup that must precede the import of libraries.
 
-docs/performance.md has what was measured of the variables.
+It covers environment variables, warnings, and how Ctrl-C ends a command. docs/performance.md has
+the measurements behind the variables.
 """
 
 import logging
@@ -11,21 +12,21 @@ import warnings
 
 from tqdm import tqdm
 
-# For each variable that is set here: its value, and the variables by which users set the same themselves.
+# Variable -> its default here, and the variables with which users may have set the same thing.
 DEFAULTS = {
-    # Threads of OpenMP spin while they wait for each other, 300,000 turns by default, and take the core from whoever
-    # else would run on it: beside other processes, an iteration takes many times as long.
+    # Waiting OpenMP threads spin, by default for 300,000 rounds, and block the core for other
+    # threads: with other processes on the machine, an iteration takes many times as long.
     "GOMP_SPINCOUNT": ("3000", ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")),
-    # oneDNN keeps the last 1024 operations that it compiled, each for one size of its inputs: with images of many sizes
-    # some hundred MiB that are never used again.
+    # oneDNN caches the last 1024 operations that it compiled, each for one input size: with images
+    # of many sizes, that is some hundred MiB which are never used again.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": (
         "128",
         ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"),
     ),
 }
 
-# Warnings about functions that Detectron2 and older PyTorch need.
-OF_LIBRARIES = (
+# Warnings about functions that Detectron2 and older PyTorch versions need.
+LIBRARY_WARNINGS = (
     "`torch.jit",
     "Grad strides do not match bucket view strides",
     "`broadcast_buffers` is deprecated",
@@ -34,38 +35,41 @@ OF_LIBRARIES = (
 
 
 def set_defaults() -> None:
-    """Sets what the user has not set, for this process and those that it starts.
+    """Set the variables that the user has not set, for this process and its children.
 
-    Without effect on what has been read already: GNU OpenMP reads its variable when PyTorch is imported, oneDNN when it
-    computes for the first time.
+    A variable that was already read stays without effect: GNU OpenMP reads its variable when
+    PyTorch is imported, oneDNN at its first computation.
     """
-    for name, (value, own) in DEFAULTS.items():
-        if not any(variable in os.environ for variable in own):
+    for name, (value, user_variables) in DEFAULTS.items():
+        if os.environ.keys().isdisjoint(user_variables):
             os.environ[name] = value
 
 
 def is_spawned() -> bool:
-    """Whether this is a process that a command spawned: it imports the command's script again, under this name."""
+    """Return whether a command spawned this process.
+
+    The ``multiprocessing`` module imports the command's script again under this name.
+    """
     return "__mp_main__" in sys.modules
 
 
 def prepare_command() -> None:
-    """What a command does before it imports PyTorch or Detectron2, whose imports take seconds.
+    """Set up a command before it imports PyTorch or Detectron2, whose imports take seconds.
 
-    Ctrl-C ends it quietly from here on; libraries find the defaults above, and do not tell of what users cannot change.
+    Ctrl-C ends it without a traceback from here on, libraries see the defaults above, and warnings
+    that users can do nothing about are hidden.
     """
-    if is_spawned():  # also while it waits for the other processes, in PyTorch's code
+    if is_spawned():  # also while it waits for the other processes in PyTorch's C++ code
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     else:
         signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     set_defaults()
-    tqdm.monitor_interval = (
-        0  # no thread of its own, whose lock data-loading processes might be forked with
-    )
-    # A notebook names its backend for its children too; importing matplotlib where there is no such backend is an
-    # error, and no command opens a window of matplotlib's.
+    # No monitor thread: a data-loading process could be forked while that thread holds a lock.
+    tqdm.monitor_interval = 0
+    # A notebook sets its matplotlib backend for child processes too. Importing matplotlib where
+    # that backend is not installed raises an error, and no command opens a matplotlib window.
     os.environ.pop("MPLBACKEND", None)
-    for message in OF_LIBRARIES:
+    for message in LIBRARY_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)

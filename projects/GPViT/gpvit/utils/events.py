@@ -1,4 +1,4 @@
-"""What a run wrote down: ``metrics.json``, one JSON object a line, and ``evaluation.json``."""
+"""Files that a run writes: ``metrics.json`` (JSON Lines) and ``evaluation.json``."""
 
 import hashlib
 import json
@@ -11,83 +11,89 @@ from .errors import UserError
 from .files import atomic_write, cut, finite_or_text
 from .text import LINE_LIMIT, one_line
 
-LARGEST = (
-    1e39  # beyond float32, in which losses are; matplotlib can draw no axis of much larger numbers
-)
+# Larger than any float32, the type of losses; matplotlib draws no axis of much larger numbers.
+LARGEST = 1e39
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of the file, with what is a finite number in them; none if there is no file.
+    """Yield the finite numbers of each iteration in the file; nothing if there is no file.
 
-    Every line has its "iteration", from 0 on: that behind which it was measured. Skips what has none, and what a full
-    disk or a kill has cut short.
+    Every row has its "iteration", counted from 0: the one after which it was measured. Lines
+    without one are skipped, and so are lines truncated by a full disk or a killed process.
     """
     rows = [row for _, row in lines_of(path)]
     last = max((row["iteration"] for row in rows if "total_loss" in row), default=-1)
     merged: dict[int, dict[str, Any]] = {}
     for row in rows:
-        # Version 0.1 noted the evaluation at the end under the number of iterations, one further than the others.
+        # Version 0.1 logged the final evaluation under the number of iterations, which is one more
+        # than the last iteration.
         if row["iteration"] == last + 1 and "total_loss" not in row:
             row["iteration"] = max(last, 0)
-        merged.setdefault(row["iteration"], {}).update(row)  # what was measured again counts
+        # A resumed run repeats iterations after its checkpoint: the later values count.
+        merged.setdefault(row["iteration"], {}).update(row)
     yield from merged.values()
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The same with each line as it is in the file."""
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    ):
+    """Yield each valid line of the file as text and as its finite numbers."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if (
-            isinstance(row, dict)
-            and type(row.get("iteration")) is int
-            and 0 <= row["iteration"] < 2**53
-        ):
+        iteration = row.get("iteration") if isinstance(row, dict) else None
+        # type(), since True is an int too; floats hold integers exactly up to 2**53.
+        if type(iteration) is int and 0 <= iteration < 2**53:
             yield line, {key: value for key, value in row.items() if is_number(value)}
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is what a metric, or a score, may be."""
-    return type(value) in (int, float) and abs(value) < LARGEST  # NaN is not
+    """Return whether a value can be a metric or a score: a finite number, and not a bool."""
+    return type(value) in (int, float) and abs(value) < LARGEST  # False for NaN
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """What ``evaluation.json`` says; empty if there is no file. Raises a UserError if it is no such file."""
+    """Read ``evaluation.json``; return an empty dict if there is no file.
+
+    Raises:
+        UserError: the file cannot be read or is not a JSON object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         reason = one_line(f"{type(error).__name__}: {error}", LINE_LIMIT)
-        raise UserError(f"{path} is not what an evaluation writes ({reason}); remove it") from None
+        raise UserError(f"{path} is not a valid evaluation file ({reason}); remove it") from None
     return content
 
 
-RESULTS_OF_SETS = (
-    "inference"  # as Detectron2 calls it: a folder for each of several validation sets
-)
+# Detectron2's name for the folder that has a subfolder for each of several validation sets.
+RESULTS_OF_SETS = "inference"
 
 
 def folder_names(names: Sequence[str]) -> dict[str, str]:
-    """A folder's name for each dataset: its own if all file systems take it, else one like it with a hash."""
+    """Return a folder name for each dataset.
+
+    It is the dataset's name if every file system accepts it, else a similar one with a hash.
+    """
     folders = {}
     lowered = [name.lower() for name in names]
     for name in names:
         safe = cut(re.sub(r"[^\w-]", "_", name, flags=re.ASCII), 80) or "_"
-        if safe != name or lowered.count(name.lower()) > 1:  # some file systems take A for a
+        # Some file systems do not distinguish "A" from "a".
+        if safe != name or lowered.count(name.lower()) > 1:
             safe += "-" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
         folders[name] = safe
     return folders
 
 
 def results_folders(folder: Path, file: str) -> list[Path]:
-    """The folders of the validation sets in that of a run that have a file of this name."""
+    """Return the validation sets' folders, in the output folder of a run, that contain ``file``."""
     return sorted(path.parent for path in folder.glob(f"{RESULTS_OF_SETS}/*/{file}"))
 
 
@@ -101,20 +107,24 @@ def save_evaluation(
     device: str | None = None,
     max_detections: int | None = None,
 ) -> None:
-    """Writes ``evaluation.json``. Raises a UserError if it cannot be written; the old one is intact.
+    """Write ``evaluation.json``.
 
     Args:
-        folder: of the run.
-        results: as Detectron2's evaluators give them, of several validation sets by their names; None while there are
-            none yet.
-        about: what they are of: "weights", the file that the model comes from, or None in a run; "iteration",
-            iterations that it was trained for, where they are known; "data", see
-            :func:`gpvit.evaluation.coco_evaluation.evaluated_data`, of several validation sets a list;
-            "settings", see :func:`.settings`.
-        images: how many were evaluated.
-        seconds_per_image: of one process, from the first image to the last: reading, the model, collecting its results.
+        folder: output folder of the run.
+        results: in the format of Detectron2's evaluators, by dataset name if there are several
+            validation sets; None if there are no results yet.
+        about: what was evaluated: "weights", the file of the model, or None during a run;
+            "iteration", the number of iterations of training, where it is known; "data", see
+            :func:`gpvit.evaluation.coco_evaluation.evaluated_data`, a list for several validation
+            sets; "settings", see :func:`gpvit.engine.resume.settings`.
+        images: number of evaluated images.
+        seconds_per_image: of one process, from the first image to the last, for reading the image,
+            running the model and collecting its results.
         device: of the model.
-        max_detections: of an image and class that AP counts.
+        max_detections: number of detections per image and class that AP counts.
+
+    Raises:
+        UserError: the file cannot be written; the old one is intact.
     """
     content = {
         "results": results,

@@ -1,4 +1,4 @@
-"""Writing files so that nothing that was there is lost."""
+"""Writing files without losing what was there before."""
 
 import contextlib
 import errno
@@ -19,32 +19,37 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-NAME_LIMIT = 255  # bytes of a file's name, on all usual file systems
+NAME_LIMIT = 255  # bytes of a file name, on all usual file systems
 logger = logging.getLogger(__name__)
 
-_locks: set[int] = set()  # descriptors of the locks that this process holds
+_locks: set[int] = set()  # file descriptors of the locks that this process holds
 
 
-def _leave_locks_to_the_parent() -> None:
-    """A lock is held until every copy of its descriptor is closed; a forked process would keep it beyond its parent."""
+def _close_inherited_locks() -> None:
+    """Close a forked process's copies of its parent's locks.
+
+    A lock is held until every copy of its descriptor is closed, so a child would keep the lock
+    after the parent ended.
+    """
     for descriptor in _locks:
         os.close(descriptor)
     _locks.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+    os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
 @contextlib.contextmanager
 def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
-    """Keeps other processes that ask for the same out of a folder, which is made if there is none.
+    """Hold an exclusive lock on a folder, which is created if it does not exist.
 
-    The lock is one of the operating system's on the file ``.lock``, which stays. It ends with the process, however that
-    ends. Where a file system has no locks, the log says so and there is none.
+    It is a lock of the operating system on the file ``.lock``, which is not removed afterwards.
+    The lock ends with the process, however the process ends. If the file system does not support
+    locks, a warning is logged and there is no lock.
 
     Raises:
-        UserError: another process has the folder, or it cannot be written to.
+        UserError: another process holds the lock, or the folder is not writable.
     """
     path = Path(folder, ".lock")
     try:
@@ -68,39 +73,43 @@ def _lock(descriptor: int, folder: str | os.PathLike) -> None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # how file systems over a network say it
+    except (BlockingIOError, PermissionError):  # network file systems may raise the latter
         holder = one_line(os.pread(descriptor, 200, 0).decode(errors="replace"))
+        who = f" ({holder})" if holder else ""
         raise UserError(
-            f"another run writes to {folder}{f' ({holder})' if holder else ''}: wait for its end, or give another "
+            f"another run writes to {folder}{who}: wait until it ends, or set another "
             "train.output_dir"
         ) from None
     except OSError as error:
         logger.warning(
-            f"{folder} cannot be locked ({error.strerror}): see to it yourself that no other run writes to it"
+            f"{folder} cannot be locked ({error.strerror}): make sure that no other run writes "
+            "to it"
         )
         return
-    with contextlib.suppress(OSError):  # on a full disk: nobody is told who has it
+    with contextlib.suppress(OSError):  # on a full disk, the holder stays unnamed
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """A path to write to in place of ``path``, which at any moment is what it was before or the complete new file.
+    """Yield a temporary path to write to, which replaces ``path`` at the end.
 
-    The folder is made if there is none. The path to write to is next to ``path``, hidden, and has its suffix; what a
-    killed process left there is replaced by the next write. A link stays, and what it points to is replaced; to a device
-    or a pipe, such as /dev/stdout, is written directly.
+    At any moment, ``path`` is the old file or the complete new one. Its folder is created if it
+    does not exist. The temporary file is hidden, in the same folder, and has the same suffix; one
+    that a killed process left is replaced by the next write. For a symbolic link, the file it
+    points to is replaced. Devices and pipes, such as /dev/stdout, are written directly.
 
-    Whatever writes should get a file that Python opened, or write in Python: of failures in C++, an ``OSError`` behind
-    them is what tells a full disk from a bug.
+    The file should be opened by Python or written in Python: if C++ code fails to write it, only an
+    ``OSError`` in the exception's chain distinguishes a full disk from a bug.
 
     Raises:
-        UserError: it cannot be written; the old file is intact.
+        UserError: the file cannot be written; the old one is intact.
     """
     try:
         target = Path(os.path.realpath(path))
-        # /dev/stdout leads to what the process has open: a pipe has no name there, and a file is not ours to replace.
+        # /dev/stdout resolves to what the process has open: a pipe has no path, and a file that
+        # the shell opened must not be replaced.
         is_open = str(target).startswith(("/dev/", "/proc/")) or os.fspath(path).startswith("/dev/")
         if is_open or (target.exists() and not target.is_file() and not target.is_dir()):
             yield Path(path)
@@ -109,7 +118,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         _check_replaceable(target)
         partial = _partial(target)
         with contextlib.suppress(FileNotFoundError):
-            partial.unlink()  # it may be a link to somewhere else
+            partial.unlink()  # else a link of this name would be followed
         try:
             yield partial
             if target.exists():
@@ -132,22 +141,27 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def make_folder(path: str | os.PathLike) -> None:
-    """Makes a folder for what is to be written, and those above it, where there is none.
+    """Create a folder and its parents where they do not exist.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: the folder cannot be created.
     """
     try:
         os.makedirs(path, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a null character
         reason = _reason(error) if isinstance(error, OSError) else str(error)
         if isinstance(error, FileExistsError):
-            reason = "there is a file of this name"
-        raise UserError(f"cannot make the folder {one_line(path, PATH_LIMIT)}: {reason}") from None
+            reason = "a file of this name exists"
+        raise UserError(
+            f"cannot create the folder {one_line(path, PATH_LIMIT)}: {reason}"
+        ) from None
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raises an OSError where writing to the file itself would: renaming needs no right but to its folder."""
+    """Raise the OSError that writing to the file itself would raise.
+
+    Renaming a file over it would succeed, since that needs permission for the folder only.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if path.exists() and not os.access(path, os.W_OK):
@@ -155,7 +169,7 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """Where the new content of a file is written: no pattern for files of this kind matches it."""
+    """Return the temporary path for a file; its leading dot hides it from patterns like ``*``."""
     name = f".{path.stem}.partial{path.suffix}"
     if len(os.fsencode(name)) > NAME_LIMIT:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.partial{path.suffix}"
@@ -163,7 +177,10 @@ def _partial(path: Path) -> Path:
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """The OSError that an error is or came from: PyTorch answers a failed write by errors of its own."""
+    """Return the OSError in the chain of an exception, if any.
+
+    PyTorch raises errors of its own when a write fails.
+    """
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
@@ -174,7 +191,10 @@ def _reason(error: OSError) -> str:
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Else the new name could reach the disk before the content, and a power failure leave an empty file."""
+    """Write a file's content to the disk before the file is renamed.
+
+    Otherwise the new name may reach the disk first, and a power failure leave an empty file.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -183,32 +203,36 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def cut(name: str, limit: int = 100) -> str:
-    """A name of at most so many bytes, for what is made of the names of others: with 256 it could not be written."""
+    """Truncate a name to ``limit`` bytes of UTF-8, for file names that are derived from it."""
+    # A character of several bytes that the limit divides is dropped ("ignore").
     return name.encode(errors="replace")[:limit].decode(errors="ignore")
 
 
 def finite_or_text(value: Any) -> Any:
-    """The value with numbers that JSON lacks as text."""
+    """Convert the numbers that JSON lacks (infinity and NaN) to text, also in dicts and lists."""
     if isinstance(value, dict):
         return {key: finite_or_text(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [finite_or_text(item) for item in value]
+        return list(map(finite_or_text, value))
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
 
 
 def refuse_to_replace(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raises a UserError if one of these, which --output names, is there and may not be overwritten.
+    """Raise a UserError if one of the paths given by --output exists and may not be overwritten.
 
-    A link may never be, but for those of /dev: what is written would go to where it leads.
+    Symbolic links are always refused, except those in /dev: a write would go to their target.
     """
-    paths = list(paths)
-    links = [str(path) for path in paths if path.is_symlink() and path.parent != Path("/dev")]
+    links, existing = [], []
+    for path in paths:
+        if path.is_symlink() and path.parent != Path("/dev"):
+            links.append(str(path))
+        if os.path.isfile(path) or os.path.isdir(path):
+            existing.append(one_line(path, PATH_LIMIT))
     if links:
-        raise UserError(f"{preview(links)} is a link; remove it, or give another --output")
-    there = [
-        one_line(path, PATH_LIMIT) for path in paths if os.path.isfile(path) or os.path.isdir(path)
-    ]
-    if there and not overwrite:
-        raise UserError(f"there is {preview(there)} already; give another --output, or --overwrite")
+        raise UserError(f"{preview(links)} is a symbolic link; remove it, or give another --output")
+    if existing and not overwrite:
+        raise UserError(
+            f"{preview(existing)} already exists; give another --output, or --overwrite"
+        )

@@ -1,4 +1,4 @@
-"""Fingerprints of datasets: whether a run is resumed, and results are shown, with the data that they are of."""
+"""Dataset fingerprints, which show whether runs and results belong to the same data."""
 
 import hashlib
 import os
@@ -10,31 +10,33 @@ VERSION = "2"
 
 
 def dataset_fingerprint(records: Iterable[dict[str, Any]], classes: Sequence[str]) -> str:
-    """A hash of what a dataset holds. Files may move to other folders; nothing else may change.
+    """Return a hash of a dataset's content, which does not depend on the folders of its files.
 
-    It covers names, ids and sizes of the images, names of their label files, the class names in their order, and of
-    each object class, box, mask and whether it is a crowd; not the pixels of the images.
+    It covers the file names, ids and sizes of the images in their order, the names of their label
+    files, the class names in their order, and each object's class, box, mask and crowd flag. The
+    pixels of the images are not covered.
 
     Args:
         records: in Detectron2's dataset format.
-        classes: names of the classes.
+        classes: class names.
 
     Returns:
-        The version of this rule and 32 hexadecimal digits, "2:0123...".
+        The version of this format and 32 hexadecimal digits, such as "2:0123...".
     """
-    found = hashlib.sha256(repr(list(classes)).encode(errors="surrogatepass"))
+    digest = hashlib.sha256(repr(list(classes)).encode(errors="surrogatepass"))
     for record in records:
         for part in _parts(record):
-            found.update(b"%d:" % len(part))  # so that no two lists of parts are the same bytes
-            found.update(part)
-    return f"{VERSION}:{found.hexdigest()[:32]}"
+            # The length in front makes the sequence of parts unambiguous.
+            digest.update(b"%d:" % len(part))
+            digest.update(part)
+    return f"{VERSION}:{digest.hexdigest()[:32]}"
 
 
 def _parts(record: dict[str, Any]) -> Iterator[bytes]:
-    names = [os.path.basename(record.get(key) or "") for key in ("file_name", "sem_seg_file_name")]
     objects = record.get("annotations", ())
     image = (
-        *names,
+        os.path.basename(record.get("file_name") or ""),
+        os.path.basename(record.get("sem_seg_file_name") or ""),
         record.get("image_id"),
         record.get("width"),
         record.get("height"),
@@ -47,37 +49,40 @@ def _parts(record: dict[str, Any]) -> Iterator[bytes]:
         yield b"%d %d %d" % (int(item["category_id"]), -1 if mode is None else int(mode), crowd)
         yield _numbers(item.get("bbox"))
         mask = item.get("segmentation")
-        if isinstance(mask, dict):  # run lengths, compressed to text or bytes, or a list
-            counts = mask.get("counts")
+        if isinstance(mask, dict):  # RLE
             yield _numbers(mask.get("size"))
-            yield (
-                counts.encode()
-                if isinstance(counts, str)
-                else counts
-                if isinstance(counts, bytes)
-                else _numbers(counts)
-            )
+            yield _rle_counts(mask.get("counts"))
         elif isinstance(mask, list):  # polygons
             yield b"%d" % len(mask)
             yield from map(_numbers, mask)
 
 
+def _rle_counts(counts: Any) -> bytes:
+    """The counts of an RLE, which are compressed (text or bytes) or a list of integers."""
+    if isinstance(counts, str):
+        return counts.encode()
+    return counts if isinstance(counts, bytes) else _numbers(counts)
+
+
 def _numbers(values: Any) -> bytes:
-    """Numbers as float64; array is several times faster with short lists than NumPy."""
+    """Numbers as float64, or the representation of a value that is not a list of numbers."""
     try:
-        return array("d", values).tobytes()
-    except (TypeError, ValueError, OverflowError):  # none, or something else than numbers
+        return array("d", values).tobytes()  # several times faster than NumPy for short lists
+    except (TypeError, ValueError, OverflowError):
         return repr(values).encode(errors="surrogatepass")
 
 
 def like(saved: str, records: Iterable[dict[str, Any]], classes: Sequence[str]) -> str:
-    """The fingerprint of a dataset by the rule, this or an older one, that another fingerprint was computed by."""
+    """Return the fingerprint of a dataset in the version of the fingerprint ``saved``."""
     return dataset_fingerprint(records, classes) if ":" in saved else _version_1(records)
 
 
 def _version_1(records: Iterable[dict[str, Any]]) -> str:
-    """Names and sizes of the images, classes and boxes of their objects: what checkpoints had until November 2026."""
-    found = hashlib.sha256()
+    """The fingerprint in checkpoints written before November 2026.
+
+    It covers names and sizes of the images, and classes and boxes of the objects.
+    """
+    digest = hashlib.sha256()
     for record in records:
         image = (
             os.path.basename(record["file_name"]),
@@ -85,9 +90,8 @@ def _version_1(records: Iterable[dict[str, Any]]) -> str:
             record.get("width"),
             record.get("height"),
         )
-        objects = [
-            (item["category_id"], *map(float, item["bbox"]))
-            for item in record.get("annotations", ())
-        ]
-        found.update(repr((image, objects)).encode())
-    return found.hexdigest()[:16]
+        objects = []
+        for item in record.get("annotations", ()):
+            objects.append((item["category_id"], *map(float, item["bbox"])))
+        digest.update(repr((image, objects)).encode())
+    return digest.hexdigest()[:16]

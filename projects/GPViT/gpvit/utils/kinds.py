@@ -1,4 +1,4 @@
-"""What a value must be, of a config or of an option on the command line, and what was meant by one that is not."""
+"""Kinds of values of config keys and command-line options: their checks and their messages."""
 
 import argparse
 import difflib
@@ -17,19 +17,19 @@ FLAGS = {"true": True, "yes": True, "on": True, "1": True}
 FLAGS |= {"false": False, "no": False, "off": False, "0": False}
 NOTHING = ("none", "null")
 SYNONYMS = {"gpu": "cuda", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
-THOUSANDS = re.compile(r"[+-]?\d{1,3}([ ,]\d{3})+")
+THOUSANDS = re.compile(r"[+-]?\d{1,3}([ ,]\d{3})+")  # 10,000 or 10 000
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value must be.
+    """A kind of value.
 
     Attributes:
-        what: in words, behind "must be".
-        fits: whether a value is that.
-        options: all that it may be, if these are a few.
-        noun: what a text names ("a folder"), if it may be any text.
-        may_change: whether a training run that is resumed may have another value than it began with.
+        what: its description, which follows "must be" in messages.
+        fits: returns whether a value is of this kind.
+        options: all allowed values, if there are only a few.
+        noun: what a text names ("a folder"), if any text is allowed.
+        may_change: whether a resumed run may have another value than it started with.
     """
 
     what: str
@@ -39,27 +39,28 @@ class Kind:
     may_change: bool = False
 
     def fault(self, value: Any) -> str:
-        """What is wrong with a value that does not fit."""
-        number = (
-            "the number "
-            if self.noun and isinstance(value, Real) and not isinstance(value, bool)
-            else ""
-        )
-        return f"must be {self.what}, got {number}{_shown(value)}"
+        """Return the message for a value that is not of this kind."""
+        # Where text is expected, such as a folder called 2026, YAML reads a number without quotes.
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        prefix = "the number " if self.noun and is_number else ""
+        return f"must be {self.what}, got {prefix}{_shown(value)}"
 
     def meant(self, value: Any, text: str | None = None) -> list[Any]:
-        """The value that is evidently meant by one that does not fit, alone in a list, which else is empty.
+        """Guess which valid value an invalid one stands for.
 
         Args:
-            value: the one that does not fit.
-            text: how it was written, if that is known: 1e4, which is 10000.0.
+            value: the invalid value.
+            text: its source text, if known: "1e4" for 10000.0.
+
+        Returns:
+            A list of the most likely value, or an empty list.
         """
-        return [reading for reading in self._readings(value, text) if self.fits(reading)][:1]
+        return list(filter(self.fits, self._readings(value, text)))[:1]
 
     def _readings(self, value: Any, text: str | None) -> Iterator[Any]:
-        """What may be meant, likely ones first."""
+        """Yield the values that may be meant, the most likely ones first."""
         if isinstance(value, list):
-            yield [_number_or_text(str(item)) for item in value]
+            yield list(map(_number_or_text, map(str, value)))
             if len(value) == 1:
                 yield from self._readings(value[0], None)
         if isinstance(value, os.PathLike):
@@ -67,7 +68,7 @@ class Kind:
         if not isinstance(value, str | int | float):
             return
         text = (str(value) if text is None else text).strip()
-        if text[:1] in ("'", '"'):  # quotes in quotes, or one that is not closed
+        if text[:1] in ("'", '"'):  # quotes inside quotes, or a quote that is not closed
             text = text[1:].removesuffix(text[0])
         yield from _numbers(text)
         word = text.lower()
@@ -78,7 +79,8 @@ class Kind:
             yield options[match]
         if word in NOTHING:
             yield from ("", None)
-        yield [_number_or_text(item.strip()) for item in text.strip("[](){} ").split(",")]
+        items = text.strip("[](){} ").split(",")
+        yield [_number_or_text(item.strip()) for item in items]
         yield os.path.expanduser(text)
 
 
@@ -89,10 +91,11 @@ def _shown(value: Any) -> str:
 
 
 def _numbers(text: str) -> Iterator[int | float]:
-    if THOUSANDS.fullmatch(text):  # 10,000
+    """Yield the numbers that a text may stand for."""
+    if THOUSANDS.fullmatch(text):
         yield int(re.sub("[ ,]", "", text))
     try:
-        number = float(text.replace(",", ".", 1))  # 1,5e-4
+        number = float(text.replace(",", ".", 1))  # 1,5e-4 with a decimal comma
     except ValueError:
         return
     if number.is_integer():  # 1e4
@@ -107,9 +110,13 @@ def _number_or_text(text: str) -> int | float | str:
 def _limits(
     least: float | None, most: float | None, above: float | None, below: float | None
 ) -> str:
-    """For example " from 0 to below 1"; "" for none."""
-    lower = f"above {above}" if above is not None else "" if least is None else f"{least}"
-    upper = f"below {below}" if below is not None else "" if most is None else f"{most}"
+    """Describe a range, such as " from 0 to below 1"; "" if there are no limits."""
+    lower = "" if least is None else f"{least}"
+    if above is not None:
+        lower = f"above {above}"
+    upper = "" if most is None else f"{most}"
+    if below is not None:
+        upper = f"below {below}"
     if lower and upper:
         return f" from {lower} to {upper}"
     if least is not None:
@@ -120,7 +127,7 @@ def _limits(
 def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
+    except OverflowError:  # an integer that is too large for a float
         return False
 
 
@@ -142,7 +149,7 @@ def _within(
 
 
 def whole(least: int | None = None, most: int | None = None, of: str = "", note: str = "") -> Kind:
-    """A whole number of something; ``note`` says what one of its values stands for."""
+    """A whole number, of what ``of`` names; ``note`` explains a special value."""
     what = f"a whole number{f' of {of}' if of else ''}{_limits(least, most, None, None)}"
     return Kind(what + (f" ({note})" if note else ""), _within(Integral, least, most, None, None))
 
@@ -155,13 +162,13 @@ def number(
     below: float | None = None,
     note: str = "",
 ) -> Kind:
-    """A finite number."""
+    """A finite number; ``note`` explains a special value."""
     what = f"a number{_limits(least, most, above, below)}"
     return Kind(what + (f" ({note})" if note else ""), _within(Real, least, most, above, below))
 
 
 def choice(*options: Any) -> Kind:
-    """One of a few values; True is not 1 here."""
+    """One of a few values. Types must match too: True is not 1."""
     *first, last = map(str, options)
 
     def fits(value: Any) -> bool:
@@ -174,8 +181,8 @@ def text(what: str, noun: str, empty: str = "") -> Kind:
     """A text that names something.
 
     Args:
-        what: in words.
-        noun: what it names, in a message that the text needs quotes ("a folder").
+        what: its description.
+        noun: what it names ("a folder"), for the message that the text must be quoted.
         empty: what "" and null stand for; "" if they are not allowed.
     """
 
@@ -193,12 +200,16 @@ def text(what: str, noun: str, empty: str = "") -> Kind:
 
 
 def path(what: str, noun: str, empty: str = "") -> Kind:
-    """As :func:`text`, of a file or a folder. Nothing would replace a ~."""
+    """The path of a file or folder; the arguments are those of :func:`text`.
+
+    A leading ``~`` is refused, since it is never expanded.
+    """
     named = text(what, noun, empty)
-    return replace(
-        named,
-        fits=lambda value: named.fits(value) and os.path.expanduser(value or "") == (value or ""),
-    )
+
+    def fits(value: Any) -> bool:
+        return named.fits(value) and os.path.expanduser(value or "") == (value or "")
+
+    return replace(named, fits=fits)
 
 
 def several(
@@ -208,9 +219,9 @@ def several(
 
     Args:
         kind: of its items.
-        what: the list in words.
-        length: how many items it has, if that is certain.
-        least: how many it has at least.
+        what: description of the list.
+        length: exact number of items, if it is fixed.
+        least: minimum number of items, if ``length`` is not given.
         ordered: whether each item must be larger than the one before.
     """
 
@@ -226,12 +237,19 @@ def several(
 
 
 def either(*kinds: Kind) -> Kind:
+    """A value of any of the given kinds."""
+
     def fits(value: Any) -> bool:
         return any(kind.fits(value) for kind in kinds)
 
-    options = tuple(option for kind in kinds for option in kind.options)
-    nouns = [kind.noun for kind in kinds if kind.noun]
-    return Kind(" or ".join(kind.what for kind in kinds), fits, options, nouns[0] if nouns else "")
+    descriptions: list[str] = []
+    options: list[Any] = []
+    noun = ""  # the first one
+    for kind in kinds:
+        descriptions.append(kind.what)
+        options += kind.options
+        noun = noun or kind.noun
+    return Kind(" or ".join(descriptions), fits, tuple(options), noun)
 
 
 FLAG = choice(True, False)
@@ -239,7 +257,7 @@ NULL = Kind("null", lambda value: value is None)
 
 
 def argument(kind: Kind) -> Callable[[str], Any]:
-    """A numeric kind as the ``type`` of an argparse option."""
+    """Return a function that parses a numeric kind, for the ``type`` of an argparse option."""
 
     def read(text: str) -> int | float:
         value: int | float | str = text

@@ -1,4 +1,4 @@
-"""A log that goes with a progress bar."""
+"""Logging to a terminal that also shows progress bars."""
 
 import io
 import logging
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 def has_terminal() -> bool:
-    """Whether this is the process that prints, and it prints to a terminal, which has a size."""
+    """Return whether this is the main process and its output is a terminal of known size."""
     return (
         comm.is_main_process()
         and sys.stdout.isatty()
@@ -20,15 +20,15 @@ def has_terminal() -> bool:
 
 
 class AboveBars(io.TextIOBase):
-    """A terminal whose lines come above the bars on it.
+    """A stream that writes complete lines to a terminal, above the progress bars on it.
 
     Args:
-        terminal: where lines and bars go.
+        terminal: the stream that lines and bars go to.
     """
 
     def __init__(self, terminal: TextIO) -> None:
         self.terminal = terminal
-        self.begun = ""  # of a line whose end has not been written yet
+        self.begun = ""  # a line whose end has not been written yet
 
     def write(self, text: str) -> int:
         lines, newline, self.begun = (self.begun + text).rpartition("\n")
@@ -44,13 +44,13 @@ class AboveBars(io.TextIOBase):
 
 
 def log_above_bars(handler: logging.StreamHandler) -> None:
-    """Makes a handler of a log that goes to a terminal leave out what a bar shows, and write the rest above it."""
+    """Make a terminal's log handler write above progress bars and omit what the bars show."""
     handler.setStream(AboveBars(handler.stream))
-    handler.addFilter(_is_news)
+    handler.addFilter(_is_not_in_bars)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    # Detectron2's formatter makes the name d2.utils.events, so that later handlers see this one.
-    return not record.name.endswith(".utils.events") and not str(record.msg).startswith(
-        "Inference done "
-    )
+def _is_not_in_bars(record: logging.LogRecord) -> bool:
+    # The names are "detectron2.utils.events" and, after Detectron2's formatter abbreviated them in
+    # place for an earlier handler, "d2.utils.events".
+    is_metrics = record.name.endswith(".utils.events")
+    return not is_metrics and not str(record.msg).startswith("Inference done ")

@@ -1,4 +1,4 @@
-"""Paths for libraries that take only text."""
+"""Paths for libraries that accept only UTF-8."""
 
 import contextlib
 import os
@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def utf8_path(path: str | os.PathLike) -> Iterator[str]:
-    """The path for a library that takes only UTF-8: of a file or folder with another name, that of a link to it.
+    """Yield the path, or a temporary symbolic link to it if the path is not valid UTF-8.
 
-    OpenCV ends the process at another path, and TensorBoard, PyTorch and ONNX Runtime raise errors.
+    With such a path, OpenCV terminates the process, and TensorBoard, PyTorch and ONNX Runtime raise
+    errors.
     """
     text = os.fspath(path)
     try:

@@ -1,4 +1,4 @@
-"""Time and memory of models and of their parts."""
+"""Run time and memory of models and their parts."""
 
 import argparse
 import math
@@ -19,12 +19,14 @@ from torch import nn
 from ..version import __version__
 from .text import one_line
 
-# For processes whose peak memory is looked at: what is freed goes back to the system at once, which is slow.
+# Environment of processes whose peak memory is measured: glibc then returns freed memory to the
+# system at once (which is slow), so that it does not count as held.
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def image_size(text: str) -> tuple[int, int]:
-    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
+    """Parse HEIGHTxWIDTH, for the ``type`` of an argparse option."""
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):  # 1 to 99999 each
         raise argparse.ArgumentTypeError(
             f"must be HEIGHTxWIDTH in pixels, such as 512x512, got {one_line(text)}"
         )
@@ -33,14 +35,12 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def machine() -> dict[str, Any]:
+    """Return the hardware and the versions of a measurement."""
     cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        if cpuinfo.exists()
-        else []
-    )
+    content = cpuinfo.read_text() if cpuinfo.exists() else ""
+    cpu = re.search(r"model name\s*: (.*)", content)
     return {
-        "cpu": names[0].partition(": ")[2] if names else platform.machine(),
+        "cpu": cpu[1] if cpu else platform.machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -50,7 +50,10 @@ def machine() -> dict[str, Any]:
 
 
 def in_a_process(function: Callable, *args: Any, environment: dict[str, str] | None = None) -> Any:
-    """The function's result in a process of its own: the peak of a process never falls."""
+    """Return the result of a function that is called in a new process.
+
+    The peak memory of a process never decreases, so each measurement needs a process of its own.
+    """
     context = multiprocessing.get_context("spawn")
     with (
         patch.dict(os.environ, environment or {}),
@@ -60,13 +63,13 @@ def in_a_process(function: Callable, *args: Any, environment: dict[str, str] | N
 
 
 class Meter:
-    """Seconds, and peak memory in MiB above what was held at the start, of each call of a module.
+    """Measures each call of a module: seconds, and peak memory in MiB above what was held before.
 
-    Meters may nest: ``own_seconds`` and ``own_peaks`` are those of the times when no inner one ran; these peaks are above
-    what was held when the outermost one started.
+    Meters may be nested. ``own_seconds`` and ``own_peaks`` cover only the time in which no inner
+    meter was running; these peaks are above what was held when the outermost meter started.
     """
 
-    running: ClassVar[list["Meter"]] = []  # the innermost last
+    running: ClassVar[list["Meter"]] = []  # the innermost one is last
 
     def __init__(self, module: nn.Module, device: str) -> None:
         self.device = device
@@ -78,6 +81,7 @@ class Meter:
         module.register_forward_hook(lambda *_: self.stop())
 
     def start(self) -> None:
+        # Reading the peak resets it. What it was until now belongs to the enclosing meter.
         self.held, peak = memory_since_reset(self.device)
         self.peak = self.own_peak = self.held
         self.inner_seconds = 0.0
@@ -102,7 +106,7 @@ class Meter:
 
 
 def memory_since_reset(device: str) -> tuple[float, float]:
-    """MiB held now, and the most since the last call; not a number where the system does not tell."""
+    """Return the MiB held now and the peak since the last call; NaN where it is not available."""
     if device == "cuda":
         torch.cuda.synchronize()
         now, peak = torch.cuda.memory_allocated() / 2**20, torch.cuda.max_memory_allocated() / 2**20
@@ -111,7 +115,7 @@ def memory_since_reset(device: str) -> tuple[float, float]:
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not os.access(reset, os.W_OK):
         return math.nan, math.nan
-    values = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    now, peak = (int(values[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
-    reset.write_text("5")  # makes the peak start anew
-    return now, peak
+    # Lines such as "VmHWM:     123456 kB"; HWM, the high-water mark, is the peak of RSS.
+    values = dict(re.findall(r"^(VmRSS|VmHWM):\s*(\d+)", status.read_text(), re.MULTILINE))
+    reset.write_text("5")  # resets the high-water mark
+    return int(values["VmRSS"]) / 1024, int(values["VmHWM"]) / 1024

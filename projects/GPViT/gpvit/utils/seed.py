@@ -1,4 +1,4 @@
-"""Random numbers that follow from a seed."""
+"""Seeding the global random number generators."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def seeded(*seed: int) -> Iterator[None]:
-    """Seeds the global generators of Python, NumPy and PyTorch (CPU), and afterwards leaves them as they were."""
+    """Seed the global generators of Python, NumPy and PyTorch (CPU), and restore them at exit."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = _words(seed)
     random.seed(words[0])
@@ -25,7 +25,7 @@ def seeded(*seed: int) -> Iterator[None]:
 
 
 def seed_everything(*seed: int) -> None:
-    """Seeds the global generators of Python, NumPy and PyTorch, on all devices."""
+    """Seed the global generators of Python, NumPy and PyTorch, the latter on all devices."""
     words = _words(seed)
     random.seed(words[0])
     np.random.seed(words[1])
@@ -33,4 +33,5 @@ def seed_everything(*seed: int) -> None:
 
 
 def _words(seed: Sequence[int]) -> list[int]:
-    return [int(word) for word in np.random.SeedSequence(seed).generate_state(3)]
+    """Derive a 32-bit seed for each of the three generators."""
+    return list(map(int, np.random.SeedSequence(seed).generate_state(3)))

@@ -1,4 +1,4 @@
-"""What a command does when it is told to stop."""
+"""How commands handle SIGINT (Ctrl-C) and SIGTERM."""
 
 import os
 import signal
@@ -8,9 +8,10 @@ from typing import NoReturn
 
 
 def interrupt(number: int, frame: object) -> NoReturn:
-    """Handles Ctrl-C: raises KeyboardInterrupt, so that things are left in order, and ends the process at the next one.
+    """Raise KeyboardInterrupt, so that the command cleans up; exit at once on the next signal.
 
-    A terminal interrupts all processes of a command, and one that passes it on to another does so a second time.
+    A second signal is usual: a terminal interrupts all processes of a command, and a process that
+    forwards the signal to its children interrupts them again.
     """
     signal.signal(number, lambda *_: os._exit(128 + number))
     raise KeyboardInterrupt
@@ -18,10 +19,12 @@ def interrupt(number: int, frame: object) -> NoReturn:
 
 @contextmanager
 def stop_signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Lets ``handler`` have SIGTERM and SIGINT."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Handle SIGTERM and SIGINT with ``handler``; restore the previous handlers at exit."""
+    previous = {
+        number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield
     finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)

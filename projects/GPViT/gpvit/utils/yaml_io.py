@@ -1,8 +1,8 @@
-"""Reading YAML that strangers may have written: names of classes, configs that come with weights.
+"""Reading untrusted YAML: class names, configs that come with weights.
 
-YAML's own readers follow a text wherever it leads: aliases that name aliases make gigabytes of a few lines, a number
-in base 60 takes hours, and of two equal keys the first is lost without a word. What a data set or a config needs has none
-of this.
+PyYAML's loaders have no limits: aliases to aliases expand a few lines to gigabytes, a number in
+base 60 takes hours to convert, and the first of two equal keys is lost silently. Datasets and
+configs need none of this.
 """
 
 import codecs
@@ -17,84 +17,78 @@ from .text import one_line
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
-# Characters of a number. Longer integers would be keys that slow a dict down, or of more digits than Python converts.
+# Characters of a number. Python refuses to convert integers of more than 4300 digits, and large
+# integers can be chosen to have equal hashes, which makes a dict of them slow.
 MAX_NUMBER = {"tag:yaml.org,2002:int": 20, "tag:yaml.org,2002:float": 40}
 
-_NAMES = (
-    "binary",
-    "bool",
-    "float",
-    "int",
-    "map",
-    "null",
-    "omap",
-    "pairs",
-    "seq",
-    "set",
-    "str",
-    "timestamp",
-)
-_TAGS = {f"tag:yaml.org,2002:{name}" for name in _NAMES}
-_MERGE = "tag:yaml.org,2002:merge"
-_CLoader = getattr(
-    yaml, "CSafeLoader", yaml.SafeLoader
-)  # PyYAML can be built without the C library
-# Bytes of a file name that is not UTF-8, as PyYAML writes them; the C library does not read these.
+_NAMES = "binary bool float int map null omap pairs seq set str timestamp"
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in _NAMES.split()}
+_MERGE = "tag:yaml.org,2002:merge"  # of the key "<<"
+# PyYAML can be built without the C library.
+_CLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# A byte of a file name that is not UTF-8 is a surrogate, which PyYAML writes as "\udc80" to
+# "\udcff"; the C library refuses to read surrogates.
 _SURROGATE = re.compile(r"\\u[dD][89A-Fa-f]")
 
 
 def read_yaml(
     text: str | bytes, source: str, max_values: int = MAX_VALUES, *, numbers: bool = True
 ) -> Any:
-    """What a YAML text of one document holds, as ``yaml.safe_load`` gives it; None if it is empty.
+    """Parse a YAML document as ``yaml.safe_load`` does; return None if it is empty.
 
     Args:
         text: of at most :data:`MAX_BYTES` and :data:`MAX_DEPTH` levels.
         source: where it comes from, for messages.
-        max_values: how many values and keys there may be.
-        numbers: whether numbers are numbers, and not the text that stands there, such as 010, which YAML takes for 8.
+        max_values: maximum number of values and keys.
+        numbers: whether to convert numbers. Without conversion they remain text as written, such as
+            010, which YAML reads as 8.
 
     Raises:
-        UserError: the text is larger, is no YAML, or has aliases, anchors, a key twice, a tag that is not YAML's own or an
-            absurd number. The message is one line, with the number of the line.
+        UserError: the text exceeds these limits, is not valid YAML, or has aliases, anchors,
+            duplicate keys, tags that are not defined by YAML, or numbers that are too long. The
+            message is one line and includes the line number.
     """
     try:
         size = len(text) if isinstance(text, bytes) else len(text.encode())
         if size > MAX_BYTES:
-            raise UserError(f"{one_line(source, 1000)}: is of {size} bytes, more than {MAX_BYTES}")
+            raise UserError(
+                f"{one_line(source, 1000)}: has {size} bytes, more than the maximum of {MAX_BYTES}"
+            )
         fast = _SURROGATE.search(text if isinstance(text, str) else text.decode("latin1")) is None
         _check_events(text, _CLoader if fast else yaml.SafeLoader, max_values)
         loaders = (_FastLoader, _Loader) if numbers else (_FastTextLoader, _TextLoader)
         return yaml.load(text, loaders[0] if fast else loaders[1])
     except yaml.YAMLError as error:
         raise UserError(f"{one_line(source, 1000)}: {_reason(error, text)}") from None
-    except (ValueError, OverflowError) as error:  # such as a date that no calendar has
-        raise UserError(f"{one_line(source, 1000)}: is no YAML: {one_line(error)}") from None
-    except (TypeError, LookupError, AttributeError):  # of PyYAML, which does not expect it
-        raise UserError(f"{one_line(source, 1000)}: has a value that is not of its tag") from None
+    except (ValueError, OverflowError) as error:  # for example a date such as 2001-99-99
+        raise UserError(f"{one_line(source, 1000)}: is not valid YAML: {one_line(error)}") from None
+    except (TypeError, LookupError, AttributeError):  # raised by PyYAML for "!!bool abc"
+        raise UserError(
+            f"{one_line(source, 1000)}: has a value that does not match its tag"
+        ) from None
 
 
-class _EachKeyOnce:
-    """For a loader, which takes no key twice then."""
+class _UniqueKeys:
+    """Mixin for loaders that refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = [key for key, _ in node.value if key.tag != _MERGE]
+        # Listed first: the call below adds the keys that "<<" merges in, which may be repeated.
+        keys = [key for key, _ in node.value if key.tag != _MERGE]
         mapping = super().construct_mapping(node, deep)  # type: ignore[misc]
-        # With merged keys there are more; all were made, and constructing one again only looks it up.
         seen = set()
-        for key in own:
-            value = self.construct_object(key, deep=True)  # type: ignore[attr-defined]
+        for key in keys:
+            value = self.construct_object(key, deep=True)  # type: ignore[attr-defined]  # cached
             if value in seen:
                 raise _refused(f"has the key {one_line(value, 40)} twice", key)
             seen.add(value)
         return mapping
 
 
-class _Loader(_EachKeyOnce, yaml.SafeLoader):
+class _Loader(_UniqueKeys, yaml.SafeLoader):
     pass
 
 
-class _FastLoader(_EachKeyOnce, _CLoader):  # type: ignore[misc, valid-type]
+class _FastLoader(_UniqueKeys, _CLoader):  # type: ignore[misc, valid-type]
     pass
 
 
@@ -112,7 +106,10 @@ for _loader in (_TextLoader, _FastTextLoader):
 
 
 def _check_events(text: str | bytes, loader_class: Any, max_values: int) -> None:
-    """Raises a YAMLError for what is not to be built. The events of a text come one by one and are small."""
+    """Raise a YAMLError for a text that must not be constructed.
+
+    The parser yields one small event per value, before anything is built from them.
+    """
     depth = values = 0
     loader = loader_class(text)
     try:
@@ -125,7 +122,7 @@ def _check_events(text: str | bytes, loader_class: Any, max_values: int) -> None
             values += 1
             if values > max_values:
                 raise _refused(f"has more than {max_values} values", event)
-            if event.anchor is not None:  # an alias has its name here, too
+            if event.anchor is not None:  # the name of an anchor or of an alias
                 raise _refused(
                     "has an anchor or alias (& or *), which are not allowed; write the value out",
                     event,
@@ -138,7 +135,7 @@ def _check_events(text: str | bytes, loader_class: Any, max_values: int) -> None
                 if depth > MAX_DEPTH:
                     raise _refused(f"is nested more than {MAX_DEPTH} levels deep", event)
             elif len(event.value) > min(MAX_NUMBER.values()):
-                if tag is None or tag == "!":
+                if tag is None or tag == "!":  # not explicit: it follows from the value
                     tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
                 if len(event.value) > MAX_NUMBER.get(tag, MAX_BYTES):
                     raise _refused(
@@ -153,13 +150,12 @@ def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
 
 
 def _reason(error: yaml.YAMLError, text: str | bytes) -> str:
-    """What is wrong and where, without the lines of the text that PyYAML shows."""
+    """Return what is wrong and in which line, without the excerpt in PyYAML's message."""
     if isinstance(error, yaml.reader.ReaderError):
-        return _unreadable(
-            error, text if isinstance(text, bytes) else text.encode(errors="replace")
-        )
+        content = text if isinstance(text, bytes) else text.encode(errors="replace")
+        return _unreadable(error, content)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-    if problem.startswith("but "):  # the second half of a sentence
+    if problem.startswith("but "):  # "expected X", "but found Y"
         problem = f"{getattr(error, 'context', '')}, {problem}"
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line = f"line {mark.line + 1}: " if mark else ""
@@ -167,15 +163,13 @@ def _reason(error: yaml.YAMLError, text: str | bytes) -> str:
 
 
 def _unreadable(error: yaml.reader.ReaderError, text: bytes) -> str:
-    """What is wrong with the characters of a text, before it is YAML."""
+    """Return what is wrong with the characters of a text that could not be parsed at all."""
     position, problem = error.position, error.reason
     if not text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
             text.decode()
-        except UnicodeDecodeError as undecodable:  # PyYAML names no encoding
-            position, problem = (
-                undecodable.start,
-                f"byte {text[undecodable.start]:#x} is not UTF-8; save it as UTF-8",
-            )
-    breaks = re.findall(rb"\r\n|\r|\n", text[:position])
-    return f"line {len(breaks) + 1}: {one_line(problem)}"
+        except UnicodeDecodeError as undecodable:  # PyYAML's message does not name the encoding
+            position = undecodable.start
+            problem = f"byte {text[position]:#x} is not UTF-8; save it as UTF-8"
+    line_breaks = re.findall(rb"\r\n|\r|\n", text[:position])
+    return f"line {len(line_breaks) + 1}: {one_line(problem)}"

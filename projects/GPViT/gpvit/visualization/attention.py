@@ -1,6 +1,6 @@
-"""What a detector sees in a picture: where its group tokens look, and the maps of its pyramid.
+"""What a detector computes on an image: attention of its group tokens, and pyramid features.
 
-Nothing here takes part in detecting: the hooks are there while one picture is looked at, and gone after it.
+Inference is not affected: the hooks exist only while one image is inspected.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,11 +18,13 @@ TOKEN_STRIDE = 8  # pixels
 
 
 class GroupMaps(NamedTuple):
-    """Attention between the n group tokens of a block and its map of H x W cells, the mean over the heads.
+    """Attention between the n group tokens of a block and its H x W cells, averaged over the heads.
 
     Attributes:
-        gathered: (..., n, H, W), how much each token takes of each cell; sums to 1 over the map.
-        given: (..., n, H, W), how much each cell takes of each token; sums to 1 over the tokens.
+        gathered: (..., n, H, W), grouping: attention of each token to each cell; sums to 1 over the
+            cells.
+        given: (..., n, H, W), ungrouping: attention of each cell to each token; sums to 1 over the
+            tokens.
     """
 
     gathered: Tensor
@@ -30,12 +32,12 @@ class GroupMaps(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """What was seen in a picture. All maps end with the picture, of whose padding they show nothing.
+    """Attention and features of an image, cropped to the image without its padding.
 
     Attributes:
-        size: height and width of the picture as the model took it, in pixels.
-        groups: the maps of each group propagation block, by its number, at stride 8.
-        levels: the pyramid's maps by name, (C, H, W).
+        size: height and width of the resized image, in pixels.
+        groups: attention of each group propagation block by block number, at stride 8.
+        levels: feature maps of the pyramid by name, (C, H, W).
         strides: their strides in pixels.
     """
 
@@ -46,43 +48,42 @@ class Inspection(NamedTuple):
 
 
 @torch.no_grad()
-def inspect(predictor: Predictor, picture: ImageInput) -> Inspection:
-    """Runs a detector's backbone and pyramid on a picture, once. Raises a UserError if the picture cannot be read."""
-    model: Any = predictor.model  # one of Detectron2's, which have no types
-    images = model.preprocess_image([{"image": predictor.resize(as_rgb(picture))}])
+def inspect(predictor: Predictor, image: ImageInput) -> Inspection:
+    """Run a detector's backbone and pyramid on an image, once.
+
+    Raises:
+        UserError: the image cannot be read, or the model has no GPViT.
+    """
+    model: Any = predictor.model  # a Detectron2 model, which has no type annotations
+    images = model.preprocess_image([{"image": predictor.resize(as_rgb(image))}])
     height, width = images.image_sizes[0]
 
     def cropped(maps: Tensor, stride: int) -> Tensor:
-        """(1, C, H, W) -> (C, h, w) on the CPU; the last cells may reach over the picture's edge."""
+        """(1, C, H, W) -> (C, ceil(height / stride), ceil(width / stride)) on the CPU."""
         return maps[0, :, : -(-height // stride), : -(-width // stride)].float().cpu()
 
-    with watch_groups(gpvit_in(model)) as groups:
-        levels = model.backbone(images.tensor)
+    with watch_groups(gpvit_in(model)) as watched:
+        features = model.backbone(images.tensor)
+    groups = {}
+    for number, maps in watched.items():
+        gathered, given = cropped(maps.gathered, TOKEN_STRIDE), cropped(maps.given, TOKEN_STRIDE)
+        groups[number] = GroupMaps(gathered, given)
     strides = {name: shape.stride for name, shape in model.backbone.output_shape().items()}
-    return Inspection(
-        (height, width),
-        {
-            number: GroupMaps(*(cropped(kind, TOKEN_STRIDE) for kind in maps))
-            for number, maps in groups.items()
-        },
-        {name: cropped(level, strides[name]) for name, level in levels.items()},
-        strides,
-    )
+    levels = {name: cropped(level, strides[name]) for name, level in features.items()}
+    return Inspection((height, width), groups, levels, strides)
 
 
 def gpvit_in(model: nn.Module) -> GPViT:
-    """The GPViT in a detector. Raises a UserError if there is none."""
-    found = next((module for module in model.modules() if isinstance(module, GPViT)), None)
-    if found is None:
-        raise UserError(
-            f"the model ({type(model).__name__}) has no GPViT in it, whose group tokens could be looked at"
-        )
-    return found
+    """Return the GPViT in a detector; raise a UserError if there is none."""
+    for module in model.modules():
+        if isinstance(module, GPViT):
+            return module
+    raise UserError(f"the model ({type(model).__name__}) contains no GPViT, so no group tokens")
 
 
 @contextmanager
 def watch_groups(net: GPViT) -> Iterator[dict[int, GroupMaps]]:
-    """Fills a dict with the maps of each group propagation block, (B, n, H, W), while pictures go through the net."""
+    """Yield a dict that each forward pass fills with the (B, n, H, W) maps of each block."""
     maps: dict[int, GroupMaps] = {}
 
     def hook_of(
@@ -90,19 +91,17 @@ def watch_groups(net: GPViT) -> Iterator[dict[int, GroupMaps]]:
     ) -> Callable[[nn.Module, tuple[Tensor, Tensor]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
             x, groups = inputs
-            gathered, given = (
-                block.group.weights(block.group_token, x),
-                block.ungroup.weights(x, groups),
-            )
-            maps[number] = GroupMaps(gathered.mean(1), given.mean(1))
+            # (B, heads, n, H, W) -> (B, n, H, W)
+            gathered = block.group.weights(block.group_token, x).mean(1)
+            given = block.ungroup.weights(x, groups).mean(1)
+            maps[number] = GroupMaps(gathered, given)
 
         return hook
 
-    hooks: list[Any] = [
-        block.ungroup.register_forward_pre_hook(hook_of(number, block))
-        for number, block in enumerate(net.blocks)
-        if isinstance(block, GroupPropagationBlock)
-    ]
+    hooks: list[Any] = []
+    for number, block in enumerate(net.blocks):
+        if isinstance(block, GroupPropagationBlock):
+            hooks.append(block.ungroup.register_forward_pre_hook(hook_of(number, block)))
     try:
         yield maps
     finally:
@@ -111,26 +110,32 @@ def watch_groups(net: GPViT) -> Iterator[dict[int, GroupMaps]]:
 
 
 def strongest(maps: GroupMaps) -> list[int]:
-    """All tokens, first those that give more than the others to the most cells; among equals, those that give more."""
+    """All tokens, sorted by the number of cells that attend to them most, then by attention."""
     given = maps.given.flatten(1)  # (n, HW)
     cells = given.argmax(0).bincount(minlength=len(given))
-    return sorted(
-        range(len(given)), key=lambda token: (-cells[token].item(), -given[token].sum().item())
-    )
+    order = [(-cells[token].item(), -given[token].sum().item()) for token in range(len(given))]
+    return sorted(range(len(given)), key=order.__getitem__)
 
 
-def principal_colours(level: Tensor) -> tuple[Tensor, float]:
-    """A map's three main components as red, green and blue, and their share of its variance: (C, H, W) -> (H, W, 3), 0 to 1.
+def principal_colors(level: Tensor) -> tuple[Tensor, float]:
+    """Show a feature map's first three principal components as red, green and blue.
 
-    Each goes from its 1st to its 99th percentile. Signs are such that the largest weight of each is positive.
+    Each is scaled from its 1st to its 99th percentile. Signs are such that the largest weight of
+    each component is positive.
+
+    Args:
+        level: (C, H, W).
+
+    Returns:
+        Colors (H, W, 3) from 0 to 1, and the fraction of the variance that they explain.
     """
     cells = level.double().flatten(1).T  # (HW, C)
     cells = cells - cells.mean(0)
     variances, components = torch.linalg.eigh(cells.T @ cells)  # ascending
-    components = components[:, -3:].flip(1)  # (C, 3)
-    largest = components.gather(0, components.abs().argmax(0, keepdim=True))
-    colours = cells @ (components * largest.sign())
-    low, high = colours.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
-    colours = ((colours - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    share = variances[-3:].sum() / variances.sum().clamp(min=1e-12)
-    return colours.float().unflatten(0, level.shape[1:]), share.item()
+    components = components[:, -3:].flip(1)  # (C, 3), the largest variance first
+    largest = components.gather(0, components.abs().argmax(0, keepdim=True))  # (1, 3)
+    colors = cells @ (components * largest.sign())  # (HW, 3)
+    low, high = colors.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
+    colors = ((colors - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    explained = variances[-3:].sum() / variances.sum().clamp(min=1e-12)
+    return colors.float().unflatten(0, level.shape[1:]), explained.item()

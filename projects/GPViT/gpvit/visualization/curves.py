@@ -1,59 +1,78 @@
-"""Losses and metrics over the iterations."""
+"""Curves of losses and metrics over the iterations."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..evaluation.metrics import TASKS, parse_metric
 from ..utils.events import read_metrics
 from ..utils.text import one_line
+from . import style
 from .drawing import NAME_LIMIT
 
+Points = list[tuple[int, float]]  # iterations and values
+FEW = 20  # points that get markers
+SIZE = (12, 5.2)  # inches
 
-def main_courses(rows: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Iterations and values of each task's main metric, by what is evaluated and, of several, the validation set.
+
+def main_metrics_over_iterations(rows: Iterable[dict[str, Any]]) -> dict[str, Points]:
+    """Iterations and values of each task's main metric.
+
+    The keys are labels: the task and, with several validation sets, the name of the set.
 
     Args:
         rows: from :func:`.read_metrics`.
     """
-    courses: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, Points] = {}
     for row in rows:
         for name, value in row.items():
             metric = parse_metric(name)
             if metric and metric.is_main and not metric.averaged:
                 label = f"{one_line(metric.of_set, NAME_LIMIT)} {TASKS[metric.task].label}".strip()
-                courses.setdefault(label, []).append((row["iteration"], value))
-    return dict(sorted(courses.items()))
+                curves.setdefault(label, []).append((row["iteration"], value))
+    return dict(sorted(curves.items()))
+
+
+def losses_over_iterations(rows: list[dict[str, Any]]) -> dict[str, Points]:
+    """Iterations and values of the total loss and then of its parts by name."""
+    losses: dict[str, Points] = {}
+    for row in rows:
+        for name, value in row.items():
+            # With "/", it is a metric, which may be named after a class such as "glossy".
+            if "loss" in name and "/" not in name:
+                losses.setdefault(name, []).append((row["iteration"], value))
+    names = sorted(losses, key=lambda name: (name != "total_loss", name))
+    return {name: losses[name] for name in names}
+
+
+def draw_curve(axes: Axes, points: Points, label: str, **options: Any) -> None:
+    """Draw one curve, with markers if it has few points, and not clipped at the axes."""
+    iterations, values = zip(*points)
+    marker = "o" if len(points) < FEW else None
+    axes.plot(
+        iterations, values, label=label, marker=marker, markersize=4, clip_on=False, **options
+    )
 
 
 def save_curves(metrics: Path, path: Path) -> None:
-    """Losses and AP over the iterations, from the ``metrics.json`` of a training."""
+    """Draw losses and AP over the iterations of a training run from its ``metrics.json``."""
     rows = list(read_metrics(metrics))
-    figure = matplotlib.figure.Figure(figsize=(12, 4.5), layout="constrained")
-    losses, quality = figure.subplots(1, 2)
-    # With "/" they are of an evaluation, and may be named after a class such as "glossy".
-    names = {key for row in rows for key in row if "loss" in key and "/" not in key} - {
-        "total_loss"
-    }
-    for name in ["total_loss", *sorted(names)]:
-        points = [(row["iteration"], row[name]) for row in rows if name in row]
-        losses.plot(
-            *zip(*points), label=one_line(name), linewidth=2.5 if name == "total_loss" else 1
-        )
-    for label, points in main_courses(rows).items():
-        quality.plot(*zip(*points), marker="o", label=label, clip_on=False)
-    losses.set(xlabel="iteration", ylabel="training loss", yscale="log")
-    losses.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    for text in losses.get_legend().get_texts():
-        text.set_parse_math(False)  # a name may have $ in it
-    last = max((row["iteration"] for row in rows), default=0)
-    quality.set(xlabel="iteration", ylabel="validation AP (%)", xlim=(0, last + 1), ylim=(0, 100))
-    if quality.lines:
-        for text in quality.legend().get_texts():
-            text.set_parse_math(False)
-    for axis in (losses, quality):
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with style.figure_style():
+        figure = Figure(figsize=SIZE, layout="constrained")
+        losses, quality = figure.subplots(1, 2)
+        for name, points in losses_over_iterations(rows).items():
+            width = 2.5 if name == "total_loss" else 1.5
+            draw_curve(losses, points, one_line(name, NAME_LIMIT), linewidth=width)
+        losses.set(xlabel="iteration", ylabel="training loss", yscale="log")
+        for label, points in main_metrics_over_iterations(rows).items():
+            draw_curve(quality, points, label, linewidth=2)
+        last = max((row["iteration"] for row in rows), default=0)
+        limits = (0, last + 1)
+        quality.set(xlabel="iteration", ylabel="validation AP (%)", xlim=limits, ylim=(0, None))
+        for axes in (losses, quality):
+            if axes.lines:
+                style.legend_below(axes, 72 * 0.45 * SIZE[0])
+        figure.savefig(path, dpi=style.DPI)

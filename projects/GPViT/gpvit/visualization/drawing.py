@@ -1,53 +1,60 @@
-"""Predictions and annotations on images, and sheets of both."""
+"""Draw predictions and annotations on images, and sheets of both."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
-import matplotlib.figure
 import numpy as np
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import VisImage, Visualizer
+from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from pycocotools.mask import encode
 
 from ..utils.fonts import draw_all_characters
 from ..utils.text import one_line
+from . import style
 
-# The sides of drawings in pixels: smaller pictures are enlarged so that labels on them can be read, and larger ones made
-# smaller, as drawing them would take gigabytes.
+# Sides of drawings in pixels: smaller images are enlarged so that labels are legible, larger ones
+# are reduced because drawing them would take gigabytes of memory.
 SMALLEST_SIDE = 640
 LARGEST_SIDE = 2560
 NAME_LIMIT = 40  # characters of a name on a drawing
+LABEL_STEPS = sorted(range(-20, 21), key=abs)  # tried positions of a label, in label heights
 
 
 def draw_predictions(
     image: np.ndarray, instances: Instances, classes: Sequence[str], *, resize: bool = True
 ) -> np.ndarray:
-    """The picture (H, W, 3), RGB, with masks, boxes, class names and scores on it; each class has its colour.
+    """Draw masks, boxes, class names and scores on an image; each class has its color.
 
     Args:
-        resize: whether the drawing may be larger or smaller than the picture, as labels and memory want it.
+        image: (H, W, 3), RGB.
+        instances: predictions in Detectron2's format.
+        classes: class names.
+        resize: whether the drawing may be enlarged or reduced, see :data:`SMALLEST_SIDE`.
+
+    Returns:
+        (H, W, 3), RGB, uint8.
     """
-    numbers = instances.pred_classes.tolist()
-    names = [one_line(classes[number], NAME_LIMIT) for number in numbers]
-    labels = [f"{name} {score:.0%}" for name, score in zip(names, instances.scores.tolist())]
-    # Encoded: of arrays, the Visualizer refuses those that are two pixels wide.
-    masks = (
-        [encode(np.asfortranarray(mask)) for mask in instances.pred_masks.byte()]
-        if instances.has("pred_masks")
-        else None
-    )
-    return _draw(image, numbers, labels, instances.pred_boxes, masks, resize)
+    class_indices = instances.pred_classes.tolist()
+    labels = []
+    for index, score in zip(class_indices, instances.scores.tolist()):
+        labels.append(f"{one_line(classes[index], NAME_LIMIT)} {score:.0%}")
+    masks = None
+    if instances.has("pred_masks"):
+        # As RLE, because the Visualizer refuses arrays that are two pixels wide.
+        masks = [encode(np.asfortranarray(mask)) for mask in instances.pred_masks.byte()]
+    return _draw(image, class_indices, labels, instances.pred_boxes, masks, resize)
 
 
 def cut_outs(image: np.ndarray, instances: Instances) -> Iterator[np.ndarray]:
-    """Each object alone, cut out by its mask, or by its box if the detector gives no masks.
+    """Cut out each object by its mask, or by its box if the detector predicts no masks.
 
     Yields:
-        (h, w, 4), RGBA, uint8, just large enough, transparent and black outside of the mask; (0, 0, 4) if that is empty.
+        (h, w, 4), RGBA, uint8, the tight crop, transparent and black outside of the mask; (0, 0, 4)
+        for an empty mask.
     """
     for i in range(len(instances)):
         if instances.has("pred_masks"):
@@ -58,116 +65,111 @@ def cut_outs(image: np.ndarray, instances: Instances) -> Iterator[np.ndarray]:
             mask[y0:y1, x0:x1] = True
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
         part = np.s_[y : y + height, x : x + width]
-        yield (
-            np.dstack([image[part], np.full((height, width), 255, np.uint8)])
-            * mask[part][..., None]
-        )
+        opaque = np.dstack([image[part], np.full((height, width), 255, np.uint8)])
+        yield opaque * mask[part][..., None]  # zero in all four channels outside of the mask
 
 
 def draw_annotations(
     image: np.ndarray, record: dict[str, Any], classes: Sequence[str]
 ) -> np.ndarray:
-    """The same with the objects of its record in Detectron2's data set format."""
+    """Draw the objects of a record in Detectron2's dataset format, as :func:`draw_predictions`."""
     objects = record["annotations"]
-    numbers = [item["category_id"] for item in objects]
-    names = [one_line(classes[number], NAME_LIMIT) for number in numbers]
-    labels = [
-        name + (" (crowd)" if item.get("iscrowd") else "") for name, item in zip(names, objects)
-    ]
-    boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects]
-    masks = (
-        [item["segmentation"] for item in objects]
-        if all("segmentation" in item for item in objects)
-        else None
-    )
-    return _draw(image, numbers, labels, boxes, masks)
+    class_indices, labels, boxes = [], [], []
+    for item in objects:
+        class_indices.append(item["category_id"])
+        crowd = " (crowd)" if item.get("iscrowd") else ""
+        labels.append(one_line(classes[item["category_id"]], NAME_LIMIT) + crowd)
+        boxes.append(BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS))
+    masks = None
+    if all("segmentation" in item for item in objects):
+        masks = [item["segmentation"] for item in objects]
+    return _draw(image, class_indices, labels, boxes, masks)
 
 
 def _draw(
     image: np.ndarray,
-    numbers: list[int],
+    class_indices: list[int],
     labels: list[str],
     boxes: Any,
     masks: list | None,
     resize: bool = True,
 ) -> np.ndarray:
-    palette = matplotlib.colormaps["tab10"]
     height, width = image.shape[:2]
-    scale = (
-        min(max(1, SMALLEST_SIDE / min(height, width)), LARGEST_SIDE / max(height, width))
-        if resize
-        else 1
-    )
+    scale: float = 1
+    if resize:
+        enlarged = max(1, SMALLEST_SIDE / min(height, width))
+        scale = min(enlarged, LARGEST_SIDE / max(height, width))
     visualizer = Visualizer(image, scale=scale)
     output = visualizer.output
     if scale < 1:
         output.ax.images[0].set_data(reduced(image, scale))
-    if scale * min(height, width) < 1:  # which the Visualizer would round to nothing
+    if scale * min(height, width) < 1:  # the Visualizer would round this side to zero pixels
         output.ax.set_aspect("auto")
-        output.fig.set_size_inches(
-            [(max(1, side * scale) + 0.01) / output.dpi for side in (width, height)]
-        )
-    visualizer.overlay_instances(
-        boxes=boxes,
-        masks=masks,
-        labels=labels,
-        assigned_colors=[np.array(palette(number % palette.N)[:3]) for number in numbers],
-    )
-    picture = visualizer.get_output()
-    for text in picture.ax.texts:
-        text.set_parse_math(False)  # a name may have $ in it
-    draw_all_characters(picture.fig)
-    _spread_labels(picture)
-    return picture.get_image()
+        # As in Detectron2, 0.01 pixels keep the canvas from losing one to rounding.
+        sides = np.maximum(1, np.array([width, height]) * scale) + 0.01
+        output.fig.set_size_inches(sides / output.dpi)
+    colors = [style.CLASS_COLORS[index % len(style.CLASS_COLORS)] for index in class_indices]
+    visualizer.overlay_instances(boxes=boxes, masks=masks, labels=labels, assigned_colors=colors)
+    drawing = visualizer.get_output()
+    for text in drawing.ax.texts:
+        text.set_parse_math(False)  # a name may contain $
+    draw_all_characters(drawing.fig)
+    _spread_labels(drawing)
+    return drawing.get_image()
 
 
-def reduced(picture: np.ndarray, scale: float) -> np.ndarray:
-    """A picture (H, W, 3) made smaller by a factor, where that is below 1; its sides stay at least one pixel long."""
+def reduced(image: np.ndarray, scale: float) -> np.ndarray:
+    """Reduce an image (H, W, 3) by a factor below 1, else return it; no side becomes 0 pixels."""
     if scale >= 1:
-        return picture
-    width, height = (max(1, round(side * scale)) for side in picture.shape[1::-1])
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        return image
+    height, width = image.shape[:2]
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def _spread_labels(picture: VisImage) -> None:
-    """Moves labels into the picture, and up or down to where no other one is."""
-    width, height = picture.canvas.get_width_height()
-    to_pixels = picture.ax.transData
-    placed = np.zeros((len(picture.ax.texts), 4))
+def _spread_labels(drawing: VisImage) -> None:
+    """Move labels into the image, and up or down to where they do not overlap another one."""
+    width, height = drawing.canvas.get_width_height()
+    to_pixels = drawing.ax.transData
+    placed = np.zeros((len(drawing.ax.texts), 4))  # x0, y0, x1, y1 in pixels
 
-    def is_free(line: Bbox, others: np.ndarray) -> bool:
+    def is_free(label: Bbox, others: np.ndarray) -> bool:
+        if label.y0 < 0 or label.y1 > height:
+            return False
         x0, y0, x1, y1 = others.T
-        return (
-            line.y0 >= 0
-            and line.y1 <= height
-            and not ((x0 < line.x1) & (line.x0 < x1) & (y0 < line.y1) & (line.y0 < y1)).any()
-        )
+        overlaps = (x0 < label.x1) & (label.x0 < x1) & (y0 < label.y1) & (label.y0 < y1)
+        return not overlaps.any()
 
-    for number, text in enumerate(picture.ax.texts):
-        start = text.get_window_extent(picture.canvas.get_renderer()).padded(2)
+    for number, text in enumerate(drawing.ax.texts):
+        start = text.get_window_extent(drawing.canvas.get_renderer()).padded(2)
         inside = start.translated(
             max(0, -start.x0) + min(0, width - start.x1),
             max(0, -start.y0) + min(0, height - start.y1),
         )
-        lines = (
-            inside.translated(0, step * inside.height) for step in sorted(range(-20, 21), key=abs)
-        )
-        box = next((line for line in lines if is_free(line, placed[:number])), inside)
+        box = inside  # if there is no free position
+        for step in LABEL_STEPS:
+            candidate = inside.translated(0, step * inside.height)
+            if is_free(candidate, placed[:number]):
+                box = candidate
+                break
         placed[number] = box.extents
         position = to_pixels.transform(text.get_position()) + box.min - start.min
         text.set_position(to_pixels.inverted().transform(position))
 
 
 def save_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    """A sheet of pictures, each with ground truth on the left and prediction on the right."""
+    """Save a sheet of drawings, each with ground truth on the left and prediction on the right."""
     columns, rows = 2, -(-len(pairs) // 2)
-    figure = matplotlib.figure.Figure(figsize=(8 * columns, 4.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2 * columns, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for i, pair in enumerate(pairs):
-        row, column = divmod(i, columns)
-        for side, (picture, title) in enumerate(zip(pair, ("ground truth", "prediction"))):
-            axes[row, 2 * column + side].imshow(picture)
-            axes[row, 2 * column + side].set_title(title, fontsize=8)
-    figure.savefig(path, dpi=160)  # pictures of SMALLEST_SIDE are not made smaller
+    with style.figure_style():
+        figure = Figure(figsize=(6 * columns, 3.3 * rows), layout="constrained")
+        axes = figure.subplots(rows, 2 * columns, squeeze=False)
+        for panel in axes.flat:
+            panel.axis("off")
+        for i, pair in enumerate(pairs):
+            row, column = divmod(i, columns)
+            for side, (drawing, title) in enumerate(zip(pair, ("ground truth", "prediction"))):
+                panel = axes[row, 2 * column + side]
+                panel.imshow(drawing)
+                panel.set_title(title, fontsize=style.TEXT, pad=4)
+        # A panel is 3 inches wide: enough not to reduce drawings of SMALLEST_SIDE.
+        figure.savefig(path, dpi=SMALLEST_SIDE / 2.95)

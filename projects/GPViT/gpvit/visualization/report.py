@@ -1,4 +1,8 @@
-"""A page about an evaluation: AP, curves, confusions, calibration, the best score threshold, the worst pictures."""
+"""HTML report about an evaluation.
+
+It contains AP, precision-recall curves, the confusion matrix, calibration, the best score threshold
+and the worst images.
+"""
 
 import base64
 import io
@@ -14,10 +18,8 @@ from typing import Any
 import detectron2
 import faster_coco_eval
 import jinja2
-import matplotlib
 import numpy as np
 import torch
-from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -45,90 +47,79 @@ from ..evaluation.matching import (
     outcomes,
 )
 from ..evaluation.metrics import COCO as METRICS
-from ..evaluation.metrics import TASKS
 from ..utils.errors import UserError
 from ..utils.events import is_number, read_evaluation, read_metrics
 from ..utils.text import LINE_LIMIT, one_line, several_lines
 from ..version import __version__
+from . import style
 from .comparison import as_picture, drawings, worst_first
-from .curves import main_courses
+from .curves import Points, draw_curve, main_metrics_over_iterations
 
+KINDS = {"bbox": "box", "segm": "mask"}  # as in "box AP"
+# AP, AP50, AP75, AP small, AP medium, AP large
 OF_A_CLASS = tuple(
     name if name == heading else f"AP {heading}" for name, heading in METRICS.items()
 )
-MANY_CLASSES = 12  # beyond this many, only the worst and the best have curves, and classes seldom confused share a row
-PICTURES, PICTURE_PANE = 8, 480  # how many of the worst, and pixels of the longer side of each
+# With more classes, only the worst and the best get curves, and the confusion matrix has one row
+# for all classes that are rarely confused.
+MANY_CLASSES = 12
+WORST_IMAGES, IMAGE_PANE = 8, 480  # number, and pixels of the longer side of each
 POINTS = 200  # of a curve
-# Colours in the charts, which become variables of the page's style for light and dark.
-INK, COLOURS = "#010203", ("#010a01", "#010a02", "#010a03")
-STYLE: Any = {  # matplotlib has a type for each of its settings
-    "svg.fonttype": "none",
-    "svg.hashsalt": "gpvit",
-    "font.size": 9,
-    "axes.facecolor": "none",
-    "axes.prop_cycle": cycler(color=COLOURS, linestyle=["-", "--", ":"]),
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.grid": True,
-    "grid.alpha": 0.15,
-    "legend.frameon": False,
-    **{
-        key: INK
-        for key in (
-            "text.color",
-            "axes.edgecolor",
-            "axes.labelcolor",
-            "xtick.color",
-            "ytick.color",
-            "grid.color",
-        )
-    },
-}
+SIZE, SMALL_SIZE = (4.4, 3.1), (2.5, 2.0)  # inches of a chart; the page scales it
+LEFT, RIGHT, BOTTOM, TOP = 40, 8, 32, 8  # points around the axes, for numbers and labels
+LEGEND_ROW = 15  # points
+NO_VALUE = "\N{EN DASH}"
 
 
 def page(content: dict[str, Any]) -> str:
+    """Render the report; ``content`` is from :func:`collect`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=shown,
+        finalize=printable,
     )
     environment.filters["percent"] = percent
-    return environment.get_template("report.html.jinja").render(content)
+    return environment.get_template("report.html.jinja").render(content, style=style)
 
 
-def shown(value: Any) -> Any:
-    """What the page shows of a value from a file."""
+def printable(value: Any) -> Any:
+    """Make a value, which may come from a file, one line of text; markup is kept."""
     return value if isinstance(value, Markup) else one_line(value, LINE_LIMIT)
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with one decimal, a dash where there is none."""
-    return f"{100 * value:.1f}" if math.isfinite(value) else "\N{EN DASH}"
+    """Format a fraction as a percentage with one decimal, or as a dash if it is not finite."""
+    return f"{100 * value:.1f}" if math.isfinite(value) else NO_VALUE
 
 
 def collect(inputs: Inputs, threshold: float | None, limit: int) -> dict[str, Any]:
-    """Everything that the page shows.
+    """Compute everything that the report shows.
 
     Args:
         inputs: results and ground truth.
-        threshold: of scores; None for that of the best F1, or 0.5.
-        limit: detections of an image and class that AP counts.
+        threshold: score threshold; None for that of the best F1, or 0.5 without true positives.
+        limit: number of detections per image and class that AP counts.
     """
     found = inputs.found[inputs.task]
-    matching = match(inputs.truth, found, inputs.task)
+    matching = match(inputs.ground_truth, found, inputs.task)
     over_scores = curve(matching)
-    best = advice(over_scores)
+    best = best_threshold(over_scores)
     if threshold is None:
         threshold = best["threshold"] if best else 0.5
-    worst, worst_note = pictures(inputs, matching, threshold)
+    counts = confusion(inputs.ground_truth, found, inputs.task, threshold)
+    calibrated = calibration(matching)
+    worst, worst_note = worst_images(inputs, matching, threshold)
+    versions = {"gpvit": __version__}
+    for module in (detectron2, torch, faster_coco_eval):
+        versions[module.__name__] = module.__version__
     return {
         "title": inputs.folder.resolve().name if inputs.folder else inputs.results.name,
         "inputs": inputs,
         "iou": IOU,
-        "names": {name: task.label for name, task in TASKS.items()},
+        "kinds": KINDS,
         "objects": len(matching.objects),
         "detections": len(matching.detections),
         **accuracy(inputs, matching, limit),
@@ -137,44 +128,32 @@ def collect(inputs: Inputs, threshold: float | None, limit: int) -> dict[str, An
         "threshold": threshold,
         "best": best,
         "threshold_chart": threshold_chart(over_scores, best) if best else None,
-        "confusions": confusions(
-            inputs.truth, confusion(inputs.truth, found, inputs.task, threshold)
-        ),
-        "calibration": calibration(matching),
-        "calibration_chart": calibration_chart(calibration(matching))
-        if len(matching.detections)
-        else None,
+        "confusions": confusions(inputs.ground_truth, counts),
+        "calibration": calibrated,
+        "calibration_chart": calibration_chart(calibrated) if len(matching.detections) else None,
         "worst": worst,
         "worst_note": worst_note,
         "speed": read_speed(inputs.folder),
         "training": training_charts(inputs.folder),
-        "versions": {"gpvit": __version__}
-        | {module.__name__: module.__version__ for module in (detectron2, torch, faster_coco_eval)},
+        "versions": versions,
         "config": read_config(inputs.folder),
     }
 
 
 def accuracy(inputs: Inputs, matching: Matching, limit: int) -> dict[str, Any]:
-    """AP and its curves, overall and by class; ``limit`` as for :func:`collect`."""
-    evaluations = {
-        task: summarized(inputs.truth, found, task, limit) for task, found in inputs.found.items()
-    }
+    """AP and precision-recall curves, overall and by class; arguments as for :func:`collect`."""
     recalls = [f"AR, {number} detection{'s' * (number > 1)}" for number in max_dets(limit)]
     metrics = [*OF_A_CLASS, *recalls, "AR small", "AR medium", "AR large"]
-    precisions = {
-        task: evaluation.eval["precision"][..., -1] for task, evaluation in evaluations.items()
-    }
-    overall = {
-        task: dict(zip(metrics, figures(evaluation.stats)))
-        for task, evaluation in evaluations.items()
-    }
-    classes = by_class(inputs.truth, precisions, matching)
-    curves = {
-        task: precision_recall(precision[..., 0], TASKS[task].label)
-        for task, precision in precisions.items()
-    }
+    precisions, overall, curves = {}, {}, {}
+    for task, found in inputs.found.items():
+        evaluation = summarized(inputs.ground_truth, found, task, limit)
+        # (IoUs, recalls, classes, areas, maxDets): the last limit is the one of AP.
+        precisions[task] = evaluation.eval["precision"][..., -1]
+        overall[task] = dict(zip(metrics, figures(evaluation.stats)))
+        curves[task] = precision_recall(precisions[task][..., 0], KINDS[task])
+    classes = by_class(inputs.ground_truth, precisions, matching)
     return {
-        "metrics": list(dict.fromkeys(metrics)),  # below 10 detections, two of the recalls are one
+        "metrics": list(dict.fromkeys(metrics)),  # with a limit of 1, two ARs have the same name
         "of_a_class": OF_A_CLASS,
         "overall": overall,
         "classes": classes,
@@ -185,24 +164,25 @@ def accuracy(inputs: Inputs, matching: Matching, limit: int) -> dict[str, Any]:
 
 
 def beyond(inputs: Inputs, limit: int) -> str:
-    """What AP leaves out because of its limit, in a sentence; "" if nothing."""
-    objects = most_objects(inputs.truth)
-    found = inputs.found[inputs.task].anns.values()
-    detections = max(
-        Counter((item["image_id"], item["category_id"]) for item in found).values(), default=0
-    )
+    """Describe what the limit of detections excludes from AP; "" if nothing."""
+    objects = most_objects(inputs.ground_truth)
+    counts: Counter[tuple[int, int]] = Counter()
+    for item in inputs.found[inputs.task].anns.values():
+        counts[item["image_id"], item["category_id"]] += 1
+    detections = max(counts.values(), default=0)
     most = max(objects, detections)
     if most <= limit:
         return ""
     return (
-        f"images have up to {objects} objects, and up to {detections} detections of a class, of which AP counts "
-        f"{limit}: --max-detections {min(most, MOST_DETECTIONS)} counts more, and dataloader.max_detections lets a "
-        "detector give more"
+        f"images have up to {objects} objects and up to {detections} detections of a class, but AP "
+        f"counts at most {limit} detections per image and class; "
+        f"--max-detections {min(most, MOST_DETECTIONS)} raises this limit, "
+        "dataloader.max_detections that of the detector"
     )
 
 
 def read_limit(inputs: Inputs) -> int:
-    """How many detections of an image and class AP counted in the evaluation that wrote the results, if it says so."""
+    """Read from evaluation.json how many detections per image and class AP counted; default 100."""
     path = inputs.results.with_name("evaluation.json")
     limit = read_evaluation(path).get("max_detections") if inputs.results.name == RESULTS else None
     if limit is None:
@@ -212,18 +192,18 @@ def read_limit(inputs: Inputs) -> int:
 
 
 def figures(values: Any) -> list[float]:
-    """COCO's figures, which are -1 where there is nothing to find, with NaN for these."""
+    """COCO's metrics with NaN instead of -1, which means that there is no ground truth."""
     return [float(value) if value > -1 else math.nan for value in values]
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean of what is not -1, as COCO takes it; NaN where nothing else is left."""
+    """The mean of all values but -1, as COCO computes it; NaN if there are no others."""
     values = values[values > -1]
     return float(values.mean()) if values.size else math.nan
 
 
 def json_for_page(content: Any) -> Markup:
-    """JSON in a script element, where NaN is null and no text can end the element."""
+    """JSON for a script element: NaN becomes null, and no text can end the element."""
     text = json.dumps(_without_nan(content)).replace("<", "\\u003c")
     return Markup(text)
 
@@ -232,111 +212,118 @@ def _without_nan(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _without_nan(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_without_nan(value) for value in node]
+        return list(map(_without_nan, node))
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def by_class(
-    truth: COCO, precisions: dict[str, np.ndarray], matching: Matching
+    ground_truth: COCO, precisions: dict[str, np.ndarray], matching: Matching
 ) -> list[dict[str, Any]]:
-    """What there is of each class, its AP, and the threshold of its best F1.
+    """Counts, AP and best score threshold of each class.
 
     Args:
-        truth: the classes.
-        precisions: for each task (IoUs, recalls, classes, areas), as COCO's evaluation has them.
-        matching: class by class.
+        ground_truth: the classes.
+        precisions: for each task (IoUs, recalls, classes, areas), as in COCO's evaluation.
+        matching: per class.
     """
     rows = []
-    for number, id in enumerate(sorted(truth.cats)):
+    for number, id in enumerate(sorted(ground_truth.cats)):
         of_class = matching.of_class(id)
         row = {
-            "name": one_line(truth.cats[id]["name"]),
+            "name": one_line(ground_truth.cats[id]["name"]),
             "objects": len(of_class.objects),
             "detections": len(of_class.detections),
         }
-        for task, precision in precisions.items():
-            precision = precision[:, :, number]
-            parts = [
-                precision[..., 0],
-                precision[0, :, 0],
-                precision[5, :, 0],
-                *(precision[..., i] for i in (1, 2, 3)),
-            ]
+        for task, all_precisions in precisions.items():
+            precision = all_precisions[:, :, number]  # (IoUs, recalls, areas)
+            # The IoUs are 0.5, 0.55, ..., 0.95; the areas all, small, medium and large.
+            parts = [precision[..., 0], precision[0, :, 0], precision[5, :, 0]]
+            parts += [precision[..., 1], precision[..., 2], precision[..., 3]]
             row[task] = dict(zip(OF_A_CLASS, map(mean, parts)))
-        rows.append(row | {"best": advice(curve(of_class))})
+        rows.append(row | {"best": best_threshold(curve(of_class))})
     return rows
 
 
-def advice(over_scores: Curve) -> dict[str, float] | None:
-    """The score threshold of the best F1, and what it gives; None where no detection is true."""
+def best_threshold(over_scores: Curve) -> dict[str, float] | None:
+    """The score threshold of the best F1 with its metrics; None without true positives."""
     best = over_scores.best()
     if best is None:
         return None
-    names = ("threshold", "precision", "recall", "f1")
-    return {name: float(values[best]) for name, values in zip(names, over_scores)}
+    return {
+        "threshold": float(over_scores.thresholds[best]),
+        "precision": float(over_scores.precision[best]),
+        "recall": float(over_scores.recall[best]),
+        "f1": float(over_scores.f1[best]),
+    }
 
 
 def chart(
-    draw: Callable[[Axes], None], title: str, size: tuple[float, float] = (4.4, 3.1)
+    draw: Callable[[Axes], None],
+    title: str,
+    *,
+    size: tuple[float, float] = SIZE,
+    legend: bool = False,
 ) -> Markup:
-    """A chart as SVG for the inside of the page, in the colours of its style.
+    """Draw a chart as inline SVG, in the colors of the page.
 
     Args:
-        draw: draws it.
-        title: what it shows, for those who cannot see it.
-        size: in inches, which the page scales.
+        draw: draws on the axes.
+        title: alternative text.
+        size: inches without the legend.
+        legend: whether to draw a legend below the chart.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size)
+    settings = {"font.size": style.SMALL, "svg.fonttype": "none", "svg.hashsalt": "gpvit"}
+    with style.figure_style(**settings):
+        figure = Figure()
         figure.patch.set_visible(False)
-        left, right, bottom, top = (
-            points / 72 for points in (40, 8, 32, 8)
-        )  # inches, enough for numbers and labels
-        width, height = size
-        draw(
-            figure.add_axes(
-                (
-                    left / width,
-                    bottom / height,
-                    1 - (left + right) / width,
-                    1 - (bottom + top) / height,
-                )
-            )
-        )
+        axes = figure.add_axes((0, 0, 1, 1))
+        draw(axes)
+        width, height = 72 * size[0], 72 * size[1]  # points
+        axes_width, axes_height = width - LEFT - RIGHT, height - BOTTOM - TOP
+        bottom = BOTTOM
+        if legend:
+            # It is centered below the axes and may extend to the right edge.
+            rows = style.legend_below(axes, axes_width + 2 * RIGHT, style.SMALL)
+            bottom += LEGEND_ROW * rows
+            height += LEGEND_ROW * rows
+        figure.set_size_inches(width / 72, height / 72)
+        # left, bottom, width, height in fractions of the figure
+        axes.set_position((LEFT / width, bottom / height, axes_width / width, axes_height / height))
         text = io.StringIO()
         figure.savefig(text, format="svg")
     return _for_page(text.getvalue(), title)
 
 
 def _for_page(svg: str, title: str) -> Markup:
-    """A drawing of matplotlib's without what only a file needs, and with variables as colours."""
-    svg = svg[svg.index("<svg") :]
+    """Turn an SVG file of matplotlib's into an element of the page with variables as colors."""
+    svg = svg[svg.index("<svg") :]  # without XML declaration and doctype
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # would be there once for each chart
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # "axes_1" etc. would occur in each chart
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
-    opening = f'<svg role="img" aria-label="{escape(title)}" viewBox='
-    svg = re.sub(
-        r"<svg [^>]*?viewBox=(\"[^\"]*\")[^>]*>",
-        lambda match: f"{opening}{match[1]}>",
-        svg,
-        count=1,
-    )
-    for number, colour in enumerate(COLOURS, start=1):
-        svg = svg.replace(colour, f"var(--line{number})")
-    return Markup(svg.replace(INK, "var(--ink)"))
+    # Keep only the viewBox of the opening tag: a fixed width and height would stop scaling.
+    view_box = re.search(r"<svg [^>]*?viewBox=(\"[^\"]*\")[^>]*>", svg)
+    assert view_box is not None
+    content = svg[view_box.end() :]
+    for number, color in enumerate(style.SERIES, start=1):
+        content = content.replace(color, f"var(--line{number})")
+    content = content.replace(style.INK, "var(--ink)")
+    return Markup(f'<svg role="img" aria-label="{escape(title)}" viewBox={view_box[1]}>{content}')
 
 
-def unit_axes(axes: Axes, xlabel: str, ylabel: str) -> None:
+def unit_axes(axes: Axes, xlabel: str, ylabel: str, *, small: bool = False) -> None:
+    """Label axes whose values are from 0 to 1."""
+    ticks = np.linspace(0, 1, 3 if small else 6)
     axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.01), ylim=(0, 1.02))
+    axes.set(xticks=ticks, yticks=ticks)
 
 
 def precision_recall(precision: np.ndarray, title: str, *, small: bool = False) -> Markup | None:
-    """Precision over recall, averaged over classes.
+    """Precision-recall curves, averaged over classes; None if no class has objects.
 
     Args:
-        precision: (IoUs, recalls, classes) as COCO's evaluation has it, -1 for classes without objects.
-        title: of the chart.
-        small: whether it is one of many.
+        precision: (IoUs, recalls, classes) as in COCO's evaluation, -1 for classes without objects.
+        title: what the curves are of.
+        small: whether it is one of many charts; then without a legend.
     """
     precision = precision[:, :, (precision > -1).all(axis=(0, 1))]
     if not precision.size:
@@ -344,196 +331,193 @@ def precision_recall(precision: np.ndarray, title: str, *, small: bool = False) 
     lines = {
         "IoU 0.5": precision[0],
         "IoU 0.75": precision[5],
-        "mean of 0.5 to 0.95": precision.mean(axis=0),
+        "IoU 0.5:0.95": precision.mean(axis=0),
     }
 
     def draw(axes: Axes) -> None:
         for label, values in lines.items():
-            axes.plot(
-                np.linspace(0, 1, values.shape[0]), values.mean(axis=1), label=label, clip_on=False
-            )
-        unit_axes(axes, "recall", "precision")
-        if not small:
-            axes.legend(loc="upper right", bbox_to_anchor=(1.0, 1.02))
+            recall = np.linspace(0, 1, values.shape[0])
+            axes.plot(recall, values.mean(axis=1), label=label, clip_on=False)
+        unit_axes(axes, "recall", "precision", small=small)
 
-    return chart(draw, f"precision over recall, {title}", (2.5, 2.0) if small else (4.4, 3.1))
+    title = f"precision-recall curves, {title}"
+    return chart(draw, title, size=SMALL_SIZE if small else SIZE, legend=not small)
 
 
 def class_curves(
     precision: np.ndarray, classes: list[dict[str, Any]], task: str
 ) -> list[dict[str, Any]]:
-    """Curves of the classes that have objects, worst first; of many classes, only of the worst and the best.
+    """Curves of the classes with objects, worst first; of many, only of the worst and the best.
 
     Args:
         precision: (IoUs, recalls, classes).
         classes: from :func:`by_class`.
-        task: whose AP counts.
+        task: task whose AP defines the order.
     """
-    numbers = sorted(
-        (i for i, row in enumerate(classes) if row["objects"]), key=lambda i: classes[i][task]["AP"]
-    )
+    numbers = [i for i, row in enumerate(classes) if row["objects"]]
+    numbers.sort(key=lambda i: classes[i][task]["AP"])
     if len(numbers) > MANY_CLASSES:
         numbers = numbers[: MANY_CLASSES // 2] + numbers[-MANY_CLASSES // 2 :]
-    return [
-        {
-            "name": classes[i]["name"],
-            "ap": classes[i][task]["AP"],
-            "chart": precision_recall(precision[:, :, [i]], classes[i]["name"], small=True),
-        }
-        for i in numbers
-    ]
+    curves = []
+    for i in numbers:
+        name, ap = classes[i]["name"], classes[i][task]["AP"]
+        drawn = precision_recall(precision[:, :, [i]], name, small=True)
+        curves.append({"name": name, "ap": ap, "chart": drawn})
+    return curves
 
 
 def threshold_chart(over_scores: Curve, best: dict[str, float]) -> Markup:
-    """Precision, recall and F1 over the threshold."""
-    shown = np.unique(np.linspace(0, len(over_scores.thresholds) - 1, POINTS).astype(int))
+    """Precision, recall and F1 over the score threshold."""
+    kept = _thinned(len(over_scores.thresholds))
+    lines = {"precision": over_scores.precision, "recall": over_scores.recall, "F1": over_scores.f1}
 
     def draw(axes: Axes) -> None:
-        for name in ("precision", "recall", "f1"):
-            axes.plot(
-                over_scores.thresholds[shown],
-                getattr(over_scores, name)[shown],
-                label=name.replace("f1", "F1"),
-            )
-        axes.axvline(best["threshold"], color=INK, linewidth=1, linestyle="-", alpha=0.5)
+        for label, values in lines.items():
+            axes.plot(over_scores.thresholds[kept], values[kept], label=label)
+        at = best["threshold"]
+        axes.axvline(at, label="best F1", color=style.INK, linewidth=1, linestyle="-", alpha=0.5)
         unit_axes(axes, "score threshold", "")
-        axes.legend(loc="lower center")
 
-    return chart(
-        draw,
-        f"precision, recall and F1 over the score threshold; F1 is best at {best['threshold']:.2f}",
+    title = (
+        f"precision, recall and F1 over the score threshold; F1 is best at {best['threshold']:.2f}"
     )
+    return chart(draw, title, legend=True)
+
+
+def _thinned(count: int) -> np.ndarray:
+    """Indices of at most POINTS evenly spaced points of a curve, including both ends."""
+    return np.unique(np.linspace(0, count - 1, POINTS).astype(int))
 
 
 def calibration_chart(calibrated: Calibration) -> Markup:
-    """The share of true detections over the score, beside what it should be."""
+    """Precision over the score (reliability diagram)."""
     edges = np.linspace(0, 1, len(calibrated.counts) + 1)
-    there = calibrated.counts > 0
+    left, width = edges[:-1], edges[1] - edges[0]
+    filled = calibrated.counts > 0
 
     def draw(axes: Axes) -> None:
-        width = edges[1] - edges[0]
         axes.bar(
-            edges[:-1][there],
-            calibrated.precision[there],
-            width * 0.92,
+            left[filled],
+            calibrated.precision[filled],
+            0.92 * width,
             align="edge",
-            color=COLOURS[0],
+            label="detections",
+            color=style.SERIES[0],
             alpha=0.6,
         )
-        axes.plot(
-            [0, 1],
-            [0, 1],
-            color=INK,
-            linestyle="--",
-            linewidth=1,
-            label="scores that say how often",
-        )
-        unit_axes(axes, "score", "share of true detections")
-        axes.legend(loc="upper left")
+        axes.plot([0, 1], [0, 1], "--", label="perfect calibration", color=style.INK, linewidth=1)
+        unit_axes(axes, "score", "precision")
 
-    return chart(draw, "share of true detections over their score")
+    return chart(draw, "precision of detections over their score", legend=True)
 
 
-def confusions(truth: COCO, counts: np.ndarray) -> dict[str, Any]:
-    """A matrix of confusions for the page: of many classes, those that are confused most, and the others in one."""
-    names = [one_line(truth.cats[id]["name"]) for id in sorted(truth.cats)]
-    between = counts[:-1, :-1] * (1 - np.eye(len(names), dtype=np.int64))
-    rows, columns = np.unravel_index(
-        np.argsort(-between, axis=None, kind="stable")[:10], between.shape
-    )
-    pairs = [
-        (names[r], names[c], int(between[r, c])) for r, c in zip(rows, columns) if between[r, c]
-    ]
-    single = len(names)  # rows and columns of one class
+def confusions(ground_truth: COCO, counts: np.ndarray) -> dict[str, Any]:
+    """The confusion matrix for the page; of many classes, only the most confused ones have rows.
+
+    Args:
+        ground_truth: the classes.
+        counts: (classes + 1, classes + 1) from :func:`.confusion`, background last.
+
+    Returns:
+        "columns", names; "rows", names with lists of (count, fraction of the row); "single", number
+        of rows of a single class; "pairs", the ten most frequent confusions (class, detected class,
+        count).
+    """
+    names = [one_line(ground_truth.cats[id]["name"]) for id in sorted(ground_truth.cats)]
+    between = counts[:-1, :-1] * (1 - np.eye(len(names), dtype=np.int64))  # without the diagonal
+    top = np.argsort(-between, axis=None, kind="stable")[:10]
+    pairs = []
+    for row, column in zip(*np.unravel_index(top, between.shape)):
+        if between[row, column]:
+            pairs.append((names[row], names[column], int(between[row, column])))
+    single = len(names)
     if single > MANY_CLASSES:
         most = np.argsort(-(between.sum(0) + between.sum(1)), kind="stable")[:MANY_CLASSES]
+        # New index of each old row and column: the most confused classes, the others, background.
         group = np.full(len(names) + 1, MANY_CLASSES)
         group[most], group[-1] = np.arange(MANY_CLASSES), MANY_CLASSES + 1
         merged = np.zeros((MANY_CLASSES + 2,) * 2, np.int64)
         np.add.at(merged, (group[:, None], group[None, :]), counts)
-        names, counts = [*(names[i] for i in most), f"{single - MANY_CLASSES} others"], merged
+        others = f"{single - MANY_CLASSES} other classes"
+        names, counts = [*(names[i] for i in most), others], merged
         single = MANY_CLASSES
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    cells = [list(zip(*pair)) for pair in zip(counts.tolist(), shares.tolist())]
-    return {
-        "pairs": pairs,
-        "single": single,
-        "columns": [*names, "missed"],
-        "rows": list(zip([*names, "no object"], cells)),
-    }
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    labels = [*names, "background"]
+    rows = []
+    for label, row_counts, row_fractions in zip(labels, counts.tolist(), fractions.tolist()):
+        rows.append((label, list(zip(row_counts, row_fractions))))
+    return {"pairs": pairs, "single": single, "columns": labels, "rows": rows}
 
 
-def pictures(
+def worst_images(
     inputs: Inputs, matching: Matching, threshold: float
 ) -> tuple[list[dict[str, str]], str]:
-    """The worst pictures as JPEG in text, with their captions; and a word on them."""
+    """Drawings of the worst images as JPEG in base64 with captions, and a note about them."""
     if inputs.images is None:
-        return [], "no pictures, as the folder of the images is not given"
+        return [], "no images, because their folder is not given"
     found = inputs.found[inputs.task]
-    cases = worst_first(inputs.truth, found, outcomes(matching, inputs.truth, threshold))
-    cases = [case for case in cases if case.cost > 0]
+    by_image = outcomes(matching, inputs.ground_truth, threshold)
+    cases = [case for case in worst_first(inputs.ground_truth, found, by_image) if case.cost > 0]
     failures: list[str] = []
     worst = []
-    for case, figure in drawings(inputs, cases, PICTURES, failures, PICTURE_PANE):
+    for case, figure in drawings(inputs, cases, WORST_IMAGES, failures, IMAGE_PANE):
         content = io.BytesIO()
         as_picture(figure).save(content, "JPEG", quality=82)
         data = Markup(base64.b64encode(content.getvalue()).decode())
-        worst.append(
-            {"caption": f"{one_line(case.image['file_name'])}: {case.counts()}", "data": data}
-        )
-    unread = f", {len(failures)} cannot be read (first: {failures[0]})" if failures else ""
-    return (
-        worst,
-        f"the {len(worst)} worst of {len(cases)} pictures with false detections or missed objects{unread}",
-    )
+        caption = f"{one_line(case.image['file_name'])}: {case.counts()}"
+        worst.append({"caption": caption, "data": data})
+    note = f"the {len(worst)} worst of {len(cases)} images with false positives or false negatives"
+    if failures:
+        note += f", {len(failures)} cannot be read (first: {failures[0]})"
+    return worst, note
 
 
 def training_charts(folder: Path | None) -> list[Markup]:
-    """Loss and AP over the iterations, from a training's metrics.json; none without it."""
+    """Loss and AP over the iterations from metrics.json in the folder of a run; [] without it."""
     rows = list(read_metrics(folder / "metrics.json")) if folder else []
     losses = [(row["iteration"], row["total_loss"]) for row in rows if "total_loss" in row]
+    curves_by_title = {
+        "training loss": {"total": losses} if losses else {},
+        "validation AP (%)": main_metrics_over_iterations(rows),
+    }
     charts = []
-    for title, courses in (
-        ("training loss", {"total": losses} if losses else {}),
-        ("validation AP (%)", main_courses(rows)),
-    ):
-        if courses:
-            charts.append(chart(partial(_draw_courses, courses=courses, title=title), title))
+    for title, curves in curves_by_title.items():
+        if curves:
+            draw = partial(_draw_curves, curves=curves, title=title)
+            charts.append(chart(draw, title, legend=len(curves) > 1))
     return charts
 
 
-def _draw_courses(axes: Axes, courses: dict[str, list[tuple[int, float]]], title: str) -> None:
-    for name, course in courses.items():
-        shown = [course[i] for i in np.unique(np.linspace(0, len(course) - 1, POINTS).astype(int))]
-        axes.plot(*zip(*shown), label=name, marker="o" if len(shown) < 20 else None, markersize=4)
+def _draw_curves(axes: Axes, curves: dict[str, Points], title: str) -> None:
+    for name, points in curves.items():
+        draw_curve(axes, [points[i] for i in _thinned(len(points))], name)
     axes.set(xlabel="iteration", ylabel=title, xlim=(0, None), ylim=(0, None))
-    if len(courses) > 1:
-        axes.legend()
 
 
 def read_speed(folder: Path | None) -> dict[str, Any] | None:
-    """What evaluation.json says of the speed: seconds_per_image, device and images; None without it."""
+    """Read seconds_per_image, device and images from evaluation.json; None without it."""
     path = folder and folder / "evaluation.json"
     if not path or not path.is_file():
         return None
     speed = read_evaluation(path)
-    if speed.get("seconds_per_image", 0) is None:  # the evaluation did not come to its end
+    if speed.get("seconds_per_image", 0) is None:  # the evaluation was not completed
         return None
     try:
         seconds, device, images = speed["seconds_per_image"], speed["device"], speed["images"]
         if not (
             is_number(seconds) and seconds > 0 and isinstance(device, str) and is_number(images)
         ):
-            raise ValueError("seconds_per_image, device or images are of another kind")
+            raise ValueError("seconds_per_image, device or images has a wrong type or value")
         return {"seconds": float(seconds), "device": one_line(device), "images": int(images)}
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"{path} is not what an evaluation writes ({type(error).__name__}: {one_line(error)}); remove it"
+            f"{path} is not a valid evaluation file "
+            f"({type(error).__name__}: {one_line(error)}); remove it"
         ) from None
 
 
 def read_config(folder: Path | None) -> Markup:
-    """The config of a training; empty without it."""
+    """Read the config of a run; empty without it."""
     path = folder and folder / "config.yaml"
     text = path.read_text(encoding="utf-8", errors="replace") if path and path.is_file() else ""
     return escape(several_lines(text))

@@ -1,1 +1,1 @@
-"""Datasets: what people have, to Detectron2's records."""
+"""Datasets: custom datasets in several formats as records of Detectron2."""

@@ -1,8 +1,8 @@
-"""Files of annotations in COCO format: what may be wrong in them, and what training and evaluation make of it.
+"""Annotation files in COCO format: read and check them, and fix or drop what cannot be used.
 
-:data:`.RULES` is the whole table; ``gpvit check-data --rules`` prints it. What is wrong with the file, an
-image or a class stops, before anything is trained or evaluated. What is wrong with one object changes that object or
-leaves it out, in training and evaluation alike, and the log says how often.
+:data:`.RULES` lists all kinds of problems; ``gpvit check-data --rules`` prints them. A problem of
+the file, of an image or of a class stops before training or evaluation starts. A problem of one
+object changes or drops that object, in training and evaluation alike, and the log has the counts.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,32 +29,42 @@ from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line, shown
 from ..image_io import MAX_PIXELS, read_image
 from ..masks import as_numbers, compressed, outline_of, run_length_fault, with_too_long
 from . import image_names
-from .coco_rules import MAX_DETECTIONS, RULES, SLACK, Problem, grouped, left_out, phrase
+from .coco_rules import (
+    MAX_DETECTIONS,
+    RULES,
+    SLACK,
+    Problem,
+    grouped,
+    left_out,
+    ordered,
+    phrase,
+)
 
-LARGEST_ID = 2**53  # from which on floats, which the evaluation has them in, are not exact
-# A box contradicts its mask if the box around the mask has less than this IoU with it, and a side of
-# one is more than this many pixels from that of the other: else rounding would count with small
-# objects. Boxes that are drawn loosely stay; in COCO's annotations at hand the least IoU is 0.9.
-SAME_BOX, SAME_SIDE = 0.5, 2.0
-NORMALIZED = 0.01  # share of the annotations with coordinates from 0 to 1 that stops
-Tell = Callable[[str, str], None]  # takes a kind of problem and what exactly is wrong
+LARGEST_ID = 2**53  # IDs from here on are not exact as floats, which the evaluation uses for them
+# A box contradicts its mask if its IoU with the bounding box of the mask is below MIN_IOU, and a
+# side differs by more than MAX_DIFFERENCE pixels: for small objects, rounding alone lowers the IoU.
+# Loosely drawn boxes are kept; the lowest IoU in the annotations of COCO that were tested is 0.9.
+MIN_IOU, MAX_DIFFERENCE = 0.5, 2.0
+NORMALIZED = 0.01  # fraction of annotations with normalized coordinates from which they stop
+
+Finding = tuple[str, str]  # kind of a problem of one object, and details
 
 
 @dataclass
 class CocoFile:
-    """What a file of annotations holds once the rules are applied.
+    """The usable contents of an annotation file, after the rules are applied.
 
     Attributes:
         path: of the file.
         image_root: the folder of its images.
-        categories: names by id, in the order of the ids.
-        images: by id, in the order of the ids: file_name, which is where it was found in image_root,
-            height and width in pixels.
-        objects: the usable annotations of each image, in COCO's format.
-        annotations: how many annotations there are, usable or not.
-        problems: all that were found, in the order of RULES.
-        given: what the user has, if the file was made of it.
-        written: the names in the file, by id, of images that are found under another name.
+        categories: names by ID, in the order of the IDs.
+        images: by ID, in the order of the IDs: file_name, which is where the image was found in
+            image_root, height and width in pixels.
+        objects: the usable annotations of each image, in COCO format.
+        annotations: number of annotations, usable or not.
+        problems: all problems that were found, in the order of RULES.
+        given: path of the user's dataset, if the file was converted from it.
+        written: names in the file, by image ID, of images that were found under another name.
     """
 
     path: str
@@ -67,16 +77,20 @@ class CocoFile:
     given: str = ""
     written: dict[int, str] = field(default_factory=dict)
 
-    def real_paths(self, folders: image_names.Folders | None = None) -> dict[int, str]:
-        """The paths of the images by id, without links; without image_root, their names."""
-        names = {id: image["file_name"] for id, image in self.images.items() if image["file_name"]}
-        if not self.image_root:
-            return {id: os.path.normpath(name) for id, name in names.items()}
-        folders = folders or image_names.Folders()
-        return {id: folders.real(os.path.join(self.image_root, name)) for id, name in names.items()}
+    def real_paths(self, folders: image_names.FolderCache | None = None) -> dict[int, str]:
+        """Return the paths of the images by ID, without links; their names if no image_root."""
+        folders = folders or image_names.FolderCache()
+        paths = {}
+        for id, image in self.images.items():
+            name = image["file_name"]
+            if name and self.image_root:
+                paths[id] = folders.real(os.path.join(self.image_root, name))
+            elif name:
+                paths[id] = os.path.normpath(name)
+        return paths
 
     def summary(self) -> str:
-        used = sum(len(objects) for objects in self.objects.values())
+        used = sum(map(len, self.objects.values()))
         return (
             f"{one_line(self.path, PATH_LIMIT)}: {len(self.images)} images, "
             f"{used} of {self.annotations} annotations used, "
@@ -84,21 +98,17 @@ class CocoFile:
         )
 
     def raise_if_fatal(self) -> None:
-        """Raises a UserError if there is a problem that stops training and evaluation."""
-        fatal = [
-            (kind, problems)
-            for kind, problems in grouped(self.problems).items()
-            if RULES[kind].action == "stop"
-        ]
-        if fatal:
-            reasons = "; ".join(
-                f"{phrase(kind, problems)}: {RULES[kind].then}" for kind, problems in fatal
-            )
+        """Raise a UserError if there is a problem that stops training and evaluation."""
+        reasons = []
+        for kind, problems in grouped(self.problems).items():
+            if RULES[kind].action == "stop":
+                reasons.append(f"{phrase(kind, problems)}: {RULES[kind].then}")
+        if reasons:
             command = f"gpvit check-data --annotations-only --data {self.given or self.path}"
-            raise UserError(f"{self.path}: {reasons}. All problems: {command}")
+            raise UserError(f"{self.path}: {'; '.join(reasons)}. All problems: {command}")
 
     def records(self) -> list[dict[str, Any]]:
-        """The images as Detectron2's records, with annotation ids; says in the log what the rules did, once.
+        """Return the images as records of Detectron2, with annotation IDs; log the problems once.
 
         Raises:
             UserError: there is a problem that stops.
@@ -106,45 +116,48 @@ class CocoFile:
         self.raise_if_fatal()
         log_first_n(logging.INFO, self.summary(), name=__name__, key="message")
         for kind, problems in grouped(self.problems).items():
-            message = one_line(
-                f"{self.path}: {phrase(kind, problems)}: {RULES[kind].then}", LINE_LIMIT
-            )
+            message = f"{self.path}: {phrase(kind, problems)}: {RULES[kind].then}"
             level = logging.INFO if RULES[kind].action == "note" else logging.WARNING
-            log_first_n(level, message, name=__name__, key="message")
-        contiguous = {id: i for i, id in enumerate(self.categories)}
-        keys = ("id", "iscrowd", "bbox", "segmentation")
-        return [
-            {
+            log_first_n(level, one_line(message, LINE_LIMIT), name=__name__, key="message")
+        # Detectron2 numbers the classes from 0, in the order of their IDs.
+        classes = {id: number for number, id in enumerate(self.categories)}
+        records = []
+        for id, image in self.images.items():
+            record = {
                 "file_name": os.path.join(self.image_root, image["file_name"]),
                 "height": image["height"],
                 "width": image["width"],
                 "image_id": id,
-                "annotations": [
-                    {key: item[key] for key in keys if key in item}
-                    | {
-                        "bbox_mode": BoxMode.XYWH_ABS,
-                        "category_id": contiguous[item["category_id"]],
-                    }
-                    for item in self.objects[id]
-                ],
+                "annotations": [_as_record(item, classes) for item in self.objects[id]],
             }
-            for id, image in self.images.items()
-        ]
+            records.append(record)
+        return records
 
     def coco(self) -> COCO:
-        """The same for COCO's evaluation, which needs area and iscrowd everywhere and annotation ids from 1 on."""
+        """Return the contents for COCO's evaluation.
+
+        It needs area and iscrowd of all annotations. Annotations are numbered from 1, since it
+        treats an ID of 0 as unmatched.
+        """
+        images = [{"id": id} | image for id, image in self.images.items()]
+        categories = [{"id": id, "name": name} for id, name in self.categories.items()]
+        annotations: list[dict[str, Any]] = []
+        for objects in self.objects.values():
+            for item in objects:
+                annotations.append(item | {"id": len(annotations) + 1})
         api = COCO()
-        everything = [item for objects in self.objects.values() for item in objects]
-        api.dataset = {
-            "images": [{"id": id} | image for id, image in self.images.items()],
-            "categories": [{"id": id, "name": name} for id, name in self.categories.items()],
-            "annotations": [
-                item | {"id": number} for number, item in enumerate(everything, start=1)
-            ],
-        }
+        api.dataset = {"images": images, "categories": categories, "annotations": annotations}
         with contextlib.redirect_stdout(io.StringIO()):
             api.createIndex()
         return api
+
+
+def _as_record(item: dict[str, Any], classes: Mapping[int, int]) -> dict[str, Any]:
+    """Convert an annotation from COCO's format to Detectron2's."""
+    keys = ("id", "iscrowd", "bbox", "segmentation")
+    record = {key: item[key] for key in keys if key in item}
+    record |= {"bbox_mode": BoxMode.XYWH_ABS, "category_id": classes[item["category_id"]]}
+    return record
 
 
 def read(
@@ -155,29 +168,27 @@ def read(
     train: bool = False,
     open_images: bool = False,
 ) -> CocoFile:
-    """Reads a file of annotations, applies the rules and lists all problems. Nothing in the file raises an error.
+    """Read an annotation file, apply the rules, and list all problems instead of raising.
 
     Args:
         json_file: annotations in COCO format.
         image_root: folder of the images.
-        masks: whether every annotation must have a mask; without, masks are neither looked at nor given.
+        masks: whether every annotation needs a mask. If not, masks are neither checked nor
+            returned.
         train: whether there must be an object to train on.
-        open_images: whether to read every image, too.
+        open_images: whether to read every image as well.
     """
     data = CocoFile(str(json_file), str(image_root))
     with _no_garbage_collection():
         not_found = _read(data, masks, train)
     if open_images:
-        data.problems += _open_images(data, not_found)
-        data.problems = [
-            problem for problems in grouped(data.problems).values() for problem in problems
-        ]
+        data.problems = ordered([*data.problems, *_open_images(data, not_found)])
     return data
 
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """For a file with millions of objects of which none refers to another that holds it, a third faster."""
+    """Disable garbage collection: a third faster with millions of objects and no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -188,7 +199,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _read(data: CocoFile, masks: bool, train: bool) -> dict[int, str]:
-    """Reads a file but for its images. Gives the ids of images that are not found, and why."""
+    """Read a file without its images. Return why images were not found, by ID."""
     try:
         content = _parse(Path(data.path))
     except (OSError, ValueError, RecursionError) as error:
@@ -201,45 +212,45 @@ def _read(data: CocoFile, masks: bool, train: bool) -> dict[int, str]:
     found += [Problem("group", detail=shown(entry["name"])) for entry in groups]
     renamed, not_found = _find_images(data)
     found += renamed
-    objects = _judge(
-        data, content["annotations"], list(_read_annotations(data, content["annotations"], masks))
-    )
-    found += objects
-    empty = [
-        Problem("empty image", id)
-        for id in data.images
-        if all(item["iscrowd"] for item in data.objects[id])
-    ]
+    entries = content["annotations"]
+    of_objects = _judge_together(data, entries, _read_annotations(data, entries, masks))
+    found += of_objects
+    counts = _counts_without_crowds(data)
+    empty = [Problem("empty image", id) for id in data.images if counts[id] == 0]
     found += empty
-    counts = {id: sum(not item["iscrowd"] for item in items) for id, items in data.objects.items()}
-    many = sorted(
-        (id for id, count in counts.items() if count > MAX_DETECTIONS), key=lambda id: -counts[id]
-    )
-    found += [Problem("many objects", id, detail=f"{counts[id]} objects") for id in many]
-    if (
-        train
-        and len(empty) == len(data.images) > 0
-        and not any(problem.kind == "normalized" for problem in objects)
-    ):
-        found.append(Problem("no objects", detail=left_out(objects)))
-    data.problems = [problem for problems in grouped(found).values() for problem in problems]
+    crowded = [id for id, count in counts.items() if count > MAX_DETECTIONS]
+    for id in sorted(crowded, key=counts.__getitem__, reverse=True):
+        found.append(Problem("many objects", id, detail=f"{counts[id]} objects"))
+    # With normalized coordinates, which stop as well, this would only be a consequence.
+    normalized = any(problem.kind == "normalized" for problem in of_objects)
+    if train and len(empty) == len(data.images) > 0 and not normalized:
+        found.append(Problem("no objects", detail=left_out(of_objects)))
+    data.problems = ordered(found)
     return not_found
 
 
+def _counts_without_crowds(data: CocoFile) -> dict[int, int]:
+    """Return the number of objects of each image that are not crowds, by image ID."""
+    counts = {}
+    for id, objects in data.objects.items():
+        counts[id] = sum(not item["iscrowd"] for item in objects)
+    return counts
+
+
 def load_json(path: Path) -> Any:
-    """What is in a JSON file, in UTF-8, UTF-16 or UTF-32.
+    """Return the content of a JSON file in UTF-8, UTF-16 or UTF-32.
 
     Raises:
-        OSError, ValueError, RecursionError: it cannot be read.
+        OSError, ValueError, RecursionError: it cannot be read or parsed.
     """
     content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):
+    if content.startswith(b"\x1f\x8b"):  # the magic number of gzip
         raise ValueError("the file is compressed by gzip; unpack it")
     return json.loads(content)
 
 
 def _parse(path: Path) -> dict[str, list[dict]]:
-    """The three lists of a file. Raises as :func:`load_json` does."""
+    """Return the three lists of a COCO file. Raises as :func:`load_json` does."""
     content = load_json(path)
     if not isinstance(content, dict):
         raise ValueError("the file is not a JSON object")
@@ -257,9 +268,9 @@ def _read_categories(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
     if not entries:
         yield Problem("no categories")
     for number, entry in enumerate(entries):
-        id, name = _whole(entry.get("id")), entry.get("name")
+        id, name = _as_id(entry.get("id")), entry.get("name")
         if id is None or not isinstance(name, str):
-            yield Problem("category", detail=f"entry {number}, id {_shown_id(entry.get('id'))}")
+            yield Problem("category", detail=f"entry {number}, id {_invalid_id(entry.get('id'))}")
         elif id in data.categories:
             yield Problem("category twice", detail=f"entry {number}, id {id}")
         else:
@@ -270,7 +281,11 @@ def _read_categories(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
 
 
 def _is_group(entry: dict, content: dict[str, list[dict]]) -> bool:
-    """Whether a category is what Roboflow writes before the others, of which no object is: it would never be found."""
+    """Whether a category is the group that Roboflow exports before the classes.
+
+    It has ID 0 and no objects, and is the supercategory of all others. As a class, it would never
+    be detected.
+    """
     others = [other for other in content["categories"] if other is not entry]
     return (
         (entry.get("id"), entry.get("supercategory")) == (0, "none")
@@ -285,10 +300,10 @@ def _read_images(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
     if not entries:
         yield Problem("no images")
     for number, entry in enumerate(entries):
-        id, name = _whole(entry.get("id")), entry.get("file_name")
-        width, height = _whole(entry.get("width")), _whole(entry.get("height"))
+        id, name = _as_id(entry.get("id")), entry.get("file_name")
+        width, height = _as_id(entry.get("width")), _as_id(entry.get("height"))
         if id is None:
-            yield Problem("image", detail=f"entry {number}, id {_shown_id(entry.get('id'))}")
+            yield Problem("image", detail=f"entry {number}, id {_invalid_id(entry.get('id'))}")
             continue
         if id in data.images:
             yield Problem("image twice", id, detail=f"entry {number}")
@@ -297,11 +312,8 @@ def _read_images(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
             yield Problem("image", id, detail="no file_name")
             name = ""
         if not usable_size(height, width):
-            yield Problem(
-                "image size",
-                id,
-                detail=" x ".join(shown(entry.get(side)) for side in ("width", "height")),
-            )
+            size = f"{shown(entry.get('width'))} x {shown(entry.get('height'))}"
+            yield Problem("image size", id, detail=size)
             width = height = 0
         data.images[id] = {"file_name": name, "height": height, "width": width}
         data.objects[id] = []
@@ -309,83 +321,79 @@ def _read_images(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
 
 
 def usable_size(height: Any, width: Any) -> bool:
-    """Whether these are whole numbers of pixels of an image that can be read."""
-    return (
-        all(type(side) is int and side > 0 for side in (height, width))
-        and height * width <= MAX_PIXELS
-    )
+    """Whether these are integers, the size in pixels of an image that can be read."""
+    if type(height) is not int or type(width) is not int:  # a bool is not a size
+        return False
+    return height > 0 and width > 0 and height * width <= MAX_PIXELS
 
 
 def _find_images(data: CocoFile) -> tuple[list[Problem], dict[int, str]]:
-    """Finds images that are not there under their names.
+    """Find the images that do not exist under their names, and images that are listed twice.
 
     Returns:
-        The problems, and by id why some images are not found.
+        The problems, and the reasons why images were not found, by ID.
     """
-    folders = image_names.Folders()
+    folders = image_names.FolderCache()
     missing: dict[int, str] = {}
-    taken: set[str] = set()
-    for id, image in data.images.items() if data.image_root else ():
+    taken: set[str] = set()  # paths of the others, relative to image_root
+    for id, image in data.images.items():
         name = image["file_name"]
-        if name and not folders.has(os.path.join(data.image_root, name)):
+        if not name or not data.image_root:
+            continue
+        if not folders.has(os.path.join(data.image_root, name)):
             missing[id] = name
-        elif name:
-            taken.add(
-                os.path.relpath(name, data.image_root)
-                if os.path.isabs(name)
-                else os.path.normpath(name)
-            )
-    problems, not_found = [], {}
-    matches = (
-        image_names.match(missing.values(), image_names.files_below(data.image_root), taken)
-        if missing
-        else {}
-    )
-    for id, name in missing.items():
-        path, fault = matches[name]
-        if path:
-            data.written[id], data.images[id]["file_name"] = name, path
-            problems.append(
-                Problem("image name", id, detail=f"{one_line(name)} is {one_line(path)}")
-            )
+        elif os.path.isabs(name):
+            taken.add(os.path.relpath(name, data.image_root))
         else:
-            not_found[id] = fault
-    firsts: dict[str, int] = {}
+            taken.add(os.path.normpath(name))
+    problems, not_found = [], {}
+    if missing:
+        paths = image_names.files_below(data.image_root)
+        matches = image_names.match(missing.values(), paths, taken)
+        for id, name in missing.items():
+            path, fault = matches[name]
+            if path:
+                data.written[id], data.images[id]["file_name"] = name, path
+                detail = f"{one_line(name)} is {one_line(path)}"
+                problems.append(Problem("image name", id, detail=detail))
+            else:
+                not_found[id] = fault
+    first_ids: dict[str, int] = {}
     for id, path in data.real_paths(folders).items():
-        first = firsts.setdefault(path, id)
+        first = first_ids.setdefault(path, id)
         if first != id:
-            problems.append(
-                Problem(
-                    "file twice", id, detail=f"{one_line(data.images[id]['file_name'])}, as {first}"
-                )
-            )
+            detail = f"{one_line(data.images[id]['file_name'])}, same as {first}"
+            problems.append(Problem("file twice", id, detail=detail))
     return problems, not_found
 
 
 def images_in_both(train: CocoFile, val: CocoFile, *, copies: bool = False) -> list[Problem]:
-    """The images of the one file that are those of the other, too.
+    """Return a problem for each training image that is also a validation image.
 
     Args:
-        copies: whether to look for copies, too, which are other files with the same bytes; those of one color, such as
-            black frames, are none.
+        train, val: the files of the splits.
+        copies: whether files with the same bytes count as the same image, unless they have a single
+            color, such as black frames.
     """
-    paths, validated = train.real_paths(), val.real_paths()
-    same = _copies(paths.values(), validated.values()) if copies else {}
-    same |= {path: path for path in validated.values()}
+    train_paths, val_paths = train.real_paths(), val.real_paths()
+    # Training path -> validation path of the same image; without copies, they are equal.
+    same = _copies(train_paths.values(), val_paths.values()) if copies else {}
+    same |= {path: path for path in val_paths.values()}
     problems = []
-    for id, path in paths.items():
+    for id, path in train_paths.items():
         if path in same:
-            copied = (
-                "" if same[path] == path else f", the same as {one_line(same[path], PATH_LIMIT)}"
-            )
-            problems.append(
-                Problem("both splits", id, detail=one_line(train.images[id]["file_name"]) + copied)
-            )
+            detail = one_line(train.images[id]["file_name"])
+            if same[path] != path:
+                detail += f", the same as {one_line(same[path], PATH_LIMIT)}"
+            problems.append(Problem("both splits", id, detail=detail))
     return problems
 
 
 def _copies(paths: Iterable[str], others: Iterable[str]) -> dict[str, str]:
-    """The paths whose files have the same bytes as one of the others, with that; files that cannot be read have none."""
+    """Return the paths whose files have the same bytes as one of the others, with that one.
+
+    Files that cannot be read are skipped, and so are images of a single color.
+    """
     by_size: dict[int, list[str]] = {}
     for path in others:
         with contextlib.suppress(OSError, ValueError):
@@ -401,13 +409,10 @@ def _copies(paths: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     for path in paths:
         with contextlib.suppress(OSError, ValueError):
             for other in by_size.get(os.path.getsize(path), ()):
-                if (
-                    path not in found
-                    and path != other
-                    and digest(path) == digest(other)
-                    and not _has_one_color(path)
-                ):
+                same = path != other and digest(path) == digest(other)
+                if same and not _has_one_color(path):
                     found[path] = other
+                    break
     return found
 
 
@@ -419,53 +424,57 @@ def _has_one_color(path: str) -> bool:
     return bool((image == image[0, 0]).all())
 
 
-def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> Iterator[Problem]:
+def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> list[Problem]:
+    """Check the annotations, and add the usable ones to ``data.objects``. Return the problems."""
     data.annotations = len(entries)
+    problems: list[Problem] = []
     ids: set[int] = set()
-    seen = Seen()
+    seen = SeenObjects()
     for number, entry in enumerate(entries):
-        id, image_id, category_id = (
-            _whole(entry.get(key)) for key in ("id", "image_id", "category_id")
-        )
-        found: list[tuple[str, str]] = []
+        id, image_id = _as_id(entry.get("id")), _as_id(entry.get("image_id"))
+        category_id = _as_id(entry.get("category_id"))
+        findings: list[Finding] = []
         if id is None or image_id is None:
-            ids_shown = ", ".join(
-                f"{key} {_shown_id(entry.get(key))}" for key in ("id", "image_id")
-            )
-            found.append(("annotation", f"entry {number}, {ids_shown}"))
+            invalid = [f"{key} {_invalid_id(entry.get(key))}" for key in ("id", "image_id")]
+            findings.append(("annotation", f"entry {number}, {', '.join(invalid)}"))
         if category_id not in data.categories:
-            found.append(("undeclared", f"category_id {shown(entry.get('category_id'))}"))
+            findings.append(("undeclared", f"category_id {shown(entry.get('category_id'))}"))
         if masks and not entry.get("segmentation"):
-            found.append(("no mask", ""))
+            findings.append(("no mask", ""))
         if image_id is not None and image_id not in data.images:
-            found.append(("no such image", f"image_id {image_id}"))
-        if not found and image_id is not None and (image := data.images[image_id])["height"]:
-            made = _object(
-                entry,
-                image["height"],
-                image["width"],
-                masks,
-                lambda *why, found=found: found.append(why),
-            )
-            if made:
-                item = {"id": id, "image_id": image_id, "category_id": category_id} | made[0]
-                other = seen.same_as((image_id, category_id, *made[1]), item)
-                if other:
-                    found.append(("object twice", f"as {other['id']}"))
-                else:
+            findings.append(("no such image", f"image_id {image_id}"))
+        # An image without a usable size has height 0, and stops by itself.
+        if not findings and image_id is not None and data.images[image_id]["height"]:
+            image = data.images[image_id]
+            result = _check_object(entry, image["height"], image["width"], masks, findings)
+            if result is not None:
+                values, key = result
+                item = {"id": id, "image_id": image_id, "category_id": category_id} | values
+                first = seen.first_with((image_id, category_id, *key), item)
+                if first is None:
                     data.objects[image_id].append(item)
+                else:
+                    findings.append(("object twice", f"same as {first['id']}"))
         if id in ids:
-            found.append(("annotation twice", ""))
-        ids |= set() if id is None else {id}
-        yield from (Problem(kind, image_id, id, detail) for kind, detail in found)
+            findings.append(("annotation twice", ""))
+        if id is not None:
+            ids.add(id)
+        for kind, detail in findings:
+            problems.append(Problem(kind, image_id, id, detail))
+    return problems
 
 
-def _judge(data: CocoFile, entries: list[dict], found: list[Problem]) -> list[Problem]:
-    """The problems of objects, with what can only be said of all of them together."""
-    fractions = sum(problem.kind == "normalized" for problem in found)
-    within = fractions + sum(problem.kind == "first pixel" for problem in found)
-    # A few may be small objects in the corner, and so may pixels there be, but not everywhere.
-    many = fractions >= max(2, NORMALIZED * len(entries)) or within == len(entries) > 1
+def _judge_together(data: CocoFile, entries: list[dict], found: list[Problem]) -> list[Problem]:
+    """Return the problems of objects, with those that only show in all objects together.
+
+    Coordinates between 0 and 1 are normalized if many objects have them. Boxes that leave their
+    images are corners if all boxes could be.
+    """
+    fractional = sum(problem.kind == "normalized" for problem in found)
+    within = fractional + sum(problem.kind == "first pixel" for problem in found)
+    # A few objects may really be that small, and many may be single pixels in integer coordinates,
+    # but not all objects of a file.
+    many = fractional >= max(2, NORMALIZED * len(entries)) or within == len(entries) > 1
     for number, problem in enumerate(found):
         if problem.kind in ("normalized", "first pixel"):
             found[number] = problem._replace(kind="normalized" if many else "first pixel")
@@ -476,11 +485,9 @@ def _judge(data: CocoFile, entries: list[dict], found: list[Problem]) -> list[Pr
 
 
 def _may_be_corners(entry: dict, data: CocoFile) -> bool:
-    """Whether nothing speaks against x, y, x, y in a box that has no mask."""
-    numbers, image = (
-        _four_numbers(entry.get("bbox")),
-        data.images.get(_whole(entry.get("image_id")) or 0),
-    )
+    """Whether the box of an annotation without a mask may be x, y, x, y."""
+    numbers = _four_numbers(entry.get("bbox"))
+    image = data.images.get(_as_id(entry.get("image_id")) or 0)
     if numbers is None or image is None:
         return True
     x1, y1, x2, y2 = numbers
@@ -488,19 +495,19 @@ def _may_be_corners(entry: dict, data: CocoFile) -> bool:
     return inside and x1 < x2 and y1 < y2 and not entry.get("segmentation")
 
 
-class Seen:
-    """Objects that were read, to find those that repeat one."""
+class SeenObjects:
+    """The objects that were read so far, to find repeated ones."""
 
     def __init__(self) -> None:
         self._first: dict[tuple, dict] = {}
         self._by_mask: dict[tuple, dict[Any, dict]] = {}
 
-    def same_as(self, values: tuple, item: dict) -> dict | None:
-        """The first object with these values and the same mask, if this is not the first."""
+    def first_with(self, values: tuple, item: dict) -> dict | None:
+        """Return the first object with these values and the same mask; None if it is ``item``."""
         first = self._first.setdefault(values, item)
         if first is item:
             return None
-        # Masks are compared, which takes longer, where all else is the same.
+        # Comparing masks takes longer, so they are only compared if all values are equal.
         by_mask = self._by_mask.setdefault(values, {_hashable(first.get("segmentation")): first})
         other = by_mask.setdefault(_hashable(item.get("segmentation")), item)
         return None if other is item else other
@@ -513,59 +520,64 @@ def _hashable(mask: list[list[float]] | dict | None) -> Any:
     return mask and tuple(map(tuple, mask))
 
 
-def _object(
-    entry: dict, height: int, width: int, masks: bool, tell: Tell
+def _check_object(
+    entry: dict, height: int, width: int, masks: bool, findings: list[Finding]
 ) -> tuple[dict[str, Any], tuple] | None:
-    """Box, mask, area and iscrowd of an annotation by the rules, or None if it is left out.
+    """Apply the rules to an annotation.
 
-    With it come the values that another annotation of the same object has, too, but for the mask.
+    Args:
+        entry: the annotation as in the file.
+        height, width: of its image.
+        masks: whether it needs a mask.
+        findings: its problems are appended to this list.
+
+    Returns:
+        Its bbox, segmentation, area and iscrowd, and the values that a repeated annotation of the
+        same object has in common with it, except for the mask. None if it is dropped.
     """
-    outline, value = entry.get("segmentation"), entry.get("bbox")
+    segmentation, value = entry.get("segmentation"), entry.get("bbox")
     numbers = _four_numbers(value)
-    box, fault = _box(value, numbers, height, width)
+    box, box_finding = _check_box(value, numbers, height, width)
     mask, extent = None, None
     if masks:
-        mask, extent = _mask(outline, height, width, tell)
-    elif outline and box and not _agrees(box, numbers, outline, height, width):
-        mask, extent = _mask(outline, height, width, _ignore)  # to say so, if it can be used
+        mask, extent = _check_mask(segmentation, height, width, findings)
+    elif segmentation and box and not _surely_agrees(box, numbers, segmentation, height, width):
+        # Only for the comparison with the box: problems of an unused mask are not reported.
+        mask, extent = _check_mask(segmentation, height, width, [])
 
     box_within = _in_first_pixel(numbers, height, width)
-    mask_within = isinstance(outline, list) and _in_first_pixel(extent, height, width)
-    alone = mask_within and not box_within and box and _contradicts(box, numbers, extent)
-    if alone and not masks:  # the box is in pixels
+    mask_within = isinstance(segmentation, list) and _in_first_pixel(extent, height, width)
+    # Whether the mask is in the first pixel and the box elsewhere, in pixels.
+    mask_astray = mask_within and not box_within and box and _contradicts(box, numbers, extent)
+    if mask_astray and not masks:
         mask, extent = None, None
     elif mask_within or (box_within and (extent is None or not masks)):
-        whole = all(number == int(number) for number in (*(numbers or ()), *(extent or ())))
-        where = (
-            f"segmentation {shown(outline)}"
-            if mask_within and not box_within
-            else f"bbox {shown(value)}"
-        )
-        tell("first pixel" if whole else "normalized", f"{where} in {width} x {height}")
-    if alone and mask:
-        tell("mask", "within the first pixel, and the box is elsewhere")
-    if masks and (alone or mask is None):
+        # A box alone in the first pixel is recomputed from its mask if there is one.
+        shows_mask = mask_within and not box_within
+        where = f"segmentation {shown(segmentation)}" if shows_mask else f"bbox {shown(value)}"
+        coordinates = [*(numbers or ()), *(extent or ())]
+        kind = "first pixel" if all(map(_is_integral, coordinates)) else "normalized"
+        findings.append((kind, f"{where} in {width} x {height}"))
+    if mask_astray and mask:
+        findings.append(("mask", "within the first pixel, but the box is elsewhere"))
+    if masks and (mask_astray or mask is None):
         return None
 
-    around = _box_around(extent) if mask and extent else None
-    differs = box and around and _contradicts(box, numbers, extent)
+    mask_box = _box_around(extent) if mask and extent else None
+    differs = box and mask_box and _contradicts(box, numbers, extent)
     if differs:
-        tell(
-            "box differs" if masks else "box alone differs",
-            f"{shown(value)}, the mask's is {shown(around)}",
-        )
-    if fault and not (differs and masks):
-        tell(*fault)
+        kind = "box differs" if masks else "box alone differs"
+        findings.append((kind, f"{shown(value)}, but {shown(mask_box)} by the mask"))
+    if box_finding and not (differs and masks):
+        findings.append(box_finding)
     if masks and (differs or box is None):
-        box = around
+        box = mask_box
     if box is None:
         return None
     item: dict[str, Any] = {"segmentation": mask} if masks else {}
-    item |= {
-        "bbox": box,
-        **_area_and_crowd(entry, box, height, width, mask if masks else None, tell),
-    }
-    polygons = len(outline) if isinstance(outline, list) else 0  # also those that are left out
+    item["bbox"] = box
+    item |= _area_and_crowd(entry, box, height, width, mask if masks else None, findings)
+    polygons = len(segmentation) if isinstance(segmentation, list) else 0  # also the unusable ones
     return item, (numbers, item["area"], item["iscrowd"], polygons)
 
 
@@ -575,63 +587,74 @@ def _area_and_crowd(
     height: int,
     width: int,
     mask: list[list[float]] | dict | None,
-    tell: Tell,
+    findings: list[Finding],
 ) -> dict[str, Any]:
+    """Return the area and iscrowd of an annotation, by the rules."""
     area: Any = entry.get("area")
     crowd = entry.get("iscrowd") or 0
     if not _area_fits(area, *box[2:]):
-        tell("area", shown(area))
-        area = box[2] * box[3] if mask is None else _area(mask, height, width)
+        findings.append(("area", shown(area)))
+        area = box[2] * box[3] if mask is None else _mask_area(mask, height, width)
     if crowd not in (0, 1) or entry.get("ignore"):
-        tell("ignored", f"iscrowd {shown(crowd)}, ignore {shown(entry.get('ignore'))}")
+        detail = f"iscrowd {shown(crowd)}, ignore {shown(entry.get('ignore'))}"
+        findings.append(("ignored", detail))
         crowd = 1
     if crowd:
-        tell("crowd", "")
+        findings.append(("crowd", ""))
     return {"area": float(area), "iscrowd": int(crowd)}
 
 
-def _ignore(kind: str, detail: str) -> None:
-    """Of one object that it has a problem which does not matter."""
-
-
 def _four_numbers(value: Any) -> tuple[float, ...] | None:
-    """Four finite numbers, or None."""
+    """Return four finite numbers, or None."""
     if not isinstance(value, list) or len(value) != 4:
         return None
     if not all(isinstance(number, int | float) for number in value):
         return None
     try:
         numbers = tuple(map(float, value))
-    except OverflowError:
+    except OverflowError:  # JSON has integers of any size
         return None
     return numbers if all(map(math.isfinite, numbers)) else None
 
 
+def _is_integral(number: float) -> bool:
+    return number == int(number)
+
+
 def _in_first_pixel(values: Sequence[float] | None, height: int, width: int) -> bool:
-    """Whether numbers of a box or mask are about 0 to 1, in an image of more than one pixel each way."""
-    return (
-        values is not None and min(height, width) > 1 and min(values) >= -0.1 and max(values) <= 1.1
-    )
+    """Whether coordinates are about 0 to 1, in an image of more than one pixel each way."""
+    if values is None or min(height, width) <= 1:
+        return False
+    return min(values) >= -0.1 and max(values) <= 1.1
 
 
 def _contradicts(
     box: Sequence[float], numbers: Sequence[float] | None, extent: Sequence[float] | None
 ) -> bool:
-    """Whether a box, x, y, width, height, is not that of a mask, which extends from x1, y1 to x2, y2.
+    """Whether a box is not that of a mask, see :data:`MIN_IOU`.
 
-    ``numbers`` are those of the file, before the box was clipped to the image.
+    Args:
+        box: x, y, width, height, clipped to the image.
+        numbers: the box as in the file.
+        extent: x1, y1, x2, y2 of the mask.
     """
     assert numbers is not None and extent is not None
     x, y, width, height = box
-    corners = (x, y, x + width, y + height)
-    if all(abs(side - true) <= SAME_SIDE for side, true in zip(corners, extent)):
+    if _all_close((x, y, x + width, y + height), extent):
         return False
     x1, y1, x2, y2 = extent
-    common = max(0.0, min(x2, x + width) - max(x1, x)) * max(0.0, min(y2, y + height) - max(y1, y))
-    if common < SAME_BOX * (width * height + (x2 - x1) * (y2 - y1) - common):
+    common_width = max(0.0, min(x2, x + width) - max(x1, x))
+    common_height = max(0.0, min(y2, y + height) - max(y1, y))
+    common = common_width * common_height
+    if common < MIN_IOU * (width * height + (x2 - x1) * (y2 - y1) - common):
         return True
-    # Near the image's corner, a box of x, y, x, y is nearly the same; but then it fits to the pixel.
-    return all(abs(side - true) <= SAME_SIDE for side, true in zip(numbers, extent))
+    # Near the upper left corner of the image, x, y, x, y is nearly the same as x, y, width, height,
+    # and the IoU is high. But then the numbers are, to the pixel, the corners of the mask.
+    return _all_close(numbers, extent)
+
+
+def _all_close(sides: Sequence[float], others: Sequence[float]) -> bool:
+    return all(abs(side - other) <= MAX_DIFFERENCE for side, other in zip(sides, others))
 
 
 def _box_around(extent: Sequence[float]) -> list[float]:
@@ -639,23 +662,39 @@ def _box_around(extent: Sequence[float]) -> list[float]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _agrees(
-    box: Sequence[float], numbers: Sequence[float] | None, outline: Any, height: int, width: int
+def _surely_agrees(
+    box: Sequence[float],
+    numbers: Sequence[float] | None,
+    segmentation: Any,
+    height: int,
+    width: int,
 ) -> bool:
-    """Whether a box surely does not contradict its polygons; False of what is no polygons."""
+    """Whether a box does not contradict unchecked polygons; False if they are not polygons.
+
+    This is faster than :func:`_check_mask`, and enough for nearly all objects.
+    """
     try:
-        xs = [x for polygon in outline for x in polygon[0::2]]
-        ys = [y for polygon in outline for y in polygon[1::2]]
+        xs: list[float] = []
+        ys: list[float] = []
+        for polygon in segmentation:  # x, y, x, y, ...
+            xs += polygon[0::2]
+            ys += polygon[1::2]
         extent = (max(min(xs), 0), max(min(ys), 0), min(max(xs), width), min(max(ys), height))
         return not _contradicts(box, numbers, extent)
     except (TypeError, ValueError, KeyError, OverflowError):
         return False
 
 
-def _box(
+def _check_box(
     value: Any, numbers: Sequence[float] | None, height: int, width: int
-) -> tuple[list[float] | None, tuple[str, str] | None]:
-    """x, y, width and height in pixels inside of the image, or None; kind and detail of a problem."""
+) -> tuple[list[float] | None, Finding | None]:
+    """Return a box clipped to the image, x, y, width, height, or None; and its problem.
+
+    Args:
+        value: the box as in the file.
+        numbers: the same as four finite numbers, or None.
+        height, width: of the image.
+    """
     if numbers is None:
         return None, ("box", shown(value))
     x, y, w, h = numbers
@@ -665,113 +704,114 @@ def _box(
     in_image = f"{shown(value)} in {width} x {height}"
     if x2 <= x1 or y2 <= y1:
         return None, ("box outside", in_image)
-    clipped = max(x1 - x, y1 - y, x + w - x2, y + h - y2) > SLACK
+    outside = max(x1 - x, y1 - y, x + w - x2, y + h - y2)
+    finding = ("box clipped", in_image) if outside > SLACK else None
     inside = (x1, y1) == (x, y) and x + w <= width and y + h <= height
-    return (
-        [x, y, w, h] if inside else [x1, y1, x2 - x1, y2 - y1],
-        ("box clipped", in_image) if clipped else None,
-    )
+    # x2 - x1 may differ from w by rounding, so a box inside of the image is returned unchanged.
+    return [x, y, w, h] if inside else [x1, y1, x2 - x1, y2 - y1], finding
 
 
 def _area_fits(area: Any, width: float, height: float) -> bool:
-    """Whether an area may be that of an object in a box of this size, with the pixels at its sides."""
+    """Whether an area may be that of an object in a box of this size, border pixels included."""
     if not isinstance(area, int | float) or isinstance(area, bool):
         return False
-    # A share of the image's area is at most 1.
-    return 0 < area <= (width + SAME_SIDE) * (height + SAME_SIDE) and (
-        area > 1 or width * height <= 16
-    )
+    if not 0 < area <= (width + MAX_DIFFERENCE) * (height + MAX_DIFFERENCE):
+        return False
+    # An area up to 1 in a large box is a fraction of the image's area.
+    return area > 1 or width * height <= 16
 
 
-def _mask(
-    value: Any, height: int, width: int, tell: Tell
+def _check_mask(
+    value: Any, height: int, width: int, findings: list[Finding]
 ) -> tuple[list[list[float]] | dict | None, list[float] | None]:
-    """Polygons or compressed RLE of an image's size, or None; the corners x1, y1, x2, y2 around them."""
+    """Return a usable mask and its extent x1, y1, x2, y2.
+
+    The mask is a list of polygons, a compressed RLE of the image's size, or None.
+    """
     if isinstance(value, dict):
         fault = run_length_fault(value, height, width)
         rle = None if fault else compressed(value, height, width)
         if rle is None or not mask_api.area(rle):
-            tell("mask", fault or "no pixel")
+            findings.append(("mask", fault or "no pixel"))
             return None, None
         x, y, w, h = mask_api.toBbox(rle).tolist()
         return rle, [x, y, x + w, y + h]
     if not isinstance(value, list):
-        tell("mask", "neither polygons nor RLE")
+        findings.append(("mask", "neither polygons nor RLE"))
         return None, None
     if as_numbers(value) is not None and value:
-        tell("polygon", "a flat list of numbers, not a list of polygons")
+        findings.append(("polygon", "a flat list of numbers, not a list of polygons"))
         return None, None
-    looked = [outline_of(polygon, height, width) for polygon in value]
-    faults = with_too_long(looked, height, width)
+    outlines = [outline_of(polygon, height, width) for polygon in value]
+    faults = with_too_long(outlines, height, width)
     if any(faults):
-        tell("polygon", ", ".join(sorted({*faults} - {""})))
+        findings.append(("polygon", ", ".join(sorted({*faults} - {""}))))
     kept = [number for number, fault in enumerate(faults) if not fault]
     if not kept:
         return None, None
-    sides = list(zip(*(looked[number].extent for number in kept)))
+    left, top, right, bottom = zip(*(outlines[number].extent for number in kept))
     extent = [
-        max(min(sides[0]), 0.0),
-        max(min(sides[1]), 0.0),
-        min(max(sides[2]), width),
-        min(max(sides[3]), height),
+        max(min(left), 0.0),
+        max(min(top), 0.0),
+        min(max(right), width),
+        min(max(bottom), height),
     ]
-    # Between the centers of pixels, or drawn to and fro, even a large outline has no pixel. Nothing that is
-    # faster than drawing it tells.
-    if not any(
-        mask_api.area(
-            mask_api.frPyObjects([looked[number].points for number in kept], height, width)
-        )
-    ):
-        tell("mask", "no pixel")
+    # Even a large outline has no pixel if it lies between the centers of pixels, or runs back over
+    # itself. Only drawing it shows this.
+    points = [outlines[number].points for number in kept]
+    if not any(mask_api.area(mask_api.frPyObjects(points, height, width))):
+        findings.append(("mask", "no pixel"))
         return None, extent
     return [value[number] for number in kept], extent
 
 
-def _area(mask: list[list[float]] | dict, height: int, width: int) -> float:
-    rle = (
-        mask
-        if isinstance(mask, dict)
-        else mask_api.merge(mask_api.frPyObjects(mask, height, width))
-    )
-    return float(mask_api.area(rle))
+def _mask_area(mask: list[list[float]] | dict, height: int, width: int) -> float:
+    if isinstance(mask, dict):
+        return float(mask_api.area(mask))
+    polygons = mask_api.frPyObjects(mask, height, width)
+    return float(mask_api.area(mask_api.merge(polygons)))
 
 
-def _whole(value: Any) -> int | None:
-    """A whole number from 0 on, exact also where JSON's numbers are floats; the evaluation takes no others as ids."""
+def _as_id(value: Any) -> int | None:
+    """Return a non-negative integer below :data:`LARGEST_ID`, or None.
+
+    Floats with integral values are accepted, as some programs write all numbers as floats. COCO's
+    evaluation takes no other IDs.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return (
-        value
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_ID
-        else None
-    )
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value < LARGEST_ID else None
 
 
-def _shown_id(value: Any) -> str:
-    """What is no id, for a message."""
+def _invalid_id(value: Any) -> str:
+    """Return an invalid ID for a message."""
     too_large = isinstance(value, int) and value >= LARGEST_ID
     return f"{shown(value)}, which is not below 2**53" if too_large else shown(value)
 
 
 def _open_images(data: CocoFile, not_found: Mapping[int, str]) -> Iterator[Problem]:
-    def look(id: int) -> Problem | None:
+    """Read the images, and yield a problem for each that cannot be read or has another size."""
+
+    def check(id: int) -> Problem | None:
         image = data.images[id]
         try:
             height, width = read_image(os.path.join(data.image_root, image["file_name"])).shape[:2]
         except UserError as error:
-            why = f"; it {not_found[id]}" if id in not_found else ""
-            return Problem("unreadable", id, detail=f"{error}{why}")
-        if (height, width) != (image["height"], image["width"]):
-            sizes = f"{width} x {height}, not {image['width']} x {image['height']}"
-            turned = (
-                "; is it turned by EXIF?"
-                if (width, height) == (image["height"], image["width"])
-                else ""
-            )
-            name = one_line(image["file_name"], PATH_LIMIT)
-            return Problem("size differs", id, detail=f"{name} is {sizes}{turned}")
-        return None
+            reason = f"; it {not_found[id]}" if id in not_found else ""
+            return Problem("unreadable", id, detail=f"{error}{reason}")
+        expected = (image["height"], image["width"])
+        if (height, width) == expected:
+            return None
+        detail = (
+            f"{one_line(image['file_name'], PATH_LIMIT)} is {width} x {height}, "
+            f"not {image['width']} x {image['height']}"
+        )
+        if (width, height) == expected:
+            detail += "; is it rotated by EXIF?"
+        return Problem("size differs", id, detail=detail)
 
     known = [id for id, image in data.images.items() if image["file_name"] and image["height"]]
     with ThreadPoolExecutor() as pool:
-        yield from filter(None, pool.map(look, known))
+        yield from filter(None, pool.map(check, known))

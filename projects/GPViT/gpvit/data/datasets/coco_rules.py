@@ -1,21 +1,30 @@
-"""What may be wrong in a dataset in COCO format, and what is done about it."""
+"""The kinds of problems in a dataset in COCO format, and how each of them is handled."""
 
 from typing import NamedTuple
 
 from ..image_io import MAX_PIXELS
 
-MAX_DETECTIONS = 100  # that a detector gives of an image, and AP counts, unless dataloader.max_detections is another
-SLACK = 1.0  # pixels by which a box may leave its image without being counted: rounding, and boxes that count corners
-RECOMPUTED = "recomputed from the mask; without one the object is left out"
-LATER = "correct them; training stops when it comes to one, or skips it with train.skip_budget"
+# Detections of an image that a detector returns and AP counts, unless dataloader.max_detections
+# is set.
+MAX_DETECTIONS = 100
+# Pixels by which a box may leave its image without being reported: rounding, and boxes whose width
+# and height count both border pixels.
+SLACK = 1.0
+RECOMPUTED = "recomputed from the mask; dropped without a mask"
+CHECKED_LATER = "fix them; training stops at the first one, or skips them with train.skip_budget"
+MORE_DETECTIONS = (
+    f"at most {MAX_DETECTIONS} of them are detected and counted by AP, unless "
+    "dataloader.max_detections is raised"
+)
 
 
 class Rule(NamedTuple):
-    """What is done about one kind of problem.
+    """How one kind of problem is handled.
 
-    action: "stop", "drop" (the object is left out), "fix" (it is changed) or "note" (it is only told).
-    what: the problem, to follow a number.
-    then: what training and evaluation make of it, or what to do if they stop.
+    action: "stop", "drop" (the object is dropped), "fix" (the object is changed) or "note" (the
+        problem is only reported).
+    what: the problem, to follow a count.
+    then: how training and evaluation handle it, or what to do if they stop.
     """
 
     action: str
@@ -33,81 +42,81 @@ RULES = {
     "classes differ": Rule(
         "stop", "train.json and val.json declare different classes", "declare the same in both"
     ),
-    "category": Rule("stop", "categories have no whole number as id or no name", "give them both"),
+    "category": Rule("stop", "categories have no integer id or no name", "add the missing field"),
     "group": Rule(
         "note",
-        "categories are only the name of a group of all others, as Roboflow's first",
-        "left out",
+        "categories only name the group of all others, as the first one of Roboflow does",
+        "ignored",
     ),
-    "category twice": Rule("stop", "categories have the id of another one", "give each its own"),
-    "image": Rule("stop", "images have no whole number as id or no file_name", "give them both"),
+    "category twice": Rule("stop", "categories have the id of another one", "make the ids unique"),
+    "image": Rule("stop", "images have no integer id or no file_name", "add the missing field"),
     "image twice": Rule(
-        "stop", "images have the id of another one", "give each its own, also in the annotations"
+        "stop", "images have the id of another one", "make the ids unique, also in the annotations"
     ),
     "image size": Rule(
         "stop",
         "images have no usable width and height",
-        f"give both, with at most {MAX_PIXELS} pixels",
+        f"add both, with at most {MAX_PIXELS} pixels",
     ),
     "image name": Rule(
-        "note", "images are not there under their names", "found by the last parts of these"
+        "note", "images do not exist under their names", "found by the last parts of the names"
     ),
     "file twice": Rule(
         "note",
         "images are listed again under another id",
-        "used again, without the objects of the other",
+        "used again, with the objects of that id only",
     ),
     "named twice": Rule(
-        "note", "images are named more than once in a text list of a YOLO dataset", "used once"
+        "note", "images are listed more than once in a text file of a YOLO dataset", "used once"
     ),
     "named for two": Rule(
         "note",
-        "images are named for train and for val in a YOLO dataset",
-        "used for one: for train if it has no others, else for val",
+        "images are listed for both train and val in a YOLO dataset",
+        "used for one of them: for train if it has no other images, else for val",
     ),
-    "both splits": Rule("note", "images are in train and in val", "used in both; AP is too high"),
-    "unreadable": Rule("stop", "images cannot be read", LATER),
-    "size differs": Rule("stop", "images have another size than their annotations say", LATER),
+    "both splits": Rule("note", "images are in both train and val", "used in both; AP is too high"),
+    "unreadable": Rule("stop", "images cannot be read", CHECKED_LATER),
+    "size differs": Rule("stop", "images differ in size from their annotations", CHECKED_LATER),
     "annotation": Rule(
-        "stop", "annotations have no whole number as id or image_id", "give them both"
+        "stop", "annotations have no integer id or image_id", "add the missing field"
     ),
     "no mask": Rule(
-        "stop", "annotations have no segmentation", "add it, or use a detector of boxes (RetinaNet)"
+        "stop",
+        "annotations have no segmentation",
+        "add it, or use a detector without masks (RetinaNet)",
     ),
-    "label file": Rule("stop", "label files cannot be used", "correct or remove them"),
-    "line": Rule("drop", "lines of label files are no objects", "left out"),
+    "label file": Rule("stop", "label files cannot be used", "fix or remove them"),
+    "line": Rule("drop", "lines of label files are not valid objects", "dropped"),
     "class": Rule(
-        "drop", "lines of label files are of a class that has no name in the YAML file", "left out"
+        "drop", "lines of label files have a class without a name in the YAML file", "dropped"
     ),
-    "shape": Rule("drop", "shapes of labelme files are no objects", "left out"),
+    "shape": Rule("drop", "shapes of labelme files are not valid objects", "dropped"),
     "normalized": Rule(
         "stop",
         "annotations have coordinates between 0 and 1; are they normalized?",
         "multiply x and width by the image's width, y and height by its height",
     ),
     "first pixel": Rule(
-        "note", "annotations are within the first pixel; are they normalized?", "used as they are"
+        "note", "annotations are within the first pixel; are they normalized?", "used unchanged"
     ),
     "undeclared": Rule(
         "drop",
-        "annotations are of a category that is not declared",
-        "left out; declare it to keep them",
+        "annotations have a category that is not declared",
+        "dropped; declare the category to keep them",
     ),
-    "no such image": Rule("drop", "annotations are of an image that is not listed", "left out"),
+    "no such image": Rule("drop", "annotations have an image that is not listed", "dropped"),
     "mask": Rule(
-        "drop", "annotations have a segmentation that is no mask of the image's size", "left out"
+        "drop", "annotations have a segmentation that is not a mask of the image's size", "dropped"
     ),
-    "object twice": Rule(
-        "drop", "annotations repeat another one", "all but the first are left out"
-    ),
+    "object twice": Rule("drop", "annotations repeat another one", "all but the first are dropped"),
     "polygon": Rule(
         "fix",
         "annotations have unusable polygons",
-        "these are left out, and objects that have no others",
+        "these polygons are dropped, and objects without any other",
     ),
     "box": Rule("fix", "boxes are not four finite numbers", RECOMPUTED),
     "empty box": Rule("fix", "boxes have no positive width and height", RECOMPUTED),
-    "box outside": Rule("fix", "boxes lie outside of the image", RECOMPUTED),
+    "box outside": Rule("fix", "boxes are outside of the image", RECOMPUTED),
     "box differs": Rule("fix", "boxes contradict their masks", RECOMPUTED),
     "box clipped": Rule(
         "fix", f"boxes leave the image by more than {SLACK:g} pixel", "clipped to the image"
@@ -115,20 +124,20 @@ RULES = {
     "box alone differs": Rule(
         "note",
         "boxes contradict masks, which are not needed",
-        "used as they are; correct boxes or masks",
+        "used unchanged; fix the boxes or the masks",
     ),
     "corners": Rule(
         "note",
-        "boxes leave their images and, read as x, y, x, y, none does",
+        "boxes leave their images, but none would as x, y, x, y",
         "clipped; convert all boxes to x, y, width, height if these are corners",
     ),
     "ignored": Rule(
-        "fix", 'annotations have "ignore", or an iscrowd other than 0 and 1', "taken for crowds"
+        "fix", 'annotations have "ignore", or an iscrowd other than 0 and 1', "treated as crowds"
     ),
     "crowd": Rule(
         "note",
         "annotations are crowds",
-        "not trained on; in evaluation, what is found in them is not wrong",
+        "not trained on; in evaluation, detections in them are not false positives",
     ),
     "area": Rule(
         "note", "annotations have no area that fits their boxes", "recomputed from the mask or box"
@@ -137,15 +146,13 @@ RULES = {
     "same name": Rule(
         "note",
         "categories have the name of another one",
-        "separate classes; AP by name shows only one",
+        "kept as separate classes; AP by name shows only one",
     ),
     "empty image": Rule(
-        "note", "images have no object to learn from", "not trained on, but evaluated"
+        "note", "images have no object to train on", "not trained on, but evaluated"
     ),
     "many objects": Rule(
-        "note",
-        f"images have more than {MAX_DETECTIONS} objects",
-        f"a detector gives, and AP counts, at most dataloader.max_detections of them, {MAX_DETECTIONS} unless it is raised",
+        "note", f"images have more than {MAX_DETECTIONS} objects", MORE_DETECTIONS
     ),
 }
 
@@ -154,7 +161,7 @@ WHOLE_FILE = ("format", "no categories", "no images", "no objects", "classes dif
 
 
 class Problem(NamedTuple):
-    """One problem, of a kind that RULES has; ids where they are known, and what exactly is wrong."""
+    """One problem: its kind, a key of :data:`RULES`, the IDs if they are known, and details."""
 
     kind: str
     image_id: int | None = None
@@ -163,28 +170,36 @@ class Problem(NamedTuple):
 
 
 def grouped(problems: list[Problem]) -> dict[str, list[Problem]]:
-    """Problems by kind, in the order of RULES."""
+    """Group problems by kind, in the order of :data:`RULES`."""
     groups: dict[str, list[Problem]] = {kind: [] for kind in RULES}
     for problem in problems:
         groups[problem.kind].append(problem)
     return {kind: group for kind, group in groups.items() if group}
 
 
+def ordered(problems: list[Problem]) -> list[Problem]:
+    """Sort problems by kind, in the order of :data:`RULES`."""
+    result = []
+    for group in grouped(problems).values():
+        result += group
+    return result
+
+
 def phrase(kind: str, problems: list[Problem]) -> str:
-    """How many of a kind, and the first."""
-    first = problems[0]
-    id = first.image_id if first.annotation_id is None else first.annotation_id
+    """Return the number of problems of a kind and the first one, for a message."""
+    what, first = RULES[kind].what, problems[0]
+    detail = f" ({first.detail})" if first.detail else ""
     if kind in WHOLE_FILE:
-        return RULES[kind].what + (f" ({first.detail})" if first.detail else "")
-    named = (
-        first.detail if id is None else f"id {id}" + (f" ({first.detail})" if first.detail else "")
-    )
-    return f"{len(problems)} {RULES[kind].what}, first {named}"
+        return f"{what}{detail}"
+    id = first.image_id if first.annotation_id is None else first.annotation_id
+    location = first.detail if id is None else f"id {id}{detail}"
+    return f"{len(problems)} {what}, first {location}"
 
 
 def left_out(problems: list[Problem]) -> str:
-    """What leaves objects out or changes them, by kind, with the first of each."""
-    kinds = grouped(problems).items()
-    return "; ".join(
-        phrase(kind, group) for kind, group in kinds if RULES[kind].action in ("drop", "fix")
-    )
+    """Return the kinds of problems that drop or change objects, with the first of each."""
+    phrases = []
+    for kind, group in grouped(problems).items():
+        if RULES[kind].action in ("drop", "fix"):
+            phrases.append(phrase(kind, group))
+    return "; ".join(phrases)

@@ -1,4 +1,4 @@
-"""The files of a dataset, found by one walk, and what they are."""
+"""The files of a dataset, found by walking its folder once, and their kinds."""
 
 import functools
 import os
@@ -14,23 +14,30 @@ from ...utils.errors import preview
 from ..image_io import SUFFIXES
 from . import coco, image_names
 
+# Words in the names of files and folders, by the split that they stand for.
 WORDS = {
     "train": {"train", "training", "trainset"},
     "val": {"val", "valid", "validation", "valset"},
     "test": {"test", "testing", "testset"},
 }
-# Of images that gpvit.data.image_io does not read.
+# Suffixes of images that gpvit.data.image_io does not read.
 UNREAD = {
     *(".avif", ".avifs", ".dcm", ".dds", ".dib", ".exr", ".hdr", ".heic", ".heif", ".hif", ".ico"),
     *(".jls", ".jxl", ".jxr", ".pcx", ".psd", ".qoi", ".sgi", ".svg", ".tga"),
     *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"),
 }
 YAML = {".yaml", ".yml"}
+BEGINNING = 1 << 16  # bytes of a JSON file in which labelme's "shapes" is looked for
 
 
 def split_of(path: PurePath) -> str | None:
-    """The one split of WORDS that a name says, or else that of the nearest folder above it that says one."""
+    """Return the split that a path names by one of :data:`WORDS`, or None.
+
+    The name of the file counts first, then that of each folder above it. The first of them that
+    contains a word decides; if it contains words of two splits, the result is None.
+    """
     for part in reversed(path.parts):
+        # Words are runs of letters: "instances_val2017" contains "val", "evaluation" does not.
         words = set(re.findall("[a-z]+", part.lower()))
         found = [split for split, names in WORDS.items() if words & names]
         if found:
@@ -39,41 +46,42 @@ def split_of(path: PurePath) -> str | None:
 
 
 class Tree:
-    """The files of a folder and its folders, found by one walk; what is hidden, or was seen through a link, is not.
+    """The files below a folder, without hidden ones; see :func:`.image_names.files_below`.
+
+    All sets of paths are dicts without values, which keep the order.
 
     Attributes:
         root: the folder.
-        paths: of the files, relative to it, in order.
-        by_name: the paths that end in a file name.
+        paths: sorted paths of the files, relative to the root.
+        by_name: the paths by file name.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.by_name: dict[str, list[str]] = {}
-        for path in image_names.files_below(root):
+        paths = list(image_names.files_below(root))
+        for path in paths:
             self.by_name.setdefault(os.path.basename(path), []).append(path)
-        self.paths = dict.fromkeys(
-            sorted(path for paths in self.by_name.values() for path in paths)
-        )
+        self.paths = dict.fromkeys(sorted(paths))
 
     @functools.cached_property
     def pictures(self) -> dict[str, None]:
-        """The paths of images, in order."""
+        """The sorted paths of images."""
         return self._with_suffix(SUFFIXES)
 
     @functools.cached_property
     def picture_folders(self) -> set[str]:
-        """The folders that have images in them, not only in folders below."""
-        return {os.path.dirname(path) for path in self.pictures}
+        """The folders that directly contain images."""
+        return set(map(os.path.dirname, self.pictures))
 
     @functools.cached_property
     def picture_folder_ends(self) -> set[tuple[str, ...]]:
-        """The last parts of these, of every length."""
+        """The ends of these folders, see :func:`.image_names.folder_ends`."""
         return image_names.folder_ends(self.picture_folders)
 
     @functools.cached_property
     def unread(self) -> dict[str, None]:
-        """The paths of images of kinds that are not read, in order."""
+        """The sorted paths of images in unsupported formats."""
         return self._with_suffix(UNREAD)
 
     def _with_suffix(self, suffixes: set[str]) -> dict[str, None]:
@@ -81,168 +89,182 @@ class Tree:
 
     @functools.cached_property
     def folders(self) -> dict[str, str]:
-        """Where each folder with files really is, by its path."""
-        return {
-            folder: os.path.realpath(self.root / folder)
-            for folder in {os.path.dirname(path) for path in self.paths}
-        }
+        """The real path of each folder that directly contains files."""
+        folders = set(map(os.path.dirname, self.paths))
+        return {folder: os.path.realpath(self.root / folder) for folder in folders}
 
     @functools.cached_property
     def _by_form(self) -> dict[str, str | None]:
-        """The paths by what :func:`form` gives of them; None if it gives that of several."""
+        """The paths by their :func:`form`; None if several paths have the same form."""
         forms: dict[str, str | None] = {}
         for path in self.paths:
-            forms[form(path)] = None if form(path) in forms else path
+            key = form(path)
+            forms[key] = None if key in forms else path
         return forms
 
+    @functools.cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        """The paths of images by file name without suffix."""
+        found: dict[str, list[str]] = {}
+        for path in self.pictures:
+            found.setdefault(PurePath(path).stem, []).append(path)
+        return found
+
     def below(self, place: str) -> list[str]:
-        """The paths of images, also of kinds that are not read, in a folder and those below it."""
+        """Return the paths of images in a folder and its subfolders.
+
+        Supported formats come first, then the unsupported ones.
+        """
         real = os.path.realpath(place)
-        inside = {
-            path
-            for path, found in self.folders.items()
-            if found == real or found.startswith(os.path.join(real, ""))
-        }
-        return [
-            path
-            for paths in (self.pictures, self.unread)
-            for path in paths
-            if os.path.dirname(path) in inside
-        ]
+        inside = set()
+        for folder, real_folder in self.folders.items():
+            if real_folder == real or real_folder.startswith(os.path.join(real, "")):
+                inside.add(folder)
+        return [path for path in [*self.pictures, *self.unread] if os.path.dirname(path) in inside]
 
     def inside(self, place: str) -> str | None:
-        """The path of a folder or file relative to the root; None if it lies outside of it."""
+        """Return the path of a file or folder relative to the root, or None if it is outside."""
         path = os.path.normpath(place)
         for root in (os.path.abspath(self.root), os.path.realpath(self.root)):
             if path == root or path.startswith(os.path.join(root, "")):
                 return os.path.relpath(path, root)
         return None
 
-    def find(self, said: str, folders: Iterable[str], roots: Iterable[str]) -> str | None:
-        """The path of the file that is meant by one that was written elsewhere.
+    def find(self, written: str, folders: Iterable[str], roots: Iterable[str]) -> str | None:
+        """Return the path of the file that is meant by a path in an annotation file, or None.
 
-        Windows' separators, folders in front that are not here, and names that are percent-encoded or in
-        another Unicode form are understood. A file outside of the root is never found.
+        The written path may be from another machine: with the separators of Windows, with leading
+        folders that do not exist here, percent-encoded, or in another Unicode form. The result is
+        always inside of the root.
 
         Args:
-            said: absolute or relative.
-            folders: relative to the root, which a relative path may be relative to, best first.
-            roots: the same, which may stand for folders in front of it.
+            written: absolute or relative.
+            folders: base folders of a relative path, relative to the root, best first.
+            roots: folders that replace the leading folders of the written path, in the same form.
         """
-        if os.path.isabs(said) and (inside := self.inside(said)) in self.paths:
-            return inside
-        texts = dict.fromkeys([said, PureWindowsPath(said).as_posix()])
+        if os.path.isabs(written):
+            inside = self.inside(written)
+            if inside in self.paths:
+                return inside
+        texts = dict.fromkeys([written, PureWindowsPath(written).as_posix()])
+        # An exact match of any candidate wins over a match of the first candidate by its form.
         for text in texts:
-            for path in self._meant(text, folders, roots):
+            for path in self._candidates(text, folders, roots):
                 if path in self.paths:
                     return path
         for text in texts:
-            for path in self._meant(text, folders, roots):
+            for path in self._candidates(text, folders, roots):
                 found = self._by_form.get(form(path))
                 if found is not None:
                     return found
         return None
 
-    def _meant(self, text: str, folders: Iterable[str], roots: Iterable[str]) -> Iterator[str]:
-        """Which paths are meant by one, best first: as it stands, and without more and more of the folders in front.
+    def _candidates(self, text: str, folders: Iterable[str], roots: Iterable[str]) -> Iterator[str]:
+        """Yield the paths that a written path may mean, best first.
 
-        Folders that are here, with images, are not left out: in another one is another image of that name.
+        The path as written comes first, then without the first folder, without the first two, and
+        so on. Folders at its end that exist here and contain images are never removed, since an
+        image of the same name in another folder is a different one.
         """
         for folder in folders:
             yield os.path.normpath(os.path.join(folder, text))
         parts = [part for part in text.split("/") if part not in ("", ".", "..")]
-        here = image_names.known_folders(parts[:-1], self.picture_folder_ends)
-        for number in range(len(parts) - here):
+        kept = image_names.known_folders(parts[:-1], self.picture_folder_ends)
+        for start in range(len(parts) - kept):
             for root in roots:
-                yield os.path.normpath(os.path.join(root, *parts[number:]))
+                yield os.path.normpath(os.path.join(root, *parts[start:]))
 
-    @functools.cached_property
-    def by_stem(self) -> dict[str, list[str]]:
-        """The paths of images by their names without suffix."""
-        found: dict[str, list[str]] = {}
-        for path in self.pictures:
-            found.setdefault(PurePath(path).stem, []).append(path)
-        return found
+    def json_files(self) -> list[Path]:
+        """Return the JSON files that may contain annotations.
 
-    def candidates(self) -> list[Path]:
-        """The JSON files; of COCO's own annotations only those of objects, as the others are large."""
-        paths = [
-            self.root / path
-            for path in self.paths
-            if path.lower().endswith(".json") and (self.root / path).is_file()
-        ]
-        instances = [
-            path for path in paths if tuple(self.relative(path).parts[:-1]) == ("annotations",)
-        ]
-        return [path for path in instances if path.name.startswith("instances_")] or paths
+        In COCO's own layout, ``annotations/instances_*.json``, these only: the other files there
+        (captions, keypoints) are large.
+        """
+        paths = []
+        instances = []
+        for path in self.paths:
+            file = self.root / path
+            if path.lower().endswith(".json") and file.is_file():
+                paths.append(file)
+                folders = self.relative(file).parts[:-1]
+                if folders == ("annotations",) and file.name.startswith("instances_"):
+                    instances.append(file)
+        return instances or paths
 
     def yaml_files(self) -> list[Path]:
-        paths = [
-            self.root / path for path in self.paths if os.path.splitext(path)[1].lower() in YAML
-        ]
-        return [path for path in paths if path.is_file()]
+        files = [self.root / path for path in self._with_suffix(YAML)]
+        return [file for file in files if file.is_file()]
 
     def kind(self, path: Path) -> str:
-        """What a JSON file is: "COCO", "labelme", "broken" or "" for others."""
-        if (
-            path.stem in self.by_stem
-        ):  # labelme's may have the whole picture in them, after the shapes
+        """Return the kind of a JSON file: "COCO", "labelme", "broken", or "" for others."""
+        # labelme writes NAME.json for the image NAME.jpg. "imageData", which may hold the complete
+        # image, comes after "shapes", so that it need not be parsed.
+        if path.stem in self.by_stem:
             try:
                 with path.open("rb") as file:
-                    if b'"shapes"' in file.read(1 << 16):
+                    if b'"shapes"' in file.read(BEGINNING):
                         return "labelme"
             except OSError:
                 return "broken"
-        return look_into(path).kind
+        return inspect_json(path).kind
 
     def relative(self, path: Path) -> PurePath:
         return path.relative_to(self.root)
 
     def preview(self, paths: Sequence[Path]) -> str:
-        return preview([str(self.relative(path)) for path in paths])
+        return preview(list(map(self.relative, paths)))
 
     def contents(self) -> str:
-        """What is there, in a few words."""
-        kinds = Counter(
-            "images" if path in self.pictures else PurePath(path).suffix for path in self.paths
-        )
-        return (
-            ", ".join(f"{count} {kind or 'files'}" for kind, count in kinds.most_common(5))
-            or "an empty folder"
-        )
+        """Return the numbers of files by suffix, for a message."""
+        counts: Counter[str] = Counter()
+        for path in self.paths:
+            suffix = PurePath(path).suffix or "files"
+            counts["images" if path in self.pictures else suffix] += 1
+        listed = [f"{count} {kind}" for kind, count in counts.most_common(5)]
+        return ", ".join(listed) or "an empty folder"
 
 
 def form(path: str) -> str:
-    """A path in the form in which those that differ only by percent-encoding or in Unicode are the same."""
+    """Return a path percent-decoded and in Unicode's NFC, for comparisons."""
     return unicodedata.normalize("NFC", urllib.parse.unquote(path, errors="surrogateescape"))
 
 
 class Content(NamedTuple):
-    """What a JSON file is: "COCO" with the names of its images, "labelme", or "" or "broken" and why it is neither."""
+    """The contents of a JSON file.
+
+    kind: "COCO", "labelme", "broken" (cannot be read or parsed) or "" (something else).
+    names: the image names of a COCO file.
+    fault: why it is not a COCO file.
+    """
 
     kind: str
     names: Sequence[str] = ()
     fault: str = ""
 
 
-def look_into(path: Path) -> Content:
-    """Tells what a JSON file is. As long as it does not change, it is only read once."""
+def inspect_json(path: Path) -> Content:
+    """Return the kind of a JSON file. The result is cached until the file changes."""
     status = path.stat()
-    return _look_into(path, status.st_size, status.st_mtime_ns)
+    return _inspect_json(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=16)
-def _look_into(path: Path, size: int, changed: int) -> Content:
+def _inspect_json(path: Path, size: int, changed: int) -> Content:
+    """Parse a JSON file. Size and time of the last change are only keys of the cache."""
     try:
         content = coco.load_json(path)
     except OSError as error:
         return Content("broken", fault=f"cannot be read ({error.strerror})")
     except (ValueError, RecursionError) as error:
-        return Content("broken", fault=f"is no JSON ({' '.join(str(error).split())})")
+        return Content("broken", fault=f"is not valid JSON ({' '.join(str(error).split())})")
     if not isinstance(content, dict):
-        return Content("", fault="is no JSON object")
+        return Content("", fault="is not a JSON object")
     if isinstance(content.get("images"), list) and {"annotations", "categories"} <= content.keys():
-        names = [image.get("file_name") for image in content["images"] if isinstance(image, dict)]
-        return Content("COCO", [name for name in names if isinstance(name, str) and name])
+        names = []
+        for image in content["images"]:
+            name = image.get("file_name") if isinstance(image, dict) else None
+            if isinstance(name, str) and name:
+                names.append(name)
+        return Content("COCO", names)
     kind = "labelme" if isinstance(content.get("shapes"), list) else ""
     return Content(kind, fault='has no "images", "annotations" and "categories"')

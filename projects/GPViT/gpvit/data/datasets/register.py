@@ -1,4 +1,4 @@
-"""Custom datasets in Detectron2's catalog, and the classes of all datasets."""
+"""Register custom datasets with Detectron2, and compare the classes of datasets and models."""
 
 import hashlib
 import logging
@@ -17,25 +17,33 @@ from . import coco, custom
 
 
 def register_folder(root: str, split: str, *, masks: bool = True) -> str:
-    """Registers a custom dataset with Detectron2, with the rules of :mod:`gpvit.data.datasets.coco` applied to it.
+    """Register a split of a custom dataset with Detectron2.
+
+    The rules of :mod:`gpvit.data.datasets.coco` are applied to it.
 
     Args:
-        root: a folder or file that :mod:`gpvit.data.datasets.custom` understands.
+        root: a folder or file in a format of :mod:`gpvit.data.datasets.custom`.
         split: "train" or "val".
         masks: whether every annotation must have a mask.
 
     Returns:
-        The name under which Detectron2 knows it; the metadata has the class names, in the order of their ids, as they
-        are shown (:func:`.one_line`).
+        The name of the dataset in Detectron2's catalog. Its metadata has the class names in the
+        order of their IDs, as printed (:func:`.one_line`).
 
     Raises:
-        UserError: files are missing, or the annotations have a problem that stops.
+        UserError: files are missing, or the annotations have a problem that stops training.
     """
-    return _register(root, split, custom.read(root, split, masks=masks), "")
+    return _register(root, split, custom.read(root, split, masks=masks))
 
 
-def _register(root: str, split: str, data: coco.CocoFile, summary: str) -> str:
-    """The same for what was read; ``summary`` goes to the log before the data is used for the first time."""
+def _register(root: str, split: str, data: coco.CocoFile, summary: str = "") -> str:
+    """Register a split that was already read, see :func:`register_folder`.
+
+    Args:
+        root, split: as in :func:`register_folder`.
+        data: its contents.
+        summary: logged once, before the first use of the dataset.
+    """
 
     def records() -> list[dict[str, Any]]:
         if summary:
@@ -43,15 +51,13 @@ def _register(root: str, split: str, data: coco.CocoFile, summary: str) -> str:
         return data.records()
 
     folder = os.path.abspath(root)
-    name = _name(folder, split)
-    if name in DatasetCatalog:  # Detectron2 would keep the old one or raise
+    name = _dataset_name(folder, split)
+    if name in DatasetCatalog:  # registering it again would raise, or keep the old records
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, records)
     MetadataCatalog.get(name).set(
-        thing_classes=[
-            one_line(name) for name in data.categories.values()
-        ],  # Detectron2 prints them
+        thing_classes=list(map(one_line, data.categories.values())),  # which Detectron2 prints
         thing_dataset_id_to_contiguous_id={id: i for i, id in enumerate(data.categories)},
         json_file=data.path,
         image_root=data.image_root,
@@ -62,89 +68,113 @@ def _register(root: str, split: str, data: coco.CocoFile, summary: str) -> str:
     return name
 
 
-def _name(folder: str, split: str) -> str:
-    """What a split is called: "photos_val" of /home/me/photos; with a hash if another dataset has this name."""
-    name = f"{Path(folder).stem if os.path.isfile(folder) else Path(folder).name}_{split}"
+def _dataset_name(folder: str, split: str) -> str:
+    """Return the name of a split in the catalog, such as "photos_val" for /home/me/photos.
+
+    If another dataset already has that name, a hash of the folder is appended.
+    """
+    path = Path(folder)
+    name = f"{path.stem if os.path.isfile(folder) else path.name}_{split}"
     if name in DatasetCatalog and MetadataCatalog.get(name).get("folder") != folder:
         name += "-" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
     return name
 
 
 def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
-    """Points a config at a custom dataset (see :func:`register_folder`): datasets, classes and outputs of the heads.
+    """Register a custom dataset, and set the datasets and the number of classes of a config to it.
 
-    What was found is in the log before the data is used.
+    A summary of the dataset is logged before its first use.
+
+    Args:
+        cfg: the config to change.
+        root: a folder or file, see :func:`register_folder`.
+        train: whether the training split is used as well, not only the validation split.
+
+    Raises:
+        UserError: as :func:`register_folder`, or the splits have different classes.
     """
-    layout, masks = custom.detect_format(root), cfg.dataloader.train.mapper.use_instance_mask
-    files = {
-        split: layout.read(split, masks=masks)
-        for split in (("train", "val") if train else ("val",))
-    }
-    classes = {split: list(data.categories.values()) for split, data in files.items()}
-    if train and classes["train"] != classes["val"]:
-        raise UserError(
-            f"--data {root}: {files['train'].path} and {files['val'].path} declare different classes: "
-            f"{preview(classes['train'])} and {preview(classes['val'])}"
-        )
+    layout = custom.detect_format(root)
+    masks = cfg.dataloader.train.mapper.use_instance_mask
+    files = {}
+    for split in ("train", "val") if train else ("val",):
+        files[split] = layout.read(split, masks=masks)
+    classes = list(files["val"].categories.values())
     if train:
+        train_classes = list(files["train"].categories.values())
+        if train_classes != classes:
+            raise UserError(
+                f"--data {root}: {files['train'].path} and {files['val'].path} declare different "
+                f"classes: {preview(train_classes)} and {preview(classes)}"
+            )
         files["train"].problems += coco.images_in_both(files["train"], files["val"])
     summary = layout.summary(files)
+    previous_names = cfg.dataloader.test.dataset.names
     folders: dict[str, str] = {}
-    evaluator, before = cfg.dataloader.get("evaluator", {}), cfg.dataloader.test.dataset.names
     for split, data in files.items():
         loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
         loader.dataset.names = name = _register(root, split, data, summary)
         folders[name] = os.path.abspath(root)
-    if evaluator.get("dataset_name") == before:  # a saved config names its data twice
+    # In a saved config, the evaluator has the name of the validation set as well.
+    evaluator = cfg.dataloader.get("evaluator", {})
+    if evaluator.get("dataset_name") == previous_names:
         evaluator.dataset_name = cfg.dataloader.test.dataset.names
-    cfg.dataloader.folders = (
-        folders  # for who reads the config when the datasets are not registered
-    )
-    set_num_classes(cfg.model, len(classes["val"]))
+    # For processes that read the config without registering the datasets, see folder_of.
+    cfg.dataloader.folders = folders
+    set_num_classes(cfg.model, len(classes))
 
 
 def folder_of(cfg: DictConfig, names: Any) -> str | None:
-    """The folder of a custom dataset that a config names, see :func:`use_folder`; None for other data.
+    """Return the folder of a custom dataset that a config names, or None for other datasets.
 
     Args:
-        cfg: the config, maybe of another process.
+        cfg: a config that :func:`use_folder` has changed, possibly in another process.
         names: ``dataset.names`` of one of its loaders.
     """
     if not isinstance(names, str):
         return None
     folders = cfg.dataloader.get("folders") or {}
-    kind, _, rest = names.partition(":")  # version 0.1: coco:FOLDER:SPLIT
-    return folders.get(names) or (rest.rpartition(":")[0] if kind == "coco" else None)
+    if folders.get(names):
+        return folders[names]
+    # Version 0.1 had names of the form coco:FOLDER:SPLIT instead.
+    kind, _, rest = names.partition(":")
+    return rest.rpartition(":")[0] if kind == "coco" else None
 
 
 def require_files(loader: DictConfig) -> None:
-    """Raises a UserError if a loader's data sets are unknown or their annotations are not there."""
-    names = loader.dataset.names
-    for name in [names] if isinstance(names, str) else names:
+    """Raise a UserError if a loader's datasets are not registered or their files do not exist."""
+    for name in _names_of(loader):
         if name not in DatasetCatalog:
-            raise UserError(f"data set {name} is not registered; give your own data by --data DIR")
+            raise UserError(
+                f"dataset {name} is not registered; to use a custom dataset, add --data DIR"
+            )
         json_file = MetadataCatalog.get(name).get("json_file", "")
         if json_file and not os.path.isfile(json_file):
             raise UserError(
-                f"{json_file} of data set {name} does not exist: put it there, or set DETECTRON2_DATASETS to the "
-                "folder above coco/, or give your own data by --data DIR"
+                f"{json_file} of dataset {name} does not exist: put it there, or set "
+                "DETECTRON2_DATASETS to the folder that contains coco/; to use a custom dataset, "
+                "add --data DIR"
             )
 
 
+def _names_of(loader: DictConfig) -> list[str]:
+    """Return the names of a loader's datasets, of which a config may have one or several."""
+    names = loader.dataset.names
+    return [names] if isinstance(names, str) else list(names)
+
+
 def set_num_classes(model: DictConfig, num_classes: int) -> None:
-    """Sets the number of classes of a detector's config."""
+    """Set the number of classes in the config of a detector."""
     detector = model.roi_heads if "roi_heads" in model else model
-    detector.num_classes = num_classes  # the predictors' numbers refer to this one
+    detector.num_classes = num_classes  # all other numbers of classes are references to this one
 
 
 def class_names(loader: DictConfig) -> list[str]:
-    """The class names of the data sets behind a loader's config.
+    """Return the class names of the datasets of a loader.
 
     Raises:
-        UserError: a data set has none, or not those of another one.
+        UserError: a dataset has no class names, or the datasets have different ones.
     """
-    names = loader.dataset.names
-    first, *others = [names] if isinstance(names, str) else names
+    first, *others = _names_of(loader)
     classes = _classes_of(first)
     for other in others:
         _require_equal(first, classes, other, _classes_of(other))
@@ -152,78 +182,83 @@ def class_names(loader: DictConfig) -> list[str]:
 
 
 def _classes_of(name: str) -> list[str]:
+    """Return the class names of a registered dataset."""
     metadata = MetadataCatalog.get(name)
-    if file := metadata.get("coco_file"):
-        return list(file.categories.values())  # "thing_classes" are these as they are shown
-    if not metadata.get(
-        "thing_classes"
-    ):  # Detectron2's register_coco_instances knows them when it has read the file
+    file = metadata.get("coco_file")
+    if file:
+        return list(file.categories.values())  # thing_classes has them as printed
+    if not metadata.get("thing_classes"):
+        # Detectron2's register_coco_instances sets thing_classes when the records are loaded.
         try:
             DatasetCatalog.get(name)
         except Exception as error:
-            raise UserError(
-                f"data set {name} cannot be read ({reason_of(error, LINE_LIMIT)})"
-            ) from error
-    if classes := metadata.get("thing_classes"):
-        return list(classes)
-    raise UserError(
-        f"data set {name} is registered without the names of its classes: add MetadataCatalog.get({name!r})"
-        ".thing_classes = [...] to where it is registered"
-    )
+            reason = reason_of(error, LINE_LIMIT)
+            raise UserError(f"dataset {name} cannot be read ({reason})") from error
+    classes = metadata.get("thing_classes")
+    if not classes:
+        raise UserError(
+            f"dataset {name} is registered without class names: add MetadataCatalog.get({name!r})"
+            ".thing_classes = [...] to the code that registers it"
+        )
+    return list(classes)
 
 
 def _require_equal(first: str, classes: list[str], second: str, others: list[str]) -> None:
-    """Raises a UserError if two data sets have different classes, or the same ones in another order."""
-    if classes != others:
-        same = [one == other for one, other in zip(classes, others)]
-        number = same.index(False) if False in same else len(same)
-        raise UserError(
-            f"data sets {first} and {second} have different classes, from class number {number} on: "
-            f"{preview(classes[number:]) or 'none'} and {preview(others[number:]) or 'none'}"
-        )
+    """Raise a UserError if two datasets have different classes or another order of them."""
+    if classes == others:
+        return
+    # The first class that differs; if there is none, one list is the beginning of the other.
+    number = 0
+    while number < min(len(classes), len(others)) and classes[number] == others[number]:
+        number += 1
+    raise UserError(
+        f"datasets {first} and {second} have different classes, from class number {number} on: "
+        f"{preview(classes[number:]) or 'none'} and {preview(others[number:]) or 'none'}"
+    )
 
 
 def check_classes(cfg: DictConfig, *, train: bool) -> list[str]:
-    """Compares the classes of a config's data with each other, and their number with that of its model.
+    """Check that the datasets of a config have the same classes, as many as its model.
 
     Args:
-        train: whether the training data counts, too.
+        cfg: the config.
+        train: whether the training set is checked as well.
 
     Returns:
-        The names of the classes.
+        The class names.
 
     Raises:
-        UserError: there is a difference, or a data set has no class names.
+        UserError: there is a difference, or a dataset has no class names.
     """
-    classes = class_names(cfg.dataloader.test)
+    test_loader, train_loader = cfg.dataloader.test, cfg.dataloader.train
+    classes = class_names(test_loader)
     if train:
-        names = [
-            str(loader.dataset.names) for loader in (cfg.dataloader.train, cfg.dataloader.test)
-        ]
-        _require_equal(names[0], class_names(cfg.dataloader.train), names[1], classes)
-    part = "roi_heads" if "roi_heads" in cfg.model else ""
-    for key, number in _class_counts(
-        cfg.model[part] if part else cfg.model, f"model.{part}" if part else "model"
-    ):
-        agnostic = number == 1 and key.endswith(
-            "mask_head.num_classes"
-        )  # one mask for whatever class
+        train_names, test_names = str(train_loader.dataset.names), str(test_loader.dataset.names)
+        _require_equal(train_names, class_names(train_loader), test_names, classes)
+    detector, prefix = cfg.model, "model"
+    if "roi_heads" in cfg.model:
+        detector, prefix = cfg.model.roi_heads, "model.roi_heads"
+    for key, number in _class_counts(detector, prefix):
+        # A class-agnostic mask head predicts one mask for all classes.
+        agnostic = number == 1 and key.endswith("mask_head.num_classes")
         if number != len(classes) and not agnostic:
             raise UserError(
-                f"the model is for {number} classes, the data has {len(classes)}: {key}={len(classes)}"
+                f"the model is for {number} classes, the data has {len(classes)}: "
+                f"{key}={len(classes)}"
             )
     return classes
 
 
 def _class_counts(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """The numbers of classes in the config of a detector's heads, the one that others refer to first."""
-    children = (
-        list(node)
-        if isinstance(node, DictConfig)
-        else range(len(node))
-        if isinstance(node, ListConfig)
-        else ()
-    )
+    """Yield the keys and values of all ``num_classes`` in a config, those of outer nodes first.
+
+    Inner ones usually are references to the outer one, so an error should name that.
+    """
+    children: list[Any] = []
+    if isinstance(node, DictConfig):
+        children = list(node)
+    elif isinstance(node, ListConfig):
+        children = list(range(len(node)))
     if "num_classes" in children:
         yield f"{key}.num_classes", node.num_classes
     for name in children:

@@ -1,13 +1,15 @@
-"""YOLO segmentation and labelme to COCO format, by the package supervision.
+"""Convert YOLO segmentation and labelme to COCO format, with the package supervision.
 
-supervision reads and checks the annotations of each image. The outlines are taken as they are in the files: its own
-conversion fills them into masks of whole pixels and outlines these again (mean IoU with the original: 0.990 on photos
-of fruits, 0.945 on nuclei), and makes crowds, which nothing is trained on, of objects in several parts.
+supervision reads and checks the annotations of each image. Outlines are copied from the files
+unchanged: supervision's own conversion rasterizes them and traces the masks (mean IoU with the
+original: 0.990 on photos of fruits, 0.945 on nuclei), and turns objects of several parts into
+crowds, which are not trained on.
 
-What is only a box there stays one: four numbers (YOLO), a rectangle (labelme).
+Objects that are only a box in the files, four numbers in YOLO or a rectangle in labelme, have no
+mask.
 
-An object that cannot be read is left out, and a file that cannot be read stops, but only at the end: all of them are
-listed, with file and line, as the other problems of annotations are.
+An object that cannot be read is dropped, and a file that cannot be read stops, but not before all
+of them are listed with file and line, together with the other problems of the annotations.
 """
 
 import contextlib
@@ -28,14 +30,16 @@ from ..image_io import FORMATS, exif_orientation, read_image
 from .file_tree import split_of
 
 T = TypeVar("T")
-REASON = 200  # characters of why something cannot be read
+REASON = 200  # characters of the reason why something cannot be read
 
 
 class Object(NamedTuple):
     """An object of an image.
 
-    category: from 0; box: x0, y0, x1, y1 in pixels; mask: polygons x, y, x, y, ... in pixels, an RLE, or none; number: of
-    the line or shape.
+    category: class number, from 0.
+    box: x0, y0, x1, y1 in pixels.
+    mask: polygons x, y, x, y, ... in pixels, an RLE, or an empty list.
+    number: of its line or shape in the file.
     """
 
     category: int
@@ -45,7 +49,13 @@ class Object(NamedTuple):
 
 
 class ConvertedImage(NamedTuple):
-    """An image by its path in the dataset, with height and width in pixels, its objects, and where they are from."""
+    """An image with its objects.
+
+    name: its path in the dataset.
+    height, width: in pixels.
+    objects: in the order of the file.
+    origin: where the objects are from, without their numbers, such as "labels/a.txt, line".
+    """
 
     name: str
     height: int
@@ -55,7 +65,12 @@ class ConvertedImage(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What is wrong: a kind of problem that annotations.RULES has, with the image that it is of if that is there."""
+    """A problem of the conversion.
+
+    kind: a key of :data:`.RULES`.
+    detail: file, line and reason.
+    image: the name of the image, or None if there is none.
+    """
 
     kind: str
     detail: str
@@ -63,147 +78,140 @@ class Fault(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """What was read.
+    """The contents of a dataset in another format.
 
-    classes: their names; pictures: images in the order of their names; splits: of each image that is there, as stated;
-    notes: what was decided; faults: all that were found.
+    classes: their names.
+    images: sorted by name.
+    splits: the stated split, if any, of each existing image.
+    notes: decisions to report to the user.
+    faults: all problems of the conversion.
     """
 
     classes: Sequence[str]
-    pictures: list[ConvertedImage]
+    images: list[ConvertedImage]
     splits: Mapping[str, str | None]
     notes: list[str]
     faults: list[Fault]
 
-    def _chosen(self, names: Iterable[str]) -> Iterator[tuple[int, int, ConvertedImage]]:
-        """The images of these names, with their ids and those of their first annotations.
+    def _selected(self, names: Iterable[str]) -> Iterator[tuple[int, int, ConvertedImage]]:
+        """Yield the images of these names, each with its ID and the ID of its first annotation.
 
-        These are the same whichever others are chosen.
+        IDs do not depend on which images are selected.
         """
-        wanted, first = set(names), 1
-        for id, picture in enumerate(self.pictures, start=1):
-            if picture.name in wanted:
-                yield id, first, picture
-            first += len(picture.objects)
+        wanted, first_id = set(names), 1
+        for id, image in enumerate(self.images, start=1):
+            if image.name in wanted:
+                yield id, first_id, image
+            first_id += len(image.objects)
 
     def coco(self, names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-        """The images of these names in COCO format."""
-        chosen = list(self._chosen(names))
-        return {
-            "categories": [
-                {"id": id, "name": name} for id, name in enumerate(self.classes, start=1)
-            ],
-            "images": [
-                {"id": id, "file_name": p.name, "height": p.height, "width": p.width}
-                for id, _, p in chosen
-            ],
-            "annotations": [
-                {"id": number, "image_id": id, **_annotation(item)}
-                for id, first, picture in chosen
-                for number, item in enumerate(picture.objects, start=first)
-            ],
-        }
+        """Return the images of these names in COCO format. All IDs count from 1."""
+        categories = [{"id": id, "name": name} for id, name in enumerate(self.classes, start=1)]
+        images, annotations = [], []
+        for id, first_id, image in self._selected(names):
+            size = {"height": image.height, "width": image.width}
+            images.append({"id": id, "file_name": image.name, **size})
+            for number, item in enumerate(image.objects, start=first_id):
+                annotations.append({"id": number, "image_id": id, **_annotation(item)})
+        return {"categories": categories, "images": images, "annotations": annotations}
 
     def origins(self, names: Iterable[str]) -> dict[str, Any]:
-        """What :meth:`.Layout.trace` needs to say of problems with these images what file and line they are in."""
+        """Return the origins of the objects of these images, for JSON; see :meth:`.Layout.trace`.
+
+        problems: kind and detail of the faults of these images, and of those without an image.
+        objects: by image ID: origin, ID of the first annotation, and numbers of the objects.
+        """
         wanted = set(names)
-        return {
-            "problems": [
-                (kind, detail)
-                for kind, detail, image in self.faults
-                if image is None or image in wanted
-            ],
-            "objects": {
-                id: (picture.origin, first, [item.number for item in picture.objects])
-                for id, first, picture in self._chosen(wanted)
-                if picture.objects
-            },
-        }
+        problems = []
+        for kind, detail, image_name in self.faults:
+            if image_name is None or image_name in wanted:
+                problems.append((kind, detail))
+        objects = {}
+        for id, first_id, image in self._selected(wanted):
+            if image.objects:
+                numbers = [item.number for item in image.objects]
+                objects[id] = (image.origin, first_id, numbers)
+        return {"problems": problems, "objects": objects}
 
 
 def _annotation(item: Object) -> dict[str, Any]:
+    """Convert an object to an annotation in COCO format, without IDs of its own and its image."""
     x0, y0, x1, y1 = map(float, item.box)
-    found = {"category_id": item.category + 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0}
+    width, height = x1 - x0, y1 - y0
+    result = {"category_id": item.category + 1, "bbox": [x0, y0, width, height], "iscrowd": 0}
     if not item.mask:
-        return found | {"area": (x1 - x0) * (y1 - y0)}
-    area = (
-        float(mask_api.area(item.mask))
-        if isinstance(item.mask, dict)
-        else sum(map(_area, item.mask))
-    )
-    return found | {"segmentation": item.mask, "area": area}
+        return result | {"area": width * height}
+    if isinstance(item.mask, dict):
+        area = float(mask_api.area(item.mask))
+    else:
+        area = sum(map(_polygon_area, item.mask))
+    return result | {"segmentation": item.mask, "area": area}
 
 
-def _area(outline: list[float]) -> float:
+def _polygon_area(outline: list[float]) -> float:
+    """Return the area of a polygon x, y, x, y, ..., by the shoelace formula."""
     x, y = np.asarray(outline[0::2]), np.asarray(outline[1::2])
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
-# YOLO.
-
-
 def by_folder(names: Iterable[str]) -> dict[str, str | None]:
-    """The split that the folders of each image say."""
+    """Return the split of each image by words in the names of its folders, or None."""
     return {name: split_of(PurePath(name).parent) for name in names}
-
-
-# Used for labelme as well.
 
 
 def readable(
     items: list[T], read: Callable[[list[T]], Detections]
 ) -> tuple[list[T], Detections, list[tuple[T, str]]]:
-    """Reads many items at once, or if that fails, those that can be read.
+    """Read many items at once or, if that fails, those that can be read.
 
     Returns:
-        The items that were read, what was read, and the other items with the reasons.
+        The items that were read, the result, and the other items with the reasons.
     """
     with contextlib.suppress(ValueError, OverflowError):
         return items, read(items), []
-    good, faults = [], []
+    valid, faults = [], []
     for item in items:
         try:
             read([item])
-            good.append(item)
+            valid.append(item)
         except (ValueError, OverflowError) as error:
             faults.append((item, one_line(str(error).rstrip("."), REASON)))
-    return good, read(good), faults
+    return valid, read(valid), faults
 
 
-def category_numbers(found: Detections) -> list[int]:
-    """The classes of objects."""
-    return [] if found.class_id is None else found.class_id.tolist()
+def category_numbers(detections: Detections) -> list[int]:
+    """Return the classes of objects."""
+    return [] if detections.class_id is None else detections.class_id.tolist()
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Height and width, by its header, of an image as :func:`gpvit.data.image_io.read_image` gives it.
+    """Return height and width of an image, from its header, as :func:`.read_image` would.
 
     Raises:
-        UserError: it has no header that can be read.
+        UserError: its header cannot be read.
     """
-    if not path.is_file():  # a pipe would be waited for
-        return read_image(path).shape[:2]  # which says what is wrong
+    if not path.is_file():  # opening a pipe would block
+        return read_image(path).shape[:2]  # raises an error with the reason
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module="PIL"
-        )  # as read_image, which is to say what is wrong
+        # Pillow warns about damaged files, which read_image reports.
+        warnings.filterwarnings("ignore", module="PIL")
         try:
             image = Image.open(path, formats=FORMATS)
         except Exception:
             return read_image(path).shape[:2]
-        turned = exif_orientation(image) in (5, 6, 7, 8)
+        transposed = exif_orientation(image) in (5, 6, 7, 8)
     with image:
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return (image.width, image.height) if transposed else (image.height, image.width)
 
 
 def sizes_of(root: Path, names: Iterable[str]) -> Iterator[tuple[int, int] | UserError]:
-    """The size of each of many images, or why it has none."""
+    """Yield the size of each image, or the reason why it has none."""
 
-    def look(name: str) -> tuple[int, int] | UserError:
+    def size_or_error(name: str) -> tuple[int, int] | UserError:
         try:
             return size_of(root / name)
         except UserError as error:
             return error
 
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(look, names)
+        yield from pool.map(size_or_error, names)

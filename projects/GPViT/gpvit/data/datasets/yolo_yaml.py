@@ -1,9 +1,10 @@
-"""The YAML file of a YOLO dataset: the names of its classes, and which images are for training and which for validation.
+"""The YAML file of a YOLO dataset: class names, and the images of the train, val and test splits.
 
-``train``, ``val`` and ``test`` are followed as Ultralytics follows them: a folder with all below it, a text file with an
-image in each line, or a list of these; relative to ``path``, or to the folder of the file. What another machine or program
-wrote, with folders in front that are not here or with Windows' separators, is taken for what it must mean here. What cannot
-be followed is an error: never is something else done in silence.
+``train``, ``val`` and ``test`` are interpreted like in Ultralytics: a folder including its
+subfolders, a text file with an image per line, or a list of these; relative to ``path``, or to the
+folder of the YAML file. Paths written on another machine, with leading folders that do not exist
+here or with Windows separators, are mapped to the files of this dataset. An entry that cannot be
+resolved is an error; nothing is replaced silently.
 """
 
 import os
@@ -20,28 +21,32 @@ from ...utils.yaml_io import read_yaml
 if TYPE_CHECKING:
     from .file_tree import Tree
 
+# Splits, and the keys that define them.
 KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
+# A kind of problem in gpvit.data.datasets.coco_rules.RULES, its details, and the path of the image.
+SplitFault = tuple[str, str, str]
 
-class Stated(NamedTuple):
-    """What the YAML file says about splits.
 
-    splits: of each image that it names.
-    said: the splits that it says images of.
-    unread: what it names that is no image that is read, such as AVIF.
-    notes: what was decided.
-    faults: kinds of problems that :data:`gpvit.data.datasets.coco_rules.RULES` has, what exactly is wrong, and the image.
+class YamlSplits(NamedTuple):
+    """The splits that the YAML file defines.
+
+    of: the split of each image that it names.
+    defined: the splits that it names images of.
+    unsupported: files that it names and that are not in a supported image format, such as AVIF.
+    notes: the decisions made, to be shown to the user.
+    faults: problems with the entries.
     """
 
-    splits: dict[str, str]
-    said: set[str]
-    unread: set[str]
+    of: dict[str, str]
+    defined: set[str]
+    unsupported: set[str]
     notes: list[str]
-    faults: list[tuple[str, str, str]]
+    faults: list[SplitFault]
 
 
 class Description(NamedTuple):
-    """The YAML file of a YOLO dataset, with the names of its classes and all that it holds."""
+    """The YAML file of a YOLO dataset, with the class names and all its content."""
 
     file: Path
     names: list[str]
@@ -52,7 +57,9 @@ class Description(NamedTuple):
         return os.path.abspath(self.file.parent)
 
     def root(self) -> Path:
-        """The folder that has all that the file names: its own, or the nearest one above the others.
+        """Return the folder that contains everything that the file names.
+
+        This is its own folder, or the nearest folder above the others.
 
         Raises:
             UserError: there is none.
@@ -61,221 +68,245 @@ class Description(NamedTuple):
         for items in self._entries().values():
             for item in items:
                 places += self._existing(item)[:1]
-        outside = [_with_labels(place) for place in places if not _lies_in(place, self.folder)]
+        outside = [_dataset_folder(place) for place in places if not _lies_in(place, self.folder)]
         if not outside:
             return self.file.parent
         inside = [self.folder] if len(outside) < len(places) else []
-        root = os.path.commonpath([os.path.realpath(place) for place in outside + inside])
-        if root == os.path.dirname(root):
+        root = os.path.commonpath(list(map(os.path.realpath, outside + inside)))
+        if root == os.path.dirname(root):  # the root of the file system
             raise UserError(
-                f"{self.file}: its images are in several places, {preview(outside)}; move them into one folder"
+                f"{self.file}: its images are in several places, {preview(outside)}; move them "
+                "into one folder"
             )
         return Path(root)
 
-    def stated(self, tree: "Tree") -> Stated:
-        """The splits of images as the file says them.
+    def splits(self, tree: "Tree") -> YamlSplits:
+        """Return the splits of images that the file defines.
 
         Args:
             tree: the files of the dataset.
 
         Raises:
-            UserError: an entry cannot be followed. One of ``test`` is passed over where ``val`` is there.
+            UserError: an entry cannot be resolved. An entry of ``test`` is ignored with a note if
+                there is ``val``.
         """
         groups: dict[str, dict[str, None]] = {}
-        unread: set[str] = set()
+        unsupported: set[str] = set()
         notes = [self._unknown_path()] if self.content.get("path") and not self._path() else []
-        faults: list[tuple[str, str, str]] = []
+        faults: list[SplitFault] = []
         entries = self._entries()
         for split, items in entries.items():
             try:
-                found, notes_of_split, twice = self._followed(split, items, tree)
+                found, notes_of_split, faults_of_split = self._files_of(split, items, tree)
             except UserError as error:
                 if split != "test" or "val" not in entries:
                     raise
                 notes.append(f"not used: {error}")
                 continue
             groups[split] = {path: None for path in found if path in tree.pictures}
-            unread |= found.keys() - tree.pictures.keys()
+            unsupported |= found.keys() - tree.pictures.keys()
             notes += notes_of_split
-            faults += twice
-        splits, note, overlap = _disjoint(groups)
+            faults += faults_of_split
+        of, note, overlap = _disjoint(groups)
         notes += [f"{self.file.name} names {note}"] if note else []
-        return Stated(splits, set(groups), unread, notes, faults + overlap)
+        return YamlSplits(of, set(groups), unsupported, notes, faults + overlap)
 
     def _entries(self) -> dict[str, list[Any]]:
-        """What is said of each split, of which some may not be said."""
-        said = {str(key).lower(): value for key, value in self.content.items()}
+        """Return the entries of each split that the file defines, as lists."""
+        content = {str(key).lower(): value for key, value in self.content.items()}
         entries: dict[str, list[Any]] = {}
         for split, keys in KEYS.items():
             for key in keys:
-                value = said.get(key)
+                value = content.get(key)
                 if value not in (None, ""):
-                    entries.setdefault(split, []).extend(
-                        value if isinstance(value, list) else [value]
-                    )
+                    items = value if isinstance(value, list) else [value]
+                    entries.setdefault(split, []).extend(items)
         return entries
 
-    def _followed(
+    def _files_of(
         self, split: str, items: list[Any], tree: "Tree"
-    ) -> tuple[dict[str, None], list[str], list[tuple[str, str, str]]]:
-        """The files that the entries of a split name, images and others, notes, and faults as in :class:`Stated`."""
+    ) -> tuple[dict[str, None], list[str], list[SplitFault]]:
+        """Return the files that the entries of a split name, notes, and faults.
+
+        The files include those of unsupported image formats.
+        """
         if not items:
             raise self._error(split, "an empty list")
         found: dict[str, None] = {}
         notes: list[str] = []
-        faults: list[tuple[str, str, str]] = []
+        faults: list[SplitFault] = []
         for item in items:
             place = self._place(split, item, notes)
             if os.path.isdir(place):
                 paths = tree.below(place)
-                if not any(path in tree.pictures for path in paths):
+                if tree.pictures.keys().isdisjoint(paths):
                     reason = "has no images" if _is_inside(place, tree) else _outside(tree)
                     raise self._error(split, f"{one_line(item)}, which {reason}")
             elif os.path.isfile(place) and place.lower().endswith(".txt"):
                 times = self._listed(split, place, tree, notes)
                 paths = list(times)
-                twice = [path for path, count in times.items() if count > 1]
-                faults += [
-                    ("named twice", f"{one_line(item)}: {one_line(path)}", path) for path in twice
-                ]
-                if not any(path in tree.pictures for path in paths):
-                    reason = f"lists only images of kinds that are not read: {preview(paths)}"
+                for path, count in times.items():
+                    if count > 1:
+                        detail = f"{one_line(item)}: {one_line(path)}"
+                        faults.append(("named twice", detail, path))
+                if tree.pictures.keys().isdisjoint(paths):
+                    reason = f"lists only images of unsupported formats: {preview(paths)}"
                     raise self._error(split, f"{one_line(item)}, which {reason}")
             else:
-                raise self._error(
-                    split, f"{one_line(item)}, which is no folder and no text list (.txt)"
-                )
+                reason = "is neither a folder nor a text list (.txt)"
+                raise self._error(split, f"{one_line(item)}, which {reason}")
             found |= dict.fromkeys(paths)
         return found, notes, faults
 
     def _place(self, split: str, item: Any, notes: list[str]) -> str:
-        """The folder or file that an entry names."""
+        """Return the folder or file that an entry names."""
         if not isinstance(item, str) or not item.strip():
-            raise self._error(split, f"{shown(item)}, which is no path")
-        said = one_line(item)
+            raise self._error(split, f"{shown(item)}, which is not a path")
+        entry = one_line(item)
         if "://" in item:
-            raise self._error(split, f"{said}, an address; download it, and name its folder")
+            raise self._error(split, f"{entry}, a URL; download it, and give its folder")
         existing = self._existing(item)
         if not existing:
-            pattern = "; patterns are not followed" if re.search(r"[*?\[]", item) else ""
+            is_glob = re.search(r"[*?\[]", item)
+            hint = "; glob patterns are not supported" if is_glob else ""
             tried = preview([os.path.join(base, "") for base in self._bases()])
-            raise self._error(
-                split, f"{said}, which is not there (looked for from {tried}){pattern}"
-            )
+            raise self._error(split, f"{entry}, which does not exist (searched from {tried}){hint}")
         if existing[0] not in self._exact(item):
-            notes.append(
-                f"{self.file.name}: {split}: {said} is taken for {os.path.relpath(existing[0], self.folder)}"
-            )
+            path = os.path.relpath(existing[0], self.folder)
+            notes.append(f"{self.file.name}: {split}: {entry} is interpreted as {path}")
         return existing[0]
 
     def _existing(self, item: Any) -> list[str]:
-        """The places that an entry may name and that are there, best first."""
+        """Return the existing files or folders that an entry may name, best first."""
         if not isinstance(item, str):
             return []
-        exact = [place for place in self._exact(item) if os.path.exists(place)]
-        return exact or [place for place in self._moved(item) if os.path.exists(place)]
+        exact = list(filter(os.path.exists, self._exact(item)))
+        return exact or list(filter(os.path.exists, self._moved(item)))
 
     def _exact(self, item: str) -> list[str]:
-        """The places that an entry names, best first."""
+        """Return the paths that an entry names literally, best first."""
         texts = _with_slashes(item)
-        # Roboflow's paths begin one folder too high: without it they are right, and inside of the folder.
+        # In exports of Roboflow, paths begin one folder too high ("../train/images"): they are
+        # right, and inside of the folder, without the leading "./" and "../".
         texts += [re.sub(r"^(\.\.?/)+", "", text) for text in texts]
         places: list[str] = []
         for base in self._bases():
+            prefix = os.path.join(base, "")
             named = [os.path.normpath(os.path.join(base, text)) for text in texts]
-            below = [
-                place for place in named if f"{place}{os.sep}".startswith(os.path.join(base, ""))
-            ]
+            below = [place for place in named if f"{place}{os.sep}".startswith(prefix)]
             places += [*below, *named]
         return places
 
     def _moved(self, item: str) -> Iterator[str]:
-        """Where the entry would be if the dataset was moved here: behind its folder's name, or an absolute path's end."""
+        """Yield the paths of an entry if the dataset was moved here from elsewhere.
+
+        These are the parts of the entry after the name of this folder, or the last parts of an
+        absolute path.
+        """
         for text in _with_slashes(item):
             absolute = text.startswith("/") or PureWindowsPath(text).drive != ""
             parts = [part for part in text.split("/") if part not in ("", ".", "..")]
             for number in range(1, len(parts)):
                 same_folder = parts[number - 1] == os.path.basename(self.folder)
-                # What is called images is everywhere, and says of no split.
+                # Not "images" alone: every dataset has it, and it may hold all splits.
                 if same_folder or (absolute and parts[number:] != ["images"]):
                     yield os.path.join(self.folder, *parts[number:])
 
     def _bases(self) -> list[str]:
-        """The folders that paths are relative to, best first: what ``path`` names if that is there, and the file's own."""
+        """Return the folders that paths are relative to, best first.
+
+        These are the folder that ``path`` names, if it exists, and the folder of the file.
+        """
         path = self._path()
         return [self.folder] if path in (None, self.folder) else [path, self.folder]
 
     def _path(self) -> str | None:
-        """The folder that ``path`` names: relative to the file's, or to the current one as in Ultralytics."""
-        said = self.content.get("path")
-        texts = _with_slashes(said) if isinstance(said, str) and said else []
-        places = [
-            os.path.join(base, text)
-            for base in (self.folder, os.path.abspath(""))
-            for text in texts
-        ]
-        return next((os.path.normpath(place) for place in places if os.path.isdir(place)), None)
+        """Return the folder that ``path`` names, or None if it does not exist.
+
+        It is relative to the folder of the file, or to the current one as in Ultralytics.
+        """
+        entry = self.content.get("path")
+        texts = _with_slashes(entry) if isinstance(entry, str) and entry else []
+        for base in (self.folder, os.path.abspath("")):
+            for text in texts:
+                place = os.path.join(base, text)
+                if os.path.isdir(place):
+                    return os.path.normpath(place)
+        return None
 
     def _listed(self, split: str, file: str, tree: "Tree", notes: list[str]) -> Counter[str]:
-        """The files that a text list names and that are in the tree, and how often it does."""
-        shown_file = f"{self.file.name}: {split}: {os.path.basename(file)}"
+        """Return the files of the tree that a text list names, and how many times each."""
         if not _is_inside(file, tree):
             raise self._error(split, f"{file}, which {_outside(tree)}")
         try:
             text = decoded(Path(file).read_bytes())
         except OSError as error:
             raise self._error(split, f"{file}, which cannot be read ({error.strerror})") from None
-        lines = [
-            line for line in re.split(r"\r\n|\r|\n", text) if line.strip()
-        ]  # no others are between names
-        roots = [
-            place
-            for place in map(tree.inside, (*self._bases(), os.path.abspath(tree.root)))
-            if place is not None
-        ]
-        beside = tree.inside(os.path.dirname(file))
-        folders = dict.fromkeys(roots if beside is None else [beside, *roots])
-        found = {}
-        for line in dict.fromkeys(lines):
-            path = tree.find(line, folders, dict.fromkeys(roots))
-            found[line] = path or tree.find(line.strip(), folders, dict.fromkeys(roots))
+        # Not str.splitlines, which also splits at characters that occur in file names.
+        lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+        found = self._find_lines(lines, os.path.dirname(file), tree)
         missing = [line for line, path in found.items() if path is None]
         if len(missing) == len(found):
-            what = (
-                f"none of its {len(found)} images is in {tree.root}: {preview(missing)}"
-                if found
-                else "it is empty"
-            )
-            raise self._error(split, f"{os.path.basename(file)}: {what}")
+            problem = "it is empty"
+            if found:
+                problem = f"none of its {len(found)} images is in {tree.root}: {preview(missing)}"
+            raise self._error(split, f"{os.path.basename(file)}: {problem}")
         if missing:
+            list_name = f"{self.file.name}: {split}: {os.path.basename(file)}"
             count = f"{len(missing)} of {len(found)} images"
-            notes.append(f"{shown_file}: left out: {count} that are not there: {preview(missing)}")
-        return Counter(path for path in (found[line] for line in lines) if path is not None)
+            notes.append(f"{list_name}: left out: {count} that do not exist: {preview(missing)}")
+        times: Counter[str] = Counter()
+        for line in lines:
+            path = found[line]
+            if path is not None:
+                times[path] += 1
+        return times
 
-    def _error(self, split: str, what: str) -> UserError:
-        what = one_line(what, 3 * PATH_LIMIT)
-        remedy = "correct or remove that line (without it, images are split by the names of their folders, or by chance)"
-        return UserError(f"{self.file}: {split} is {what}; {remedy}")
+    def _find_lines(self, lines: list[str], folder: str, tree: "Tree") -> dict[str, str | None]:
+        """Return the file of the tree for each line of a text list in this folder, or None."""
+        roots: dict[str, None] = {}
+        for base in (*self._bases(), os.path.abspath(tree.root)):
+            root = tree.inside(base)
+            if root is not None:
+                roots[root] = None
+        list_folder = tree.inside(folder)
+        # A line is relative to the folder of the list, or else to one of the roots.
+        folders = roots if list_folder is None else {list_folder: None} | roots
+        found = {}
+        for line in dict.fromkeys(lines):
+            path = tree.find(line, folders, roots)
+            found[line] = path or tree.find(line.strip(), folders, roots)
+        return found
+
+    def _error(self, split: str, problem: str) -> UserError:
+        return UserError(
+            f"{self.file}: {split} is {one_line(problem, 3 * PATH_LIMIT)}; correct or remove that "
+            "line (without it, images are split by the names of their folders, or at random)"
+        )
 
     def _unknown_path(self) -> str:
         path = one_line(self.content["path"], PATH_LIMIT)
-        return f"{self.file.name}: path: {path} is not there; its folders are looked for in {self.file.parent}"
+        return (
+            f"{self.file.name}: path: {path} does not exist; its folders are searched for in "
+            f"{self.file.parent}"
+        )
 
 
 def describe(yaml_file: Path) -> Description:
-    """Reads the YAML file of a YOLO dataset.
+    """Read the YAML file of a YOLO dataset.
 
     Raises:
-        UserError: it cannot be read, or has no names of classes, numbered from 0; the message says why.
+        UserError: it cannot be read, or has no class names, numbered from 0; the message has the
+            reason.
     """
     try:
         text = yaml_file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {yaml_file}: {error.strerror}") from None
-    content = read_yaml(text, f"{yaml_file} is no YAML that can be read", numbers=False)
+    content = read_yaml(text, f"{yaml_file} is not valid YAML", numbers=False)
     if not isinstance(content, dict):
         raise UserError(
-            f'{yaml_file}: it holds no keys; it needs "names" of classes, numbered from 0'
+            f'{yaml_file}: it has no keys; it needs "names" of classes, numbered from 0'
         )
     names, fault = _names(content)
     if fault:
@@ -284,24 +315,23 @@ def describe(yaml_file: Path) -> Description:
 
 
 def _names(content: dict[Any, Any]) -> tuple[list[str], str]:
-    """The names of the classes, or what is wrong with them."""
+    """Return the class names, and what is wrong with them or ""."""
     names = content.get("names")
     if names is None:
         return [], 'it has no "names" of classes, numbered from 0'
-    if isinstance(names, dict):
-        numbers = {str(key): key for key in names}
-        if names and numbers.keys() != set(map(str, range(len(names)))):
-            return (
-                [],
-                f"its names are numbered {preview(list(names))}, not from 0 to {len(names) - 1}",
-            )
-        names = [names[numbers[str(number)]] for number in range(len(names))]
+    if isinstance(names, dict):  # keys may be integers or strings
+        by_number = {str(key): name for key, name in names.items()}
+        numbers = list(map(str, range(len(names))))
+        if names and by_number.keys() != set(numbers):
+            found = preview(list(names))
+            return [], f"its names are numbered {found}, not from 0 to {len(names) - 1}"
+        names = list(map(by_number.get, numbers))
     if not isinstance(names, list) or not names:
-        return [], f'its "names" are {shown(names)}, no list of names of classes'
+        return [], f'its "names" are {shown(names)}, not a list of class names'
     for number, name in enumerate(names):
-        # YAML has yes, no, on, off and dates, which are not what stands there.
+        # YAML reads yes, no, on, off and dates as other types than text.
         if not isinstance(name, str) or name == "":
-            return [], f"the name of class {number} is {shown(name)}, no text; put it in quotes"
+            return [], f"the name of class {number} is {shown(name)}, not text; put it in quotes"
     count = content.get("nc")
     if count is not None and str(count).strip() != str(len(names)):
         return [], f'"nc" is {one_line(count, 40)}, but there are {len(names)} names'
@@ -310,34 +340,39 @@ def _names(content: dict[Any, Any]) -> tuple[list[str], str]:
 
 def _disjoint(
     groups: dict[str, dict[str, None]],
-) -> tuple[dict[str, str], str, list[tuple[str, str, str]]]:
-    """One split for each image, a note or "", and a fault as in :class:`Stated` for each image that is of two."""
-    train, validating = groups.get("train", {}), "val" if "val" in groups else "test"
-    val = groups.get(validating, {})
+) -> tuple[dict[str, str], str, list[SplitFault]]:
+    """Assign each image to one split.
+
+    Returns:
+        The split of each image, a note or "", and a fault for each image that is in two splits.
+    """
+    train, val_split = groups.get("train", {}), "val" if "val" in groups else "test"
+    val = groups.get(val_split, {})
     both = [path for path in train if path in val]
-    note, kept = "", ""
+    note, faults = "", []
     if both and train.keys() == val.keys():
-        note = f"the same {len(both)} images for train and {validating}: taken for train only"
+        note = f"the same {len(both)} images for train and {val_split}: used for train only"
         val = {}
     elif both:
-        # The inner one of two nested groups keeps its images. Else, nothing that validates is trained on.
-        kept = "train" if len(both) == len(train) else validating
-        train = train if kept == "train" else {path: None for path in train if path not in val}
-        val = val if kept == validating else {path: None for path in val if path not in train}
-    faults = [
-        ("named for two", f"{one_line(path)}, used for {kept}", path) for path in both if kept
-    ]
-    unused = dict.fromkeys(groups.get("test", {}), "test") if validating == "val" else {}
-    return unused | dict.fromkeys(val, validating) | dict.fromkeys(train, "train"), note, faults
+        # If one split contains the other, the inner one keeps its images. If not, validation keeps
+        # them, so that the model is not trained on images that it is validated with.
+        if len(both) == len(train):
+            kept, val = "train", {path: None for path in val if path not in train}
+        else:
+            kept, train = val_split, {path: None for path in train if path not in val}
+        faults = [("named for two", f"{one_line(path)}, used for {kept}", path) for path in both]
+    unused = dict.fromkeys(groups.get("test", {}), "test") if val_split == "val" else {}
+    # On the right is what takes precedence.
+    return unused | dict.fromkeys(val, val_split) | dict.fromkeys(train, "train"), note, faults
 
 
 def _with_slashes(path: str) -> list[str]:
-    """A path as it stands, and with Windows' separators as it is meant."""
+    """Return a path as it is, and with Windows separators replaced."""
     return list(dict.fromkeys([path, PureWindowsPath(path).as_posix()]))
 
 
-def _with_labels(place: str) -> str:
-    """The folder that has the labels as well as the images of a folder or list."""
+def _dataset_folder(place: str) -> str:
+    """Return the folder that has both the images of a folder or list and their labels."""
     folder = place if os.path.isdir(place) else os.path.dirname(place)
     before, images, _ = f"{folder}/".rpartition("/images/")
     return before if images else folder

@@ -1,4 +1,4 @@
-"""What process 0 shows and writes down of a training, beside its checkpoints, for people to follow it."""
+"""Monitors of a run, which process 0 calls: logs, metrics, drawings and README.md."""
 
 import atexit
 import contextlib
@@ -38,113 +38,124 @@ from .run_readme import RunReadme
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
-SURE = 0.5  # score
-LARGEST_SIDE = 1000  # pixels of a drawn picture; larger ones would fill the event files
+DRAWN_SCORE = 0.5  # and more: detections that are always drawn
+LARGEST_SIDE = 1000  # pixels of a drawing, since larger ones would fill the event files
 
 
 def build_monitors(
     cfg: DictConfig,
     sets: Mapping[str, DictConfig],
     model: nn.Module,
-    checkpoints: Checkpointer,
+    checkpointer: Checkpointer,
     seed: int,
     records: Sequence[dict[str, Any]],
     *,
     config_file: str,
     resume: bool,
 ) -> list[MonitorHook]:
-    """What process 0 shows and writes down of a training, in the order in which it does.
+    """The monitors of a run, in the order in which they are called.
 
     Args:
-        cfg: the training's config.
+        cfg: the config of the run.
         sets: its :func:`.validation_sets`; images of the first one are drawn.
         model: the detector.
-        checkpoints: of the training, already at the iteration that it begins with.
-        seed: of the training.
+        checkpointer: of the run, restored to the iteration that training starts from.
+        seed: of the run.
         records: the training data.
-        config_file: where the config came from.
-        resume: whether earlier starts in the folder are of the same training.
+        config_file: path of the config file.
+        resume: whether earlier starts in the folder belong to the same run.
 
     Raises:
-        UserError: Weights & Biases is asked for and cannot be used, or metrics.json cannot be opened.
+        UserError: Weights & Biases is requested and unavailable, or metrics.json cannot be opened.
     """
     folder, test = Path(cfg.train.output_dir), cfg.dataloader.test
-    validation = {name: instantiate(alone.dataloader.test.dataset) for name, alone in sets.items()}
-    followers: list[MonitorHook] = []
-    if cfg.train.get("pictures"):  # which older configs lack, and wandb
-        mapper, classes = instantiate(test.mapper), checkpoints.classes
+    validation = {}  # records, by validation set
+    for name, set_cfg in sets.items():
+        validation[name] = instantiate(set_cfg.dataloader.test.dataset)
+    monitors: list[MonitorHook] = []
+    if cfg.train.get("pictures"):  # older configs do not have it, nor wandb
+        mapper, classes = instantiate(test.mapper), checkpointer.classes
         first = next(iter(validation.values()))
-        followers.append(
+        monitors.append(
             ValidationImages(first, mapper, classes, count=cfg.train.pictures, folder=folder)
         )
     printer = CommonMetricPrinter(cfg.train.max_iter)
     try:
-        files = file_writers(folder)
+        writers = file_writers(folder)
     except OSError as error:
         path = one_line(folder / METRICS, PATH_LIMIT)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     if cfg.train.get("wandb"):
-        from .wandb_writer import WandbWriter  # needs a package that others do not
+        from .wandb_writer import WandbWriter  # imports an optional dependency
 
-        files.insert(0, WandbWriter(cfg.train.wandb, folder, checkpoints.config, resume=resume))
-    followers += [PeriodicWriters(printer, files, cfg.train.log_period, folder), CurvesHook(folder)]
+        # Before TensorBoard's writer, which removes the images from the storage.
+        writers.insert(0, WandbWriter(cfg.train.wandb, folder, checkpointer.config, resume=resume))
+    # They write the drawings of ValidationImages. CurvesHook reads their metrics.
+    monitors.append(PeriodicWriters(printer, writers, cfg.train.log_period, folder))
+    monitors.append(CurvesHook(folder))
     data = [("train", cfg.dataloader.train.dataset.names, records)]
-    for name, alone in sets.items():
+    for name, set_cfg in sets.items():
         split = f"val: {name}" if len(sets) > 1 else "val"
-        data.append((split, alone.dataloader.test.dataset.names, validation[name]))
-    _note_many_objects(cfg, data)
-    followers.append(
-        RunReadme(cfg, sets, config_file, model, seed, data, checkpoints, resume=resume)
+        data.append((split, set_cfg.dataloader.test.dataset.names, validation[name]))
+    _warn_about_many_objects(cfg, data)
+    # Last, since it refers to the files of the others.
+    monitors.append(
+        RunReadme(cfg, sets, config_file, model, seed, data, checkpointer, resume=resume)
     )
     if has_terminal():
-        followers.append(
-            ProgressBar(checkpoints.trainer.done, cfg.train.max_iter, main_metrics(cfg))
-        )
-    return followers
+        done, max_iter = checkpointer.trainer.done, cfg.train.max_iter
+        monitors.append(ProgressBar(done, max_iter, main_metrics(cfg)))
+    return monitors
 
 
-def _note_many_objects(
+def _warn_about_many_objects(
     cfg: DictConfig, data: Sequence[tuple[str, Any, Sequence[dict[str, Any]]]]
 ) -> None:
-    """Logs of which data images have more objects than the detector gives or AP counts; crowds are none."""
+    """Logs which splits have images with more objects than the detector returns or AP counts."""
     counted = cfg.dataloader.evaluator.get("max_dets_per_image") or MAX_DETECTIONS
-    limit = min(counted, _given(cfg.model) or counted)
+    limit = min(counted, _detections_per_image(cfg.model) or counted)
     for split, _, records in data:
-        counts = (
-            sum(not item.get("iscrowd") for item in record.get("annotations", ()))
-            for record in records
-        )
-        if (most := max(counts, default=0)) > limit:
+        most = max(map(_number_of_objects, records), default=0)
+        if most > limit:
             logger.warning(
-                f"{split}: images have up to {most} objects, of which a detector gives and AP counts {limit}; "
-                f"dataloader.max_detections raises both"
+                f"{split}: images have up to {most} objects, of which a detector returns and "
+                f"AP counts {limit}; raise dataloader.max_detections, which sets both"
             )
 
 
-def _given(model: DictConfig) -> int | None:
-    """How many detections of an image a detector gives; None if its config does not say."""
+def _number_of_objects(record: dict[str, Any]) -> int:
+    """Of an image; crowds do not count."""
+    return sum(not item.get("iscrowd") for item in record.get("annotations", ()))
+
+
+def _detections_per_image(model: DictConfig) -> int | None:
+    """The largest number of detections that a detector returns; None if its config has none."""
     if "roi_heads" not in model:
         return model.get("max_detections_per_image")
-    predictors = model.roi_heads.get("box_predictors") or [
-        model.roi_heads.get("box_predictor") or {}
-    ]
-    return predictors[-1].get("test_topk_per_image")
+    predictors = model.roi_heads.get("box_predictors")  # of a cascade; the last one applies
+    predictor = predictors[-1] if predictors else model.roi_heads.get("box_predictor") or {}
+    return predictor.get("test_topk_per_image")
 
 
 def file_writers(folder: Path) -> list[EventWriter]:
-    """Detectron2's writers of metrics.json and for TensorBoard. Raises an OSError if they cannot write."""
-    until_exit = contextlib.ExitStack()  # TensorBoard opens files as long as the process runs
+    """Detectron2's writers of metrics.json and of TensorBoard's events.
+
+    Raises:
+        OSError: they cannot write.
+    """
+    # TensorBoard's writer opens files until the process exits, and so needs the path until then.
+    until_exit = contextlib.ExitStack()
     atexit.register(until_exit.close)
     events = until_exit.enter_context(utf8_path(folder))
     return [JSONWriter(str(folder / METRICS)), TensorboardXWriter(events)]
 
 
 class PeriodicWriters(MonitorHook):
-    """Gives what is measured to Detectron2's writers.
+    """Calls Detectron2's event writers.
 
     Args:
-        printer: of lines in the log; every ``period`` iterations and at the end.
-        writers: of files; also at each evaluation.
+        printer: writes to the log; called every ``period`` iterations and at the end.
+        writers: write to files; also called after each evaluation.
         period: iterations.
         folder: of the run.
     """
@@ -152,22 +163,18 @@ class PeriodicWriters(MonitorHook):
     def __init__(
         self, printer: EventWriter, writers: Sequence[EventWriter], period: int, folder: Path
     ) -> None:
-        self.printer, self.writers, self.period, self.folder = (
-            printer,
-            list(writers),
-            period,
-            folder,
-        )
-        self.failing: set[object] = set()
-        self._hook_before = threading.excepthook
+        self.printer, self.writers = printer, list(writers)
+        self.period, self.folder = period, folder
+        self.failing: set[object] = set()  # writers whose failure has been logged
+        self._previous_excepthook = threading.excepthook
 
     def before_train(self) -> None:
-        threading.excepthook = self._on_error_of_a_thread
+        threading.excepthook = self._ignore_tensorboard
 
     def after_step(self) -> None:
         is_last = self.trainer.done == self.trainer.max_iter
         if self.trainer.done % self.period == 0 or is_last:
-            # Detectron2's writer of metrics.json takes each iteration once, and the last evaluation is still to come.
+            # JSONWriter writes each iteration once only: the last one after its evaluation.
             self._write(log=True, files=not is_last)
 
     def after_evaluation(self) -> None:
@@ -177,63 +184,71 @@ class PeriodicWriters(MonitorHook):
         self._write(log=True)
         for writer in self.writers:
             self._try(writer, writer.close)
-        threading.excepthook = self._hook_before
+        threading.excepthook = self._previous_excepthook
 
     def on_stop(self) -> None:
         self.after_train()
 
     def _write(self, *, log: bool, files: bool = True) -> None:
         if not os.path.exists(self.folder / METRICS):
-            self._try(self, self._begin_anew)
-        for writer in [*([self.printer] if log else []), *(self.writers if files else [])]:
-            self._try(writer, writer.write)
-        self.trainer.storage.clear_images()  # TensorBoard's writer does, if it comes so far
+            self._try(self, self._reopen_files)
+        if log:
+            self._try(self.printer, self.printer.write)
+        if files:
+            for writer in self.writers:
+                self._try(writer, writer.write)
+        # TensorBoard's writer does this, too, but not if it fails.
+        self.trainer.storage.clear_images()
 
-    def _begin_anew(self) -> None:
-        """Somebody has removed the folder, or what is in it: what is open would be written to files that nobody sees."""
+    def _reopen_files(self) -> None:
+        """Creates the output folder and its files again after they were removed.
+
+        What is written to the open files would be lost, since they have no names any more.
+        """
         make_folder(self.folder)
         open_log(str(self.folder))
         path = one_line(self.folder / METRICS, PATH_LIMIT)
-        logger.error(f"{path} was removed: metrics and log begin again, and the run goes on")
-        files = file_writers(self.folder)
-        kinds = {type(file) for file in files}
+        logger.error(f"{path} was removed: metrics and log start again, and the run continues")
+        reopened = file_writers(self.folder)
+        kinds = tuple(map(type, reopened))
+        kept = []  # WandbWriter
         for writer in self.writers:
             if type(writer) in kinds:
                 self._try(writer, writer.close)
-        self.writers = [writer for writer in self.writers if type(writer) not in kinds] + files
+            else:
+                kept.append(writer)
+        self.writers = kept + reopened
 
-    def _on_error_of_a_thread(self, args: threading.ExceptHookArgs) -> None:
-        """TensorBoard's raises what :meth:`_try` is told too, and Python would show a traceback of it."""
-        if not (
-            isinstance(args.exc_value, OSError) and "tensorboard" in type(args.thread).__module__
-        ):
-            self._hook_before(args)
+    def _ignore_tensorboard(self, args: threading.ExceptHookArgs) -> None:
+        """Hides the traceback of TensorBoard's thread: its writer raises the same error again."""
+        is_tensorboard = "tensorboard" in type(args.thread).__module__
+        if not (isinstance(args.exc_value, OSError) and is_tensorboard):
+            self._previous_excepthook(args)
 
     def _try(self, writer: object, action: Callable[[], None]) -> None:
-        """A failure is told once, until the writer has worked again."""
+        """Logs a failure of a writer once, until it has succeeded again."""
         try:
             action()
             self.failing.discard(writer)
         except Exception as error:
             if writer not in self.failing:
-                reason = one_line(error, LINE_LIMIT)
-                logger.error(
-                    f"{type(writer).__name__} failed, metrics may be missing ({reason}); the run goes on"
-                )
+                name, reason = type(writer).__name__, one_line(error, LINE_LIMIT)
+                logger.error(f"{name} failed, metrics may be missing ({reason}); the run continues")
             self.failing.add(writer)
 
 
 class ValidationImages(MonitorHook):
-    """Draws what the model finds in some validation pictures, beside the truth, at each evaluation.
+    """Draws ground truth and predictions for a few validation images at each evaluation.
 
-    What it is sure of is drawn and, since it is of nothing in the beginning, what it finds most likely, up to as many as
-    there are objects. The pictures go to TensorBoard, and on a sheet to ``pictures/ITERATIONS.png``.
+    All detections with a score of at least :data:`DRAWN_SCORE` are drawn. Since there are few of
+    them in the beginning, the best others are drawn as well, up to the number of objects. The
+    drawings are written to TensorBoard, and together to ``pictures/ITERATIONS.png``.
 
     Args:
-        records: the validation pictures, of which ``count`` are taken, the same each time.
-        mapper: makes of a record what the model takes.
-        classes: their names.
-        count: pictures.
+        records: the validation images; ``count`` of them are drawn, always the same.
+        mapper: turns a record into an input of the model.
+        classes: names of the classes.
+        count: number of images.
         folder: of the run.
     """
 
@@ -246,50 +261,54 @@ class ValidationImages(MonitorHook):
         count: int,
         folder: Path,
     ) -> None:
-        candidates = [record for record in records if record.get("annotations")] or list(records)
-        self.records = candidates[:: max(1, len(candidates) // count)][:count]
+        with_objects = [record for record in records if record.get("annotations")]
+        candidates = with_objects or list(records)
+        step = max(1, len(candidates) // count)  # spread evenly over the dataset
+        self.records = candidates[::step][:count]
         self.mapper, self.classes, self.folder = mapper, classes, folder / "pictures"
 
     def after_evaluation(self) -> None:
         averaged = self.trainer.ema
         model = unwrap_ddp(self.trainer.model) if averaged is None else averaged.module
-        with best_effort("no pictures of predictions this time"):
-            drawn = []
+        with best_effort("predictions were not drawn"):
+            names, drawings = [], []
+            # Random numbers and training modes are restored, so that training is not influenced.
             with seeded(0), evaluating(model), torch.no_grad():
                 for record in self.records:
                     try:
-                        drawn.append((Path(record["file_name"]).name, self._draw(model, record)))
+                        drawings.append(self._draw(model, record))
+                        names.append(Path(record["file_name"]).name)
                     except UserError as error:
-                        logger.warning(f"a picture is not drawn: {error}")
-            self._keep(drawn)
+                        logger.warning(f"a validation image was not drawn: {error}")
+            self._save(names, drawings)
 
     def _draw(self, model: nn.Module, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Truth and prediction on the picture, (H, W, 3), RGB, both of the same size."""
+        """Drawings of ground truth and prediction, (H, W, 3), RGB, both of the same size."""
         image = read_image(record["file_name"])
         (output,) = model([self.mapper(record)])
-        found: Instances = output["instances"].to("cpu")  # the best first
-        shown = max(int((found.scores >= SURE).sum()), len(record.get("annotations", ())))
-        prediction = draw_predictions(image, found[:shown], self.classes)
+        detections: Instances = output["instances"].to("cpu")  # in descending order of scores
+        confident = int((detections.scores >= DRAWN_SCORE).sum())
+        number = max(confident, len(record.get("annotations", ())))
+        prediction = draw_predictions(image, detections[:number], self.classes)
+        ground_truth = draw_annotations(image, record, self.classes)
         scale = LARGEST_SIDE / max(prediction.shape[:2])
-        return reduced(draw_annotations(image, record, self.classes), scale), reduced(
-            prediction, scale
-        )
+        return reduced(ground_truth, scale), reduced(prediction, scale)
 
-    def _keep(self, drawn: list[tuple[str, tuple[np.ndarray, np.ndarray]]]) -> None:
-        """Args: drawn: names with truth and prediction."""
-        if not drawn:
+    def _save(self, names: list[str], drawings: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Args: names: of the image files. drawings: of ground truth and prediction."""
+        if not drawings:
             return
-        for number, (name, pair) in enumerate(drawn):  # names from two folders may be the same
-            self.trainer.storage.put_image(
-                f"pictures/{number} {one_line(name)}", np.hstack(pair).transpose(2, 0, 1)
-            )
+        for number, (name, pair) in enumerate(zip(names, drawings)):
+            side_by_side = np.hstack(pair).transpose(2, 0, 1)  # (H, 2W, 3) -> (3, H, 2W)
+            # With a number, since files in different folders may have the same name.
+            self.trainer.storage.put_image(f"pictures/{number} {one_line(name)}", side_by_side)
         with atomic_write(self.folder / f"{self.trainer.done:07}.png") as path:
-            save_sheet([pair for _, pair in drawn], path)
+            save_sheet(drawings, path)
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards each part of it is in the mode that it was in."""
+    """Sets a model to evaluation mode, and restores the mode of each of its modules at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -300,14 +319,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class CurvesHook(MonitorHook):
-    """Draws ``curves.png`` at each evaluation."""
+    """Plots ``curves.png`` at each evaluation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def after_evaluation(self) -> None:
         with (
-            best_effort("no curves.png this time"),
+            best_effort("curves.png was not written"),
             atomic_write(self.folder / "curves.png") as path,
         ):
             save_curves(self.folder / METRICS, path)

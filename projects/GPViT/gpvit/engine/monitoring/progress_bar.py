@@ -1,4 +1,4 @@
-"""What a run shows on a terminal: a bar in the last line, and the log above it. Elsewhere there are lines alone."""
+"""Progress bars on a terminal, in its last line and with the log above it."""
 
 import contextlib
 import sys
@@ -12,11 +12,12 @@ from ..hooks import MonitorHook
 
 
 class ProgressBar(MonitorHook):
-    """How far the training is, when it will be done, and the numbers that say how it goes.
+    """Shows progress, the estimated remaining time, loss, learning rate and a metric.
 
     Args:
-        done, max_iter: iterations, at the beginning and in all.
-        metrics: the first of these that is known is shown.
+        done: number of iterations that are completed at the start.
+        max_iter: total number of iterations.
+        metrics: names; the value of the first one that has been evaluated is shown.
     """
 
     def __init__(self, done: int, max_iter: int, metrics: Sequence[str]) -> None:
@@ -47,7 +48,8 @@ class ProgressBar(MonitorHook):
         storage = self.trainer.storage
         histories, latest = storage.histories(), storage.latest()
         parts = []
-        if "time" in histories:  # seconds of an iteration, as Detectron2 estimates in the log
+        if "time" in histories:  # seconds per iteration
+            # The same estimate as that of Detectron2 in the log.
             seconds = histories["time"].median(1000) * (self.trainer.max_iter - self.trainer.done)
             parts.append(f"ETA {tqdm.format_interval(seconds)}")
         if "total_loss" in histories:
@@ -63,15 +65,16 @@ class ProgressBar(MonitorHook):
 
 @contextlib.contextmanager
 def evaluation_bar(batches: Any) -> Iterator[Any]:
-    """Batches to evaluate that, on a terminal, move a bar; what is printed meanwhile comes above it."""
+    """Adds a progress bar to an iterable of batches, if the output is a terminal.
+
+    In the block, printed text appears above the bar.
+    """
     if not has_terminal():
         yield batches
         return
     terminal = sys.stdout
-    with (
-        tqdm(
-            batches, desc="evaluation", unit="batch", file=terminal, leave=False, dynamic_ncols=True
-        ) as bar,
-        contextlib.redirect_stdout(AboveBars(terminal)),
-    ):
+    bar = tqdm(
+        batches, desc="evaluation", unit="batch", file=terminal, leave=False, dynamic_ncols=True
+    )
+    with bar, contextlib.redirect_stdout(AboveBars(terminal)):
         yield bar

@@ -1,4 +1,4 @@
-"""README.md in the folder of a training: what it is, how far it is, what it found, and what the files are."""
+"""README.md in the output folder of a run: its settings, progress, results and files."""
 
 import contextlib
 import json
@@ -29,47 +29,49 @@ from ..setup import device_name
 
 logger = logging.getLogger(__name__)
 
-FIRST_LINE = (
-    "<!-- Written by train_net.py, and anew at each evaluation. -->"  # gpvit train is the same
-)
+# A README.md that begins like this may be replaced. Older versions continue the line differently.
+MARKER = "<!-- Written by train_net.py"
+FIRST_LINE = f"{MARKER} and updated at each evaluation. -->"  # also by `gpvit train`
 
-# What a training leaves, as globs.
+# Output files, as globs, and their descriptions.
 FILES = {
-    "model_best.pth": "the checkpoint with the best {best_metric}",
-    "model_final.pth": "the checkpoint of the last iteration",
-    "model_[0-9]*.pth": "checkpoints on the way, by the iterations that were done; `--resume` takes the newest of all",
-    "config.yaml": "the whole config, overrides included; `--config-file` takes it",
-    "log.txt*": "the log, one file for each process, of all starts",
-    "metrics.json": "losses, AP, learning rate and times: one JSON object a line",
+    "model_best.pth": "checkpoint with the best {best_metric}",
+    "model_final.pth": "checkpoint of the last iteration",
+    "model_[0-9]*.pth": "periodic checkpoints, named by completed iterations; "
+    "`--resume` uses the latest checkpoint of all",
+    "config.yaml": "complete config, including overrides; can be given to `--config-file`",
+    "log.txt*": "log of all starts, one file per process",
+    "metrics.json": "losses, AP, learning rate and times, as JSON lines",
     "curves.png": "losses and AP over the iterations",
-    "pictures": "truth and prediction for a few validation pictures, by the iterations that were done",
-    "evaluation.json": "the last evaluation: AP, number of images, seconds for each, and which data it was of",
-    RESULTS_OF_SETS: "the same for each validation set, in a folder of its own, with the files of what was found",
-    RESULTS: "what the last evaluation found, in COCO's format",
-    "instances_predictions.pth": "the same as PyTorch saves it",
+    "pictures": "ground truth and predictions for a few validation images, "
+    "named by completed iterations",
+    "evaluation.json": "last evaluation: AP, number of images, seconds per image, dataset",
+    RESULTS_OF_SETS: "the same for each validation set, in a folder of its own, "
+    "with the detections",
+    RESULTS: "detections of the last evaluation, in COCO format",
+    "instances_predictions.pth": "the same detections, saved by PyTorch",
     "events.out.tfevents.*": "for TensorBoard",
-    "not_finite_*.json": "iterations that failed; `gpvit replay --input FILE` repeats one",
-    "wandb": "for Weights & Biases; `wandb_id` is the run there",
-    "run.json": "when, where and by which command the training was started, for this page",
-    ".lock": "keeps a second run out of the folder; of the operating system's kind, so that nothing is to be removed",
+    "not_finite_*.json": "reports of failed iterations; `gpvit replay --input FILE` repeats one",
+    "wandb": "for Weights & Biases; `wandb_id` is the ID of the run there",
+    "run.json": "time, device and command of each start, for this page",
+    ".lock": "prevents a second run in this folder; it is an operating system lock, "
+    "so it need not be removed after a crash",
 }
-
-
-OF_ONE_SET = (RESULTS, "instances_predictions.pth")
+FILES_OF_ONE_SET = (RESULTS, "instances_predictions.pth")
 
 
 class RunReadme(MonitorHook):
-    """Keeps the page up to date.
+    """Keeps README.md up to date, unless there is one that somebody else wrote.
 
     Args:
-        cfg: the training's config.
+        cfg: the config of the run.
         sets: its :func:`.validation_sets`.
-        config_file: where it came from.
+        config_file: path of the config file.
         model: the detector.
-        seed: of the training.
-        data: what it is for, its names in Detectron2, and its records.
-        checkpoints: know the classes, and which metric is to be the best.
-        resume: whether earlier starts in the folder are of the same training.
+        seed: of the run.
+        data: (split, names of the datasets in Detectron2, records) for each split.
+        checkpointer: knows the classes, and the metric that selects the best checkpoint.
+        resume: whether earlier starts in the folder belong to the same run.
     """
 
     def __init__(
@@ -80,101 +82,84 @@ class RunReadme(MonitorHook):
         model: nn.Module,
         seed: int,
         data: Iterable[tuple[str, Any, Iterable[dict[str, Any]]]],
-        checkpoints: Checkpointer,
+        checkpointer: Checkpointer,
         *,
         resume: bool,
     ) -> None:
-        self.cfg, self.config_file, self.seed, self.classes = (
-            cfg,
-            config_file,
-            seed,
-            checkpoints.classes,
-        )
-        self.folder, self.checkpoints = Path(cfg.train.output_dir), checkpoints
-        self.results = [
-            Path(alone.train.output_dir) for alone in sets.values()
-        ]  # the folders of each validation set
-        self.model = described(model)
-        self.data = [
-            f"| {markdown(split)} | {where(names)} | {counted(records)} |"
-            for split, names, records in data
-        ]
-        self.starts = self._starts(resume)
+        self.cfg, self.config_file, self.seed = cfg, config_file, seed
+        self.folder, self.checkpointer = Path(cfg.train.output_dir), checkpointer
+        self.classes = checkpointer.classes
+        # The folder with the results of each validation set.
+        self.results = [Path(set_cfg.train.output_dir) for set_cfg in sets.values()]
+        self.model = model_summary(model)
+        self.data = []  # rows of a table
+        for split, names, records in data:
+            files, counts = annotation_files(names), count_images_and_objects(records)
+            self.data.append(f"| {markdown(split)} | {files} | {counts} |")
+        self.starts = [*(read_starts(self.folder / "run.json") if resume else ()), self._start()]
         self.path = self.folder / "README.md"
         self.is_ours = not self.path.exists()
-        with contextlib.suppress(OSError):  # a folder of this name, or no right to read it
-            self.is_ours |= self.path.read_text(encoding="utf-8", errors="replace").startswith(
-                FIRST_LINE
-            )
+        with contextlib.suppress(OSError):  # a folder of this name, or an unreadable file
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            self.is_ours |= text.startswith(MARKER)
         if not self.is_ours:
             logger.warning(
-                f"{one_line(self.path, PATH_LIMIT)} was not written by a training: it stays as it is"
+                f"{one_line(self.path, PATH_LIMIT)} was not written by a run: it is not replaced"
             )
 
+    def _start(self) -> dict[str, Any]:
+        """The entry of this start in run.json."""
+        return {
+            "time": now(),
+            "iteration": self.checkpointer.trainer.done,
+            "command": command(),
+            "device": device_name(self.cfg.train.device),
+            "versions": ", ".join(map(" ".join, checkpoint.versions().items())),
+        }
+
     def before_train(self) -> None:
-        with best_effort("no run.json"), atomic_write(self.folder / "run.json") as path:
+        with (
+            best_effort("run.json was not written"),
+            atomic_write(self.folder / "run.json") as path,
+        ):
             path.write_text(json.dumps({"starts": self.starts}, indent=1), encoding="utf-8")
-        self._write(
-            f"In training since {self.starts[-1]['time']}, from iteration {self.trainer.done:,}."
-        )
+        start = self.starts[-1]["time"]
+        self._write(f"Training since {start}, from iteration {self.trainer.done:,}.")
 
     def after_evaluation(self) -> None:
-        self._write(f"In training: {self._progress()} done at {now()}.")
+        self._write(f"Training: {self._progress()} completed at {now()}.")
 
     def after_train(self) -> None:
-        early = (
-            ""
-            if self.trainer.done >= self.cfg.train.max_iter
-            else ", where it had stopped getting better"
-        )
-        self._write(f"Trained: {self._progress()}{early}, until {now()}.")
+        is_early = self.trainer.done < self.cfg.train.max_iter
+        early = " (stopped early, without further improvement)" if is_early else ""
+        self._write(f"Finished: {self._progress()}{early} completed at {now()}.")
 
     def on_stop(self) -> None:
         self._write(
-            f"Stopped at {now()}: {self._progress()} done. The command below goes on, with `--resume`."
+            f"Stopped at {now()}: {self._progress()} completed. "
+            "To continue, run the command below with `--resume`."
         )
 
     def _progress(self) -> str:
         return f"{self.trainer.done:,} of {self.cfg.train.max_iter:,} iterations"
 
-    def _starts(self, resume: bool) -> list[dict[str, Any]]:
-        """Time, iteration, command, device and versions of each start, this one last."""
-        earlier = []
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            found = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["starts"]
-            types = {"time": str, "iteration": int, "device": str}
-            if all(type(start[key]) is kind for start in found for key, kind in types.items()):
-                earlier = found
-        start = {
-            "time": now(),
-            "iteration": self.checkpoints.trainer.done,
-            "command": command(),
-            "device": device_name(self.cfg.train.device),
-            "versions": ", ".join(
-                f"{name} {version}" for name, version in checkpoint.versions().items()
-            ),
-        }
-        return [*(earlier if resume else ()), start]
-
     def _write(self, state: str) -> None:
+        """Writes the page. Args: state: a sentence on the progress of the run."""
         if not self.is_ours:
             return
-        with best_effort("no README.md this time"):
-            sections = [self._results(), self._origin(), self._use(), self._files()]
-            parts = [
-                FIRST_LINE,
-                f"# {markdown(self.folder.resolve().name)}",
-                state,
-                *sum(sections, []),
-            ]
+        with best_effort("README.md was not written"):
+            paragraphs = [FIRST_LINE, f"# {markdown(self.folder.resolve().name)}", state]
+            for section in (self._results, self._origin, self._use, self._files):
+                paragraphs += section()
             with atomic_write(self.path) as path:
-                path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+                path.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
 
     def _results(self) -> list[str]:
-        """The AP of each evaluation, as a table and as curves, and which checkpoint is the one to use."""
-        rows = evaluations(self.folder / "metrics.json")
+        """The main metrics of each evaluation, the checkpoint to use, curves and images."""
+        rows = read_evaluations(self.folder / "metrics.json")
         if not rows:
             return []
+        # By validation set and task, then AP before AP50.
         names = sorted(
             set().union(*rows.values()), key=lambda name: (name.split("/")[0], len(name), name)
         )
@@ -183,56 +168,55 @@ class RunReadme(MonitorHook):
             "|---:" * (len(names) + 1) + "|",
         ]
         for done, row in rows.items():
-            lines.append(
-                f"| {done:,} | "
-                + " | ".join(f"{row[name]:.1f}" if name in row else "" for name in names)
-                + " |"
-            )
-        numbered = [
-            path.name for path in self.folder.glob("pictures/[0-9]*.png") if path.stem.isdecimal()
-        ]
-        pictures = [f"![](pictures/{name})" for name in sorted(numbered)[-1:]]
-        curves = ["![](curves.png)"] if (self.folder / "curves.png").exists() else []
-        return [
-            "## Results (validation, %)",
-            "\n".join(lines),
-            self._best(rows),
-            *curves,
-            *pictures,
-        ]
+            cells = [f"{row[name]:.1f}" if name in row else "" for name in names]
+            lines.append(f"| {done:,} | {' | '.join(cells)} |")
+        paragraphs = ["## Results (validation, %)", "\n".join(lines), self._best(rows)]
+        if (self.folder / "curves.png").exists():
+            paragraphs.append("![](curves.png)")
+        drawings = []
+        for path in self.folder.glob("pictures/[0-9]*.png"):
+            if path.stem.isdecimal():
+                drawings.append(path.name)
+        if drawings:
+            paragraphs.append(f"![](pictures/{max(drawings)})")  # the newest
+        return paragraphs
 
     def _best(self, rows: dict[int, dict[str, float]]) -> str:
-        main = (self.checkpoints.best_metric, *main_metrics(self.cfg))
-        name = next((name for name in main if any(name in row for row in rows.values())), None)
+        """A sentence on the best evaluation, and the checkpoint of its iteration."""
+        measured = set().union(*rows.values())
+        candidates = (self.checkpointer.best_metric, *main_metrics(self.cfg))
+        name = next((name for name in candidates if name in measured), None)
         if name is None:
             return ""
-        done = max(
-            (done for done, row in rows.items() if name in row), key=lambda done: rows[done][name]
-        )
-        told = f"Best {markdown(name)}: {rows[done][name]:.1f}, after {done:,} iterations"
-        files = ["model_final.pth"] if done == self.trainer.done else []
-        files = ["model_best.pth", *files, f"model_{done:07}.pth"]
-        kept = next((file for file in files if (self.folder / file).exists()), None)
-        if kept is None:
-            option = markdown_code(f"train.best_metric={name}")
-            return f"{told}; {option} would have kept its checkpoint."
-        return f"{told}, in `{kept}`."
+        values = {done: row[name] for done, row in rows.items() if name in row}
+        done = max(values, key=values.__getitem__)
+        best = f"Best {markdown(name)}: {values[done]:.1f}, after {done:,} iterations"
+        files = ["model_best.pth", f"model_{done:07}.pth"]
+        if done == self.trainer.done:
+            files.insert(1, "model_final.pth")
+        for file in files:
+            if (self.folder / file).exists():
+                return f"{best}, in `{file}`."
+        option = markdown_code(f"train.best_metric={name}")
+        return f"{best}. Its checkpoint was not kept; {option} keeps it."
 
     def _origin(self) -> list[str]:
+        """Command, config, model, data and starts."""
         last = self.starts[-1]
         starts = []
         for start in self.starts:
             time, device = markdown(start["time"]), markdown(start["device"])
             starts.append(f"| {time} | {start['iteration']:,} | {device} |")
+        config = markdown_code(self.config_file)
         facts = [
-            f"- config: {markdown_code(self.config_file)} with the overrides of the command; all of it is in `config.yaml`",
+            f"- config: {config} with the overrides in the command; complete in `config.yaml`",
             f"- model: {self.model}",
-            f"- {len(self.classes)} classes: {shortened(self.classes)}",
+            f"- {len(self.classes)} classes: {first_names(self.classes)}",
             f"- seed: {self.seed}",
             f"- versions: {markdown(last['versions'], LINE_LIMIT)}",
         ]
         return [
-            "## What was trained",
+            "## Training",
             f"```bash\n{one_line(last['command'], LINE_LIMIT)}\n```",
             "\n".join(facts),
             "\n".join(["| data | file | images | objects |", "|---|---|---:|---:|", *self.data]),
@@ -240,6 +224,7 @@ class RunReadme(MonitorHook):
         ]
 
     def _use(self) -> list[str]:
+        """Commands for the checkpoint of the run; nothing if there is none yet."""
         try:
             checkpoint.find_checkpoint(str(self.folder))
         except UserError:
@@ -247,39 +232,51 @@ class RunReadme(MonitorHook):
         folder = one_line(shlex.quote(str(self.folder)), PATH_LIMIT)
         data = folder_of(self.cfg, self.cfg.dataloader.test.dataset.names)
         option = f" --data {one_line(shlex.quote(data), PATH_LIMIT)}" if data else ""
-        evaluation = [
+        lines = [
+            f"gpvit predict --weights {folder} --input 'IMAGES/*.jpg'",
             f"python train_net.py --config-file {folder}/config.yaml --eval-only{option} \\",
             f"    train.init_checkpoint={folder} train.output_dir={folder}/evaluation",
         ]
-        lines = [f"gpvit predict --weights {folder} --input 'PICTURES/*.jpg'", *evaluation]
         for results in self.results:
             if (results / RESULTS).exists():
                 path = one_line(shlex.quote(str(results)), PATH_LIMIT)
-                lines += [
-                    f"gpvit view-results --input {path}",
-                    f"gpvit view-results --input {path} --report",
-                ]
+                lines.append(f"gpvit view-results --input {path}")
+                lines.append(f"gpvit view-results --input {path} --report")
         lines.append(f"tensorboard --logdir {folder}")
-        return ["## Use", "```bash\n" + "\n".join(lines) + "\n```"]
+        return ["## Usage", "```bash\n" + "\n".join(lines) + "\n```"]
 
     def _files(self) -> list[str]:
-        others = (
-            OF_ONE_SET if len(self.results) > 1 else (RESULTS_OF_SETS,)
-        )  # of before the config was changed
-        found = [
-            (pattern, what)
-            for pattern, what in FILES.items()
-            if pattern not in others and any(self.folder.glob(pattern))
-        ]
-        best_metric = markdown(self.checkpoints.best_metric)
-        rows = [
-            f"| `{pattern}` | {what.format(best_metric=best_metric)} |" for pattern, what in found
-        ]
-        return ["## Files", "\n".join(["| file | |", "|---|---|", *rows])]
+        """A table of the files of the run."""
+        # Left over from before the number of validation sets was changed in the config.
+        outdated = FILES_OF_ONE_SET if len(self.results) > 1 else (RESULTS_OF_SETS,)
+        best_metric = markdown(self.checkpointer.best_metric)
+        lines = ["| file | |", "|---|---|"]
+        for pattern, description in FILES.items():
+            if pattern not in outdated and any(self.folder.glob(pattern)):
+                lines.append(f"| `{pattern}` | {description.format(best_metric=best_metric)} |")
+        return ["## Files", "\n".join(lines)]
 
 
-def evaluations(metrics: Path) -> dict[int, dict[str, float]]:
-    """Iterations that were done -> the few metrics that sum each evaluation up, from ``metrics.json``."""
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """The starts in run.json: time, iteration, command, device and versions of each.
+
+    Returns:
+        An empty list if the file is missing or malformed.
+    """
+    types = {"time": str, "iteration": int, "device": str}  # of what the page shows of all starts
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        for start in starts:
+            for key, kind in types.items():
+                if type(start[key]) is not kind:
+                    return []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return starts
+
+
+def read_evaluations(metrics: Path) -> dict[int, dict[str, float]]:
+    """Completed iterations -> the main metrics of the evaluation, from ``metrics.json``."""
     found: dict[int, dict[str, float]] = {}
     for row in read_metrics(metrics):
         kept = {}
@@ -293,58 +290,59 @@ def evaluations(metrics: Path) -> dict[int, dict[str, float]]:
 
 
 def command() -> str:
-    """What this job was started by, as it may be typed again."""
+    """The shell command that starts this job again."""
     program, *arguments = sys.argv
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if (
-        Path(program).name == "gpvit" and not by_torchrun
-    ):  # a script of pip's, which needs no Python before it
+    # The console script that pip installs is started without Python.
+    if Path(program).name == "gpvit" and not by_torchrun:
         return shlex.join(["gpvit", *arguments])
-    module = Path(program).name in ("gpvit", "__main__.py")
-    return shlex.join(
-        [
-            *(launcher() if by_torchrun else ["python"]),
-            *(["-m", "gpvit"] if module else [program]),
-            *arguments,
-        ]
-    )
+    launcher = torchrun() if by_torchrun else ["python"]
+    is_package = Path(program).name in ("gpvit", "__main__.py")
+    script = ["-m", "gpvit"] if is_package else [program]
+    return shlex.join([*launcher, *script, *arguments])
 
 
-def launcher() -> list[str]:
-    """torchrun, as it starts the processes of this job."""
-    processes, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    machines = [] if processes == here else ["--nnodes", str(processes // here)]
-    return ["torchrun", *machines, "--nproc-per-node", str(here)]
+def torchrun() -> list[str]:
+    """The torchrun command that starts as many processes as this job has."""
+    world_size = int(os.environ["WORLD_SIZE"])
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    nodes = []
+    if world_size != local_world_size:
+        nodes = ["--nnodes", str(world_size // local_world_size)]
+    return ["torchrun", *nodes, "--nproc-per-node", str(local_world_size)]
 
 
-def described(model: nn.Module) -> str:
-    parameters = [parameter.numel() for parameter in model.parameters()]
-    fixed = sum(
-        parameter.numel() for parameter in model.parameters() if not parameter.requires_grad
-    )
-    suffix = f", {fixed / 1e6:.2f} of them fixed" if fixed else ""
-    return f"{type(model).__name__}, {sum(parameters) / 1e6:.2f} million parameters{suffix}"
+def model_summary(model: nn.Module) -> str:
+    """Class and number of parameters."""
+    total = frozen = 0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        if not parameter.requires_grad:
+            frozen += parameter.numel()
+    suffix = f", {frozen / 1e6:.2f} million of them frozen" if frozen else ""
+    return f"{type(model).__name__}, {total / 1e6:.2f} million parameters{suffix}"
 
 
-def where(names: Any) -> str:
-    """The files of annotations behind data sets of Detectron2; their names, if they have none."""
+def annotation_files(names: Any) -> str:
+    """The annotation files of datasets in Detectron2; the names of datasets that have no file."""
     names = [names] if isinstance(names, str) else names
-    return ", ".join(
-        markdown_code(MetadataCatalog.get(name).get("json_file", name)) for name in names
-    )
+    files = [MetadataCatalog.get(name).get("json_file", name) for name in names]
+    return ", ".join(map(markdown_code, files))
 
 
-def counted(records: Iterable[dict[str, Any]]) -> str:
-    objects = [
-        sum(not item.get("iscrowd") for item in record.get("annotations", ())) for record in records
-    ]
-    return f"{len(objects):,} | {sum(objects):,}"
+def count_images_and_objects(records: Iterable[dict[str, Any]]) -> str:
+    """Two cells of a table. Crowds do not count as objects."""
+    images = objects = 0
+    for record in records:
+        images += 1
+        for item in record.get("annotations", ()):
+            objects += not item.get("iscrowd")
+    return f"{images:,} | {objects:,}"
 
 
-def shortened(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(map(markdown, names[:most])) + (
-        f" and {len(names) - most} more" if len(names) > most else ""
-    )
+def first_names(names: Sequence[str], most: int = 20) -> str:
+    others = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(markdown, names[:most])) + others
 
 
 def now() -> str:

@@ -1,7 +1,7 @@
-"""A training's metrics and pictures for Weights & Biases (https://wandb.ai), with ``train.wandb=PROJECT``.
+"""Writes metrics and images to Weights & Biases (https://wandb.ai), with ``train.wandb=PROJECT``.
 
-W&B's own environment variables say how: WANDB_MODE=offline sends nothing and keeps all in the run's folder, for
-``wandb sync`` later; WANDB_ENTITY, WANDB_API_KEY and others are as in its documentation.
+It is configured by W&B's environment variables, such as WANDB_ENTITY and WANDB_API_KEY. With
+WANDB_MODE=offline, nothing is sent, and all data is kept in the run's folder for ``wandb sync``.
 """
 
 from pathlib import Path
@@ -22,16 +22,20 @@ except ImportError:
 
 
 class WandbWriter(EventWriter):
-    """Writes what Detectron2's writers write, and stands before TensorBoard's, which removes the pictures.
+    """Writes the metrics and images of Detectron2's event storage to a run of W&B.
+
+    It must be called before TensorBoard's writer, which removes the images from the storage.
 
     Args:
         project: of W&B.
-        folder: of the run, which gives it its name; ``wandb_id`` in it has its id.
-        config: of the training.
-        resume: whether to go on with the run of that id.
+        folder: of the run; the W&B run gets its name. The file ``wandb_id`` in it has the ID of the
+            W&B run.
+        config: flattened config of the run.
+        resume: whether to resume the W&B run with that ID.
 
     Raises:
-        UserError: W&B cannot begin a run, for example because it has no API key, or its id cannot be kept.
+        UserError: W&B cannot start a run, for example without an API key, or ``wandb_id`` cannot be
+            written.
     """
 
     def __init__(self, project: str, folder: Path, config: dict[str, Any], *, resume: bool) -> None:
@@ -50,24 +54,20 @@ class WandbWriter(EventWriter):
             ) from None
         with atomic_write(path) as partial:
             partial.write_text(self.run.id, encoding="utf-8")
-        self.run.define_metric(
-            "*", step_metric="iteration"
-        )  # a resumed training may repeat iterations
+        # Not W&B's own step, which must not decrease: a resumed run may repeat iterations.
+        self.run.define_metric("*", step_metric="iteration")
         self._last_write = -1
 
     def write(self) -> None:
         storage = get_event_storage()
-        rows: dict[int, dict[str, Any]] = {}
+        rows: dict[int, dict[str, Any]] = {}  # iteration -> values
         for name, (value, iteration) in storage.latest_with_smoothing_hint().items():
             if iteration > self._last_write:
                 rows.setdefault(iteration, {})[name] = value
         self._last_write = max(rows, default=self._last_write)
-        for (
-            name,
-            picture,
-            iteration,
-        ) in storage._vis_data:  # Detectron2's own writer looks there, too
-            rows.setdefault(iteration, {})[name] = wandb.Image(picture.transpose(1, 2, 0))
+        # A private attribute, which Detectron2's TensorboardXWriter reads as well.
+        for name, image, iteration in storage._vis_data:
+            rows.setdefault(iteration, {})[name] = wandb.Image(image.transpose(1, 2, 0))  # to HWC
         for iteration, row in sorted(rows.items()):
             self.run.log(row | {"iteration": iteration})
 

@@ -1,4 +1,4 @@
-"""GPViT, its adapter and its pyramid. Importing them registers the builders for Detectron2's older configs."""
+"""GPViT, the adapter and the simple feature pyramid. Registers the builders for yacs configs."""
 
 from .adapter import GPViTAdapter
 from .build import build_gpvit_backbone, build_gpvit_simple_fpn_backbone

@@ -1,4 +1,4 @@
-"""The backbones in Detectron2's registry, for yacs configs."""
+"""Builders of the backbones in Detectron2's registry, for yacs configs."""
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -11,7 +11,7 @@ from .pyramid import SimpleFeaturePyramid
 
 @BACKBONE_REGISTRY.register()
 def build_gpvit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GPViT:
-    """GPViT alone: the maps of MODEL.GPVIT.OUT_FEATURES, at stride 8."""
+    """GPViT alone: the maps MODEL.GPVIT.OUT_FEATURES at stride 8."""
     options = cfg.MODEL.GPVIT
     return GPViT(
         **SIZES[options.SIZE],

@@ -1,17 +1,18 @@
-"""GPViT, the Group Propagation Vision Transformer (Yang et al., ICLR 2023), as a Detectron2 backbone.
+"""The Group Propagation Vision Transformer (GPViT; Yang et al., ICLR 2023), a Detectron2 backbone.
 
-One map at stride 8 goes through the whole network. B images, a grid of H x W tokens, C channels:
+A single stride-8 map passes through the network. B images, a grid of H x W tokens, C channels:
 
     x = patch_embed(image) + pos_embed                     (B, 3, 8H, 8W) -> (B, H, W, C)
     for block in blocks:
         x = block(x)                                       (B, H, W, C)
     return {"last_feat": out_norm(x)}                      (B, C, H, W)
 
-Most blocks attend inside stripes two tokens wide (``WindowBlock``); every third one gathers the whole map into a few
-learned group tokens, lets these talk to each other and gives the result back (``GroupPropagationBlock``).
+Most blocks are local: attention inside stripes two tokens wide (``WindowBlock``). Every third block
+is global: a few learned group tokens gather information from the map, exchange it, and propagate it
+back to the map (``GroupPropagationBlock``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from ..layers import (
     recomputed,
 )
 
-# What differs between the published sizes.
+# How the published sizes differ.
 SIZES: dict[str, dict[str, Any]] = {
     "L1": dict(embed_dim=216, stem_convs=0),
     "L2": dict(embed_dim=348, stem_convs=1),
@@ -46,22 +47,27 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 class GPViT(Backbone):
-    """The backbone: one stride-8 map in, through and out.
+    """The backbone: image to one or more maps at stride 8.
 
     Args:
         embed_dim: channels C of the map, a multiple of ``2 * num_heads``.
-        stem_convs: 3x3 convolutions between the first one of the stem and its projection.
-        group_tokens: one number per block: how many group tokens it has, 0 for a local window block.
-        num_heads: attention heads of the group blocks, and of each of the two directions of the window blocks.
-        drop_path_rate: drop path of the last block; it rises linearly from 0 in the first.
-        norm: batch norm of the stem and the group blocks: "BN", "SyncBN", "FrozenBN" or another name that
-            :func:`detectron2.layers.get_norm` knows, other than "" for none.
-        final_norm: whether a LayerNorm closes each map that is returned. The published detectors have none.
-        out_features: the maps to return: "block0", "block1", ... behind these blocks, "last_feat" behind the last.
-        pretrain_img_size: side in pixels of the images for whose grid the position embedding is stored.
-        use_act_checkpoint: recompute the blocks in the backward pass, which saves memory and costs time.
-        frozen_blocks: if positive, patch embedding, position embedding and this many blocks keep their weights and
-            their batch-norm statistics.
+        stem_convs: number of 3x3 convolutions between the first convolution and the projection.
+        group_tokens: number of group tokens of each block; 0 for a window block.
+        num_heads: attention heads of a group propagation block, and of each of the two directions
+            of a window block.
+        drop_path_rate: drop path of the last block; increases linearly from 0 in the first block.
+        norm: batch norm of the stem and the group propagation blocks: "BN", "SyncBN", "FrozenBN" or
+            another name that :func:`detectron2.layers.get_norm` accepts, except "" for none.
+        final_norm: apply a LayerNorm to each returned map. The published detectors have none.
+        out_features: maps to return: "block0", "block1", ... after these blocks, "last_feat" after
+            the last one.
+        pretrain_img_size: side in pixels of the square images that the position embedding is for.
+        use_act_checkpoint: recompute the blocks in the backward pass to save memory.
+        frozen_blocks: if positive, freeze patch embedding, position embedding and this many blocks:
+            neither weights nor batch-norm statistics change.
+
+    Raises:
+        ValueError: an argument does not fit the others.
     """
 
     def __init__(
@@ -89,25 +95,24 @@ class GPViT(Backbone):
         if unknown := set(out_features) - set(self._block_names):
             raise ValueError(f"out_features {sorted(unknown)} are none of {self._block_names}")
         if not 0 <= frozen_blocks <= depth:
-            raise ValueError(
-                f"frozen_blocks must be between 0 and the {depth} blocks there are, got {frozen_blocks}"
-            )
+            raise ValueError(f"frozen_blocks must be between 0 and {depth}, got {frozen_blocks}")
 
         self.patch_embed = PatchEmbed(embed_dim, stem_convs, norm)
         self.pos_embed = nn.Parameter(torch.empty(1, (pretrain_img_size // 8) ** 2, embed_dim))
         self.blocks = nn.ModuleList()
-        for i, groups in enumerate(group_tokens):
+        for i, num_groups in enumerate(group_tokens):
             drop_path = drop_path_rate * i / max(depth - 1, 1)
-            block = (
-                GroupPropagationBlock(embed_dim, num_heads, groups, drop_path, norm)
-                if groups
-                else WindowBlock(embed_dim, num_heads, drop_path)
-            )
+            block: Block
+            if num_groups:
+                block = GroupPropagationBlock(embed_dim, num_heads, num_groups, drop_path, norm)
+            else:
+                block = WindowBlock(embed_dim, num_heads, drop_path)
             block.use_checkpoint = use_act_checkpoint
             self.blocks.append(block)
-        self.out_norms = nn.ModuleDict(
-            {name: nn.LayerNorm(embed_dim, eps=1e-6) for name in out_features if final_norm}
-        )
+        self.out_norms = nn.ModuleDict()
+        if final_norm:
+            for name in out_features:
+                self.out_norms[name] = nn.LayerNorm(embed_dim, eps=1e-6)
         self._out_features = list(out_features)
         self._out_feature_channels = dict.fromkeys(out_features, embed_dim)
         self._out_feature_strides = dict.fromkeys(out_features, 8)
@@ -121,7 +126,14 @@ class GPViT(Backbone):
         return 16  # stripes are two tokens wide
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Args: image: (B, 3, 8H, 8W), normalised, sides multiples of 16. Returns: name -> (B, C, H, W)."""
+        """Compute the maps.
+
+        Args:
+            image: (B, 3, 8H, 8W), normalized, sides multiples of 16.
+
+        Returns:
+            Name of each output to its map, (B, C, H, W).
+        """
         x = self.embed(image)
         outputs = {}
         for name, block in zip(self._block_names, self.blocks):
@@ -132,50 +144,54 @@ class GPViT(Backbone):
         return outputs
 
     def embed(self, image: Tensor) -> Tensor:
-        """The tokens that enter the first block: (B, 3, 8H, 8W) -> (B, H, W, C)."""
+        """The input of the first block: (B, 3, 8H, 8W) -> (B, H, W, C)."""
         height, width = image.shape[-2:]
         if height % 16 or width % 16:
+            padded_height, padded_width = -(-height // 16) * 16, -(-width // 16) * 16  # rounded up
             raise ValueError(
-                f"GPViT needs image sides that are multiples of 16, got {height}x{width} (height x width); pad to "
-                f"{-(-height // 16) * 16}x{-(-width // 16) * 16}, as detectron2's ImageList does by size_divisibility"
+                f"GPViT needs image sides that are multiples of 16, got {height}x{width} (height x "
+                f"width); pad to {padded_height}x{padded_width}, as detectron2's ImageList does by "
+                "size_divisibility"
             )
         x = self.patch_embed(image)
         return x + self._pos_embed_for(*x.shape[1:3])
 
     def _pos_embed_for(self, height: int, width: int) -> Tensor:
-        """The position embedding on another grid: (1, H, W, C)."""
+        """The position embedding, resized to a grid: (1, H, W, C)."""
         side = int(self.pos_embed.shape[1] ** 0.5)
         pos = self.pos_embed.unflatten(1, (side, side))  # (1, H0, W0, C)
         if not torch.compiler.is_compiling() and (height, width) == (side, side):
             return pos
         if is_eager_on_cpu(pos):
-            # Two products of matrices, (H, H0) and (W, W0), are many times faster on a CPU.
+            # Bicubic interpolation is separable: two matrix products, (H, H0) over the rows and
+            # (W, W0) over the columns, which are many times faster than F.interpolate on a CPU.
             with torch.autocast("cpu", enabled=False):
-                rows, columns = (bicubic_weights(side, size, pos) for size in (height, width))
-                return torch.matmul(columns, (rows @ pos[0].flatten(1)).view(1, height, side, -1))
-        pos = F.interpolate(
-            pos.permute(0, 3, 1, 2), (height, width), mode="bicubic", align_corners=False
-        )
-        return pos.permute(0, 2, 3, 1)
+                over_rows = bicubic_weights(side, height, pos)
+                over_columns = bicubic_weights(side, width, pos)
+                rows = over_rows @ pos[0].flatten(1)  # (H, H0) (H0, W0 C) -> (H, W0 C)
+                return torch.matmul(over_columns, rows.view(1, height, side, -1))  # (1, H, W, C)
+        pos = pos.permute(0, 3, 1, 2)  # (1, H0, W0, C) -> (1, C, H0, W0)
+        pos = F.interpolate(pos, (height, width), mode="bicubic", align_corners=False)
+        return pos.permute(0, 2, 3, 1)  # (1, C, H, W) -> (1, H, W, C)
 
     def _freeze(self, num_blocks: int) -> None:
         self.pos_embed.requires_grad_(False)
         for module in (self.patch_embed, *self.blocks[:num_blocks]):
             FrozenBatchNorm2d.convert_frozen_batchnorm(module).requires_grad_(False)
-            for drop in module.modules():
-                if isinstance(drop, StochasticDepth):
-                    drop.p = 0.0
+            for submodule in module.modules():
+                if isinstance(submodule, StochasticDepth):
+                    submodule.p = 0.0
 
 
 class PatchEmbed(nn.Module):
-    """The convolutional stem and the projection to tokens: (B, 3, 8H, 8W) -> (B, H, W, C)."""
+    """Convolutional stem and projection to tokens: (B, 3, 8H, 8W) -> (B, H, W, C)."""
 
     def __init__(self, dim: int, stem_convs: int, norm: str, width: int = 64) -> None:
         super().__init__()
         self.stem = ConvNormReLU(3, width, 7, stride=2, norm=norm)
-        self.convs = nn.Sequential(
-            *(ConvNormReLU(width, width, 3, norm=norm) for _ in range(stem_convs))
-        )
+        self.convs = nn.Sequential()
+        for _ in range(stem_convs):
+            self.convs.append(ConvNormReLU(width, width, 3, norm=norm))
         self.projection = nn.Conv2d(width, dim, 4, stride=4)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -185,16 +201,17 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual mixing of the tokens, then a 3x3 depthwise convolution ``conv`` without a residual.
+    """Base class: attention and MLP with residuals (``mix``), then a depthwise 3x3 convolution.
 
-    With ``use_checkpoint`` the mixing is recomputed in the backward pass. The convolution is not, so that its batch
-    norm sees every batch once.
+    With ``use_checkpoint``, ``mix`` is recomputed in the backward pass. The convolution is not:
+    its batch norm must see every batch once.
     """
 
     conv: nn.Conv2d
     use_checkpoint = False
 
     def mix(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,13 +219,14 @@ class Block(nn.Module):
             x = checkpoint(self.mix, x, use_reentrant=False)
         else:
             x = self.mix(x)
-        return self.conv(x.permute(0, 3, 1, 2)).permute(
-            0, 2, 3, 1
-        )  # channels-last: both permutes are views
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views: x is channels-last
 
 
 class WindowBlock(Block):
-    """Attention inside stripes, as in CSWin but two tokens wide. Every LayerNorm has eps 1e-6."""
+    """Local block: attention inside stripes, as in CSWin (Dong et al., CVPR 2022), two tokens wide.
+
+    Every LayerNorm has eps 1e-6.
+    """
 
     def __init__(self, dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
@@ -220,70 +238,77 @@ class WindowBlock(Block):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
 
     def mix(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(x, self.norm1))
-        return add_mlp(x, self.norm2, self.mlp, self.drop_path)
+        # As in the paper: x = x + attn(norm1(x)), x = x + mlp(norm2(x)). The norms are passed on
+        # because a normalized map that is kept costs memory: L1 needs 10 % more in training
+        # (512x512) and 21 % more in inference (800x1216).
+        x = x + self.drop_path(self.attn(x, norm=self.norm1))
+        return add_mlp(x, self.mlp, norm=self.norm2, drop_path=self.drop_path)
 
 
 class StripeAttention(nn.Module):
-    """Half of the channels attends in vertical stripes (H x 2 tokens), half in horizontal ones (2 x W tokens).
+    """Attention inside stripes: half of the channels in vertical ones, half in horizontal ones.
 
-    Each half adds a locally enhanced position term (LePE): a depthwise 3x3 convolution of the values that stays inside
-    its stripe. The module ``qkv`` is not called, each half takes its part of the weights.
+    A vertical stripe has H x 2 tokens, a horizontal one 2 x W. Each half adds a locally enhanced
+    positional encoding (LePE): a depthwise 3x3 convolution of the values inside the stripe.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(dim, 3 * dim)
+        self.qkv = StripeQKV(dim)
         self.lepe_vertical = nn.Conv2d(dim // 2, dim // 2, 3, padding=1, groups=dim // 2)
         self.lepe_horizontal = nn.Conv2d(dim // 2, dim // 2, 3, padding=1, groups=dim // 2)
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """The attention of norm(x): (B, H, W, C) -> (B, H, W, C)."""
+        """Attention over norm(x): (B, H, W, C) -> (B, H, W, C)."""
         B, H, W, C = x.shape
 
-        def columns(x: Tensor) -> Tensor:
-            return (
-                norm(x)
-                .view(B, H, W // 2, 2, C)
-                .transpose(1, 2)
-                .contiguous()
-                .view(B * W // 2, H, 2, C)
-            )
+        def vertical_qkv(x: Tensor) -> Tensor:
+            pairs = norm(x).view(B, H, W // 2, 2, C)  # of neighboring columns
+            stripes = pairs.transpose(1, 2).contiguous()  # (B, W/2, H, 2, C)
+            return self.qkv(stripes.view(B * W // 2, H, 2, C), half=0)
 
-        def rows(x: Tensor) -> Tensor:
-            return norm(x).view(B * H // 2, 2, W, C)
+        def horizontal_qkv(x: Tensor) -> Tensor:
+            return self.qkv(norm(x).view(B * H // 2, 2, W, C), half=1)
 
-        vertical = (
-            self.attend(x, columns, 0, self.lepe_vertical)
-            .view(B, W // 2, H, 2, C // 2)
-            .transpose(1, 2)
-        )
-        horizontal = self.attend(x, rows, 1, self.lepe_horizontal).view_as(vertical)
+        vertical = self.attend(recomputed(vertical_qkv, x), self.lepe_vertical)
+        vertical = vertical.view(B, W // 2, H, 2, C // 2).transpose(1, 2)  # (B, H, W/2, 2, C/2)
+        horizontal = self.attend(recomputed(horizontal_qkv, x), self.lepe_horizontal)
+        horizontal = horizontal.view_as(vertical)
         return self.proj(torch.cat([vertical, horizontal], dim=-1).view(B, H, W, C))
 
-    def attend(
-        self, x: Tensor, stripes: Callable[[Tensor], Tensor], half: int, lepe: nn.Conv2d
-    ) -> Tensor:
-        """Attention and position term of a half of the channels inside each of N stripes of h x w tokens.
+    def attend(self, qkv: Tensor, lepe: nn.Conv2d) -> Tensor:
+        """Attention and LePE inside each of N stripes: (N, h, w, 3, C/2) -> (N, h, w, C/2)."""
+        value_map = qkv[..., 2, :]  # (N, h, w, C/2)
+        query, key, value = qkv.flatten(1, 2).unbind(2)  # each (N, h w, C/2)
+        attended = attention(query, key, value, self.num_heads).view(value_map.shape)
+        return attended + lepe(value_map.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-        (B, H, W, C) -> (N, h, w, C/2); ``stripes`` makes (N, h, w, C) of the map.
-        """
-        weight, bias = (
-            p.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1)
-            for p in (self.qkv.weight, self.qkv.bias)
-        )
-        qkv = recomputed(lambda x: linear(stripes(x), weight, bias), x).unflatten(
-            3, (3, -1)
-        )  # (N, h, w, 3, C/2)
-        q, k, v = qkv.flatten(1, 2).unbind(2)
-        attended = attention(q, k, v, self.num_heads).view(qkv[..., 0, :].shape)
-        return attended + lepe(qkv[..., 2, :].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+class StripeQKV(nn.Linear):
+    """Projects one half of the channels, that of one direction, to queries, keys and values.
+
+    The published layer computes both halves of the map at once and copies 1.5 C channels to
+    stripes; here C channels are copied before each half is computed. The weight is the same,
+    (3C, C): queries, keys and values one after the other, each with the vertical half first.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 3 * dim)
+
+    def forward(self, stripes: Tensor, half: int) -> Tensor:  # type: ignore[override]
+        """(N, h, w, C) -> (N, h, w, 3, C/2). ``half``: 0 for vertical, 1 for horizontal stripes."""
+        weight = self.weight.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1)  # (3C/2, C)
+        bias = self.bias.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1)
+        return linear(stripes, weight, bias).unflatten(3, (3, -1))
 
 
 class GroupPropagationBlock(Block):
-    """Global exchange through a few group tokens. Every LayerNorm has eps 1e-5."""
+    """Global block: exchange between all tokens through n group tokens.
+
+    Every LayerNorm has eps 1e-5.
+    """
 
     def __init__(
         self, dim: int, num_heads: int, num_groups: int, drop_path: float, norm: str
@@ -303,9 +328,10 @@ class GroupPropagationBlock(Block):
 
 
 class Group(nn.Module):
-    """Gathers the map into the group tokens: (1, n, C), (B, H, W, C) -> (B, n, C).
+    """Grouping: cross-attention from the group tokens to the map.
 
-    Only the keys are projected; the normalised group tokens are the queries, the normalised map the values.
+    Only the keys are projected: the normalized group tokens are the queries, the normalized map
+    holds the values.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -316,17 +342,17 @@ class Group(nn.Module):
         self.key = Linear(dim, dim)
 
     def forward(self, groups: Tensor, x: Tensor) -> Tensor:
+        """(1, n, C), (B, H, W, C) -> (B, n, C)."""
         x = self.norm_key(x)
         query = self.norm_query(groups).expand(len(x), -1, -1)
         return attention(query, self.key(x).flatten(1, 2), x.flatten(1, 2), self.num_heads)
 
     def weights(self, groups: Tensor, x: Tensor) -> Tensor:
-        """How much each group token takes of each cell, for looking at: (B, heads, n, H, W), sums to 1 over the map."""
+        """The attention weights of each group token: (B, heads, n, H, W), sum 1 over the map."""
         x = self.norm_key(x)
         query = self.norm_query(groups).expand(len(x), -1, -1)
-        return attention_weights(query, self.key(x).flatten(1, 2), self.num_heads).unflatten(
-            -1, x.shape[1:3]
-        )
+        weights = attention_weights(query, self.key(x).flatten(1, 2), self.num_heads)
+        return weights.unflatten(-1, x.shape[1:3])  # (B, heads, n, H W) -> (B, heads, n, H, W)
 
 
 class TokenMixer(nn.Module):
@@ -341,13 +367,14 @@ class TokenMixer(nn.Module):
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.unsqueeze(1)  # a map of one row
+        x = x.unsqueeze(1)  # (B, 1, n, C): the MLPs take maps
         x = x + self.drop_path(self.token_mlp(self.norm1(x).mT).mT)  # over the n tokens
-        return (x + self.drop_path(self.channel_mlp(self.norm2(x)))).squeeze(1)
+        x = x + self.drop_path(self.channel_mlp(self.norm2(x)))
+        return x.squeeze(1)
 
 
 class Ungroup(nn.Module):
-    """Gives the group tokens back to the map: (B, H, W, C), (B, n, C) -> (B, H, W, C)."""
+    """Ungrouping: cross-attention from the map to the group tokens, then an MLP."""
 
     def __init__(self, dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
@@ -364,17 +391,18 @@ class Ungroup(nn.Module):
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor, groups: Tensor) -> Tensor:
+        """(B, H, W, C), (B, n, C) -> (B, H, W, C)."""
         groups = self.norm_key(groups)
         query = recomputed(lambda x: self.query(self.norm_query(x)), x).flatten(1, 2)
-        returned = attention(query, self.key(groups), self.value(groups), self.num_heads).view_as(x)
-        returned = self.drop_path(self.out(returned))
-        kept, added = self.join.weight.chunk(
-            2, dim=1
-        )  # join(cat([x, returned])), without joining them
-        x = linear(x, kept, self.join.bias) + linear(returned, added, None)
-        return add_mlp(x, self.norm2, self.mlp, self.drop_path)
+        attended = attention(query, self.key(groups), self.value(groups), self.num_heads)
+        attended = self.drop_path(self.out(attended.view_as(x)))
+        # join(cat([x, attended])), as two products without a map of 2C channels
+        weight_of_x, weight_of_attended = self.join.weight.chunk(2, dim=1)
+        x = linear(x, weight_of_x, self.join.bias) + linear(attended, weight_of_attended, None)
+        return add_mlp(x, self.mlp, norm=self.norm2, drop_path=self.drop_path)
 
     def weights(self, x: Tensor, groups: Tensor) -> Tensor:
-        """How much each cell takes of each group token, for looking at: (B, heads, n, H, W), sums to 1 over the tokens."""
+        """The attention weights of each token: (B, heads, n, H, W), sum 1 over the group tokens."""
         query, key = self.query(self.norm_query(x)).flatten(1, 2), self.key(self.norm_key(groups))
-        return attention_weights(query, key, self.num_heads).mT.unflatten(-1, x.shape[1:3])
+        weights = attention_weights(query, key, self.num_heads)  # (B, heads, H W, n)
+        return weights.mT.unflatten(-1, x.shape[1:3])

@@ -1,7 +1,7 @@
-"""The simple feature pyramid: p2-p6 from the one stride-8 map, without lateral connections.
+"""The simple feature pyramid: p2 to p6 from a single stride-8 map, without lateral connections.
 
-As in ViTDet (Li et al., ECCV 2022), whose implementation in Detectron2 expects a stride-16 map and has no scale 0.25.
-Names and options are the same here.
+As in ViTDet (Li et al., ECCV 2022). Detectron2's implementation expects a stride-16 map and has no
+scale 0.25; names and options are the same here.
 """
 
 import math
@@ -15,29 +15,33 @@ from torch import Tensor, nn
 class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of a (B, C, H, W) map.
 
-    Detectron2's own ("LN") does the same in five passes, and is not known as a norm to its optimizer builder.
+    Detectron2's own ("LN") computes the same in five passes over the map, and is no norm for
+    Detectron2's optimizer builder.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        )  # a view where x is channels-last
+        x = super().forward(x.permute(0, 2, 3, 1))  # (B, C, H, W) -> (B, H, W, C)
+        return x.permute(0, 3, 1, 2)  # views where x is channels-last
 
 
 class SimpleFeaturePyramid(Backbone):
-    """Resamples one map of ``net`` to several strides, each followed by a 1x1 and a 3x3 convolution.
+    """Resamples a map of ``net`` to several strides, each followed by a 1x1 and a 3x3 convolution.
 
     Args:
         net: the backbone; its ``in_feature`` map is (B, C, H/s, W/s) at stride s.
         in_feature: name of that map.
         out_channels: channels of every level.
-        scale_factors: powers of two, descending; level "p{log2(s / factor)}" comes from each.
-        top_block: makes further levels from the last one, for example ``LastLevelMaxPool``.
-        norm: norm behind each convolution, "LN" or a name that :func:`detectron2.layers.get_norm` knows; "" for none.
+        scale_factors: powers of two, descending; each gives the level "p{log2(s / factor)}".
+        top_block: computes further levels from the last one, for example ``LastLevelMaxPool``.
+        norm: norm after each convolution: "LN", a name that :func:`detectron2.layers.get_norm`
+            accepts, or "" for none.
         square_pad: if positive, images are padded to squares of this side in pixels.
+
+    Raises:
+        ValueError: the scale factors are not descending powers of two.
     """
 
     def __init__(
@@ -67,12 +71,10 @@ class SimpleFeaturePyramid(Backbone):
             self.add_module(name, self._make_stage(source.channels, out_channels, scale, norm))
 
         if top_block is not None:
-            further = range(top_block.num_levels)  # type: ignore[arg-type]  # PyTorch takes the number for a Module
-            strides += [strides[-1] * 2 ** (i + 1) for i in further]
+            for _ in range(top_block.num_levels):  # type: ignore[arg-type]  # typed as a Module
+                strides.append(strides[-1] * 2)
         self._out_features = [f"p{math.log2(stride):.0f}" for stride in strides]
-        self._out_feature_strides = {
-            name: int(stride) for name, stride in zip(self._out_features, strides)
-        }
+        self._out_feature_strides = dict(zip(self._out_features, map(int, strides)))
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
         self._size_divisibility = math.lcm(
             net.size_divisibility or 1, int(source.stride / scale_factors[-1])
@@ -96,16 +98,8 @@ class SimpleFeaturePyramid(Backbone):
             layers.append(nn.MaxPool2d(kernel_size=round(1 / scale)))
         for kernel in (1, 3):
             conv_norm = make_norm(out_channels)
-            layers.append(
-                Conv2d(
-                    channels,
-                    out_channels,
-                    kernel,
-                    padding=kernel // 2,
-                    bias=conv_norm is None,
-                    norm=conv_norm,
-                )
-            )
+            options = dict(padding=kernel // 2, bias=conv_norm is None, norm=conv_norm)
+            layers.append(Conv2d(channels, out_channels, kernel, **options))
             channels = out_channels
         return nn.Sequential(*layers)
 
@@ -118,7 +112,14 @@ class SimpleFeaturePyramid(Backbone):
         return {"size_divisibility": self._size_divisibility, "square_size": self._square_pad}
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Args: image: (B, 3, H, W), sides multiples of ``size_divisibility``. Returns: "p2", "p3", ... in this order."""
+        """Compute the levels.
+
+        Args:
+            image: (B, 3, H, W), sides multiples of ``size_divisibility``.
+
+        Returns:
+            "p2", "p3", ... in this order, each (B, out_channels, H / stride, W / stride).
+        """
         features = self.net(image)
         source = features[self.in_feature]
         outputs = [self.get_submodule(name)(source) for name in self._stages]
