@@ -124,9 +124,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Pat
     for link in (quickstart / "data", folder / "my_data"):
         link.symlink_to(synthetic_data)
     shutil.copy(quickstart / "coco_instances_results.json", folder / "results.json")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     path, *_ = sorted((synthetic_data / "images").glob("val_*.png"))
-    for name in ("pictures/1.jpg", "picture.jpg", "a.jpg", "b.png"):
+    for name in ("images/1.jpg", "image.jpg", "a.jpg", "b.png"):
         cv2.imwrite(str(folder / name), cv2.imread(str(path)))
     return folder
 

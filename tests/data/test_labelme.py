@@ -1,4 +1,4 @@
-"""labelme's files, and those of other programs in its format."""
+"""Datasets in labelme format, written by labelme and by other programs."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ ANOTHER = GOOD | {"points": [[20, 1], [29, 1], [29, 9]]}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's cache is not touched."""
+    """Redirect the cache to a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -36,24 +36,19 @@ def write(path: Path, content: object) -> None:
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
 
 
-def entry(*shapes: object, said: object = "", **entries: object) -> dict[str, object]:
-    return {
-        "shapes": list(shapes),
-        "imagePath": said,
-        "imageHeight": HEIGHT,
-        "imageWidth": WIDTH,
-    } | entries
+def entry(*shapes: object, image_path: object = "", **entries: object) -> dict[str, object]:
+    """The content of a labelme file, of the image at the path ``image_path``."""
+    size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
+    return {"shapes": list(shapes), "imagePath": image_path} | size | entries
 
 
 def dataset(folder: Path, *shapes: object) -> Path:
-    """Two images in train with these shapes between two good ones, and one in val."""
+    """Write two images in train, with these shapes between two valid ones, and one in val."""
     for name in ("train/0", "train/1", "val/2"):
         image(folder / f"{name}.png")
-        bad = shapes if name.startswith("train") else ()
-        write(
-            folder / f"{name}.json",
-            entry(GOOD, *bad, ANOTHER, said=os.path.basename(f"{name}.png")),
-        )
+        added = shapes if name.startswith("train") else ()
+        content = entry(GOOD, *added, ANOTHER, image_path=os.path.basename(f"{name}.png"))
+        write(folder / f"{name}.json", content)
     return folder
 
 
@@ -66,7 +61,12 @@ def read(folder: Path, masks: bool = False) -> layouts.coco.CocoFile:
     return file
 
 
+def object_counts(file: layouts.coco.CocoFile) -> list[int]:
+    return list(map(len, file.objects.values()))
+
+
 def refused(folder: Path, split: str = "train") -> str:
+    """The message of the error that the dataset raises, which has one line."""
     with pytest.raises(UserError) as raised:
         layouts.read(str(folder), split)
     message = str(raised.value)
@@ -94,150 +94,120 @@ def refused(folder: Path, split: str = "train") -> str:
         ({"points": [[100, 1], [110, 1], [110, 5]]}, "box outside", ""),
     ],
 )
-def test_a_shape_that_is_no_object_is_left_out_and_named(
+def test_invalid_shape_is_dropped_and_reported(
     tmp_path: Path, changes: dict, kind: str, reason: str
 ) -> None:
     folder = dataset(tmp_path, GOOD | changes)
     for _ in range(2):  # the second time from the cache
         file = read(folder)
         details = [problem.detail for problem in file.problems if problem.kind == kind]
-        assert [detail.partition(": ")[0] for detail in details] == [
-            f"train/{name}.json, shape 2" for name in "01"
-        ]
-        assert all(reason in detail for detail in details)
-        assert [len(objects) for objects in file.objects.values()] == [
-            2,
-            2,
-        ] and file.annotations == 6
+        for name, detail in zip("01", details, strict=True):
+            assert detail.partition(": ")[0] == f"train/{name}.json, shape 2"
+            assert reason in detail
+        assert object_counts(file) == [2, 2] and file.annotations == 6
     file.raise_if_fatal()
 
 
 @pytest.mark.parametrize("outline", ["polygon", "mask"])
-def test_a_rectangle_in_a_group_with_an_outline_is_part_of_its_mask(
-    tmp_path: Path, outline: str
-) -> None:
-    first = {
-        "label": "a",
-        "group_id": 1,
-        "shape_type": "polygon",
-        "points": [[2, 2], [12, 2], [12, 12], [2, 12]],
-    }
-    if outline == "mask":
-        first |= {
-            "shape_type": "mask",
-            "points": [[2, 2], [11, 11]],
-            "mask": png(np.ones((10, 10))),
-        }
-    rectangle = {
-        "label": "a",
-        "group_id": 1,
-        "shape_type": "rectangle",
-        "points": [[22, 10], [12, 2]],
-    }
+def test_rectangle_grouped_with_outline_is_part_of_the_mask(tmp_path: Path, outline: str) -> None:
+    group = {"label": "a", "group_id": 1}
+    corners = [[2, 2], [12, 2], [12, 12], [2, 12]]
+    first = group | {"shape_type": "polygon", "points": corners}
+    if outline == "mask":  # the same 10 x 10 pixels; the corners are the first and the last pixel
+        pixels = png(np.ones((10, 10)))
+        first = group | {"shape_type": "mask", "points": [[2, 2], [11, 11]], "mask": pixels}
+    rectangle = group | {"shape_type": "rectangle", "points": [[22, 10], [12, 2]]}
     huge = rectangle | {"points": [[1e9, 1e9], [-1e9, -1e9]]}
     file = read(dataset(tmp_path, first, rectangle), masks=True)
-    assert [problem.kind for problem in file.problems] == []
+    assert file.problems == []
     [_, item, _] = file.objects[1]
     assert item["bbox"] == [2, 2, 20, 10] and item["area"] == 180
     file = read(dataset(tmp_path, first, huge), masks=True)
-    assert ("polygon" if outline == "polygon" else "shape") in {
-        problem.kind for problem in file.problems
-    }
-    assert file.objects[1][1]["bbox"] == [2, 2, 10, 10]  # what nobody can have meant is left out
+    expected = "polygon" if outline == "polygon" else "shape"
+    assert expected in [problem.kind for problem in file.problems]
+    assert file.objects[1][1]["bbox"] == [2, 2, 10, 10]  # the huge rectangle is dropped
 
 
-def test_an_empty_group_is_none(tmp_path: Path) -> None:
-    file = read(
-        dataset(
-            tmp_path,
-            GOOD | {"group_id": ""},
-            ANOTHER | {"group_id": "", "points": [[30, 1], [39, 1], [39, 9]]},
-        )
-    )
-    assert [len(objects) for objects in file.objects.values()] == [3, 3]  # and one repeats another
+def test_empty_group_id_does_not_join_shapes(tmp_path: Path) -> None:
+    separate = ANOTHER | {"group_id": "", "points": [[30, 1], [39, 1], [39, 9]]}
+    file = read(dataset(tmp_path, GOOD | {"group_id": ""}, separate))
+    assert object_counts(file) == [3, 3]  # of 4 shapes, one repeats another
 
 
 @pytest.mark.parametrize("kind", ["Polygon", "quadrilateral", "rotation"])
-def test_kinds_of_outlines_have_several_names(tmp_path: Path, kind: str) -> None:
+def test_aliases_of_polygon_types_are_accepted(tmp_path: Path, kind: str) -> None:
     shape = GOOD | {"shape_type": kind, "points": [[10, 10], [20, 12], [18, 20], [9, 18]]}
     file = read(dataset(tmp_path, shape), masks=True)
-    assert [len(objects) for objects in file.objects.values()] == [3, 3] and file.problems == []
+    assert object_counts(file) == [3, 3] and file.problems == []
 
 
-def test_label_files_may_have_names_in_capitals(tmp_path: Path) -> None:
+def test_uppercase_json_suffix_is_accepted(tmp_path: Path) -> None:
     folder = dataset(tmp_path, GOOD | {"points": [[10, 10], [20, 12], [18, 20]]})
     (folder / "train" / "1.json").rename(folder / "train" / "1.JSON")
-    assert [len(objects) for objects in read(folder).objects.values()] == [3, 3]
+    assert object_counts(read(folder)) == [3, 3]
 
 
-def test_why_label_files_cannot_be_used_is_told_if_too_few_are_left(tmp_path: Path) -> None:
+def test_error_of_too_few_label_files_gives_the_reasons(tmp_path: Path) -> None:
     for name in "abc":
         image(tmp_path / f"{name}.png")
-        write(tmp_path / f"{name}.json", entry(GOOD, said="a.png"))
-    assert (
-        "cannot be split" in (message := refused(tmp_path))
-        and "b.json: belongs to the same image as a.json" in message
-    )
+        write(tmp_path / f"{name}.json", entry(GOOD, image_path="a.png"))
+    message = refused(tmp_path)
+    assert "cannot be split" in message
+    assert "b.json: belongs to the same image as a.json" in message
 
 
 @pytest.mark.parametrize("shape", [None, 5, "x", [], {}, {"points": GOOD["points"]}])
-def test_what_is_no_shape_at_all_is_left_out_too(tmp_path: Path, shape: object) -> None:
+def test_malformed_shape_entry_is_dropped(tmp_path: Path, shape: object) -> None:
     file = read(dataset(tmp_path, shape))
-    assert [problem.kind for problem in file.problems] == [
-        "shape",
-        "shape",
-    ] and file.annotations == 6
+    assert [problem.kind for problem in file.problems] == ["shape", "shape"]
+    assert file.annotations == 6
 
 
-def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_checker_writes_all_problems_to_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     folder = dataset(
         tmp_path / "d", *[GOOD | {"points": [[1, 1], [2, 2]]}] * 4, GOOD | {"shape_type": "circle"}
     )
     assert check_data.main(["--data", str(folder), "--json", str(tmp_path / "problems.json")]) == 0
     text = capsys.readouterr().out
     assert (
-        "dropped: 8 shapes of labelme files are not valid objects\n    (train/0.json, shape 2: LabelMe polygon shape"
-        in text
-    )
+        "dropped: 8 shapes of labelme files are not valid objects\n"
+        "    (train/0.json, shape 2: LabelMe polygon shape"
+    ) in text
     assert "train.json: 2 images, 4 of 12 annotations used" in text
     assert "left out: 2 shapes without an outline (circle)" in text
     assert len(json.loads((tmp_path / "problems.json").read_text())) == 8
 
 
-def test_files_that_cannot_be_used_stop_and_all_are_named(tmp_path: Path) -> None:
+def test_unusable_label_files_raise_and_are_all_reported(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
     write(folder / "train/1.json", b'{"shapes": [')
     write(folder / "train/no image.json", b"")
-    write(folder / "train/a.json", entry(GOOD, said="0.png"))
-    write(folder / "train/b.json", entry(GOOD, said="gone.png"))
+    write(folder / "train/a.json", entry(GOOD, image_path="0.png"))
+    write(folder / "train/b.json", entry(GOOD, image_path="gone.png"))
     file = read(folder)
-    details = [
-        problem.detail.partition(" (")[0]
-        for problem in file.problems
-        if problem.kind == "label file"
-    ]
-    assert details == [
+    problems = [problem for problem in file.problems if problem.kind == "label file"]
+    assert [problem.detail.partition(" (")[0] for problem in problems] == [
         "train/1.json: cannot be read as a labelme file",
         "train/a.json: belongs to the same image as train/0.json, train/0.png",
-        "train/b.json: its image, gone.png, does not exist or is ambiguous; searched by its path, its name, "
-        "and the name b",
+        "train/b.json: its image, gone.png, does not exist or is ambiguous; searched by its path, "
+        "its name, and the name b",
         "train/no image.json: cannot be read as a labelme file",
     ]
-    assert (
-        "4 label files cannot be used, first train/1.json: cannot be read as a labelme file"
-        in refused(folder)
-    )
+    expected = "4 label files cannot be used, first train/1.json: cannot be read as a labelme file"
+    assert expected in refused(folder)
     for name in ("0", "1", "a", "b", "no image"):
         (folder / f"train/{name}.json").unlink()
     write(folder / "val/2.json", b'"shapes"')
-    assert (
+    expected = (
         "no labelme file can be used: val/2.json: cannot be read as a labelme file (TypeError"
-        in refused(folder)
     )
+    assert expected in refused(folder)
 
 
 @pytest.mark.parametrize(
-    ("said", "name"),
+    ("image_path", "name"),
     [
         ("..\\label\\12.png", "images/12.png"),
         ("C:\\data\\images\\x.png", "images/x.png"),
@@ -255,62 +225,69 @@ def test_files_that_cannot_be_used_stop_and_all_are_named(tmp_path: Path) -> Non
         (5, "images/labels.jpg"),
     ],
 )
-def test_images_are_found_as_other_programs_name_them(
-    tmp_path: Path, said: object, name: str
+def test_image_paths_of_other_programs_are_resolved(
+    tmp_path: Path, image_path: object, name: str
 ) -> None:
     image(tmp_path / "d" / name)
     image(tmp_path / "x.png")  # outside of the dataset
     image(tmp_path / "d" / "other" / "2.png")
-    write(tmp_path / "d" / "annotated" / "labels.json", entry(GOOD, said=said))
-    write(tmp_path / "d" / "other" / "2.json", entry(GOOD, said="2.png"))
+    write(tmp_path / "d" / "annotated" / "labels.json", entry(GOOD, image_path=image_path))
+    write(tmp_path / "d" / "other" / "2.json", entry(GOOD, image_path="2.png"))
     layout = layouts.detect_format(str(tmp_path / "d"))
-    found = {i["file_name"] for split in layout.splits for i in layout.read(split).images.values()}
-    assert found == {name, "other/2.png"}
+    found = []
+    for split in layout.splits:
+        found += [image["file_name"] for image in layout.read(split).images.values()]
+    assert sorted(found) == sorted([name, "other/2.png"])
 
 
 @pytest.mark.parametrize(
-    "said", ["../../x.png", "/etc/passwd", "HERE/x.png", "a/x.png", "..", "b\0.png", "x" * 5000]
+    "image_path",
+    ["../../x.png", "/etc/passwd", "HERE/x.png", "a/x.png", "..", "b\0.png", "x" * 5000],
 )
-def test_an_image_outside_or_there_twice_is_not_found(tmp_path: Path, said: str) -> None:
+def test_image_outside_of_dataset_or_ambiguous_raises(tmp_path: Path, image_path: str) -> None:
     folder = dataset(tmp_path / "d")
     image(tmp_path / "x.png")
     for name in ("b/c/x.png", "b/d/x.png"):
         image(folder / name)
-    write(folder / "train/gone.json", entry(GOOD, said=said.replace("HERE", str(tmp_path))))
-    assert "train/gone.json: its image, " in refused(folder) and "searched by" in refused(folder)
+    write(
+        folder / "train/gone.json",
+        entry(GOOD, image_path=image_path.replace("HERE", str(tmp_path))),
+    )
+    message = refused(folder)
+    assert "train/gone.json: its image, " in message and "searched by" in message
 
 
-def test_the_name_that_is_said_counts_before_that_of_the_file(tmp_path: Path) -> None:
+def test_image_path_takes_precedence_over_file_name(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
     for name in ("images/train/a/7.png", "images/train/b/7.png", "images/train/8.png"):
         image(folder / name)
-    write(folder / "labels/8.json", entry(GOOD, said="..\\data\\b\\7.png"))
+    write(folder / "labels/8.json", entry(GOOD, image_path="..\\data\\b\\7.png"))
     assert "images/train/b/7.png" in {image["file_name"] for image in read(folder).images.values()}
 
 
-def test_a_deleted_image_is_not_replaced_by_another_of_its_name(tmp_path: Path) -> None:
+def test_deleted_image_is_not_replaced_by_one_of_the_same_name(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
     for name in ("train/0.png", "train/1.png"):
         (folder / name).unlink()
     for name in ("train/9.png", "other/0.png", "1.png"):
         image(folder / name)
-    write(folder / "train/9.json", entry(GOOD, said="9.png"))
+    write(folder / "train/9.json", entry(GOOD, image_path="9.png"))
     details = [problem.detail for problem in read(folder).problems if problem.kind == "label file"]
     assert [detail.partition(",")[0] for detail in details] == [
         "train/0.json: its image",
         "train/1.json: its image",
     ]
-    for name in ("0", "1"):  # the folder is said, and is not that of the file
+    for name in ("0", "1"):  # imagePath names a folder, which is not that of the labelme file
         (folder / f"train/{name}.json").unlink()
-        write(folder / f"labels/{name}.json", entry(GOOD, said=f"..\\train\\{name}.png"))
+        write(folder / f"labels/{name}.json", entry(GOOD, image_path=f"..\\train\\{name}.png"))
     message = refused(folder, "val")
     assert "labels/0.json: its image, ..\\train\\0.png, does not exist" in message
 
 
-def test_an_image_that_is_elsewhere_than_its_file_says_is_told(tmp_path: Path) -> None:
+def test_image_found_at_another_path_is_reported(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
-    write(folder / "labels/7.json", entry(GOOD, said="..\\label\\7.png"))
-    write(folder / "labels/8.json", entry(GOOD, said="8.png"))
+    write(folder / "labels/7.json", entry(GOOD, image_path="..\\label\\7.png"))
+    write(folder / "labels/8.json", entry(GOOD, image_path="8.png"))
     for name in "78":
         image(folder / f"train/images/{name}.png")
     assert layouts.detect_format(str(folder)).notes == [
@@ -320,42 +297,39 @@ def test_an_image_that_is_elsewhere_than_its_file_says_is_told(tmp_path: Path) -
     ]
 
 
-def test_images_without_a_file_and_of_other_kinds_are_named(tmp_path: Path) -> None:
+def test_images_unlabeled_or_of_unsupported_formats_are_reported(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
     image(folder / "train/more.png")
     write(folder / "train/x.heic", b"")
     assert layouts.detect_format(str(folder)).notes == [
         "left out: 2 images without a labelme file: train/more.png, train/x.heic"
     ]
-    write(folder / "train/x.json", entry(GOOD, said="x.heic"))
+    write(folder / "train/x.json", entry(GOOD, image_path="x.heic"))
     assert "train/x.json: its image, train/x.heic, is of an unsupported format" in refused(folder)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_byte_order_marks_are_read(tmp_path: Path, encoding: str) -> None:
+def test_byte_order_marks_are_accepted(tmp_path: Path, encoding: str) -> None:
     folder = dataset(tmp_path)
-    write(
-        folder / "train/0.json",
-        json.dumps(entry(GOOD | {"label": "\xe4"}, said="0.png"), ensure_ascii=False).encode(
-            encoding
-        ),
-    )
+    content = entry(GOOD | {"label": "\xe4"}, image_path="0.png")
+    write(folder / "train/0.json", json.dumps(content, ensure_ascii=False).encode(encoding))
     assert "\xe4" in read(folder).categories.values()
 
 
 @pytest.mark.parametrize(
     "sides", [("x", None), (0, 0), (-1, 5), (1e999, 5), (True, True), (10**9, 10**9), ([], {})]
 )
-def test_unusable_sides_are_taken_from_the_image(tmp_path: Path, sides: tuple) -> None:
+def test_invalid_image_size_is_read_from_the_image(tmp_path: Path, sides: tuple) -> None:
     folder = dataset(tmp_path)
     write(
         folder / "train/0.json",
-        entry(GOOD, said="0.png", imageHeight=sides[0], imageWidth=sides[1]),
+        entry(GOOD, image_path="0.png", imageHeight=sides[0], imageWidth=sides[1]),
     )
-    assert (read(folder).images[1]["height"], read(folder).images[1]["width"]) == (HEIGHT, WIDTH)
+    record = read(folder).images[1]
+    assert (record["height"], record["width"]) == (HEIGHT, WIDTH)
 
 
-def test_a_shape_that_repeats_another_names_its_number(tmp_path: Path) -> None:
+def test_duplicate_shape_reports_both_shape_numbers(tmp_path: Path) -> None:
     file = read(dataset(tmp_path, GOOD | {"shape_type": "circle"}, ANOTHER))
     assert [(problem.kind, problem.detail) for problem in file.problems] == [
         ("object twice", "train/0.json, shape 4: same as shape 3"),
@@ -364,9 +338,16 @@ def test_a_shape_that_repeats_another_names_its_number(tmp_path: Path) -> None:
 
 
 def png(pixels: np.ndarray, mode: str = "L") -> str:
+    """A mask, (H, W), as a PNG in base64."""
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8) * 255).convert(mode).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def only_object(file: layouts.coco.CocoFile, category: str) -> dict:
+    """The one object of the category in the first image."""
+    [item] = [item for item in file.objects[1] if file.categories[item["category_id"]] == category]
+    return item
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
@@ -379,14 +360,14 @@ def test_masks_are_read_pixel_by_pixel(tmp_path: Path, mode: str) -> None:
         "mask": png(pixels, mode),
     }
     file = read(dataset(tmp_path, shape), masks=True)
-    item = next(item for item in file.objects[1] if file.categories[item["category_id"]] == "m")
+    item = only_object(file, "m")
     expected = np.zeros((HEIGHT, WIDTH), bool)
     expected[20:26, 7:18] = pixels
     assert (mask_api.decode(item["segmentation"]) == expected).all()
     assert item["bbox"] == [7, 20, 9, 6] and item["area"] == pixels.sum() and not file.problems
 
 
-def test_a_mask_at_the_border_is_cut_as_labelme_does(tmp_path: Path) -> None:
+def test_mask_at_the_border_is_cropped_as_in_labelme(tmp_path: Path) -> None:
     shape = {
         "label": "m",
         "shape_type": "mask",
@@ -409,12 +390,12 @@ def test_a_group_of_a_mask_and_polygons_is_one_object(tmp_path: Path) -> None:
     file = read(dataset(tmp_path, shape, GOOD | {"group_id": 1}, huge), masks=True)
     grouped = next(item for item in file.objects[1] if isinstance(item["segmentation"], dict))
     mask = mask_api.decode(grouped["segmentation"])
-    assert (
-        len(file.objects[1]) == 3 and mask[20:26, 30:36].all() and mask[3, 7] and not mask[15, 15]
-    )
+    assert len(file.objects[1]) == 3
+    # The pixels of the mask and of the polygon are set; those of the huge polygon are not.
+    assert mask[20:26, 30:36].all() and mask[3, 7] and not mask[15, 15]
 
 
-def test_what_cannot_be_joined_with_a_mask_is_named_and_no_part_of_the_box(tmp_path: Path) -> None:
+def test_empty_parts_of_a_group_are_reported_and_do_not_extend_the_box(tmp_path: Path) -> None:
     group = {"label": "m", "group_id": 1}
     corners = [[30, 20], [35, 25]]
     mask = group | {"shape_type": "mask", "points": corners, "mask": png(np.ones((6, 6)))}
@@ -429,11 +410,12 @@ def test_what_cannot_be_joined_with_a_mask_is_named_and_no_part_of_the_box(tmp_p
         "train/0.json, shape 4: no area inside of the image",
         "train/0.json, shape 5: no area inside of the image",
     ]
-    [item] = [item for item in file.objects[1] if file.categories[item["category_id"]] == "m"]
+    item = only_object(file, "m")
     assert item["bbox"] == [30, 20, 6, 6] and item["area"] == 36
 
 
 def bomb() -> str:
+    """A small PNG in base64 with more pixels than Pillow opens (a decompression bomb)."""
     buffer = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -470,32 +452,20 @@ def bomb() -> str:
         (bomb(), [[0, 0], [29_999, 29_999]], "its mask has too many pixels to be opened"),
     ],
 )
-def test_a_mask_that_is_none_is_left_out(
-    tmp_path: Path, mask: object, points: list, reason: str
-) -> None:
-    file = read(
-        dataset(tmp_path, {"label": "m", "shape_type": "mask", "points": points, "mask": mask})
-    )
-    assert [problem.kind for problem in file.problems] == [
-        "shape",
-        "shape",
-    ] and "m" in file.categories.values()
-    assert all(f"shape 2: {reason}" in problem.detail for problem in file.problems)
+def test_invalid_mask_is_dropped(tmp_path: Path, mask: object, points: list, reason: str) -> None:
+    shape = {"label": "m", "shape_type": "mask", "points": points, "mask": mask}
+    file = read(dataset(tmp_path, shape))
+    assert "m" in file.categories.values()
+    assert [problem.kind for problem in file.problems] == ["shape", "shape"]
+    for problem in file.problems:
+        assert f"shape 2: {reason}" in problem.detail
 
 
 @pytest.mark.parametrize("kind", ["rotation", "oriented_rectangle"])
-def test_rotated_rectangles_are_outlines(tmp_path: Path, kind: str) -> None:
+def test_rotated_rectangles_become_polygons(tmp_path: Path, kind: str) -> None:
     corners = [[20, 5], [25, 10], [20, 15], [15, 10]]
-    file = read(
-        dataset(
-            tmp_path, GOOD | {"label": "r", "shape_type": kind, "points": corners, "direction": 0.7}
-        ),
-        masks=True,
-    )
-    item = next(item for item in file.objects[1] if file.categories[item["category_id"]] == "r")
-    assert item["segmentation"] == [[20, 5, 25, 10, 20, 15, 15, 10]] and item["bbox"] == [
-        15,
-        5,
-        10,
-        10,
-    ]
+    shape = GOOD | {"label": "r", "shape_type": kind, "points": corners, "direction": 0.7}
+    file = read(dataset(tmp_path, shape), masks=True)
+    item = only_object(file, "r")
+    assert item["segmentation"] == [[20, 5, 25, 10, 20, 15, 15, 10]]
+    assert item["bbox"] == [15, 5, 10, 10]

@@ -1,4 +1,4 @@
-"""YOLO datasets: what the YAML file says about classes and splits, and which files are images and labels of the dataset."""
+"""YOLO datasets: classes and splits from the YAML file, and the search for images and labels."""
 
 import codecs
 import json
@@ -20,7 +20,7 @@ ANOTHER = "0 0.3 0.3 0.7 0.3 0.7 0.7\n"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's cache is not touched."""
+    """Redirect the cache to a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -34,8 +34,18 @@ def write(path: Path, content: str | bytes) -> None:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
+def write_list(path: Path, names: list[str]) -> None:
+    """Write a text list of images below images/."""
+    write(path, "".join(f"images/{name}\n" for name in names))
+
+
 def dataset(folder: Path, *names: str, labels: str | None = LINE, **entries: object) -> Path:
-    """A YOLO dataset with images of these names below images/, and labels; entries are added to the YAML file."""
+    """Write a YOLO dataset with images of these names below images/, and their labels.
+
+    Args:
+        labels: content of each label file; None for images without label files.
+        entries: keys to add to the YAML file.
+    """
     for name in names:
         image(folder / "images" / name)
         if labels is not None:
@@ -45,15 +55,13 @@ def dataset(folder: Path, *names: str, labels: str | None = LINE, **entries: obj
 
 
 def parts(given: Path) -> dict[str, list[str]]:
-    """The images of each split."""
+    """The images of each split, by their paths relative to images/."""
     layout = layouts.detect_format(str(given))
-    return {
-        split: sorted(
-            os.path.relpath(image["file_name"], "images")
-            for image in layout.read(split).images.values()
-        )
-        for split in layout.splits
-    }
+    found = {}
+    for split in layout.splits:
+        images = layout.read(split).images.values()
+        found[split] = sorted(os.path.relpath(image["file_name"], "images") for image in images)
+    return found
 
 
 def notes(given: Path) -> str:
@@ -61,7 +69,7 @@ def notes(given: Path) -> str:
 
 
 def refused(given: Path) -> str:
-    """The error in one line that a dataset ends in."""
+    """The message of the error that the dataset raises, which has one line."""
     with pytest.raises(UserError) as raised:
         layouts.detect_format(str(given))
     message = str(raised.value)
@@ -70,7 +78,7 @@ def refused(given: Path) -> str:
 
 
 def problems(given: Path, split: str = "train") -> list[tuple[str, str]]:
-    """What is wrong in a split, kinds and details."""
+    """The kind and the detail of each problem in a split."""
     layout = layouts.detect_format(str(given))
     file = layouts.coco.read(*layout.splits[split], masks=False)
     layout.trace(split, file)
@@ -89,7 +97,7 @@ SPLIT = {"train": SIX[:4], "val": SIX[4:]}
         "./images/{}",
         "images\\{}",
         ".\\images\\{}",
-        "data/images/{}",  # darknet's and CVAT's, from the folder above
+        "data/images/{}",  # written by Darknet and CVAT, relative to the parent folder
         "../elsewhere/images/{}",
         "/home/a/data/images/{}",
         "C:\\data\\images\\{}",
@@ -97,7 +105,7 @@ SPLIT = {"train": SIX[:4], "val": SIX[4:]}
         "  images/{}  ",
     ],
 )
-def test_text_lists_are_followed_whoever_wrote_them(tmp_path: Path, line: str) -> None:
+def test_text_lists_with_any_form_of_path_are_read(tmp_path: Path, line: str) -> None:
     folder = dataset(tmp_path / "d", *SIX, train="train.txt", val="val.txt", path=".")
     for split, names in SPLIT.items():
         lines = [line.replace("HERE", str(folder)).format(name) for name in names]
@@ -106,7 +114,7 @@ def test_text_lists_are_followed_whoever_wrote_them(tmp_path: Path, line: str) -
     assert notes(folder) == ""
 
 
-def test_names_in_lists_are_found_in_other_forms_and_encodings(tmp_path: Path) -> None:
+def test_listed_names_match_across_encodings_and_unicode_forms(tmp_path: Path) -> None:
     names = [
         "é.png",
         "-a b%20.png",
@@ -121,11 +129,10 @@ def test_names_in_lists_are_found_in_other_forms_and_encodings(tmp_path: Path) -
     for name in names:
         image(tmp_path / "images" / name)
         write((tmp_path / "labels" / name).with_suffix(".txt"), LINE)
-    lines = ["images/%C3%A9.png", *(f"images/{name}" for name in names[1:3]), "images/\xe9x.png"]
-    write(
-        tmp_path / "train.txt",
-        "\r".join([*lines, *(f"images/{name}" for name in names[4:7])]).encode("utf-16"),
-    )
+    # The first and the fourth name are written percent-encoded and in the composed Unicode form.
+    lines = ["images/%C3%A9.png", f"images/{names[1]}", f"images/{names[2]}", "images/\xe9x.png"]
+    lines += [f"images/{name}" for name in names[4:7]]
+    write(tmp_path / "train.txt", "\r".join(lines).encode("utf-16"))
     write(tmp_path / "val.txt", b"images/x\xe9.png")
     write(tmp_path / "data.yaml", "names: [a]\ntrain: train.txt\nval: val.txt\n")
     assert parts(tmp_path) == {"train": sorted(names[:-1]), "val": [names[-1]]}
@@ -157,19 +164,20 @@ def test_names_in_lists_are_found_in_other_forms_and_encodings(tmp_path: Path) -
         ),
     ],
 )
-def test_folders_and_lists_of_them_are_followed(tmp_path: Path, entries: dict, given: str) -> None:
+def test_splits_of_folders_and_lists_are_read(tmp_path: Path, entries: dict, given: str) -> None:
     names = {"train": ["a/0.png", "a/1.png", "b/x/2.png"], "val": ["c/3.png"]}
     entries = json.loads(json.dumps(entries).replace("HERE", str(tmp_path / "d")))
     folder = dataset(tmp_path / "d", *names["train"], *names["val"], **entries)
     write(folder / "b.txt", "./images/b/x/2.png\n")
-    found = {
-        split: [name.removeprefix("../d/images/") for name in group]
-        for split, group in parts(tmp_path / given).items()
-    }
+    found = parts(tmp_path / given)
+    for split, group in found.items():
+        found[split] = [name.removeprefix("../d/images/") for name in group]
     assert found == names
 
 
-def test_a_yaml_file_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yaml_file_outside_of_the_dataset_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = dataset(tmp_path / "sets" / "d", "train/0.png", "val/1.png")
     (folder / "data.yaml").unlink()
     write(folder / "train.txt", "./images/train/0.png\n")
@@ -196,25 +204,23 @@ def test_a_yaml_file_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.Monke
         tmp_path / "other" / "data.yaml",
         f"path: {folder}\nnames: [a]\ntrain: images/train\nval: images/val\n",
     )
-    assert "lies outside of" in refused(
-        tmp_path / "other"
-    ) and "give the YAML file itself" in refused(tmp_path / "other")
+    message = refused(tmp_path / "other")
+    assert "lies outside of" in message and "give the YAML file itself" in message
 
 
 @pytest.mark.parametrize("line", ["0 4 3 24 3 24 18", "0 20 10 8 4"])
-def test_labels_in_pixels_are_named_as_such(tmp_path: Path, line: str) -> None:
+def test_labels_in_pixels_raise(tmp_path: Path, line: str) -> None:
     folder = dataset(tmp_path, *SIX, labels=f"{line}\n")
-    with pytest.raises(
-        UserError,
-        match="lines of label files are not valid objects, first .* not normalized; is it in pixels",
-    ):
+    expected = "label files are not valid objects, first .* not normalized; is it in pixels"
+    with pytest.raises(UserError, match=expected):
         layouts.read(str(folder), "train", masks=False)
 
 
-def test_a_second_label_file_of_an_image_is_named(tmp_path: Path) -> None:
+def test_second_label_file_of_an_image_is_reported(tmp_path: Path) -> None:
     folder = dataset(tmp_path, *SIX)
     write(folder / "images" / "0.txt", ANOTHER)
-    assert "left out: 1 label files of images that have another label file: images/0.txt" in notes(folder)
+    expected = "left out: 1 label files of images that have another label file: images/0.txt"
+    assert expected in notes(folder)
 
 
 @pytest.mark.parametrize(
@@ -227,14 +233,14 @@ def test_a_second_label_file_of_an_image_is_named(tmp_path: Path) -> None:
         ("train", "."),
     ],
 )
-def test_a_link_to_a_folder_does_not_hide_it(tmp_path: Path, link: str, target: str) -> None:
+def test_symlink_to_a_folder_does_not_hide_it(tmp_path: Path, link: str, target: str) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     (folder / link).symlink_to(target)
     assert parts(folder) == {"train": ["train/0.png", "train/1.png"], "val": ["val/2.png"]}
     assert notes(folder) == ""
 
 
-def test_a_link_called_labels_counts_more_than_the_folder_it_leads_to(tmp_path: Path) -> None:
+def test_symlink_named_labels_takes_precedence_over_its_target(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     (folder / "labels").rename(folder / "lab_v2")
     (folder / "labels").symlink_to("lab_v2")
@@ -242,20 +248,17 @@ def test_a_link_called_labels_counts_more_than_the_folder_it_leads_to(tmp_path: 
     assert notes(folder) == ""
 
 
-def test_names_of_classes_are_as_they_stand_in_the_file(tmp_path: Path) -> None:
+def test_class_names_keep_their_spelling_in_yaml(tmp_path: Path) -> None:
     folder = dataset(tmp_path, *SIX)
     write(folder / "data.yaml", "names: [010, 1.10, 1_000, 12:30, 0x1F, 1e3]\nnc: 6\n")
     classes = layouts.read(str(folder), "train").categories.values()
     assert list(classes) == ["010", "1.10", "1_000", "12:30", "0x1F", "1e3"]
 
 
-def test_what_lists_leave_out_or_say_twice_is_named(tmp_path: Path) -> None:
+def test_missing_and_duplicate_entries_of_lists_are_reported(tmp_path: Path) -> None:
     folder = dataset(tmp_path, *SIX, "more.png", train="train.txt", val="val.txt", test="test.txt")
-    write(
-        folder / "train.txt",
-        "".join(f"images/{name}\n" for name in [*SIX[:4], "gone.png", "0.png"]),
-    )
-    write(folder / "val.txt", "".join(f"images/{name}\n" for name in [*SIX[3:], "gone too.png"]))
+    write_list(folder / "train.txt", [*SIX[:4], "gone.png", "0.png"])
+    write_list(folder / "val.txt", [*SIX[3:], "gone too.png"])
     write(folder / "test.txt", "images/more.png\nimages/0.png\n")
     assert parts(folder) == {"train": SIX[:3], "val": SIX[3:]}
     assert notes(folder).splitlines() == [
@@ -270,7 +273,7 @@ def test_what_lists_leave_out_or_say_twice_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["a/gone.png", "/home/a/data/images/a/gone.png", "C:\\data\\images\\a\\gone.png"]
 )
-def test_a_listed_image_that_was_deleted_is_not_that_of_another_folder(
+def test_deleted_listed_image_is_not_replaced_from_another_folder(
     tmp_path: Path, line: str
 ) -> None:
     folder = dataset(
@@ -281,15 +284,13 @@ def test_a_listed_image_that_was_deleted_is_not_that_of_another_folder(
     assert parts(folder)["train"] == ["a/0.png"]
 
 
-def test_images_that_no_list_has_are_left_out_with_their_names(tmp_path: Path) -> None:
+def test_images_in_no_list_are_dropped_and_reported(tmp_path: Path) -> None:
     folder = dataset(tmp_path, *SIX, train="train.txt", test="val.txt")
-    write(folder / "train.txt", "".join(f"images/{name}\n" for name in SIX[:3]))
+    write_list(folder / "train.txt", SIX[:3])
     write(folder / "val.txt", f"images/{SIX[3]}")
     assert parts(folder) == {"train": SIX[:3], "val": SIX[3:4]}
-    assert (
-        notes(folder)
-        == "left out: 2 images that are in no split of data.yaml: images/4.png, images/5.png"
-    )
+    expected = "left out: 2 images that are in no split of data.yaml: images/4.png, images/5.png"
+    assert notes(folder) == expected
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ def test_images_that_no_list_has_are_left_out_with_their_names(tmp_path: Path) -
         ),
     ],
 )
-def test_no_image_is_trained_on_and_validated_with(
+def test_train_and_val_never_share_an_image(
     tmp_path: Path, train: str, val: str, found: dict, note: str
 ) -> None:
     folder = dataset(tmp_path, "a/0.png", "a/1.png", "b/2.png", "b/3.png", train=train, val=val)
@@ -319,10 +320,11 @@ def test_no_image_is_trained_on_and_validated_with(
         overlap = problems(folder) + problems(folder, "val")
         assert overlap[0] == ("named for two", note) and len(overlap) == 2
     else:
-        assert note in notes(folder) and "1 of 4 images are held out for validation" in notes(folder)
+        assert note in notes(folder)
+        assert "1 of 4 images are held out for validation" in notes(folder)
 
 
-def test_a_split_that_the_file_does_not_say_is_looked_for_by_words(tmp_path: Path) -> None:
+def test_split_missing_in_yaml_is_found_by_folder_name(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "a/0.png", "a/1.png", "val/2.png", "c/3.png", train="images/a")
     assert parts(folder) == {"train": ["a/0.png", "a/1.png"], "val": ["val/2.png"]}
     assert "left out: 1 images that are in no split of data.yaml: images/c/3.png" in notes(folder)
@@ -362,7 +364,7 @@ def test_a_split_that_the_file_does_not_say_is_looked_for_by_words(tmp_path: Pat
     ],
 )
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_what_cannot_be_followed_is_an_error(
+def test_invalid_split_entry_raises(
     tmp_path: Path, train: object, message: str, split: str
 ) -> None:
     other = "val" if split == "train" else "train"
@@ -386,7 +388,7 @@ def test_what_cannot_be_followed_is_an_error(
     assert expected in refused(folder)
 
 
-def test_a_test_split_that_is_not_there_is_passed_over_if_another_validates(tmp_path: Path) -> None:
+def test_missing_test_split_is_ignored_if_val_exists(tmp_path: Path) -> None:
     folder = dataset(
         tmp_path,
         "train/0.png",
@@ -396,28 +398,27 @@ def test_a_test_split_that_is_not_there_is_passed_over_if_another_validates(tmp_
         test="../test/images",
     )
     assert parts(folder) == {"train": ["train/0.png"], "val": ["val/1.png"]}
-    assert "not used: " in notes(folder) and "test is ../test/images, which does not exist" in notes(
-        folder
-    )
-    assert "test is gone, which does not exist" in refused(
-        dataset(tmp_path, train="images/train", test="gone")
-    )
+    expected = "test is ../test/images, which does not exist"
+    assert "not used: " in notes(folder) and expected in notes(folder)
+    folder = dataset(tmp_path, train="images/train", test="gone")
+    assert "test is gone, which does not exist" in refused(folder)
 
 
-# Which images and labels there are.
+# The search for images and labels.
 
 
-def test_images_of_every_suffix_that_is_read_are_found_and_others_named(tmp_path: Path) -> None:
-    names = [
-        f"{suffix}/0.{suffix}"
-        for suffix in ("jfif", "jpe", "mpo", "JPEG", "jp2", "pgm", "webp", "apng", "tiff")
-    ]
-    folder = dataset(tmp_path, *(f"train/{name}" for name in names), "val/0.png")
+def test_supported_suffixes_are_found_and_others_reported(tmp_path: Path) -> None:
+    suffixes = ("jfif", "jpe", "mpo", "JPEG", "jp2", "pgm", "webp", "apng", "tiff")
+    names = [f"train/{suffix}/0.{suffix}" for suffix in suffixes]
+    folder = dataset(tmp_path, *names, "val/0.png")
     write(folder / "images/train/b.heic", "")
     write(folder / "labels/train/b.txt", LINE)
     write(folder / "images/val/c.AVIF", "")
-    assert parts(folder)["train"] == sorted(f"train/{name}" for name in names)
-    expected = "left out: 2 images of unsupported formats (.AVIF, .heic), 1 of them with labels: images/train/b.heic, images"
+    assert parts(folder)["train"] == sorted(names)
+    expected = (
+        "left out: 2 images of unsupported formats (.AVIF, .heic), 1 of them with labels: "
+        "images/train/b.heic, images"
+    )
     assert expected in notes(folder)
     write(folder / "train.txt", "images/train/b.heic\nimages/val/0.png\nimages/train/jpe/0.jpe\n")
     assert ".heic" in notes(dataset(folder, train="train.txt", val="images/val"))
@@ -426,30 +427,27 @@ def test_images_of_every_suffix_that_is_read_are_found_and_others_named(tmp_path
 @pytest.mark.parametrize(
     ("extra", "used", "left_out"),
     [
-        ("images/train/background/x/0.png", True, False),  # below images with labels
-        ("images/background/0.png", False, True),  # the others say their splits
+        ("images/train/background/x/0.png", True, False),  # in a folder of images with labels
+        ("images/background/0.png", False, True),  # all other folders name their splits
         ("preview/0.png", False, True),
-        ("images/test/0.png", False, True),  # a split without labels is none
+        ("images/test/0.png", False, True),  # without labels, this is not a split
         ("0.png", False, True),
     ],
 )
-def test_images_without_labels_are_negatives_or_named(
+def test_images_without_labels_are_negatives_or_reported(
     tmp_path: Path, extra: str, used: bool, left_out: bool
 ) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     image(folder / extra)
     found = parts(folder)
     assert (os.path.relpath(extra, "images") in found["train"]) is used and len(found["val"]) == 1
-    assert (
-        f"1 images have no label file and are treated as images without objects: {extra}"
-        in notes(folder)
-    ) is used
-    assert (
-        f"left out: 1 images without labels, in folders without labels: {extra}" in notes(folder)
-    ) is left_out
+    negative = f"1 images have no label file and are treated as images without objects: {extra}"
+    assert (negative in notes(folder)) is used
+    dropped = f"left out: 1 images without labels, in folders without labels: {extra}"
+    assert (dropped in notes(folder)) is left_out
 
 
-def test_what_the_yaml_file_reaches_is_an_image_without_objects(tmp_path: Path) -> None:
+def test_unlabeled_images_listed_in_yaml_are_negatives(tmp_path: Path) -> None:
     folder = dataset(
         tmp_path, "train/0.png", "val/1.png", train=["images/train", "negatives"], val="images/val"
     )
@@ -459,7 +457,7 @@ def test_what_the_yaml_file_reaches_is_an_image_without_objects(tmp_path: Path) 
     assert "left out: 1 images that are in no split of data.yaml: preview/3.png" in notes(folder)
 
 
-def test_negatives_in_an_unsplit_folder_of_images_count(tmp_path: Path) -> None:
+def test_negatives_in_a_folder_without_splits_are_used(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "a/0.png", "a/1.png", "a/2.png", "a/3.png")
     image(folder / "images" / "background" / "4.png")
     found = parts(folder)
@@ -472,7 +470,7 @@ def test_negatives_in_an_unsplit_folder_of_images_count(tmp_path: Path) -> None:
     ]
 
 
-def test_labels_are_next_to_the_images_or_where_the_last_images_stands(tmp_path: Path) -> None:
+def test_labels_are_found_next_to_images_or_in_parallel_labels_folder(tmp_path: Path) -> None:
     dataset(tmp_path / "images", "a/images/0.png", "b/1.png", train="images/a", val="images/b")
     (tmp_path / "images/labels/a/images").rename(tmp_path / "images/images/a/labels")
     (tmp_path / "images/labels/b/1.txt").rename(tmp_path / "images/images/b/1.txt")
@@ -480,38 +478,39 @@ def test_labels_are_next_to_the_images_or_where_the_last_images_stands(tmp_path:
     assert notes(tmp_path / "images") == ""
 
 
-def test_labels_of_several_images_are_named(tmp_path: Path) -> None:
+def test_label_file_of_several_images_is_reported(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/0.jpg", "val/1.png")
     assert parts(folder)["train"] == ["train/0.jpg", "train/0.png"]
-    assert (
-        notes(folder)
-        == "1 label files belong to several images, which differ in their suffix: labels/train/0.txt"
+    assert notes(folder) == (
+        "1 label files belong to several images, which differ in their suffix: labels/train/0.txt"
     )
 
 
-def test_labels_without_an_image_are_named(tmp_path: Path) -> None:
+def test_labels_without_an_image_are_reported(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     for name in ("labels/train/gone.txt", "labels/empty.txt", "annotations/lost.txt"):
         write(folder / name, "" if "empty" in name else LINE)
     for name in ("labels/classes.txt", "readme.txt", "train.txt"):
         write(folder / name, "images/train/0.png and a line of words")
     assert notes(folder) == (
-        "left out: 3 label files whose image does not exist: annotations/lost.txt, labels/empty.txt, labels/train/gone.txt"
+        "left out: 3 label files whose image does not exist: "
+        "annotations/lost.txt, labels/empty.txt, labels/train/gone.txt"
     )
     for name in ("0", "1"):
         (folder / f"labels/train/{name}.txt").rename(folder / f"labels/train/{name}{name}.txt")
     (folder / "labels/val/2.txt").rename(folder / "labels/2.txt")
-    assert "has no images with labels" in refused(
-        folder
-    ) and "6 label files do not belong to an image" in refused(folder)
+    message = refused(folder)
+    assert "has no images with labels" in message
+    assert "6 label files do not belong to an image" in message
 
 
 @pytest.mark.parametrize("number", ["%.18e", "%.3E"])
-def test_lost_labels_are_known_however_their_numbers_are_set(tmp_path: Path, number: str) -> None:
+def test_labels_in_scientific_notation_are_recognized(tmp_path: Path, number: str) -> None:
     folder = dataset(tmp_path, "train/0.png", "val/1.png")
     values = [number % value for value in (0, 0.0002, 0.2, 0.6, 0.5)]
     write(folder / "annotations/lost.txt", " ".join(values) + "\n")
-    assert notes(folder) == "left out: 1 label files whose image does not exist: annotations/lost.txt"
+    expected = "left out: 1 label files whose image does not exist: annotations/lost.txt"
+    assert notes(folder) == expected
 
 
 @pytest.mark.parametrize(
@@ -525,34 +524,31 @@ def test_lost_labels_are_known_however_their_numbers_are_set(tmp_path: Path, num
         ("x\udce9", "x%E9"),
     ],
 )
-def test_labels_are_found_by_the_meaning_of_their_names(
+def test_label_names_match_after_decoding_and_normalization(
     tmp_path: Path, name: str, label: str
 ) -> None:
     folder = dataset(tmp_path, f"train/{name}.png", "val/0.png")
     (folder / f"labels/train/{name}.txt").rename(folder / f"labels/train/{label}.txt")
     file = layouts.read(str(folder), "train")
-    assert [len(objects) for objects in file.objects.values()] == [1]
-    assert (
-        "1 label files belong to images whose names differ by percent-encoding, Unicode form"
-        in notes(folder)
-    )
+    assert list(map(len, file.objects.values())) == [1]
+    expected = "1 label files belong to images whose names differ by percent-encoding, Unicode form"
+    assert expected in notes(folder)
 
 
-def test_labels_that_may_be_of_two_images_are_of_none(tmp_path: Path) -> None:
+def test_label_file_that_matches_two_images_is_dropped(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "val/1.png")
     for name in ("a b.png", "a%20b.png"):
         image(folder / "images/train" / name)
     write(folder / "labels/train/a%20b.txt", LINE)
-    assert "differ by" not in notes(folder) and "1 images have no label file" in notes(
-        folder
-    )  # one is of that very name
+    # The exact name of one image takes precedence.
+    assert "differ by" not in notes(folder) and "1 images have no label file" in notes(folder)
     (folder / "labels/train/a%20b.txt").rename(folder / "labels/train/%61%20b.txt")
-    assert "2 images have no label file" in notes(
-        folder
-    ) and "left out: 1 label files" in notes(folder)
+    # Now both names match the label file only after decoding.
+    assert "2 images have no label file" in notes(folder)
+    assert "left out: 1 label files" in notes(folder)
 
 
-# What is wrong in them.
+# Invalid content of labels, images and YAML files.
 
 
 @pytest.mark.parametrize(
@@ -579,35 +575,33 @@ def test_labels_that_may_be_of_two_images_are_of_none(tmp_path: Path) -> None:
         ("0 0.2 0.2 0.6 0.0", "empty box", "24 x 0"),
     ],
 )
-def test_a_line_that_is_no_object_is_left_out_and_named(
+def test_invalid_line_is_dropped_and_reported(
     tmp_path: Path, line: str | bytes, kind: str, reason: str
 ) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
-    bad = line if isinstance(line, bytes) else line.encode()
+    invalid = line if isinstance(line, bytes) else line.encode()
+    content = b"\r\n".join([LINE.strip().encode(), b"", invalid, ANOTHER.encode()])
     for name in ("0", "1"):
-        write(
-            folder / f"labels/train/{name}.txt",
-            b"\r\n".join([LINE.strip().encode(), b"", bad, ANOTHER.encode()]),
-        )
+        write(folder / f"labels/train/{name}.txt", content)
     for _ in range(2):  # the second time from the cache
         (first, detail), second = problems(folder)
-        assert (
-            first == kind and detail.startswith("labels/train/0.txt, line 3: ") and reason in detail
-        )
+        assert first == kind and reason in detail
+        assert detail.startswith("labels/train/0.txt, line 3: ")
         assert second == (first, detail.replace("0.txt", "1.txt"))
     file = layouts.read(str(folder), "train", masks=False)
-    assert [len(objects) for objects in file.objects.values()] == [2, 2] and file.annotations == 6
+    assert list(map(len, file.objects.values())) == [2, 2] and file.annotations == 6
 
 
-def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_checker_writes_all_problems_to_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     folder = dataset(tmp_path / "d", "train/0.png", "train/1.png", "val/2.png")
     write(
         folder / "labels/train/0.txt",
         LINE + "9 0.1 0.1 0.2 0.2\n" * 7 + "0 0.1\n" + "0 0.2 0.2 0.7 0.2 0.2 0.6\n",
     )
-    assert (
-        check_data.main(["--data", str(folder), "--boxes", "--json", str(tmp_path / "p.json")]) == 0
-    )
+    arguments = ["--data", str(folder), "--boxes", "--json", str(tmp_path / "p.json")]
+    assert check_data.main(arguments) == 0
     text = capsys.readouterr().out
     what = "7 lines of label files have a class without a name in the YAML file"
     assert f"dropped: {what}\n    (labels/train/0.txt, line 2:" in text
@@ -621,7 +615,7 @@ def test_all_that_is_wrong_is_in_one_list(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"\0\1\2", "is not a text file"), (None, "is not a text file")]
 )
-def test_label_files_that_cannot_be_read_stop_and_all_are_named(
+def test_unreadable_label_files_raise_and_are_all_reported(
     tmp_path: Path, content: bytes | None, reason: str
 ) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
@@ -632,10 +626,8 @@ def test_label_files_that_cannot_be_read_stop_and_all_are_named(
     assert problems(folder)[:2] == [
         ("label file", f"labels/train/{name}.txt: {reason}") for name in "01"
     ]
-    with pytest.raises(
-        UserError,
-        match=f"2 label files cannot be used, first labels/train/0.txt: {reason}: fix",
-    ) as raised:
+    expected = f"2 label files cannot be used, first labels/train/0.txt: {reason}: fix"
+    with pytest.raises(UserError, match=expected) as raised:
         layouts.read(str(folder), "train")
     assert str(raised.value).endswith(
         f"All problems: gpvit check-data --annotations-only --data {folder}"
@@ -643,32 +635,30 @@ def test_label_files_that_cannot_be_read_stop_and_all_are_named(
     layouts.read(str(folder), "val")
 
 
-def test_images_that_cannot_be_read_stop_and_all_are_named(tmp_path: Path) -> None:
+def test_unreadable_images_raise_and_are_all_reported(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "train/2.png", "val/2.png")
     write(folder / "images/train/0.png", "no image")
     write(folder / "images/train/1.png", "")
     assert [kind for kind, _ in problems(folder)] == ["unreadable", "unreadable"]
-    with pytest.raises(
-        UserError, match="2 images cannot be read, first .*0.png: cannot be read: it is not an image"
-    ):
+    expected = "2 images cannot be read, first .*0.png: cannot be read: it is not an image"
+    with pytest.raises(UserError, match=expected):
         layouts.read(str(folder), "train")
 
 
-def test_one_number_more_than_points_is_a_score_where_all_have_it(tmp_path: Path) -> None:
+def test_extra_number_of_all_outlines_is_treated_as_score(tmp_path: Path) -> None:
     folder = dataset(
         tmp_path, "train/0.png", "train/1.png", "val/2.png", labels=LINE.replace("\n", " 0.9\n")
     )
     file = layouts.read(str(folder), "train")
-    assert [item["segmentation"] for item in file.objects[1]] == [
-        [[8, 4, 24, 4, 24, 12]]
-    ] and not file.problems
+    [item] = file.objects[1]
+    assert item["segmentation"] == [[8, 4, 24, 4, 24, 12]] and not file.problems
     assert "3 outlines have one extra number, which is treated as a score" in notes(folder)
 
 
 @pytest.mark.parametrize(
     "encode", [lambda text: codecs.BOM_UTF8 + text.encode(), lambda text: text.encode("utf-16")]
 )
-def test_byte_order_marks_and_line_ends_are_read(
+def test_byte_order_marks_and_line_endings_are_accepted(
     tmp_path: Path, encode: Callable[[str], bytes]
 ) -> None:
     folder = dataset(tmp_path, "train/0.png", "val/1.png")
@@ -678,9 +668,8 @@ def test_byte_order_marks_and_line_ends_are_read(
         encode("names: [\xe4, b]\r\ntrain: images/train\r\nval: images/val\r\n"),
     )
     file = layouts.read(str(folder), "train")
-    assert (
-        len(file.objects[1]) == 2 and file.categories == {1: "\xe4", 2: "b"} and not file.problems
-    )
+    assert len(file.objects[1]) == 2 and not file.problems
+    assert file.categories == {1: "\xe4", 2: "b"}
 
 
 @pytest.mark.parametrize("name", ["data.yaml", "my.yml", "DATA.YAML"])
@@ -715,7 +704,7 @@ def test_byte_order_marks_and_line_ends_are_read(
         ("", "it has no keys"),
     ],
 )
-def test_what_is_wrong_with_the_yaml_file_is_said(
+def test_invalid_yaml_file_raises(
     tmp_path: Path, name: str, content: str | bytes, reason: str
 ) -> None:
     folder = dataset(tmp_path / "d", "train/0.png", "val/1.png")
@@ -723,19 +712,18 @@ def test_what_is_wrong_with_the_yaml_file_is_said(
     write(folder / name, content)
     for given in (folder, folder / name):
         message = refused(given)
-        assert (
-            reason in message and name in message and "no annotations are recognised" not in message
-        )
+        assert reason in message and name in message
+        assert "no annotations are recogni" not in message
 
 
-def test_names_that_are_numbers_or_the_same_twice_are_taken(tmp_path: Path) -> None:
+def test_numeric_and_duplicate_class_names_are_accepted(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "val/1.png", names={"1": "a", "0": 7, 2: "a"}, nc="3")
     file = layouts.read(str(folder), "train")
     assert list(file.categories.values()) == ["7", "a", "a"]
     assert [problem.kind for problem in file.problems] == ["same name"]
 
 
-def test_another_yaml_file_does_not_matter(tmp_path: Path) -> None:
+def test_unrelated_yaml_files_are_ignored(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "val/1.png")
     write(folder / "hyperparameters.yaml", "lr0: 0.01\n")
     write(folder / "broken.yml", "\t")
@@ -744,7 +732,7 @@ def test_another_yaml_file_does_not_matter(tmp_path: Path) -> None:
     assert "data.yaml, more.yaml all have class names" in refused(folder)
 
 
-def test_oriented_boxes_are_outlines(tmp_path: Path) -> None:
+def test_oriented_boxes_become_polygons(tmp_path: Path) -> None:
     folder = dataset(
         tmp_path, "train/0.png", "val/1.png", labels="1 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5\n"
     )
@@ -756,13 +744,14 @@ FOLDS = [["fold1/data.yaml", "fold2/data.yaml"], ["fold 1.yaml", "fold-1.yaml"]]
 
 
 @pytest.mark.parametrize("files", FOLDS)
-def test_each_yaml_file_of_one_folder_has_its_own_splits(tmp_path: Path, files: list[str]) -> None:
+def test_yaml_files_of_one_folder_have_separate_splits(tmp_path: Path, files: list[str]) -> None:
     folder = dataset(tmp_path / "sets", *SIX)
     (folder / "data.yaml").unlink()
     for number, file in enumerate(files):
-        for split, names in (("train", SIX[:3]), ("val", SIX[3:])):
-            names = names if number == 0 else [name for name in SIX if name not in names]
-            write(folder / f"{split}{number}.txt", "".join(f"images/{name}\n" for name in names))
+        # The second YAML file swaps train and val.
+        halves = (SIX[:3], SIX[3:]) if number == 0 else (SIX[3:], SIX[:3])
+        for split, names in zip(("train", "val"), halves, strict=True):
+            write_list(folder / f"{split}{number}.txt", names)
         lists = {"train": f"train{number}.txt", "val": f"val{number}.txt"}
         path = ".." if "/" in file else "."
         write(folder / file, yaml.safe_dump({"names": ["a"], "path": path} | lists))
@@ -779,11 +768,11 @@ def test_each_yaml_file_of_one_folder_has_its_own_splits(tmp_path: Path, files: 
         ("all.json", "all.json", "all.json is the dataset itself; give another file name"),
     ],
 )
-def test_the_checker_overwrites_no_file_of_the_data(
+def test_checker_does_not_overwrite_dataset_files(
     tmp_path: Path, given: str, json_file: str, reason: str
 ) -> None:
     folder = dataset(tmp_path / "d", "train/0.png", "train/1.png", "val/2.png")
-    if given == "all.json":  # of which the checker reads a copy in the cache, split in two
+    if given == "all.json":  # one COCO file: the checker reads a copy in the cache, split in two
         folder = tmp_path / "coco"
         sides = {"width": 40, "height": 20}
         images = [{"id": number, "file_name": f"{number}.png", **sides} for number in range(4)]
@@ -800,13 +789,13 @@ def test_the_checker_overwrites_no_file_of_the_data(
     assert (folder / json_file).read_bytes() == before
 
 
-def test_a_line_that_repeats_another_names_its_number(tmp_path: Path) -> None:
+def test_duplicate_line_reports_both_line_numbers(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     write(folder / "labels/train/1.txt", "\n" + LINE + ANOTHER + LINE)
     assert problems(folder) == [("object twice", "labels/train/1.txt, line 4: same as line 2")]
 
 
-def test_an_image_that_is_another_one_names_it(tmp_path: Path) -> None:
+def test_duplicate_image_file_reports_the_first(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "train/0.png", "train/1.png", "val/2.png")
     (folder / "images/train/1.png").unlink()
     (folder / "images/train/1.png").symlink_to("0.png")

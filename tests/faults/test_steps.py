@@ -152,7 +152,7 @@ def test_state_has_loss_scale_normalizer_and_skipped_images(tmp_path: Path) -> N
     assert other.skipped == 2
 
 
-def test_state_of_version_0_2_has_loss_normalizer_as_number(tmp_path: Path) -> None:
+def test_loss_normalizer_of_older_states_is_restored(tmp_path: Path) -> None:
     trainer = trainer_of(Draws(), tmp_path)
     state = trainer.state_dict()
     del state["buffers"]

@@ -499,7 +499,7 @@ def load_unsaved_buffers(model: nn.Module, state: dict[str, Any]) -> None:
     """
     values = dict(state.get("buffers", {}))
     normalizer = state.get("loss_normalizer")
-    if normalizer is not None:  # a number, in states of version 0.2 and before
+    if normalizer is not None:  # a number in older states
         values["loss_normalizer"] = torch.tensor(float(normalizer), dtype=torch.float64)
     for name, buffer in unsaved_buffers(model).items():
         if name not in values:
