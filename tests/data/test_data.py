@@ -91,13 +91,15 @@ def test_a_folder_sets_data_and_number_of_classes_of_every_detector(synthetic_da
             lambda d: (d / "annotations" / "train.json").write_text(
                 '{"categories": [{"id": 1, "name": "cat"}],'
                 '"images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}],'
-                '"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 8, 1, 8, 8]]}]}'
+                '"annotations": [{"id": 1, "image_id": 1, "category_id": 1, '
+                '"segmentation": [[1, 1, 8, 1, 8, 8]]}]}'
             ),
             "declare different classes",
         ),
         (
             lambda d: (d / "annotations" / "train.json").write_text(
-                '{"categories": [{"id": 1, "name": "cat"}], "annotations": [{"id": 7, "bbox": [0, 0, 1, 1]}]}'
+                '{"categories": [{"id": 1, "name": "cat"}], '
+                '"annotations": [{"id": 7, "bbox": [0, 0, 1, 1]}]}'
             ),
             "1 annotations have no segmentation, first id 7",
         ),
@@ -266,7 +268,8 @@ def test_the_loader_of_a_config_gives_batches_with_masks(synthetic_data: Path) -
     )
 
 
-# Height and width, and what 800 and 1333 make of them: smallest scale, sides rounded once, halves up.
+# (height, width) to its size for short_side=800 and max_size=1333: the smaller scale, rounded once,
+# halves up.
 SIZES = {
     (427, 640): (800, 1199),
     (640, 427): (1199, 800),
@@ -437,14 +440,12 @@ def test_the_3x_recipe_cuts_boxes_where_it_crops_and_does_not_tighten_them(
     assert torch.cat(looseness).max() > 10
 
 
-def test_datasets_of_the_same_name_are_told_apart_and_known_by_their_folders(
+def test_datasets_with_the_same_folder_name_are_registered_separately(
     synthetic_data: Path, tmp_path: Path
 ) -> None:
-    folders = [
-        shutil.copytree(synthetic_data, tmp_path / part / name)
-        for part in "ab"
-        for name in ("twin", "coco:x")
-    ]
+    folders = []
+    for name in ("a/twin", "a/coco:x", "b/twin", "b/coco:x"):
+        folders.append(shutil.copytree(synthetic_data, tmp_path / name))
     names = [register_folder(str(folder), "val") for folder in folders]
     assert names[:2] == ["twin_val", "coco:x_val"] and re.fullmatch(r"twin_val-\w{8}", names[2])
     assert len(set(names)) == 4

@@ -16,7 +16,10 @@ HEIGHT, WIDTH = 90, 130
 
 
 def random_polygons(random: np.random.Generator, number: int) -> list[list[np.ndarray]]:
-    """Objects of one to three polygons, from specks to larger than the image; some leave it, some are outside."""
+    """Objects of one to three polygons, from specks to larger than the image.
+
+    Some cross its border, some are outside.
+    """
     objects = []
     for _ in range(number):
         size = random.choice([2, 20, 80, 200])

@@ -1,6 +1,7 @@
 """The generated data set is reproducible, exact and as varied as it says."""
 
 import hashlib
+import itertools
 import json
 import runpy
 import sys
@@ -49,7 +50,7 @@ def pixels(data: Path, file_name: str) -> np.ndarray:
 
 
 def digest(data: Path) -> str:
-    """Of all decoded pixels and of the annotations, whatever the PNG compression and JSON layout."""
+    """Hash of decoded pixels and annotations, whatever the PNG compression and JSON layout."""
     found = hashlib.sha256()
     for split in SPLITS:
         content = load(data, split)
@@ -60,7 +61,10 @@ def digest(data: Path) -> str:
 
 
 def objects(coco: dict[str, COCO]) -> list[tuple[COCO, dict]]:
-    return [(api, annotation) for api in coco.values() for annotation in api.anns.values()]
+    found = []
+    for api in coco.values():
+        found += [(api, annotation) for annotation in api.anns.values()]
+    return found
 
 
 def fill(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
@@ -141,7 +145,7 @@ def test_polygons_of_blobs_fill_to_the_same_mask():
     ],
 )
 def test_polygons_of_known_masks(rows, polygons):
-    mask = np.array([[pixel == "#" for pixel in row] for row in rows])
+    mask = np.array([list(row) for row in rows]) == "#"
     found = synthetic.mask_to_polygons(mask)
     assert len(found) == polygons
     if polygons:
@@ -199,10 +203,10 @@ def test_nothing_but_labelled_objects_stands_out_of_a_plain_background(monkeypat
         monkeypatch.setattr(synthetic, name, value)
     scene = synthetic.make_scene("train", index)
     height, width = scene.owner.shape
-    labelled = np.pad(scene.owner > 0, 2)
-    near = sum(
-        labelled[y : y + height, x : x + width].astype(int) for y in range(5) for x in range(5)
-    )  # of 25 pixels
+    labeled = np.pad(scene.owner > 0, 2)
+    near = np.zeros((height, width), int)  # labeled pixels among the 5 x 5 around each one
+    for y, x in itertools.product(range(5), repeat=2):
+        near += labeled[y : y + height, x : x + width]
     image = scene.pixels().astype(int)
     plain = image[near == 0]
     assert (plain == plain[0]).all()
@@ -213,17 +217,16 @@ def test_nothing_but_labelled_objects_stands_out_of_a_plain_background(monkeypat
 
 
 def test_image_sides_are_drawn_one_by_one(data):
-    sizes = [
-        (image["height"], image["width"])
-        for split in SPLITS
-        for image in load(data, split)["images"]
-    ]
-    assert all(256 <= side <= 320 for size in sizes for side in size)
-    assert any(side % 2 for size in sizes for side in size)
-    assert sum(height == width for height, width in sizes) < len(sizes) / 4
+    sizes = []
     for split in SPLITS:
         for image in load(data, split)["images"]:
-            assert pixels(data, image["file_name"]).shape == (image["height"], image["width"], 3)
+            size = (image["height"], image["width"])
+            assert pixels(data, image["file_name"]).shape == (*size, 3)
+            sizes.append(size)
+    sides = np.array(sizes)
+    assert sides.min() >= 256 and sides.max() <= 320
+    assert (sides % 2).any()
+    assert (sides[:, 0] == sides[:, 1]).mean() < 1 / 4
 
 
 def test_objects_range_over_tenfold_sizes(coco):

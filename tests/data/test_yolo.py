@@ -713,7 +713,7 @@ def test_invalid_yaml_file_raises(
     for given in (folder, folder / name):
         message = refused(given)
         assert reason in message and name in message
-        assert "no annotations are recogni" not in message
+        assert "no annotations are recognized" not in message
 
 
 def test_numeric_and_duplicate_class_names_are_accepted(tmp_path: Path) -> None:

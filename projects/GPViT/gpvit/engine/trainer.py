@@ -49,7 +49,7 @@ REPORTED_KEYS = ("file_name", "image_id", "index", "position")  # of an image, f
 
 
 class _StopNow(SystemExit):
-    """A signal during an evaluation or while loading data. Other processes may not have had it."""
+    """A signal during an evaluation or while loading data. Other processes may not have received it."""
 
 
 class _EarlyStop(Exception):
@@ -113,7 +113,7 @@ class Trainer(TrainerBase):
         self.done = 0  # completed iterations
         self.skipped = 0  # images, in all processes
         self.request = GO_ON  # of this process, to all processes
-        self.raise_on_signal = False  # instead of finishing the iteration first
+        self.raise_on_signal = False  # or finish the iteration and stop before the next one
         self._data_seconds = self._total_seconds = 0.0
         # Whether weights, optimizer, schedule and ``done`` are all those between two iterations.
         # The optimizer step sets it to False; Checkpointer.after_step sets it to True, after the
@@ -194,7 +194,8 @@ class Trainer(TrainerBase):
         norm = self._gradient_norm()
         data_time = losses["total_loss"].new_tensor(self._data_time)
         values = self._averaged(losses | {"data_time": data_time})
-        # Both are the same in all processes (DDP averages the gradients), and so is the decision.
+        # Total loss and norm are the same in all processes (DDP averages the gradients), and so is
+        # the decision.
         if not (values["total_loss"].isfinite() and norm.isfinite()):
             processes = comm.gather(self._inputs_and_losses(batch, losses))
             report = self._write_report(processes, float(norm))
@@ -220,7 +221,7 @@ class Trainer(TrainerBase):
         means: dict[str, Tensor] = {}
         for start in starts:
             part = batch[start : start + part_size]
-            # Losses are means over the images: weighted means of parts add up to that of the batch.
+            # Treats losses as means over the images, so that the parts add up to the batch.
             weight = len(part) / len(batch)
             # DDP averages the gradients over the processes in the last backward pass only.
             sync = (

@@ -37,7 +37,7 @@ from ..layers import (
     recomputed,
 )
 
-# How the published sizes differ.
+# Arguments of GPViT for the published sizes; the others are the same.
 SIZES: dict[str, dict[str, Any]] = {
     "L1": dict(embed_dim=216, stem_convs=0),
     "L2": dict(embed_dim=348, stem_convs=1),
@@ -55,7 +55,8 @@ class GPViT(Backbone):
         group_tokens: number of group tokens of each block; 0 for a window block.
         num_heads: attention heads of a group propagation block, and of each of the two directions
             of a window block.
-        drop_path_rate: drop path of the last block; increases linearly from 0 in the first block.
+        drop_path_rate: stochastic depth probability of the last block; increases linearly from 0
+            in the first block.
         norm: batch norm of the stem and the group propagation blocks: "BN", "SyncBN", "FrozenBN" or
             another name that :func:`detectron2.layers.get_norm` accepts, except "" for none.
         final_norm: apply a LayerNorm to each returned map. The published detectors have none.
@@ -64,7 +65,7 @@ class GPViT(Backbone):
         pretrain_img_size: side in pixels of the square images that the position embedding is for.
         use_act_checkpoint: recompute the blocks in the backward pass to save memory.
         frozen_blocks: if positive, freeze patch embedding, position embedding and this many blocks:
-            neither weights nor batch-norm statistics change.
+            neither weights nor batch-norm statistics change, and drop path is off.
 
     Raises:
         ValueError: an argument does not fit the others.
@@ -123,7 +124,7 @@ class GPViT(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        return 16  # stripes are two tokens wide
+        return 16  # a stripe is two tokens wide, a token is 8 pixels
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the maps.
@@ -160,6 +161,7 @@ class GPViT(Backbone):
         """The position embedding, resized to a grid: (1, H, W, C)."""
         side = int(self.pos_embed.shape[1] ** 0.5)
         pos = self.pos_embed.unflatten(1, (side, side))  # (1, H0, W0, C)
+        # While compiling, sizes may be symbolic: the graph must not depend on this comparison.
         if not torch.compiler.is_compiling() and (height, width) == (side, side):
             return pos
         if is_eager_on_cpu(pos):
@@ -169,7 +171,8 @@ class GPViT(Backbone):
                 over_rows = bicubic_weights(side, height, pos)
                 over_columns = bicubic_weights(side, width, pos)
                 rows = over_rows @ pos[0].flatten(1)  # (H, H0) (H0, W0 C) -> (H, W0 C)
-                return torch.matmul(over_columns, rows.view(1, height, side, -1))  # (1, H, W, C)
+                # (W, W0) (1, H, W0, C) -> (1, H, W, C), broadcast over the rows
+                return torch.matmul(over_columns, rows.view(1, height, side, -1))
         pos = pos.permute(0, 3, 1, 2)  # (1, H0, W0, C) -> (1, C, H0, W0)
         pos = F.interpolate(pos, (height, width), mode="bicubic", align_corners=False)
         return pos.permute(0, 2, 3, 1)  # (1, C, H, W) -> (1, H, W, C)
@@ -195,14 +198,15 @@ class PatchEmbed(nn.Module):
         self.projection = nn.Conv2d(width, dim, 4, stride=4)
 
     def forward(self, image: Tensor) -> Tensor:
-        image = image.contiguous(memory_format=torch.channels_last)
-        x = self.projection(self.convs(self.stem(image)))
+        x = image.contiguous(memory_format=torch.channels_last)  # makes the permute below a view
+        x = self.projection(self.convs(self.stem(x)))
         return x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C), a view
 
 
 class Block(nn.Module):
     """Base class: attention and MLP with residuals (``mix``), then a depthwise 3x3 convolution.
 
+    In group propagation blocks, batch norm and ReLU follow the convolution.
     With ``use_checkpoint``, ``mix`` is recomputed in the backward pass. The convolution is not:
     its batch norm must see every batch once.
     """
@@ -238,9 +242,9 @@ class WindowBlock(Block):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
 
     def mix(self, x: Tensor) -> Tensor:
-        # As in the paper: x = x + attn(norm1(x)), x = x + mlp(norm2(x)). The norms are passed on
-        # because a normalized map that is kept costs memory: L1 needs 10 % more in training
-        # (512x512) and 21 % more in inference (800x1216).
+        # x = x + attn(norm1(x)), then x = x + mlp(norm2(x)). The norms are passed on, so that the
+        # normalized maps are recomputed and not kept: otherwise L1 needs 10 % more memory in
+        # training (512x512) and 21 % more in inference (800x1216).
         x = x + self.drop_path(self.attn(x, norm=self.norm1))
         return add_mlp(x, self.mlp, norm=self.norm2, drop_path=self.drop_path)
 
@@ -264,13 +268,15 @@ class StripeAttention(nn.Module):
         """Attention over norm(x): (B, H, W, C) -> (B, H, W, C)."""
         B, H, W, C = x.shape
 
+        # x is an argument of both functions: it is all that `recomputed` keeps.
         def vertical_qkv(x: Tensor) -> Tensor:
             pairs = norm(x).view(B, H, W // 2, 2, C)  # of neighboring columns
             stripes = pairs.transpose(1, 2).contiguous()  # (B, W/2, H, 2, C)
             return self.qkv(stripes.view(B * W // 2, H, 2, C), half=0)
 
         def horizontal_qkv(x: Tensor) -> Tensor:
-            return self.qkv(norm(x).view(B * H // 2, 2, W, C), half=1)
+            stripes = norm(x).view(B * H // 2, 2, W, C)  # neighboring rows are adjacent in memory
+            return self.qkv(stripes, half=1)
 
         vertical = self.attend(recomputed(vertical_qkv, x), self.lepe_vertical)
         vertical = vertical.view(B, W // 2, H, 2, C // 2).transpose(1, 2)  # (B, H, W/2, 2, C/2)
@@ -280,7 +286,7 @@ class StripeAttention(nn.Module):
 
     def attend(self, qkv: Tensor, lepe: nn.Conv2d) -> Tensor:
         """Attention and LePE inside each of N stripes: (N, h, w, 3, C/2) -> (N, h, w, C/2)."""
-        value_map = qkv[..., 2, :]  # (N, h, w, C/2)
+        value_map = qkv[..., 2, :]  # (N, h, w, C/2): 0, 1 and 2 are queries, keys and values
         query, key, value = qkv.flatten(1, 2).unbind(2)  # each (N, h w, C/2)
         attended = attention(query, key, value, self.num_heads).view(value_map.shape)
         return attended + lepe(value_map.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -289,9 +295,10 @@ class StripeAttention(nn.Module):
 class StripeQKV(nn.Linear):
     """Projects one half of the channels, that of one direction, to queries, keys and values.
 
-    The published layer computes both halves of the map at once and copies 1.5 C channels to
-    stripes; here C channels are copied before each half is computed. The weight is the same,
-    (3C, C): queries, keys and values one after the other, each with the vertical half first.
+    The published layer computes both halves at once, and copies 1.5 C channels (queries, keys and
+    values of C/2) to stripes for each direction; here the C channels of the input are copied. The
+    weight is the same, (3C, C): queries, keys and values one after the other, each with the
+    vertical half first.
     """
 
     def __init__(self, dim: int) -> None:
@@ -299,7 +306,8 @@ class StripeQKV(nn.Linear):
 
     def forward(self, stripes: Tensor, half: int) -> Tensor:  # type: ignore[override]
         """(N, h, w, C) -> (N, h, w, 3, C/2). ``half``: 0 for vertical, 1 for horizontal stripes."""
-        weight = self.weight.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1)  # (3C/2, C)
+        # (3C, C) -> (3, 2, C/2, C) -> (3, C/2, C) -> (3C/2, C)
+        weight = self.weight.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1)
         bias = self.bias.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1)
         return linear(stripes, weight, bias).unflatten(3, (3, -1))
 
@@ -381,8 +389,8 @@ class Ungroup(nn.Module):
         self.num_heads = num_heads
         self.norm_query = nn.LayerNorm(dim)
         self.norm_key = nn.LayerNorm(dim)
-        self.query = Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)  # over a map, (B, H, W, C)
+        self.key = nn.Linear(dim, dim)  # over the group tokens, (B, n, C)
         self.value = nn.Linear(dim, dim)
         self.out = Linear(dim, dim)
         self.join = Linear(2 * dim, dim)
