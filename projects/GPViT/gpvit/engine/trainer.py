@@ -49,7 +49,7 @@ REPORTED_KEYS = ("file_name", "image_id", "index", "position")  # of an image, f
 
 
 class _StopNow(SystemExit):
-    """A signal during an evaluation or while loading data. Other processes may not have received it."""
+    """A signal during an evaluation or while loading data, which others may not have received."""
 
 
 class _EarlyStop(Exception):
