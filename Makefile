@@ -1,5 +1,6 @@
 ## make quickstart   create data, train a small detector and evaluate it, in a few minutes
 ## make test         run the tests, in less than 20 minutes on two CPU cores
+## make test-quick   run the quick ones among them, in about three minutes
 ## make test-slow    run the tests that take minutes each
 ## make lint         check style, formatting, types, imports and density
 ## make env          install everything into .venv (the targets above do this first)
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help quickstart test test-slow lint env clean
+.PHONY: help quickstart test test-quick test-slow lint env clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +21,9 @@ quickstart: env
 
 test: env
 	.venv/bin/python -m pytest $(ARGS)
+
+test-quick: env
+	.venv/bin/python -m pytest -m "not slow and not long" $(ARGS)
 
 test-slow: env
 	.venv/bin/python -m pytest -m slow $(ARGS)

@@ -12,6 +12,8 @@ import torch
 from benchmarks import backbone, coco_evaluation, engine, roofline
 from gpvit.utils.errors import UserError
 
+pytestmark = pytest.mark.long
+
 
 def test_adapter_is_measured_part_by_part(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["engine.py", "adapter", "--image", "64x96"])

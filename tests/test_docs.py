@@ -25,6 +25,8 @@ from gpvit.config import load_config
 from gpvit.model_zoo import COCO_AP, detector_address
 from gpvit.utils import environment
 
+pytestmark = pytest.mark.long
+
 PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "projects" / "GPViT" / "README.md",

@@ -26,6 +26,7 @@ def test_public_names_can_be_imported(code: str) -> None:
     exec(code, {})
 
 
+@pytest.mark.long
 def test_importing_modeling_registers_the_backbones() -> None:
     code = (
         "import gpvit.modeling; from detectron2.modeling import BACKBONE_REGISTRY as r; "

@@ -31,6 +31,8 @@ from gpvit.model_zoo import IMAGENET_WEIGHTS
 from gpvit.utils.errors import UserError
 from torch import nn
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def classifier_file(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,6 +12,8 @@ from gpvit.cli import analyze
 from gpvit.config import load_config
 from gpvit.utils import analysis
 
+pytestmark = pytest.mark.long
+
 PAGES = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
 COLUMNS = {"parameters": 0, "gflops": 1, "peak": 2, "milliseconds": 3, "percent": 4}
 

@@ -68,6 +68,7 @@ def test_unknown_command_exits_with_usage_error(
         assert exit.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_user_error_prints_one_line() -> None:
     result = gpvit("check-data", "--data", "nowhere")
     lines = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]

@@ -11,6 +11,8 @@ from conftest import REPOSITORY, TINY
 from gpvit.cli import train
 from gpvit.utils.errors import UserError
 
+pytestmark = pytest.mark.long
+
 CONFIG = str(REPOSITORY / "configs" / "quickstart.py")
 
 

@@ -18,6 +18,8 @@ from gpvit.utils.errors import UserError
 from omegaconf import DictConfig
 from torch import nn
 
+pytestmark = pytest.mark.long
+
 PARAMETERS = {
     "mask_rcnn_gpvit_l1": 30_831_556,
     "mask_rcnn_gpvit_l2": 45_464_778,

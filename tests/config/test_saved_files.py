@@ -23,6 +23,8 @@ from gpvit.engine.resume import settings
 from gpvit.export import graph as export
 from PIL import Image
 
+pytestmark = pytest.mark.long
+
 SAVED = official.FOLDER / "saved"
 NAMES = ("simple", "averaged", "mask_rcnn", "retinanet")
 EXPECTED = json.loads((SAVED / "expected.json").read_text())

@@ -705,6 +705,7 @@ def test_invalid_number_for_a_command_is_reported_by_argparse(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_invalid_value_starts_no_process_and_writes_no_file(
     synthetic_data: Path, tmp_path: Path
 ) -> None:

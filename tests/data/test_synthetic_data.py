@@ -97,6 +97,7 @@ def test_same_arguments_give_the_same_set_and_another_seed_another(small, tmp_pa
     )
 
 
+@pytest.mark.long
 def test_a_larger_set_starts_with_the_images_of_a_smaller_one(small, data):
     for split in SPLITS:
         few, many = load(small, split), load(data, split)

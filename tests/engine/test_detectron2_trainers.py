@@ -22,6 +22,8 @@ from gpvit.data import use_folder
 from omegaconf import DictConfig
 from torch import nn
 
+pytestmark = pytest.mark.long
+
 FAST = ("quickstart.py", "published/retinanet_gpvit_l1_1x.py")
 # Overrides that shorten a run without changing the model.
 SHORT = [override for override in TINY if override.startswith("dataloader.")]

@@ -39,6 +39,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from tqdm import tqdm
 
+pytestmark = pytest.mark.long
+
 CONFIG = REPOSITORY / "configs" / "quickstart.py"
 CLASSES = ["disc", "triangle", "cross"]
 Monitor = TypeVar("Monitor", bound=MonitorHook)

@@ -34,6 +34,8 @@ from gpvit.utils.seed import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+pytestmark = pytest.mark.long
+
 CONFIG = "configs/quickstart.py"
 PYTHON_PATH = [REPOSITORY, REPOSITORY / "projects" / "GPViT", REPOSITORY / "tests"]
 ENVIRONMENT = os.environ | {

@@ -22,6 +22,8 @@ from gpvit.modeling.deformable_attention import sample_by_bag, sample_by_grid
 from gpvit.utils.errors import UserError
 from torch import nn
 
+pytestmark = pytest.mark.long
+
 CLASSES = ["disc", "ring", "star"]
 # Config -> overrides for a tiny model.
 MODELS = {

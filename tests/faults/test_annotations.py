@@ -39,6 +39,8 @@ from PIL import Image
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
+pytestmark = pytest.mark.long
+
 HEIGHT, WIDTH = 24, 32
 MAPPER = dict(
     image_format="RGB", use_instance_mask=True, instance_mask_format="bitmask", recompute_boxes=True

@@ -17,6 +17,8 @@ from gpvit.config import load_config
 from gpvit.engine.resume import check_config_unchanged, latest_checkpoint
 from gpvit.utils.errors import UserError
 
+pytestmark = pytest.mark.long
+
 
 def checkpoint_content(iteration: int) -> dict[str, Any]:
     weights = {"weight": torch.arange(500.0) + iteration}

@@ -33,6 +33,8 @@ from gpvit.utils.files import lock_folder
 sys.path.insert(0, str(Path(__file__).parent))
 import saboteur
 
+pytestmark = pytest.mark.long
+
 ITERATIONS = 8
 OPTIONS = [
     f"train.max_iter={ITERATIONS}",

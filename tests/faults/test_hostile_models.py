@@ -30,6 +30,8 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import nn
 
+pytestmark = pytest.mark.long
+
 PROCESSES = 4
 NUMBERS = [2**31, 10**12, -1, 1e30, float("nan"), float("inf")]
 WORDS = ["", "x", "BN", "LN", "RGB", "p2", "cpu", "cuda"]

@@ -13,6 +13,8 @@ from gpvit.cli.main import run_command
 from gpvit.utils.errors import UserError
 from gpvit.utils.signals import interrupt
 
+pytestmark = pytest.mark.long
+
 SCRIPTS = ["train_net.py", "tools/quickstart.py", "tools/make_synthetic_data.py"]
 BENCHMARKS = sorted((REPOSITORY / "tests" / "benchmarks").glob("*.py"))
 COMMANDS = [

@@ -24,6 +24,8 @@ from gpvit.engine.launch import launch
 from gpvit.engine.resume import latest_checkpoint
 from gpvit.utils.errors import UserError
 
+pytestmark = pytest.mark.long
+
 PYTHONPATH = [str(REPOSITORY), str(REPOSITORY / "projects/GPViT"), str(REPOSITORY / "tests")]
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join(PYTHONPATH),

@@ -29,6 +29,8 @@ from gpvit.utils.text import one_line
 from huggingface_hub import ModelCard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.long
+
 LONG = "上" * 10_000
 CLASSES = [
     "<script>alert(1)</script><img src=x>](javascript:alert(1))|`a`\n\n# Heading\n---\n\u202egnp",

@@ -20,6 +20,8 @@ from gpvit.utils.errors import UserError
 from gpvit.visualization.drawing import LARGEST_SIDE, SMALLEST_SIDE, draw_predictions, reduced
 from PIL import Image
 
+pytestmark = pytest.mark.long
+
 SIZES = [(1, 1), (1, 2), (2, 1), (1, 5000), (5000, 1), (3, 10000)]
 RECIPES = {
     "resize": gpvit.data.train_augmentations("resize", 192, 320, 0),

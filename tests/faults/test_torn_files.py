@@ -168,6 +168,7 @@ def forked(action: Callable[[], None]) -> int:
         os._exit(code)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", WRITERS)
 def test_kill_at_any_moment_leaves_complete_old_or_new_file(name: str, tmp_path: Path) -> None:
     write, path, versions = WRITERS[name], tmp_path / name, []

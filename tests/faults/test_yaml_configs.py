@@ -47,6 +47,7 @@ def keys_without_kind(content: Any, key: str = "") -> Iterator[str]:
             yield from keys_without_kind(value, child)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_round_trips_through_yaml(path: Path, tmp_path: Path) -> None:
     """Fails if a new class is missing in the tables of calls, or a new key in that of values."""

@@ -25,6 +25,8 @@ from huggingface_hub import ModelCard, constants
 from safetensors import safe_open
 from stub_hub import TOKEN, Hub, Repository
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def run_folder(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -305,6 +305,7 @@ def test_gpu_and_cpu_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("train", [False, True])
 def test_backbone_compiles_into_one_graph(train: bool) -> None:
     net = tiny().train(train)

@@ -10,6 +10,7 @@ from gpvit.config import load_config
 from gpvit.utils import analysis, profiler
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", ["l1", "l2", "l3", "l4"])
 def test_parameters_and_flops_match_the_published_numbers(size: str) -> None:
     expected = json.loads((official.FOLDER / "complexity.json").read_text())

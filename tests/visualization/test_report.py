@@ -26,6 +26,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from pycocotools import mask as mask_api
 
+pytestmark = pytest.mark.long
+
 BROWSERS = list(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
 
 
