@@ -40,5 +40,5 @@ env:
 
 # Removes .venv only if install.py created it.
 clean:
-	@if [ -e .venv/gpvit-installed ]; then rm -rf .venv; elif [ -e .venv ]; then echo ".venv was not made here and stays"; fi
+	@if [ -e .venv/gpvit-installed ]; then rm -rf .venv; elif [ -e .venv ]; then echo ".venv was not created by make env and is kept"; fi
 	rm -rf output/quickstart

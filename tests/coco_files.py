@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpvit.data import register_folder
 from gpvit.data.datasets.coco_rules import MAX_DETECTIONS
-from gpvit.evaluation.coco_evaluation import COCOEvaluator, COCOFile, summarized
+from gpvit.evaluation.coco_evaluation import COCOEvaluator, COCOFile, summarize
 from pycocotools import mask as mask_api
 
 
@@ -22,7 +22,7 @@ def official_figures(folder: Path, task: str) -> list[float]:
     return list(map(float, metrics[:12]))
 
 
-def truth_as_results(json_file: Path) -> list[dict]:
+def ground_truth_as_results(json_file: Path) -> list[dict]:
     """Return the ground truth of a dataset, without crowds, as results in COCO format."""
     ground_truth = json.loads(json_file.read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
@@ -89,4 +89,4 @@ def coco_ap(
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCOFile(json_file)
         detections = ground_truth.loadRes(results)
-    return float(summarized(ground_truth, detections, task, max_detections).stats[0])
+    return float(summarize(ground_truth, detections, task, max_detections).stats[0])

@@ -10,7 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import official
 import pytest
 import torch
-from gpvit.data.datasets.synthetic import make_data_set
+from gpvit.data.datasets.synthetic import make_dataset
 from tqdm import tqdm
 
 tqdm.monitor_interval = 0  # no monitor thread, as in commands, since tests fork
@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def synthetic_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic dataset, shared by all tests: read-only."""
     folder = tmp_path_factory.mktemp("synthetic") / "data"
-    make_data_set(folder, train=8, val=4)
+    make_dataset(folder, train=8, val=4)
     return folder
 
 

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import argparse
 
 from gpvit.cli.main import run_command
-from gpvit.data.datasets.synthetic import make_data_set
+from gpvit.data.datasets.synthetic import make_dataset
 from gpvit.utils.errors import UserError
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
-        make_data_set(args.output, args.train, args.val, args.seed)
+        make_dataset(args.output, args.train, args.val, args.seed)
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from None
 

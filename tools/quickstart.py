@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog
 from gpvit.cli.main import run_command
 from gpvit.config import load_config
 from gpvit.data import register_folder
-from gpvit.data.datasets.synthetic import make_data_set
+from gpvit.data.datasets.synthetic import make_dataset
 from gpvit.data.image_io import read_image
 from gpvit.predictor import Predictor
 from gpvit.utils.errors import UserError
@@ -49,7 +49,7 @@ def main(overrides: list[str]) -> int:
     start = time.time()
     print_step("1/3 creating the synthetic dataset")
     folder = OUTPUT / "data"
-    make_data_set(folder)
+    make_dataset(folder)
     print_step("2/3 training and evaluating; log, checkpoints and metrics go to output/quickstart")
     code = train(folder, overrides)
     if code:

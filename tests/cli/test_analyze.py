@@ -69,7 +69,7 @@ def test_costs_of_parts_add_up_to_total(
         "total",
     ]
     total = table.pop("total")
-    model = analysis.built_on_meta(load_config(str(config)).model)
+    model = analysis.build_on_meta(load_config(str(config)).model)
     parameters = sum(weight.numel() for weight in model.parameters())
     assert total[COLUMNS["parameters"]] == pytest.approx(parameters / 1e6, abs=0.006)
     # The tolerances allow for the rounding of each row.

@@ -21,8 +21,12 @@ from detectron2.structures import Boxes, Instances
 from gpvit.cli import check_data
 from gpvit.config import load_config
 from gpvit.data.datasets import coco, custom
+from gpvit.data.datasets.cache import write_folder
 from gpvit.data.datasets.coco_rules import grouped
 from gpvit.data.datasets.file_tree import Tree
+from gpvit.data.datasets.image_root import find_image_root
+from gpvit.data.datasets.splits import split_images
+from gpvit.data.datasets.summary import table
 from gpvit.data.image_io import read_image
 from gpvit.evaluation.coco_evaluation import coco_fingerprint
 from gpvit.utils.errors import UserError
@@ -341,32 +345,34 @@ def test_val_json_alone_is_a_validation_split(source: Path, tmp_path: Path) -> N
     assert custom.find(str(tmp_path)) == {"val": split}
 
 
-def no_split(name: str) -> None:
-    return None
-
-
 def test_held_out_images_never_change() -> None:
     names = [f"{number}.jpg" for number in range(12)]
     for ordered in (names, names[::-1]):
-        parts, _ = custom.split_images(ordered, no_split)
+        parts, _ = split_images(dict.fromkeys(ordered))
         assert parts["val"] == {"4.jpg", "0.jpg"}  # users rely on these
 
 
 def test_at_least_one_image_is_held_out() -> None:
-    parts, _ = custom.split_images(["a.jpg", "b.jpg"], no_split)
+    parts, _ = split_images({"a.jpg": None, "b.jpg": None})
     assert len(parts["train"]) == len(parts["val"]) == 1
     with pytest.raises(UserError, match="1 image cannot be split"):
-        custom.split_images(["a.jpg"], no_split)
+        split_images({"a.jpg": None})
 
 
 def test_variants_of_an_image_are_in_the_same_split() -> None:
     names = []
     for number in range(10):
         names += [f"{number}_jpg.rf.{variant}.jpg" for variant in "abc"]
-    parts, _ = custom.split_images(names, no_split)
+    parts, _ = split_images(dict.fromkeys(names))
     train_originals = {name[0] for name in parts["train"]}
     val_originals = {name[0] for name in parts["val"]}
     assert len(parts["val"]) == 6 and not train_originals & val_originals
+
+
+def test_variants_of_a_single_image_are_not_split() -> None:
+    names = ["a_jpg.rf.1.jpg", "a_jpg.rf.2.jpg", "a_jpg.rf.3.jpg"]
+    with pytest.raises(UserError, match="3 images that are variants of the same one .* be split"):
+        split_images(dict.fromkeys(names))
 
 
 def test_conversion_is_repeated_only_if_a_file_changes(
@@ -414,8 +420,8 @@ def test_datasets_of_equal_names_sizes_and_times_have_separate_caches(tmp_path: 
 
 
 def test_of_simultaneous_conversions_the_first_is_kept(tmp_path: Path) -> None:
-    custom._write_folder(tmp_path / "new", {"a": "first"})
-    custom._write_folder(tmp_path / "new", {"a": "second"})
+    write_folder(tmp_path / "new", {"a": "first"})
+    write_folder(tmp_path / "new", {"a": "second"})
     assert list(tmp_path.iterdir()) == [tmp_path / "new"]
     assert (tmp_path / "new" / "a").read_text() == '"first"'
 
@@ -786,9 +792,9 @@ def test_of_folders_with_all_images_the_one_named_as_the_split_or_images_is_used
         write(data / "labels" / f"{split}.json", content)
     tree = Tree(data / "pictures")
     for split in SPLITS:
-        found = custom.image_root(data / "labels" / f"{split}.json", tree, split)
+        found = find_image_root(data / "labels" / f"{split}.json", tree, split)
         assert found == data / "pictures" / split
-    found = custom.image_root(data / "labels" / "val.json", Tree(data / "shots"), "val")
+    found = find_image_root(data / "labels" / "val.json", Tree(data / "shots"), "val")
     assert found == data / "shots" / "images"
 
 
@@ -836,7 +842,7 @@ def test_table_has_the_most_frequent_classes_and_those_without_objects() -> None
     for id in range(28):
         file.objects[1] += [{"category_id": id, "iscrowd": 0}] * (id + 1)
     file.objects[1].append({"category_id": 29, "iscrowd": 1})
-    lines = custom.table({"train": file}).splitlines()
+    lines = table({"train": file}).splitlines()
     assert lines[5].split() == ["class", "27", "28"] and lines[6].split() == ["class", "26", "27"]
     assert lines[-3].split() == ["and", "10", "more", "classes", str(sum(range(1, 9)))]
     assert lines[-2:] == [
@@ -1217,7 +1223,7 @@ def test_classes_are_counted_by_name() -> None:
     for file, ids in ((first, [1, 1, 1, 2, 7]), (second, [0, 1, 5, 5])):
         file.images[1] = {"file_name": "a.png", "height": 9, "width": 9}
         file.objects[1] = [{"category_id": id, "iscrowd": 0} for id in ids]
-    lines = custom.table({"train": first, "val": second}).splitlines()
+    lines = table({"train": first, "val": second}).splitlines()
     assert [line.split() for line in lines[5:9]] == [
         ["box", "3", "1"],
         ["tri", "1", "1"],

@@ -387,12 +387,12 @@ def test_an_image_file_reaches_a_published_detector_as_published(name: str, tmp_
     ]
     for padded, image in zip(images.tensor, (item["image"], other)):
         height, width = image.shape[1:]
-        normalised = (image.double().numpy().T - [123.675, 116.28, 103.53]) / [
+        normalized = (image.double().numpy().T - [123.675, 116.28, 103.53]) / [
             58.395,
             57.12,
             57.375,
         ]
-        assert np.allclose(padded[:, :height, :width], normalised.T, atol=1e-5)
+        assert np.allclose(padded[:, :height, :width], normalized.T, atol=1e-5)
         assert not padded[:, height:].any() and not padded[:, :, width:].any()
 
 

@@ -56,7 +56,7 @@ def read(folder: Path, masks: bool = False) -> layouts.coco.CocoFile:
     """The train split, with its problems."""
     layout = layouts.detect_format(str(folder))
     file = layouts.coco.read(*layout.splits["train"], masks=masks, train=True)
-    layout.trace("train", file)
+    layout.refer_to_user_files("train", file)
     assert all(problem.image_id is problem.annotation_id is None for problem in file.problems)
     return file
 

@@ -8,7 +8,7 @@ from children import in_a_child
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, polygons_to_bitmask
 from gpvit.data import InstanceMapper, train_augmentations
-from gpvit.data.cropped_masks import CroppedMasks, crop_of_polygons, transformed
+from gpvit.data.cropped_masks import CroppedMasks, crop_of_polygons, transform_rles
 from PIL import Image
 from pycocotools import mask as mask_api
 
@@ -115,7 +115,7 @@ def test_run_lengths_are_transformed_together_as_they_are_alone(
     expected = [transform.apply_segmentation(mask) for mask in masks]
     size = transform.apply_segmentation(np.zeros((HEIGHT, WIDTH), np.uint8)).shape
     rles = [mask_api.encode(np.asfortranarray(mask)) for mask in masks]
-    ours = CroppedMasks.of(list(transformed(rles, transform.apply_segmentation, size)), size)
+    ours = CroppedMasks.of(list(transform_rles(rles, transform.apply_segmentation, size)), size)
     assert ours.tensor.shape == (number, *size)
     assert np.array_equal(ours.tensor, np.reshape(np.array(expected, bool), (number, *size)))
 

@@ -24,7 +24,7 @@ SMALL_SET_DIGEST = "72a71a2889aa453d9ddea8b6aa0dbe4ed33bcbfd0659172dff9876d2a5fc
 def data(tmp_path_factory) -> Path:
     """A set of 60 training and 20 validation images."""
     out = tmp_path_factory.mktemp("data") / "synthetic"
-    synthetic.make_data_set(out, train=60, val=20)
+    synthetic.make_dataset(out, train=60, val=20)
     return out
 
 
@@ -37,7 +37,7 @@ def coco(data) -> dict[str, COCO]:
 def small(tmp_path_factory) -> Path:
     """The first images of the same data set."""
     out = tmp_path_factory.mktemp("small") / "synthetic"
-    synthetic.make_data_set(out, train=8, val=7)
+    synthetic.make_dataset(out, train=8, val=7)
     return out
 
 
@@ -89,8 +89,8 @@ def test_content_is_the_pinned_one(small):
 
 
 def test_same_arguments_give_the_same_set_and_another_seed_another(small, tmp_path):
-    synthetic.make_data_set(tmp_path / "again", train=8, val=7, seed=0)
-    synthetic.make_data_set(tmp_path / "other", train=8, val=7, seed=1)
+    synthetic.make_dataset(tmp_path / "again", train=8, val=7, seed=0)
+    synthetic.make_dataset(tmp_path / "other", train=8, val=7, seed=1)
     assert digest(tmp_path / "again") == digest(small)
     assert not np.array_equal(
         pixels(tmp_path / "other", "val_00000.png"), pixels(small, "val_00000.png")
@@ -273,17 +273,17 @@ def test_objects_are_cut_by_the_border_and_by_each_other(coco):
 
 
 def test_mean_colour_does_not_tell_the_class(data, coco):
-    colours, classes = [], []
+    colors, classes = [], []
     for api, annotation in objects(coco):
         if not annotation["iscrowd"]:
             image = pixels(data, api.imgs[annotation["image_id"]]["file_name"])
-            colours.append(image[api.annToMask(annotation) > 0].mean(0))
+            colors.append(image[api.annToMask(annotation) > 0].mean(0))
             classes.append(annotation["category_id"])
-    colours, classes = np.array(colours), np.array(classes)
+    colors, classes = np.array(colors), np.array(classes)
     means = np.array(
-        [colours[classes == one].mean(0) for one in classes]
+        [colors[classes == one].mean(0) for one in classes]
     )  # (n, 3), of each object's class
-    explained = means.var(0) / colours.var(
+    explained = means.var(0) / colors.var(
         0
     )  # of the variance of a channel; 3/n is expected by chance
     assert (explained < 0.03).all()
@@ -313,35 +313,35 @@ def test_category_ids_have_gaps_and_annotation_ids_are_unique(data):
 
 def test_a_second_run_keeps_the_set(small, monkeypatch):
     monkeypatch.setattr(synthetic, "make_scene", None)  # making an image would fail
-    synthetic.make_data_set(small, train=8, val=7)
+    synthetic.make_dataset(small, train=8, val=7)
 
 
 @pytest.mark.parametrize("changed", [{"train": 9}, {"val": 8}, {"seed": 1}])
 def test_a_set_made_with_other_arguments_is_left_alone(small, changed):
     before = digest(small)
     with pytest.raises(FileExistsError):
-        synthetic.make_data_set(small, **{"train": 8, "val": 7, **changed})
+        synthetic.make_dataset(small, **{"train": 8, "val": 7, **changed})
     assert digest(small) == before
 
 
 def test_a_set_made_with_other_settings_is_left_alone(small, monkeypatch):
     monkeypatch.setattr(synthetic, "NOISE", 0)
     with pytest.raises(FileExistsError):
-        synthetic.make_data_set(small, train=8, val=7)
+        synthetic.make_dataset(small, train=8, val=7)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "train.json").write_text('["mine"]')
     with pytest.raises(FileExistsError):
-        synthetic.make_data_set(tmp_path, train=1, val=1)
+        synthetic.make_dataset(tmp_path, train=1, val=1)
     assert [path.name for path in tmp_path.rglob("*")] == ["annotations", "train.json"]
 
 
 def test_a_run_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "make_scene", None)
     with pytest.raises(TypeError):
-        synthetic.make_data_set(tmp_path / "synthetic", train=1, val=1)
+        synthetic.make_dataset(tmp_path / "synthetic", train=1, val=1)
     assert not list(tmp_path.iterdir())
 
 

@@ -81,7 +81,7 @@ def problems(given: Path, split: str = "train") -> list[tuple[str, str]]:
     """The kind and the detail of each problem in a split."""
     layout = layouts.detect_format(str(given))
     file = layouts.coco.read(*layout.splits[split], masks=False)
-    layout.trace(split, file)
+    layout.refer_to_user_files(split, file)
     assert all(problem.image_id is problem.annotation_id is None for problem in file.problems)
     return [(problem.kind, problem.detail) for problem in file.problems]
 

@@ -25,9 +25,9 @@ from gpvit.config import config_from_yaml, load_config
 from gpvit.engine import Trainer
 from gpvit.engine.launch import choose_device
 from gpvit.evaluation.coco_results import read_inputs
-from gpvit.evaluation.metrics import check_best_metric, of_average
+from gpvit.evaluation.metrics import check_best_metric, rename_averaged
 from gpvit.evaluation.validation_sets import validation_names
-from gpvit.hub.model_card import training_of
+from gpvit.hub.model_card import read_training_run
 from gpvit.utils.errors import UserError
 from gpvit.utils.events import folder_names
 from gpvit.utils.seed import seed_everything
@@ -559,7 +559,7 @@ def test_each_of_several_validation_sets_is_evaluated(config_of_sets: Path, tmp_
     message = f"of several validation sets: give the folder of one of them, .*{NIGHT}$"
     with pytest.raises(UserError, match=message):
         read_inputs(folder)
-    card = training_of(gpvit.checkpoint.read(str(folder / "model_final.pth")))
+    card = read_training_run(gpvit.checkpoint.read(str(folder / "model_final.pth")))
     assert card.val_data == "day" and card.images == 4
     assert card.metrics["segm/AP"] == measured["day/ema_segm/AP"]
 
@@ -655,8 +655,8 @@ def test_folder_names_of_validation_sets_are_safe_and_unique() -> None:
 
 def test_metrics_of_the_averaged_weights_are_prefixed_below_the_set_names() -> None:
     one = {"bbox": {"AP": 1.0}, "speed": 2.0}
-    assert of_average(one) == {"ema_bbox": {"AP": 1.0}, "ema_speed": 2.0}
-    assert of_average({"a": one, "b": {}}) == {"a": of_average(one), "ema_b": {}}
+    assert rename_averaged(one) == {"ema_bbox": {"AP": 1.0}, "ema_speed": 2.0}
+    assert rename_averaged({"a": one, "b": {}}) == {"a": rename_averaged(one), "ema_b": {}}
 
 
 def test_error_of_several_processes_is_one_line(synthetic_data: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import detectron2.evaluation.coco_evaluation as coco_evaluation
 import numpy as np
 import pytest
 import torch
-from coco_files import coco_ap, evaluate, many_objects, official_figures, truth_as_results
+from coco_files import coco_ap, evaluate, ground_truth_as_results, many_objects, official_figures
 from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
@@ -67,7 +67,7 @@ def flip_masks(results: list[dict]) -> list[dict]:
 
 def test_swapped_classes_and_flipped_masks_have_low_ap(synthetic_data: Path) -> None:
     json_file = synthetic_data / "annotations" / "train.json"
-    results = truth_as_results(json_file)
+    results = ground_truth_as_results(json_file)
 
     def ap(results: list[dict]) -> float:
         masks_only = copy.deepcopy(results)
@@ -148,7 +148,7 @@ def test_ap_counts_max_dets_per_image(
     for task in ("bbox", "segm"):
         assert results[task]["AP-cell"] == pytest.approx(ap, abs=1)
         assert results[task]["AP50"] == pytest.approx(results[task]["AP"])
-        perfect_results = truth_as_results(json_file)
+        perfect_results = ground_truth_as_results(json_file)
         if task == "segm":
             for result in perfect_results:
                 result.pop("bbox", None)

@@ -997,7 +997,7 @@ def test_check_data_prints_rules_and_each_rule_has_test(capsys) -> None:
     tested = {*STOPS, *DROPS, *BOXES, *FAULTS_IN_FOLDER, "format", "same name", "classes differ"}
     tested |= {"unreadable", "size differs", "normalized", "first pixel", "box differs"}
     tested |= {"box alone differs", "corners", "object twice", "file twice"}
-    tested |= {"group", "image name", "both splits"}  # in test_layouts.py
+    tested |= {"group", "image name", "both splits"}  # in test_custom.py
     tested |= {"many objects"}  # in test_evaluation.py
     # In test_yolo.py and test_labelme.py.
     tested |= {"label file", "line", "class", "shape", "named twice", "named for two"}

@@ -35,6 +35,12 @@ import saboteur
 
 pytestmark = pytest.mark.long
 
+
+def slow(*values: Any) -> Any:
+    """The parameters of a variant that only `make test-slow` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 ITERATIONS = 8
 OPTIONS = [
     f"train.max_iter={ITERATIONS}",
@@ -218,15 +224,15 @@ RANDOM = random.Random()
     ("ranks", "fault", "code"),
     [
         (1, "kill", -9),
-        (1, "kill_late", -9),
+        slow(1, "kill_late", -9),
         (2, "kill_all", -9),
         (2, "kill_parent", -9),
-        (1, "SIGTERM", 143),
+        slow(1, "SIGTERM", 143),
         (1, "SIGINT", 130),
         (2, "SIGTERM_parent", 143),
-        (2, "SIGINT", 130),
+        slow(2, "SIGINT", 130),
         (1, "SIGTERM_group", 143),
-        (1, "SIGINT_group", 130),
+        slow(1, "SIGINT_group", 130),
     ],
 )
 def test_stopped_run_resumes_bitwise(
@@ -249,8 +255,9 @@ def test_stopped_run_resumes_bitwise(
     assert_resumes_bitwise(train, tmp_path, uninterrupted(ranks), ranks)
 
 
-@pytest.mark.parametrize("fault", ["kill", "exit"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("fault", "rank"), [("kill", 1), ("exit", 0), slow("kill", 0), slow("exit", 1)]
+)
 def test_dead_process_ends_job_with_cause_and_resumes_bitwise(
     train: Callable[..., Run],
     uninterrupted: Callable[[int], Run],
@@ -269,8 +276,15 @@ def test_dead_process_ends_job_with_cause_and_resumes_bitwise(
     assert_resumes_bitwise(train, tmp_path, uninterrupted(2), 2)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("fault", ["worker_killed", "worker_hangs"])
+@pytest.mark.parametrize(
+    ("ranks", "fault"),
+    [
+        (1, "worker_killed"),
+        (2, "worker_hangs"),
+        slow(2, "worker_killed"),
+        slow(1, "worker_hangs"),
+    ],
+)
 def test_dead_or_hanging_data_loading_process_is_reported(
     train: Callable[..., Run],
     uninterrupted: Callable[[int], Run],
@@ -292,7 +306,7 @@ def test_dead_or_hanging_data_loading_process_is_reported(
         (1, 1, "SIGTERM_soon:4"),
         (1, 0, "SIGINT_soon:4"),
         (2, 1, "SIGTERM_parent_soon:4:0"),
-        pytest.param(2, 1, "SIGTERM_soon:4:1", marks=pytest.mark.slow),
+        slow(2, 1, "SIGTERM_soon:4:1"),
     ],
 )
 def test_signal_while_waiting_for_data_stops_all_processes_immediately(
@@ -336,7 +350,7 @@ def _mounts() -> None:
     ("size", "options", "environment"),
     [
         ("8k", ["dataloader.train.num_workers=1"], {}),
-        ("100k", ["dataloader.train.num_workers=1"], {}),
+        slow("100k", ["dataloader.train.num_workers=1"], {}),
         (
             "100k",
             ["dataloader.test.num_workers=1", "dataloader.short_side=200"],
@@ -361,7 +375,7 @@ def test_full_shared_memory_is_reported_immediately(
         assert latest_iteration(tmp_path) == 2
 
 
-@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), slow(2, 0), (2, 1)])
 def test_out_of_memory_stops_all_ranks_with_image_sizes_and_resumes(
     train: Callable[..., Run],
     uninterrupted: Callable[[int], Run],
@@ -626,8 +640,9 @@ def one_cross(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) ->
     return folder
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize(
+    ("ranks", "value"), [(1, "inf"), (2, "nan"), slow(1, "nan"), slow(2, "inf")]
+)
 def test_non_finite_loss_stops_all_ranks_before_weights_change_and_is_replayed(
     train: Callable[..., Run], one_cross: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
     ranks: int, value: str,
@@ -674,7 +689,7 @@ def test_non_finite_loss_stops_all_ranks_before_weights_change_and_is_replayed(
     assert f"image {bad[0]['images'][0]['image_id']}: " in output
 
 
-@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), slow(2, 0), (2, 1)])
 def test_non_finite_proposals_stop_all_ranks_with_report(
     train: Callable[..., Run],
     uninterrupted: Callable[[int], Run],
@@ -746,7 +761,7 @@ def test_skip_budget_below_skipped_images_raises_on_resume(
     assert job.code == 1 and re.search(message, job.output)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, slow(2)])
 def test_unreadable_validation_image_is_reported(
     train: Callable[..., Run], synthetic_data: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -761,7 +776,7 @@ def test_unreadable_validation_image_is_reported(
     assert str(path) in "\n".join(job.errors)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [slow(1), 2])
 def test_batches_without_objects_have_finite_losses_and_gradients(
     train: Callable[..., Run], synthetic_data: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -780,7 +795,7 @@ def test_batches_without_objects_have_finite_losses_and_gradients(
 BEST = ["train.best_metric=segm/AP", "train.ema_decay=0", "dataloader.train.num_workers=0"]
 
 
-@pytest.mark.parametrize("fault", ["", "SIGTERM:3", "SIGTERM:4", "kill:3", "kill:4"])
+@pytest.mark.parametrize("fault", ["", "SIGTERM:3", "kill:4", slow("SIGTERM:4"), slow("kill:3")])
 def test_best_checkpoint_and_early_stopping_survive_restarts(
     train: Callable[..., Run], tmp_path: Path, fault: str
 ) -> None:
@@ -816,7 +831,7 @@ def with_best(train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactor
     return job
 
 
-@pytest.mark.parametrize("iteration", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("iteration", [2, slow(4)])
 def test_run_with_only_best_checkpoint_resumes_bitwise(
     train: Callable[..., Run], with_best: Run, tmp_path: Path, iteration: int
 ) -> None:
@@ -1051,7 +1066,7 @@ def test_full_disk_at_best_checkpoint_does_not_end_run(
     assert best_iteration(tmp_path) == ITERATIONS
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [slow(1), 2])
 def test_signal_during_evaluation_stops_immediately(
     train: Callable[..., Run], uninterrupted: Callable[[int], Run], tmp_path: Path, ranks: int
 ) -> None:
@@ -1085,11 +1100,15 @@ FLOAT16 = [
 
 
 @pytest.mark.parametrize(
-    ("config", "options"),
-    [("published/retinanet_gpvit_l1_1x", RETINANET), ("quickstart", FLOAT16)],
-    ids=["retinanet", "float16"],
+    ("config", "options", "ranks", "fault"),
+    [
+        ("published/retinanet_gpvit_l1_1x", RETINANET, 2, "SIGTERM_parent:4:0"),
+        ("quickstart", FLOAT16, 1, "bug:4"),
+        slow("published/retinanet_gpvit_l1_1x", RETINANET, 1, "bug:4"),
+        slow("quickstart", FLOAT16, 2, "SIGTERM_parent:4:0"),
+    ],
+    ids=["retinanet", "float16", "retinanet_1", "float16_2"],
 )
-@pytest.mark.parametrize(("ranks", "fault"), [(1, "bug:4"), (2, "SIGTERM_parent:4:0")])
 def test_retinanet_and_float16_resume_bitwise(
     train: Callable[..., Run],
     tmp_path: Path,

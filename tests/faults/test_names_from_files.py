@@ -235,7 +235,7 @@ def test_metadata_of_checkpoint_is_no_markup(
     content, path = checkpoint.read_content(str(run / "model_final.pth")), tmp_path / "model.pth"
     checkpoint.save(content | metadata, str(path))
     with hub.new_folder(tmp_path / "card", overwrite=False) as folder:
-        hub.write(str(path), folder, licence="mit", address="path/to/card")
+        hub.write(str(path), folder, license="mit", address="path/to/card")
     require_plain_markdown((tmp_path / "card" / "README.md").read_text(encoding="utf-8"))
 
 

@@ -45,7 +45,7 @@ def model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shared model of that run; tests must not modify it."""
     folder = tmp_path_factory.mktemp("models") / "toys"
     with hub.new_folder(folder, overwrite=False) as partial:
-        hub.write(str(run_folder), partial, licence="apache-2.0", address=hub.local_address(folder))
+        hub.write(str(run_folder), partial, license="apache-2.0", address=hub.local_address(folder))
     return folder
 
 
@@ -127,7 +127,7 @@ def test_shared_weights_are_averaged_and_metadata_has_no_path(
     assert any(not torch.equal(content["model"][key], content["ema"][key]) for key in file.weights)
     assert file.classes == content["classes"] and file.config == (model / "config.yaml").read_text()
     assert file.about == {
-        "licence": "apache-2.0",
+        "license": "apache-2.0",
         "versions": content["versions"],
         "iterations": 2,
         "source": "model_final.pth",
@@ -146,7 +146,7 @@ def test_card_has_results_and_datasets_of_training_run(run_folder: Path, tmp_pat
     row |= {"ema_segm/AP": 23.44, "ema_segm/APl": 34.5, "ema_bbox/AP-disc": 45.6}
     (tmp_path / "metrics.json").write_text(json.dumps(row))
     (tmp_path / "evaluation.json").write_text('{"images": 7, "weights": null}')
-    hub.write(str(tmp_path), tmp_path, licence="apache-2.0", address="hf://me/toys")
+    hub.write(str(tmp_path), tmp_path, license="apache-2.0", address="hf://me/toys")
     card = ModelCard.load(tmp_path / "README.md")
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "gpvit")
     assert card.data.pipeline_tag == "image-segmentation"
@@ -175,7 +175,7 @@ def test_card_has_metrics_of_its_checkpoint_only(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("\n".join(lines))
     path = str(tmp_path / "model_0000004.pth")
     file = checkpoint.File(path, {}, ["cat"], about={"iterations": 4})
-    assert model_card.training_of(file).metrics == {"bbox/AP": 10.0, "bbox/AP-cat": 1.0}
+    assert model_card.read_training_run(file).metrics == {"bbox/AP": 10.0, "bbox/AP-cat": 1.0}
 
 
 @pytest.mark.parametrize(("iterations", "ap"), [(1, 11.0), (2, 12.0), (3, 13.0)])
@@ -193,14 +193,14 @@ def test_checkpoint_after_each_iteration_has_its_own_evaluation(
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "config.yaml").write_text("train: {max_iter: 3}\n")
     file = checkpoint.File(str(tmp_path / "model.pth"), {}, [], about={"iterations": iterations})
-    assert model_card.training_of(file).metrics == {"bbox/AP": ap}
+    assert model_card.read_training_run(file).metrics == {"bbox/AP": ap}
 
 
 @pytest.mark.parametrize("content", ['{"weights": null}', "[]", "null", "3", "{"])
 def test_unexpected_evaluation_json_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "evaluation.json").write_text(content)
     file = checkpoint.File(str(tmp_path / "model.pth"), {}, [], about={"iterations": 2})
-    assert model_card.training_of(file).images is None
+    assert model_card.read_training_run(file).images is None
 
 
 def test_folder_name_is_quoted_in_command_of_card(model: Path, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def address_in_command(card: Path) -> str:
 def test_card_without_evaluation_has_no_results(run_folder: Path, tmp_path: Path) -> None:
     checkpoint_file = tmp_path / "model.pth"
     checkpoint_file.write_bytes((run_folder / "model_final.pth").read_bytes())
-    hub.write(str(checkpoint_file), tmp_path, licence="mit", address="hf://me/toys")
+    hub.write(str(checkpoint_file), tmp_path, license="mit", address="hf://me/toys")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.eval_results is None and "AP" not in card.text
     assert "Trained for 2 iterations." in card.text
@@ -282,6 +282,15 @@ def test_license_is_required_and_must_match(
             push(weights, tmp_path / "toys", license_id="mit")
 
 
+def test_license_under_its_old_key_is_read(model: Path, tmp_path: Path) -> None:
+    file, path = checkpoint.read(str(model)), tmp_path / "model.safetensors"
+    metadata = {"classes": file.classes, "inference_config": file.config, "licence": "mit"}
+    checkpoint.write(str(path), file.weights, **metadata)
+    assert checkpoint.read(str(path)).about["license"] == "mit"
+    with pytest.raises(UserError, match="states the license mit"):
+        push(path, tmp_path / "toys", license_id="apache-2.0")
+
+
 # --- The Hub ---
 
 
@@ -310,10 +319,10 @@ def test_pulled_files_and_detections_equal_pushed_ones(
 def test_revision_selects_commit(stub: Hub, run_folder: Path, model: Path) -> None:
     push(run_folder, "me/toys", license_id="mit")
     push(model, "hf://me/toys", "--overwrite")
-    assert checkpoint.read("hf://me/toys").about["licence"] == "apache-2.0"
-    assert checkpoint.read("hf://me/toys@v1").about["licence"] == "mit"
+    assert checkpoint.read("hf://me/toys").about["license"] == "apache-2.0"
+    assert checkpoint.read("hf://me/toys@v1").about["license"] == "mit"
     stub.repositories.clear()
-    assert checkpoint.read(f"hf://me/toys@{1:040x}").about["licence"] == "mit"  # from the cache
+    assert checkpoint.read(f"hf://me/toys@{1:040x}").about["license"] == "mit"  # from the cache
 
 
 def test_edited_card_is_pushed_unchanged(stub: Hub, model: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_quick_start_fails_if_ap_is_low_without_overrides(
     overrides: list[str],
     error: str,
 ) -> None:
-    for name in ("make_data_set", "draw"):
+    for name in ("make_dataset", "draw"):
         monkeypatch.setattr(quickstart, name, lambda *_: None)
     monkeypatch.setattr(quickstart, "train", lambda *_: 0)
     monkeypatch.setattr(quickstart, "read_evaluation", lambda _: {"results": {"segm": {"AP": ap}}})

@@ -15,7 +15,7 @@ from gpvit.utils import analysis, profiler
 def test_parameters_and_flops_match_the_published_numbers(size: str) -> None:
     expected = json.loads((official.FOLDER / "complexity.json").read_text())
     cfg = load_config(str(REPOSITORY / "configs" / "published" / f"mask_rcnn_gpvit_{size}_1x.py"))
-    model = analysis.built_on_meta(cfg.model)
+    model = analysis.build_on_meta(cfg.model)
     counts, published = analysis.parameters(model), expected["parameters"]["maskrcnn"][size]
     assert sum(counts.values()) == published["total"] and counts["rest"] == 0
     assert counts["backbone"] + counts["adapter"] == published["backbone"]

@@ -40,7 +40,7 @@ def test_all_readers_skip_invalid_lines_of_metrics(tmp_path: Path) -> None:
     save_curves(path, tmp_path / "curves.png")
     assert len(training_charts(tmp_path)) == 2
     file = checkpoint.File(str(tmp_path / "model.pth"), {}, [], about={"iterations": 40})
-    assert card.training_of(file).metrics == {"bbox/AP": 20.0}
+    assert card.read_training_run(file).metrics == {"bbox/AP": 20.0}
 
 
 def test_metrics_without_a_valid_line_give_an_empty_plot(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from gpvit.data.datasets import coco as annotations
 from gpvit.evaluation.coco_evaluation import coco_fingerprint, evaluated_data
-from gpvit.utils.fingerprint import dataset_fingerprint, like
+from gpvit.utils.fingerprint import dataset_fingerprint, fingerprint_like
 from pycocotools import mask as mask_api
 
 CLASSES = ["cat", "dog"]
@@ -99,13 +99,17 @@ def test_invalid_values_change_the_fingerprint_without_an_error(invalid: Any) ->
 
 def test_like_uses_the_version_of_the_saved_fingerprint() -> None:
     saved = "9c1d3f6a0b8e2d47"  # of version 1
-    version_1 = like(saved, records(), CLASSES)
+    version_1 = fingerprint_like(saved, records(), CLASSES)
     assert ":" not in version_1 and len(version_1) == len(saved)
     changed = records()
     changed[0]["annotations"][0]["iscrowd"] = 1  # which version 1 does not cover
-    assert like(saved, changed, CLASSES) == version_1
+    assert fingerprint_like(saved, changed, CLASSES) == version_1
     current = dataset_fingerprint(records(), CLASSES)
-    assert like(current, records(), CLASSES) == current != like(current, changed, CLASSES)
+    assert (
+        fingerprint_like(current, records(), CLASSES)
+        == current
+        != fingerprint_like(current, changed, CLASSES)
+    )
 
 
 @pytest.mark.parametrize("masks", [True, False])

@@ -118,7 +118,7 @@ def test_watching_keeps_outputs_and_removes_hooks(
     before = net(image)["last_feat"]
     with watch_groups(net) as maps:
         watched = net(image)["last_feat"]
-    shapes = {number: kind.gathered.shape for number, kind in maps.items()}
+    shapes = {number: kind.grouping.shape for number, kind in maps.items()}
     assert shapes == {1: (2, 4, 8, 12), 3: (2, 3, 8, 12)}
     assert torch.equal(watched, before)
     for module in net.modules():
@@ -141,10 +141,10 @@ def test_maps_are_attention_of_the_forward_pass(name: str) -> None:
         if isinstance(block, GroupPropagationBlock):
             blocks.append(number)
     assert list(inspection.groups) == blocks
-    assert inspection.groups[blocks[0]].given.shape == (4, 8, 12)
+    assert inspection.groups[blocks[0]].ungrouping.shape == (4, 8, 12)
     for maps in inspection.groups.values():
-        torch.testing.assert_close(maps.given.sum(0), torch.ones(8, 12))
-        torch.testing.assert_close(maps.gathered.sum((1, 2)), torch.ones(len(maps.gathered)))
+        torch.testing.assert_close(maps.ungrouping.sum(0), torch.ones(8, 12))
+        torch.testing.assert_close(maps.grouping.sum((1, 2)), torch.ones(len(maps.grouping)))
     assert inspection.strides.keys() == inspection.levels.keys()
     for level, values in inspection.levels.items():
         stride = inspection.strides[level]
@@ -155,7 +155,7 @@ def test_maps_are_cropped_to_the_image() -> None:
     # 64 x 70 in the model, padded to a width of 96
     image = np.random.default_rng(0).integers(0, 256, (100, 110, 3), np.uint8)
     inspection = inspect(predictor("quickstart"), image)
-    assert inspection.size == (64, 70) and inspection.groups[1].given.shape == (4, 8, 9)
+    assert inspection.size == (64, 70) and inspection.groups[1].ungrouping.shape == (4, 8, 9)
     shapes = {name: values.shape[1:] for name, values in inspection.levels.items()}
     assert shapes == {
         "p2": (16, 18),
@@ -164,7 +164,7 @@ def test_maps_are_cropped_to_the_image() -> None:
         "p5": (2, 3),
         "p6": (1, 2),
     }
-    assert (inspection.groups[1].gathered.sum((1, 2)) < 1).all()  # the rest is in the padding
+    assert (inspection.groups[1].grouping.sum((1, 2)) < 1).all()  # the rest is in the padding
 
 
 def test_strongest_tokens_have_the_most_cells() -> None:

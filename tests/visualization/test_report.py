@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_files import coco_ap, many_objects, official_figures, truth_as_results
+from coco_files import coco_ap, ground_truth_as_results, many_objects, official_figures
 from detectron2.data.datasets import register_coco_instances
 from gpvit.cli import view_results
 from gpvit.data import register_folder
@@ -36,7 +36,7 @@ def imperfect_results(json_file: Path) -> list[dict[str, Any]]:
     results = []
     categories = json.loads(json_file.read_text())["categories"]
     ids = sorted(category["id"] for category in categories)
-    for number, item in enumerate(truth_as_results(json_file)):
+    for number, item in enumerate(ground_truth_as_results(json_file)):
         item["segmentation"]["counts"] = item["segmentation"]["counts"].decode()
         item["score"] = round(0.95 - 0.013 * (number * 7 % 50), 3)
         if number % 5 == 0:
@@ -53,7 +53,7 @@ def imperfect_results(json_file: Path) -> list[dict[str, Any]]:
 
 
 def perfect_results(json_file: Path) -> list[dict[str, Any]]:
-    results = truth_as_results(json_file)
+    results = ground_truth_as_results(json_file)
     for item in results:
         item["segmentation"]["counts"] = item["segmentation"]["counts"].decode()
     return results

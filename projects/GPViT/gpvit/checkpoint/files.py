@@ -95,7 +95,7 @@ class File:
         dropped: names of tensors in the file that have no counterpart in a detector.
         kind: of an official file; None for a checkpoint of this project.
         config: from :func:`gpvit.config.inference_config`, if the file contains one.
-        about: optional facts: "versions" (a dict of strings), "licence" and "source" (strings) and
+        about: optional facts: "versions" (a dict of strings), "license" and "source" (strings) and
             "iterations", the length of the training run (int).
     """
 
@@ -229,9 +229,9 @@ def _facts(content: dict[str, Any]) -> dict[str, Any]:
     versions = content.get("versions")
     if isinstance(versions, dict) and _are_strings([*versions.keys(), *versions.values()]):
         facts["versions"] = versions
-    for key in ("licence", "source"):
-        if isinstance(content.get(key), str):
-            facts[key] = content[key]
+    for key, stated in (("licence", "license"), ("license", "license"), ("source", "source")):
+        if isinstance(content.get(key), str):  # models shared before version 0.2 have "licence"
+            facts[stated] = content[key]
     iterations, trainer = content.get("iterations"), content.get("trainer")
     if isinstance(trainer, dict):
         iterations = trainer.get("iteration", iterations)

@@ -29,7 +29,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from ..utils.errors import preview
-from ..utils.text import shown
+from ..utils.text import short_repr
 from . import describe
 from .describe import Architecture, architecture_of, size_name
 
@@ -290,7 +290,7 @@ def from_published(state_dict: Mapping[str, Tensor], part: str = "backbone") -> 
             names of its other parts are known and left out.
     """
     if part != "backbone":
-        raise ValueError(f'part must be "backbone", got {shown(part)}')
+        raise ValueError(f'part must be "backbone", got {short_repr(part)}')
     kind = _kind(state_dict)
     if kind is not None and kind.is_detector:
         backbone = {}

@@ -20,7 +20,7 @@ from ..data.datasets.register import set_num_classes
 from ..model_zoo import COCO_AP, detector_address
 from ..modeling import SIZES
 from ..predictor import config_of
-from ..utils.analysis import PARTS, built_on_meta, costs, flops, parameters
+from ..utils.analysis import PARTS, build_on_meta, costs, flops, parameters
 from ..utils.profiler import RETURN_MEMORY, image_size, in_a_process, machine
 from .options import OVERRIDES_HELP, add_device, command_parser
 
@@ -74,7 +74,7 @@ def print_model(
     source = (config_file, weights, overrides)
     cfg = detector_config(*source)
     height, width = image or default_size(cfg)
-    model = built_on_meta(cfg.model)
+    model = build_on_meta(cfg.model)
     counts, gflops = parameters(model), flops(model, height, width)
     # Peak memory is measured in a second process: its allocator settings make it slower.
     seconds, _, detections = in_a_process(detector_costs, *source, height, width, device)
@@ -165,13 +165,13 @@ def print_models(height: int, width: int) -> None:
     """
     print(
         f"| config | parameters (M) | GFLOPs at {height}x{width} | of these, backbone "
-        "| AP, 1x | AP, 3x |"
+        "| box / mask AP, 1x | box / mask AP, 3x |"
     )
     print("|---|---:|---:|---:|---:|---:|")
     for template in MODEL_CONFIGS:
         for size in SIZES:
             name = template.format(size.lower())
-            model = built_on_meta(load_config(str(CONFIGS / f"{name}.py")).model)
+            model = build_on_meta(load_config(str(CONFIGS / f"{name}.py")).model)
             gflops = flops(model, height, width)
             detector = name.removeprefix("published/")
             print(

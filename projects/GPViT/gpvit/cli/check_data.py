@@ -15,6 +15,7 @@ from pathlib import Path
 from ..data.datasets import custom as layouts
 from ..data.datasets.coco import CocoFile, images_in_both, read
 from ..data.datasets.coco_rules import RULES, WHOLE_FILE, Problem, grouped
+from ..data.datasets.summary import table
 from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write
 from ..utils.text import PATH_LIMIT, one_line
@@ -104,7 +105,7 @@ def check(path: Path | None, images: Path | None, masks: bool, open_images: bool
         raise UserError(f"{path} does not exist")
     if path.is_file() and (images or not open_images) and path.suffix.lower() not in layouts.YAML:
         file = read(path, images or "", masks=masks, open_images=open_images)
-        print(f"{one_line(path, PATH_LIMIT)}\n{layouts.table({'all': file})}")
+        print(f"{one_line(path, PATH_LIMIT)}\n{table({'all': file})}")
         return [file]
     layout = detected(path)
     files = {}
@@ -116,7 +117,7 @@ def check(path: Path | None, images: Path | None, masks: bool, open_images: bool
             train=split == "train",
             open_images=open_images,
         )
-        layout.trace(split, files[split])
+        layout.refer_to_user_files(split, files[split])
     add_problems_between_splits(files, open_images)
     print(layout.summary(files))
     return list(files.values())

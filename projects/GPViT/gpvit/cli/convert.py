@@ -19,7 +19,7 @@ from ..checkpoint import published
 from ..config import inference_config
 from ..predictor import config_of
 from ..utils.errors import UserError, preview
-from ..utils.files import atomic_write, refuse_to_replace
+from ..utils.files import atomic_write, check_overwrite
 from ..utils.text import LINE_LIMIT, one_line
 from .options import add_output, command_parser
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
         help="write the format of the official checkpoints, as a .pth file",
     )
     args = parser.parse_args(arguments)
-    refuse_to_replace([args.output], args.overwrite)
+    check_overwrite([args.output], args.overwrite)
     if args.to_published and args.output.suffix == ".safetensors":
         raise UserError(
             "the official checkpoints are PyTorch files; give an --output that ends in .pth"

@@ -18,12 +18,12 @@ import torch
 import torchvision  # noqa: F401 (registers the operators that a .pt2 file contains)
 
 from ..data.image_io import read_image
-from ..data.sources import expanded
+from ..data.sources import expand_globs
 from ..export import graph
 from ..export.verify import check, load
 from ..predictor import Predictor
 from ..utils.errors import UserError
-from ..utils.files import atomic_write, refuse_to_replace
+from ..utils.files import atomic_write, check_overwrite
 from ..utils.paths import utf8_path
 from ..utils.text import LINE_LIMIT, one_line
 from .options import add_detector, add_output, command_parser, detector
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str]) -> None:
 
     if args.output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--output {args.output}: the name must end in .onnx or .pt2")
-    refuse_to_replace([args.output], args.overwrite)
+    check_overwrite([args.output], args.overwrite)
     predictor = detector(args)
-    paths = expanded(args.input)
+    paths = expand_globs(args.input)
     images = [predictor.resize(read_image(path)) for path in paths]
     smallest = graph.smallest_side(predictor.model)
     for path, image in zip(paths, images):

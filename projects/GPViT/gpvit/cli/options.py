@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from ..predictor import Predictor
-from ..utils.kinds import argument, number, whole
+from ..utils.kinds import argument, integer, number
 
 # Types of numeric options.
-COUNT, INDEX, SCORE = argument(whole(1)), argument(whole(0)), argument(number(0, 1))
+COUNT, INDEX, SCORE = argument(integer(1)), argument(integer(0)), argument(number(0, 1))
 
 DATA_HELP = "dataset in any format that training accepts, or a COCO JSON file"
 IMAGES_HELP = "folder of the images of a COCO JSON file (default: searched for next to it)"

@@ -47,7 +47,7 @@ from ..data.video_io import VideoReader, VideoWriter
 from ..evaluation.coco_results import ResultsWriter
 from ..predictor import Predictor
 from ..utils.errors import UserError
-from ..utils.files import cut, make_folder, refuse_to_replace
+from ..utils.files import check_overwrite, make_folder, truncate_name
 from ..utils.signals import stop_signals_to
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..visualization.drawing import cut_outs, draw_predictions
@@ -163,7 +163,7 @@ def check_targets(sources: list[Source], args: argparse.Namespace) -> None:
                 "the command separately for inputs of the same name"
             )
         seen.add(target.resolve())
-    refuse_to_replace(targets, args.overwrite)
+    check_overwrite(targets, args.overwrite)
 
 
 class Run:
@@ -292,7 +292,9 @@ class Run:
             if not rgba.size:  # an empty mask
                 continue
             # Path separators, spaces, dots etc. in class names become "-".
-            name = cut(re.sub(r"[^\w-]+", "-", self.predictor.classes[instances.pred_classes[i]]))
+            name = truncate_name(
+                re.sub(r"[^\w-]+", "-", self.predictor.classes[instances.pred_classes[i]])
+            )
             path = folder / f"{frame}{i + 1:03}_{name}_{100 * instances.scores[i]:.0f}.png"
             save_image(path, rgba)
             self.cutouts[folder].add(path.name)

@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     push_parser.add_argument(
         "--license",
-        "--licence",
+        "--license",
         required=True,
         metavar="ID",
         help="license of the weights, such as apache-2.0",
@@ -100,7 +100,7 @@ def push(args: argparse.Namespace) -> None:
 
 def write(args: argparse.Namespace, folder: Path, address: str) -> None:
     hub.write(
-        args.weights, folder, licence=args.license, address=address, config_file=args.config_file
+        args.weights, folder, license=args.license, address=address, config_file=args.config_file
     )
 
 
@@ -110,7 +110,7 @@ def pull(args: argparse.Namespace) -> None:
     with hub.new_folder(folder, args.overwrite) as partial:
         file = hub.pull(address, partial)
     classes = file.require_classes()
-    license_id = one_line(file.about.get("licence", "not stated"))
+    license_id = one_line(file.about.get("license", "not stated"))
     path = one_line(folder, PATH_LIMIT)
     print(f"{path}: {len(classes)} classes ({preview(classes)}), license {license_id}")
 

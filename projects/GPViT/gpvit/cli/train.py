@@ -17,7 +17,7 @@ from ..engine.launch import choose_device, launch, processes_of, spawns_processe
 from ..engine.run import do_test, do_train
 from ..evaluation.metrics import check_best_metric
 from ..evaluation.validation_sets import validation_names
-from ..utils.kinds import argument, whole
+from ..utils.kinds import argument, integer
 from ..utils.text import one_line
 from .options import OVERRIDES_HELP
 
@@ -96,7 +96,7 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that Detectron2's launcher reads."""
     parser.add_argument(
         "--num-gpus",
-        type=argument(whole(1)),
+        type=argument(integer(1)),
         default=1,
         metavar="N",
         help="number of GPUs per machine, or of processes with train.device=cpu "
@@ -104,14 +104,14 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--num-machines",
-        type=argument(whole(1)),
+        type=argument(integer(1)),
         default=1,
         metavar="N",
         help="total number of machines (default: %(default)s)",
     )
     parser.add_argument(
         "--machine-rank",
-        type=argument(whole(0)),
+        type=argument(integer(0)),
         default=0,
         metavar="RANK",
         help="rank of this machine, from 0 (default: %(default)s)",

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.image_io import read_image
-from ..data.sources import expanded
+from ..data.sources import expand_globs
 from ..utils.errors import UserError
-from ..utils.files import atomic_write, make_folder, refuse_to_replace
+from ..utils.files import atomic_write, check_overwrite, make_folder
 from ..utils.text import LINE_LIMIT, one_line
 from ..visualization.attention import inspect
 from ..visualization.attention_sheet import draw_features, draw_groups
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     args = parser.parse_intermixed_args(arguments)
 
-    paths = expanded(args.input)
+    paths = expand_globs(args.input)
     targets = [targets_of(path, args.output) for path in paths]
     check_targets(targets, args.overwrite)
     predictor = detector(args)
@@ -84,4 +84,4 @@ def check_targets(targets: Sequence[tuple[Path, Path]], overwrite: bool) -> None
             "two inputs have the same name, so that their figures would replace each other; run "
             "the command once for each"
         )
-    refuse_to_replace(files, overwrite)
+    check_overwrite(files, overwrite)

@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 
 from ..data.datasets import coco as annotations
 from ..data.datasets import custom as layouts
+from ..data.datasets.image_root import find_image_root
 from ..data.image_io import read_annotated_image, save_image
 from ..utils.errors import UserError, preview
-from ..utils.files import atomic_write, cut, make_folder, refuse_to_replace
+from ..utils.files import atomic_write, check_overwrite, make_folder, truncate_name
 from ..utils.fonts import draw_all_characters
 from ..utils.text import LINE_LIMIT, cut_in_the_middle, one_line
 from ..visualization import style
@@ -41,9 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     sheet = args.output / "sheet.png"
     targets = []
     for record in records:
-        stem = cut(Path(record["file_name"]).stem)
+        stem = truncate_name(Path(record["file_name"]).stem)
         targets.append(args.output / f"{record['image_id']}_{stem}.png")
-    refuse_to_replace([*targets, sheet], args.overwrite)
+    check_overwrite([*targets, sheet], args.overwrite)
     make_folder(args.output)
     drawn, errors = draw(records, targets, classes)
     if drawn:
@@ -100,7 +101,7 @@ def locate(data: Path, images: Path | None, split: str | None) -> layouts.Split:
         if split:
             raise UserError(f"{data} is a single file; --split applies to dataset folders only")
         try:
-            return layouts.Split(data, images or layouts.image_root(data))
+            return layouts.Split(data, images or find_image_root(data))
         except UserError as error:
             raise UserError(f"{error}; give their folder by --images DIR") from None
     if images:

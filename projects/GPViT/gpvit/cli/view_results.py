@@ -27,10 +27,10 @@ from ..evaluation.coco_results import Inputs, read_inputs
 from ..evaluation.matching import IOU, match, outcomes
 from ..evaluation.metrics import TASKS
 from ..utils.errors import UserError
-from ..utils.files import atomic_write, make_folder, refuse_to_replace
-from ..utils.kinds import argument, whole
+from ..utils.files import atomic_write, check_overwrite, make_folder
+from ..utils.kinds import argument, integer
 from ..utils.text import LINE_LIMIT, one_line
-from ..visualization.comparison import as_picture, drawings, sheet, worst_first
+from ..visualization.comparison import drawings, sheet, to_image, worst_first
 from ..visualization.report import collect, page, percent, read_limit
 from .options import COUNT, SCORE, command_parser
 
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max-detections",
-        type=argument(whole(1, MOST_DETECTIONS)),
+        type=argument(integer(1, MOST_DETECTIONS)),
         metavar="N",
         help="maximum number of detections per image and class for the AP of a report (default: "
         "that of the evaluation, or 100)",
@@ -113,7 +113,7 @@ def draw(inputs: Inputs, args: argparse.Namespace) -> int:
         raise UserError(f"give the folder of the images of {inputs.data} by --images DIR")
     output = args.output or inputs.results.parent / "predictions"
     targets = [output / f"{rank:02}.png" for rank in range(1, args.number + 1)]
-    refuse_to_replace([*targets, output / "sheet.png"], args.overwrite)
+    check_overwrite([*targets, output / "sheet.png"], args.overwrite)
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
     detections = inputs.found[inputs.task]
     matching = match(inputs.ground_truth, detections, inputs.task)
@@ -126,7 +126,7 @@ def draw(inputs: Inputs, args: argparse.Namespace) -> int:
     failures: list[str] = []
     pictures = []
     for target, (case, figure) in zip(targets, drawings(inputs, cases, args.number, failures)):
-        picture = as_picture(figure)
+        picture = to_image(figure)
         pictures.append(picture)
         with atomic_write(target) as partial:
             picture.save(partial)
@@ -144,7 +144,7 @@ def draw(inputs: Inputs, args: argparse.Namespace) -> int:
 def report(inputs: Inputs, args: argparse.Namespace) -> int:
     """Write the report and print a summary; return the exit code."""
     output = args.output or inputs.results.parent / "report.html"
-    refuse_to_replace([output], args.overwrite)
+    check_overwrite([output], args.overwrite)
     limit = read_limit(inputs) if args.max_detections is None else args.max_detections
     content = collect(inputs, args.score_threshold, limit)
     text = page(content)

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..utils.errors import UserError
-from ..utils.kinds import FLAG, NULL, Kind, choice, either, number, path, several, text, whole
+from ..utils.kinds import FLAG, NULL, Kind, choice, either, integer, number, path, several, text
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 MAX_SIDE = 10_000  # pixels that an image may be resized to
@@ -41,15 +41,15 @@ AUGMENTATIONS = Kind(
 )
 DATASET = text("a dataset", "a dataset")
 DATASETS = either(DATASET, several(DATASET, "a list of them"))
-PIXELS = whole(1, MAX_SIDE, of="pixels")
+PIXELS = integer(1, MAX_SIDE, of="pixels")
 SIDES = several(PIXELS, f"a list of whole numbers of pixels from 1 to {MAX_SIDE}")
 SEVERAL_SIDES = "for several in training, use dataloader.train.mapper.augmentations.short_side"
-DETECTIONS = whole(1, MOST_DETECTIONS, of="detections")
+DETECTIONS = integer(1, MOST_DETECTIONS, of="detections")
 FRACTION = number(0, 1)
 DECAY = number(0, below=1)
 POSITIVE = number(above=0)
 NOT_NEGATIVE = number(0)
-ITERATIONS = whole(1, of="iterations")
+ITERATIONS = integer(1, of="iterations")
 MILESTONES = several(
     number(above=0, below=1),
     "a list of increasing fractions of train.max_iter between 0 and 1",
@@ -76,16 +76,16 @@ KINDS: dict[str, Kind] = {
         path("the path or address of a file of weights", "a file", "random weights")
     ),
     "train.max_iter": ITERATIONS,
-    "train.seed": whole(most=MAX_SEED, note="negative: a random seed"),
+    "train.seed": integer(most=MAX_SEED, note="negative: a random seed"),
     "train.deterministic": FLAG,
     "train.device": free(choice("auto", "cuda", "cpu")),
     "train.amp": SECTION,
     "train.amp.enabled": choice(True, False, "auto"),
     "train.amp.dtype": choice("bfloat16", "float16"),
     "train.clip_norm": number(0, note="0: no clipping"),
-    "train.accumulate": free(whole(1, of="parts of a batch")),
+    "train.accumulate": free(integer(1, of="parts of a batch")),
     "train.ema_decay": number(0, below=1, note="0: no average"),
-    "train.skip_budget": free(whole(0, of="images")),
+    "train.skip_budget": free(integer(0, of="images")),
     "train.ddp": free(SECTION),
     "train.ddp.broadcast_buffers": FLAG,
     "train.ddp.find_unused_parameters": FLAG,
@@ -94,38 +94,38 @@ KINDS: dict[str, Kind] = {
     "train.ddp.bucket_cap_mb": either(POSITIVE, NULL),
     "train.checkpointer": free(SECTION),
     "train.checkpointer.period": ITERATIONS,
-    "train.checkpointer.max_to_keep": whole(1, of="checkpoints"),
+    "train.checkpointer.max_to_keep": integer(1, of="checkpoints"),
     "train.best_metric": free(text("a metric such as segm/AP", "a metric", "none")),
-    "train.patience": free(whole(0, of="evaluations", note="0: never stop early")),
-    "train.eval_period": free(whole(0, of="iterations", note="0: only at the end")),
+    "train.patience": free(integer(0, of="evaluations", note="0: never stop early")),
+    "train.eval_period": free(integer(0, of="iterations", note="0: only at the end")),
     "train.log_period": free(ITERATIONS),
-    "train.pictures": free(whole(0, of="images", note="0: none")),
+    "train.pictures": free(integer(0, of="images", note="0: none")),
     "train.wandb": free(text("a project", "a project", "none")),
     "dataloader": SECTION,
-    "dataloader.short_side": whole(1, MAX_SIDE, of="pixels", note=SEVERAL_SIDES),
+    "dataloader.short_side": integer(1, MAX_SIDE, of="pixels", note=SEVERAL_SIDES),
     "dataloader.max_size": PIXELS,
     "dataloader.max_detections": free(DETECTIONS),
     "dataloader.folders": free(SECTION),  # of custom datasets, by their names
     "dataloader.train": SECTION,
     "dataloader.test": free(SECTION),
     "dataloader.evaluator": free(SECTION),
-    "dataloader.train.total_batch_size": whole(1, of="images"),
+    "dataloader.train.total_batch_size": integer(1, of="images"),
     # These three are set by the run itself.
-    "dataloader.train.seed": free(whole(most=MAX_SEED)),
-    "dataloader.train.start_iter": free(whole(0, of="iterations")),
+    "dataloader.train.seed": free(integer(most=MAX_SEED)),
+    "dataloader.train.start_iter": free(integer(0, of="iterations")),
     "dataloader.train.skip": free(FLAG),
     "dataloader.train.timeout": free(number(0, note="seconds")),
     "dataloader.train.pin_memory": free(FLAG),
-    "dataloader.train.prefetch_factor": free(whole(1, of="batches")),
-    "dataloader.*.num_workers": free(whole(0, MAX_WORKERS, of="processes")),
-    "dataloader.test.batch_size": whole(1, of="images"),
+    "dataloader.train.prefetch_factor": free(integer(1, of="batches")),
+    "dataloader.*.num_workers": free(integer(0, MAX_WORKERS, of="processes")),
+    "dataloader.test.batch_size": integer(1, of="images"),
     "dataloader.test.drop_last": FLAG,
     "dataloader.*.sampler": either(SECTION, NULL),
     "dataloader.*.collate_fn": either(SECTION, NULL),
     "dataloader.*.dataset": SECTION,
     "dataloader.*.dataset.names": free(DATASETS),
     "dataloader.*.dataset.filter_empty": FLAG,
-    "dataloader.*.dataset.min_keypoints": whole(0, of="keypoints"),
+    "dataloader.*.dataset.min_keypoints": integer(0, of="keypoints"),
     "dataloader.*.dataset.check_consistency": FLAG,
     "dataloader.*.mapper": SECTION,
     "dataloader.*.mapper.is_train": FLAG,
@@ -141,7 +141,7 @@ KINDS: dict[str, Kind] = {
     "dataloader.*.mapper.augmentations.lsj_size": PIXELS,
     "dataloader.*.mapper.augmentations.flip": FRACTION,
     "dataloader.*.mapper.augmentations.**.short_edge_length": either(PIXELS, SIDES),
-    "dataloader.*.mapper.augmentations.**.max_size": whole(1, of="pixels"),
+    "dataloader.*.mapper.augmentations.**.max_size": integer(1, of="pixels"),
     "dataloader.*.mapper.augmentations.**.sample_style": choice("range", "choice"),
     "dataloader.*.mapper.augmentations.**.prob": FRACTION,
     "dataloader.*.mapper.augmentations.**.horizontal": FLAG,
@@ -169,8 +169,8 @@ KINDS: dict[str, Kind] = {
     "**.use_act_checkpoint": free(FLAG),
     "**.test_score_thresh": free(number()),
     "**.test_nms_thresh": free(number()),
-    "**.test_topk_per_image": free(whole(most=MOST_DETECTIONS)),
-    "**.max_detections_per_image": free(whole(1, MOST_DETECTIONS)),
+    "**.test_topk_per_image": free(integer(most=MOST_DETECTIONS)),
+    "**.max_detections_per_image": free(integer(1, MOST_DETECTIONS)),
     "optimizer": SECTION,
     "optimizer.lr": POSITIVE,
     "optimizer.betas": several(
@@ -195,7 +195,7 @@ KINDS: dict[str, Kind] = {
     "optimizer.params.bias_lr_factor": either(NOT_NEGATIVE, NULL),
     "optimizer.params.lr_factor_func": either(SECTION, NULL),
     "optimizer.params.lr_factor_func.rate": number(above=0, most=1),
-    "optimizer.params.lr_factor_func.num_layers": whole(1, of="blocks"),
+    "optimizer.params.lr_factor_func.num_layers": integer(1, of="blocks"),
     "optimizer.params.overrides": either(SECTION, NULL),
     "optimizer.params.overrides.*": SECTION,
     "optimizer.params.overrides.*.lr": NOT_NEGATIVE,
@@ -206,7 +206,7 @@ KINDS: dict[str, Kind] = {
         several(POSITIVE, "a list of increasing numbers above 0", least=0, ordered=True), NULL
     ),
     "lr_multiplier.**.num_updates": either(ITERATIONS, NULL),
-    "lr_multiplier.warmup_iters": whole(0, of="iterations"),
+    "lr_multiplier.warmup_iters": integer(0, of="iterations"),
     "lr_multiplier.**.warmup_factor": FRACTION,
     "lr_multiplier.**.warmup_length": FRACTION,
     "lr_multiplier.**.warmup_method": choice("linear", "constant"),

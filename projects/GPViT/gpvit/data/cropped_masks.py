@@ -80,7 +80,7 @@ def crop_of_rle(rle: dict[str, Any]) -> Crop:
     return crop(columns.T, int(left))
 
 
-def transformed(
+def transform_rles(
     rles: Sequence[dict[str, Any]], apply: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]
 ) -> Iterator[Crop]:
     """Transform the masks of one image and yield their crops.

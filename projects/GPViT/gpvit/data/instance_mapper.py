@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 
 from ..utils.errors import UserError, reason_of
 from ..utils.text import LINE_LIMIT
-from .cropped_masks import Crop, CroppedMasks, crop_of_polygons, transformed
+from .cropped_masks import Crop, CroppedMasks, crop_of_polygons, transform_rles
 from .image_io import read_image
 from .masks import compressed, mask_fault, outlines_fault
 from .transforms import AugmentedImage
@@ -186,7 +186,7 @@ def _crops(
 ) -> list[Crop]:
     """Transform the RLEs among the masks of an image; crops are already transformed."""
     rles = [mask for mask in masks if isinstance(mask, dict)]
-    crops_of_rles = transformed(rles, transforms.apply_segmentation, size)
+    crops_of_rles = transform_rles(rles, transforms.apply_segmentation, size)
     crops = []
     for mask in masks:
         crops.append(next(crops_of_rles) if isinstance(mask, dict) else mask)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_api
 
-from ..utils.text import shown
+from ..utils.text import short_repr
 
 # Limit on the total outline of an object: OUTLINE_SIDES times (height + width) of its image, and
 # at most OUTLINE_PIXELS. pycocotools allocates 80 bytes per pixel of outline without checking how
@@ -113,7 +113,7 @@ def mask_fault(mask: Any, height: int, width: int) -> str:
     if isinstance(mask, dict):
         fault = run_length_fault(mask, height, width)
         if not fault and not all(type(side) is int for side in mask["size"]):  # 40.0 == 40
-            fault = f"size {shown(mask['size'])}, which must be integers"
+            fault = f"size {short_repr(mask['size'])}, which must be integers"
         return f"its mask has {fault}" if fault else ""
     if not isinstance(mask, list):
         return "its mask is neither polygons nor RLE"
@@ -143,7 +143,7 @@ def run_length_fault(mask: dict[str, Any], height: int, width: int) -> str:
     """
     size, counts = mask.get("size"), mask.get("counts")
     if size != [height, width]:
-        return f"size {shown(size)}, the image has {[height, width]}"
+        return f"size {short_repr(size)}, the image has {[height, width]}"
     pixels = height * width
     if isinstance(counts, (str, bytes)):
         # At most one run per pixel and an empty first one, of up to 7 characters each.

@@ -102,7 +102,7 @@ def images_below(folder: Path, output: Path) -> list[Path]:
     return images
 
 
-def expanded(patterns: Iterable[str]) -> list[Path]:
+def expand_globs(patterns: Iterable[str]) -> list[Path]:
     """Return the files that match glob patterns, sorted for each pattern.
 
     A pattern without matches is returned itself, so that reading it raises an error.

@@ -8,7 +8,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
-from ..evaluation.metrics import of_average
+from ..evaluation.metrics import rename_averaged
 from ..utils.errors import ProcessError, UserError
 from .checkpointer import Checkpointer
 from .ddp import unwrap_ddp
@@ -86,7 +86,9 @@ class EvalHook(HookBase):
         with trainer.interruptible():
             metrics = flatten_results_dict(self.evaluate(trainer.model) or {})
             if trainer.ema is not None:
-                metrics |= flatten_results_dict(of_average(self.evaluate(trainer.ema.module) or {}))
+                metrics |= flatten_results_dict(
+                    rename_averaged(self.evaluate(trainer.ema.module) or {})
+                )
         values = dict(zip(metrics, map(float, metrics.values())))
         trainer.storage.put_scalars(**values, smoothing_hint=False)
         try:

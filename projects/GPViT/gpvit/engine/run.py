@@ -24,7 +24,7 @@ from ..evaluation.validation_sets import validation_sets
 from ..utils.errors import ProcessError, UserError, preview
 from ..utils.events import save_evaluation
 from ..utils.files import lock_folder
-from ..utils.fingerprint import dataset_fingerprint, like
+from ..utils.fingerprint import dataset_fingerprint, fingerprint_like
 from .checkpointer import Checkpointer
 from .ddp import build_ddp, unwrap_ddp
 from .eval_hook import EvalHook
@@ -141,7 +141,7 @@ def _require_same_run(
             f"({preview(state['classes'])}) than the data ({preview(classes)}): start a new run "
             "with another train.output_dir, from its weights if you like"
         )
-    data = like(state["config"].get(DATA, ""), records, classes)
+    data = fingerprint_like(state["config"].get(DATA, ""), records, classes)
     check_config_unchanged(state["config"], config | {DATA: data}, state["path"])
 
 
@@ -270,14 +270,14 @@ def evaluate(
     for number, (name, set_cfg) in enumerate(sets.items()):
         if len(sets) > 1:
             logger.info(f"evaluation on {name}, validation set {number + 1} of {len(sets)}")
-        evaluated[name] = of_set = evaluate_set(set_cfg, model)
-        unwritten.append(of_set.unwritten)
+        evaluated[name] = evaluation = evaluate_set(set_cfg, model)
+        unwritten.append(evaluation.unwritten)
         if len(sets) > 1 and comm.is_main_process():
             about_set = about | {"data": about["data"][number]}
-            unwritten.append(write_results(set_cfg, [of_set], of_set.results, about_set))
+            unwritten.append(write_results(set_cfg, [evaluation], evaluation.results, about_set))
     if not comm.is_main_process():
         return {}
-    results = {name: of_set.results for name, of_set in evaluated.items()}
+    results = {name: evaluation.results for name, evaluation in evaluated.items()}
     if len(sets) == 1:
         (results,) = results.values()
     unwritten.append(write_results(cfg, evaluated.values(), results, about))
@@ -330,9 +330,9 @@ def write_results(
 ) -> str:
     """Writes evaluation.json. Returns: why it cannot be written; "" if it was."""
     images, seconds = 0, 0.0
-    for of_set in evaluated:
-        images += of_set.images
-        seconds += of_set.seconds
+    for evaluation in evaluated:
+        images += evaluation.images
+        seconds += evaluation.seconds
     try:
         save_evaluation(
             cfg.train.output_dir,

@@ -211,7 +211,7 @@ def check_masks(ground_truth: COCO, json_file: str) -> None:
             )
 
 
-def summarized(
+def summarize(
     ground_truth: COCO, detections: COCO, task: str, max_detections: int = MAX_DETECTIONS
 ) -> COCOeval_faster:
     """Run COCO's evaluation including its summary, without printing.

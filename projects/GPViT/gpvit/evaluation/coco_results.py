@@ -18,6 +18,7 @@ from ..config import load_config
 from ..data.datasets import coco as annotations
 from ..data.datasets import custom as layouts
 from ..data.datasets.coco import CocoFile
+from ..data.datasets.image_root import find_image_root
 from ..data.datasets.register import folder_of, require_files
 from ..data.sources import InputImage
 from ..utils.errors import UserError, preview
@@ -146,7 +147,7 @@ def check_data(results: Path, ground_truth: GroundTruth) -> None:
 def _from_file(path: Path, images: Path | None, masks: bool) -> GroundTruth:
     if images is None:
         with contextlib.suppress(UserError):  # results can be evaluated without the images
-            images = layouts.image_root(path)
+            images = find_image_root(path)
 
     def read(masks: bool) -> CocoFile:
         return annotations.read(path, images or "", masks=masks)

@@ -56,7 +56,7 @@ METRICS_OF_TASKS = "|".join(map(_task_pattern, TASKS.keys(), TASKS.values()))
 # quantifiers try no SET first, then the shortest one, so the class name gets all the rest.
 # DOTALL because names from files may contain line breaks.
 NAME = re.compile(
-    rf"(?:(?P<of_set>.*?)/)??(?P<averaged>{AVERAGED})?(?P<metric>{METRICS_OF_TASKS})", re.DOTALL
+    rf"(?:(?P<dataset>.*?)/)??(?P<averaged>{AVERAGED})?(?P<metric>{METRICS_OF_TASKS})", re.DOTALL
 )
 
 
@@ -64,13 +64,13 @@ class Metric(NamedTuple):
     """The parts of the full name of a metric.
 
     Attributes:
-        of_set: name of the validation set; "" if there is only one.
+        dataset: name of the validation set; "" if there is only one.
         averaged: whether it belongs to the averaged weights.
         task: a key of :data:`TASKS`.
         name: a metric of the task or of one of its classes.
     """
 
-    of_set: str
+    dataset: str
     averaged: bool
     task: str
     name: str
@@ -86,7 +86,7 @@ def parse_metric(name: str) -> Metric | None:
     if match is None:
         return None
     task, _, metric = match["metric"].partition("/")
-    return Metric(match["of_set"] or "", match["averaged"] is not None, task, metric)
+    return Metric(match["dataset"] or "", match["averaged"] is not None, task, metric)
 
 
 def metric_prefixes(cfg: DictConfig) -> list[str]:
@@ -124,14 +124,14 @@ def known_metrics(cfg: DictConfig, classes: Sequence[str]) -> list[str]:
     return names
 
 
-def of_average(results: Mapping[str, Any]) -> dict[str, Any]:
+def rename_averaged(results: Mapping[str, Any]) -> dict[str, Any]:
     """Add :data:`AVERAGED` to the task names in results, also inside of several validation sets."""
     renamed = {}
     for name, value in results.items():
         # Results of a validation set are nested one level deeper than those of a task.
         inner = value.values() if isinstance(value, Mapping) else ()
         if any(isinstance(metrics, Mapping) for metrics in inner):
-            renamed[name] = of_average(value)
+            renamed[name] = rename_averaged(value)
         else:
             renamed[AVERAGED + name] = value
     return renamed

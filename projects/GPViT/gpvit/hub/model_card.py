@@ -40,7 +40,7 @@ class TrainingRun:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def training_of(file: checkpoint.File) -> TrainingRun:
+def read_training_run(file: checkpoint.File) -> TrainingRun:
     """Return what the folder of a checkpoint records about the training run that wrote it."""
     folder, iterations = Path(file.path).parent, file.about.get("iterations")
     if iterations is None:
@@ -53,15 +53,15 @@ def training_of(file: checkpoint.File) -> TrainingRun:
         return TrainingRun(images=images, metrics=metrics)
     train = OmegaConf.select(cfg, "dataloader.train.dataset.names")
     test = OmegaConf.select(cfg, "dataloader.test.dataset.names")
-    of_set = ""
+    dataset = ""
     if isinstance(test, ListConfig) and len(test) > 1:
         # With several validation sets, each has a folder of its own; the card is about the first.
         first = test[0]
         set_folder = folder / RESULTS_OF_SETS / folder_names(list(map(str, test)))[str(first)]
         images = _evaluated_images(set_folder / "evaluation.json")
-        of_set = one_line(first, PATH_LIMIT)
+        dataset = one_line(first, PATH_LIMIT)
         test = first
-    metrics = _metrics(folder / "metrics.json", iterations, of_set)
+    metrics = _metrics(folder / "metrics.json", iterations, dataset)
     return TrainingRun(_data_names(train), _data_names(test), images, metrics)
 
 
@@ -82,7 +82,7 @@ def _data_names(names: Any) -> str:
     return one_line(", ".join(public_names))
 
 
-def _metrics(path: Path, iterations: int, of_set: str = "") -> dict[str, float]:
+def _metrics(path: Path, iterations: int, dataset: str = "") -> dict[str, float]:
     """Return the metrics of the evaluation after ``iterations`` iterations.
 
     If averaged weights were evaluated, their metrics are returned: these are the shared weights.
@@ -90,14 +90,14 @@ def _metrics(path: Path, iterations: int, of_set: str = "") -> dict[str, float]:
     Args:
         path: of metrics.json.
         iterations: number of iterations of the checkpoint.
-        of_set: the validation set, in one line, if there are several.
+        dataset: the validation set, in one line, if there are several.
     """
     metrics: dict[bool, dict[str, float]] = {False: {}, True: {}}  # by whether averaged
     for row in read_metrics(path):
         for key, value in row.items():
             metric = parse_metric(key)
             # Rows count iterations from 0.
-            if metric and metric.of_set == of_set and row["iteration"] == iterations - 1:
+            if metric and metric.dataset == dataset and row["iteration"] == iterations - 1:
                 metrics[metric.averaged][f"{metric.task}/{metric.name}"] = float(value)
     return metrics[True] or metrics[False]
 

@@ -36,8 +36,7 @@ from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write
 from ..utils.text import PATH_LIMIT, one_line
 from ..utils.yaml_io import read_yaml
-from .model_card import model_card, python_text, shell_text, training_of, versions
-
+from .model_card import model_card, python_text, read_training_run, shell_text, versions
 
 # The address in the Python example of a model card: a string literal that may contain escapes.
 ADDRESS_IN_PYTHON = re.compile(r'from_checkpoint\(("(?:[^"\\]|\\.)*")\)')
@@ -117,7 +116,7 @@ def _prepare_repository(api: HfApi, name: str, private: bool, overwrite: bool) -
         )
 
 
-def write(weights: str, folder: Path, *, licence: str, address: str, config_file: str = "") -> None:
+def write(weights: str, folder: Path, *, license: str, address: str, config_file: str = "") -> None:
     """Write the files of a shared model.
 
     A model that this function wrote before is copied, with its model card as edited since.
@@ -125,7 +124,7 @@ def write(weights: str, folder: Path, *, licence: str, address: str, config_file
     Args:
         weights: checkpoint, folder or address of the detector.
         folder: folder to write to.
-        licence: license of the weights, by its identifier on the Hub, such as "apache-2.0".
+        license: license of the weights, by its identifier on the Hub, such as "apache-2.0".
         address: the address or path that users load the detector from.
         config_file: config of the detector, if its checkpoint has none.
 
@@ -133,13 +132,13 @@ def write(weights: str, folder: Path, *, licence: str, address: str, config_file
         UserError: the detector cannot be loaded from these files, or it states another license.
     """
     file = checkpoint.read(weights)
-    _check_license(file.path, file.about.get("licence"), licence)
+    _check_license(file.path, file.about.get("license"), license)
     cfg = usable_config(file, config_file)
     source = Path(file.path).parent
     if Path(file.path).name == WEIGHTS and all((source / name).is_file() for name in FILES):
-        _copy(source, folder, licence, address)
+        _copy(source, folder, license, address)
         return
-    card = model_card(file, cfg, licence, address, training_of(file))
+    card = model_card(file, cfg, license, address, read_training_run(file))
     metadata: dict[str, Any] = {}
     if "iterations" in file.about:
         metadata["iterations"] = file.about["iterations"]
@@ -147,7 +146,7 @@ def write(weights: str, folder: Path, *, licence: str, address: str, config_file
         "classes": file.classes,
         "inference_config": inference_config(cfg),
         "versions": versions(file),
-        "licence": licence,
+        "license": license,
         "source": _origin(file),
     }
     checkpoint.write(str(folder / WEIGHTS), file.weights, **metadata)

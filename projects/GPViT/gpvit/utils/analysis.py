@@ -159,7 +159,7 @@ def bag_flops(
     return 2 * indices_shape.numel() * weight_shape[1]
 
 
-def built_on_meta(model_config: DictConfig) -> nn.Module:
+def build_on_meta(model_config: DictConfig) -> nn.Module:
     """Build a detector on the device "meta" (shapes without data), in evaluation mode."""
     with torch.device("meta"):
         return instantiate(model_config).eval()

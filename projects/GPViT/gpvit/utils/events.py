@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import atomic_write, cut, finite_or_text
+from .files import atomic_write, finite_or_text, truncate_name
 from .text import LINE_LIMIT, one_line
 
 # Larger than any float32, the type of losses; matplotlib draws no axis of much larger numbers.
@@ -84,7 +84,7 @@ def folder_names(names: Sequence[str]) -> dict[str, str]:
     folders = {}
     lowered = [name.lower() for name in names]
     for name in names:
-        safe = cut(re.sub(r"[^\w-]", "_", name, flags=re.ASCII), 80) or "_"
+        safe = truncate_name(re.sub(r"[^\w-]", "_", name, flags=re.ASCII), 80) or "_"
         # Some file systems do not distinguish "A" from "a".
         if safe != name or lowered.count(name.lower()) > 1:
             safe += "-" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]

@@ -202,7 +202,7 @@ def _flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def cut(name: str, limit: int = 100) -> str:
+def truncate_name(name: str, limit: int = 100) -> str:
     """Truncate a name to ``limit`` bytes of UTF-8, for file names that are derived from it."""
     # A character of several bytes that the limit divides is dropped ("ignore").
     return name.encode(errors="replace")[:limit].decode(errors="ignore")
@@ -219,7 +219,7 @@ def finite_or_text(value: Any) -> Any:
     return value
 
 
-def refuse_to_replace(paths: Iterable[Path], overwrite: bool) -> None:
+def check_overwrite(paths: Iterable[Path], overwrite: bool) -> None:
     """Raise a UserError if one of the paths given by --output exists and may not be overwritten.
 
     Symbolic links are always refused, except those in /dev: a write would go to their target.

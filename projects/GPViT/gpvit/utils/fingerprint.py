@@ -72,7 +72,7 @@ def _numbers(values: Any) -> bytes:
         return repr(values).encode(errors="surrogatepass")
 
 
-def like(saved: str, records: Iterable[dict[str, Any]], classes: Sequence[str]) -> str:
+def fingerprint_like(saved: str, records: Iterable[dict[str, Any]], classes: Sequence[str]) -> str:
     """Return the fingerprint of a dataset in the version of the fingerprint ``saved``."""
     return dataset_fingerprint(records, classes) if ":" in saved else _version_1(records)
 

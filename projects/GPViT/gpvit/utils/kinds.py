@@ -148,7 +148,9 @@ def _within(
     return fits
 
 
-def whole(least: int | None = None, most: int | None = None, of: str = "", note: str = "") -> Kind:
+def integer(
+    least: int | None = None, most: int | None = None, of: str = "", note: str = ""
+) -> Kind:
     """A whole number, of what ``of`` names; ``note`` explains a special value."""
     what = f"a whole number{f' of {of}' if of else ''}{_limits(least, most, None, None)}"
     return Kind(what + (f" ({note})" if note else ""), _within(Integral, least, most, None, None))

@@ -21,7 +21,7 @@ PAGE_LIMIT = 100_000  # characters of a text of many lines
 # Zero-width (non-)joiner: part of words in Persian and in Indic scripts, and of emoji.
 JOINERS = "\u200c\u200d"
 
-shown = reprlib.repr  # the repr of a value, truncated
+short_repr = reprlib.repr  # the repr of a value, truncated
 
 
 def decoded(content: bytes) -> str:

@@ -21,14 +21,12 @@ class GroupMaps(NamedTuple):
     """Attention between the n group tokens of a block and its H x W cells, averaged over the heads.
 
     Attributes:
-        gathered: (..., n, H, W), grouping: attention of each token to each cell; sums to 1 over the
-            cells.
-        given: (..., n, H, W), ungrouping: attention of each cell to each token; sums to 1 over the
-            tokens.
+        grouping: (..., n, H, W): attention of each token to each cell; sums to 1 over the cells.
+        ungrouping: (..., n, H, W): attention of each cell to each token; sums to 1 over the tokens.
     """
 
-    gathered: Tensor
-    given: Tensor
+    grouping: Tensor
+    ungrouping: Tensor
 
 
 class Inspection(NamedTuple):
@@ -66,8 +64,9 @@ def inspect(predictor: Predictor, image: ImageInput) -> Inspection:
         features = model.backbone(images.tensor)
     groups = {}
     for number, maps in watched.items():
-        gathered, given = cropped(maps.gathered, TOKEN_STRIDE), cropped(maps.given, TOKEN_STRIDE)
-        groups[number] = GroupMaps(gathered, given)
+        groups[number] = GroupMaps(
+            cropped(maps.grouping, TOKEN_STRIDE), cropped(maps.ungrouping, TOKEN_STRIDE)
+        )
     strides = {name: shape.stride for name, shape in model.backbone.output_shape().items()}
     levels = {name: cropped(level, strides[name]) for name, level in features.items()}
     return Inspection((height, width), groups, levels, strides)
@@ -92,9 +91,9 @@ def watch_groups(net: GPViT) -> Iterator[dict[int, GroupMaps]]:
         def hook(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
             x, groups = inputs
             # (B, heads, n, H, W) -> (B, n, H, W)
-            gathered = block.group.weights(block.group_token, x).mean(1)
-            given = block.ungroup.weights(x, groups).mean(1)
-            maps[number] = GroupMaps(gathered, given)
+            grouping = block.group.weights(block.group_token, x).mean(1)
+            ungrouping = block.ungroup.weights(x, groups).mean(1)
+            maps[number] = GroupMaps(grouping, ungrouping)
 
         return hook
 
@@ -111,10 +110,10 @@ def watch_groups(net: GPViT) -> Iterator[dict[int, GroupMaps]]:
 
 def strongest(maps: GroupMaps) -> list[int]:
     """All tokens, sorted by the number of cells that attend to them most, then by attention."""
-    given = maps.given.flatten(1)  # (n, HW)
-    cells = given.argmax(0).bincount(minlength=len(given))
-    order = [(-cells[token].item(), -given[token].sum().item()) for token in range(len(given))]
-    return sorted(range(len(given)), key=order.__getitem__)
+    attention = maps.ungrouping.flatten(1)  # (n, HW)
+    cells = attention.argmax(0).bincount(minlength=len(attention))
+    order = [(-cells[token].item(), -attention[token].sum().item()) for token in range(len(cells))]
+    return sorted(range(len(attention)), key=order.__getitem__)
 
 
 def principal_colors(level: Tensor) -> tuple[Tensor, float]:

@@ -55,7 +55,7 @@ def draw_groups(
     if not columns:
         counts = []
         for block, maps in inspection.groups.items():
-            counts.append(f"{len(maps.given)} in block {block}")
+            counts.append(f"{len(maps.ungrouping)} in block {block}")
         raise UserError(
             "--tokens: no block has any of these; tokens are counted from 0, and there are "
             f"{', '.join(counts)}"
@@ -73,13 +73,14 @@ def chosen_tokens(maps: GroupMaps, tokens: Sequence[int] | None) -> list[int]:
     """The tokens of ``tokens`` that the block has; for None, the strongest ones."""
     if tokens is None:
         return strongest(maps)[:COLUMNS]
-    return [token for token in tokens if 0 <= token < len(maps.given)]
+    return [token for token in tokens if 0 <= token < len(maps.ungrouping)]
 
 
 def relative_to_uniform(maps: GroupMaps) -> GroupMaps:
     """Divide attention by uniform attention: 1 / (number of cells) or 1 / (number of tokens)."""
     return GroupMaps(
-        maps.gathered / maps.gathered.mean((1, 2), keepdim=True), maps.given * len(maps.given)
+        maps.grouping / maps.grouping.mean((1, 2), keepdim=True),
+        maps.ungrouping * len(maps.ungrouping),
     )
 
 
@@ -139,12 +140,12 @@ class Sheet:
     def draw_block(self, row: int, block: int, maps: GroupMaps, tokens: Sequence[int]) -> None:
         """Draw one block: the tokens that cells attend to most, then two rows for ``tokens``."""
         top = self.top + row * self.strip + TITLE
-        title = f"Block {block}: {len(maps.given)} tokens"
+        title = f"Block {block}: {len(maps.ungrouping)} tokens"
         self.text(MARGIN, top - 0.07, title, fontsize=style.HEADING, weight="bold")
-        winners = maps.given.argmax(0)  # (H, W)
-        colors = np.empty((len(maps.given), 3))
+        winners = maps.ungrouping.argmax(0)  # (H, W)
+        colors = np.empty((len(maps.ungrouping), 3))
         # Consecutive ranks have very different colors.
-        colors[strongest(maps)] = token_colors(len(maps.given))
+        colors[strongest(maps)] = token_colors(len(maps.ungrouping))
         panel = self.panel(MARGIN, top, *self.large)
         show(panel, in_gray(self.image, 1.0), self.size)
         show(panel, colors[winners.numpy()], self.size, TOKEN_STRIDE, alpha=0.6)
@@ -156,8 +157,8 @@ class Sheet:
             swatch.set(facecolor=colors[token], xticks=[], yticks=[])
             swatch.spines[:].set_visible(False)
         relative = relative_to_uniform(maps)
-        self.draw_row(top, "grouping", relative.gathered[tokens].numpy())
-        self.draw_row(top + self.height + GAP, "ungrouping", relative.given[tokens].numpy())
+        self.draw_row(top, "grouping", relative.grouping[tokens].numpy())
+        self.draw_row(top + self.height + GAP, "ungrouping", relative.ungrouping[tokens].numpy())
 
     def draw_row(self, top: float, label: str, maps: np.ndarray) -> None:
         """Draw a row of heat maps (N, H, W) and their common scale, without outliers."""

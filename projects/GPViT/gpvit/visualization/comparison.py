@@ -261,7 +261,7 @@ def drawings(
         yield case, draw(image, case, inputs.ground_truth, found, masks=masks, rank=rank, pane=pane)
 
 
-def as_picture(figure: Figure) -> Image.Image:
+def to_image(figure: Figure) -> Image.Image:
     """Render a figure in RGB."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

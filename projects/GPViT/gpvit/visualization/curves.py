@@ -31,7 +31,7 @@ def main_metrics_over_iterations(rows: Iterable[dict[str, Any]]) -> dict[str, Po
         for name, value in row.items():
             metric = parse_metric(name)
             if metric and metric.is_main and not metric.averaged:
-                label = f"{one_line(metric.of_set, NAME_LIMIT)} {TASKS[metric.task].label}".strip()
+                label = f"{one_line(metric.dataset, NAME_LIMIT)} {TASKS[metric.task].label}".strip()
                 curves.setdefault(label, []).append((row["iteration"], value))
     return dict(sorted(curves.items()))
 

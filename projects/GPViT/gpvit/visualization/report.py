@@ -32,7 +32,7 @@ from ..evaluation.coco_evaluation import (
     check_max_detections,
     max_dets,
     most_objects,
-    summarized,
+    summarize,
 )
 from ..evaluation.coco_results import Inputs
 from ..evaluation.matching import (
@@ -52,7 +52,7 @@ from ..utils.events import is_number, read_evaluation, read_metrics
 from ..utils.text import LINE_LIMIT, one_line, several_lines
 from ..version import __version__
 from . import style
-from .comparison import as_picture, drawings, worst_first
+from .comparison import drawings, to_image, worst_first
 from .curves import Points, draw_curve, main_metrics_over_iterations
 
 KINDS = {"bbox": "box", "segm": "mask"}  # as in "box AP"
@@ -146,7 +146,7 @@ def accuracy(inputs: Inputs, matching: Matching, limit: int) -> dict[str, Any]:
     metrics = [*OF_A_CLASS, *recalls, "AR small", "AR medium", "AR large"]
     precisions, overall, curves = {}, {}, {}
     for task, found in inputs.found.items():
-        evaluation = summarized(inputs.ground_truth, found, task, limit)
+        evaluation = summarize(inputs.ground_truth, found, task, limit)
         # (IoUs, recalls, classes, areas, maxDets): the last limit is the one of AP.
         precisions[task] = evaluation.eval["precision"][..., -1]
         overall[task] = dict(zip(metrics, figures(evaluation.stats)))
@@ -462,7 +462,7 @@ def worst_images(
     worst = []
     for case, figure in drawings(inputs, cases, WORST_IMAGES, failures, IMAGE_PANE):
         content = io.BytesIO()
-        as_picture(figure).save(content, "JPEG", quality=82)
+        to_image(figure).save(content, "JPEG", quality=82)
         data = Markup(base64.b64encode(content.getvalue()).decode())
         caption = f"{one_line(case.image['file_name'])}: {case.counts()}"
         worst.append({"caption": caption, "data": data})

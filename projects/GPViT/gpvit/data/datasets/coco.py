@@ -25,7 +25,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from ...utils.errors import UserError
-from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line, shown
+from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line, short_repr
 from ..image_io import MAX_PIXELS, read_image
 from ..masks import as_numbers, compressed, outline_of, run_length_fault, with_too_long
 from . import image_names
@@ -34,8 +34,8 @@ from .coco_rules import (
     RULES,
     SLACK,
     Problem,
+    dropped_or_fixed,
     grouped,
-    left_out,
     ordered,
     phrase,
 )
@@ -81,12 +81,12 @@ class CocoFile:
         """Return the paths of the images by ID, without links; their names if no image_root."""
         folders = folders or image_names.FolderCache()
         paths = {}
-        for id, image in self.images.items():
+        for image_id, image in self.images.items():
             name = image["file_name"]
             if name and self.image_root:
-                paths[id] = folders.real(os.path.join(self.image_root, name))
+                paths[image_id] = folders.real(os.path.join(self.image_root, name))
             elif name:
-                paths[id] = os.path.normpath(name)
+                paths[image_id] = os.path.normpath(name)
         return paths
 
     def summary(self) -> str:
@@ -120,15 +120,15 @@ class CocoFile:
             level = logging.INFO if RULES[kind].action == "note" else logging.WARNING
             log_first_n(level, one_line(message, LINE_LIMIT), name=__name__, key="message")
         # Detectron2 numbers the classes from 0, in the order of their IDs.
-        classes = {id: number for number, id in enumerate(self.categories)}
+        classes = {category_id: number for number, category_id in enumerate(self.categories)}
         records = []
-        for id, image in self.images.items():
+        for image_id, image in self.images.items():
             record = {
                 "file_name": os.path.join(self.image_root, image["file_name"]),
                 "height": image["height"],
                 "width": image["width"],
-                "image_id": id,
-                "annotations": [_as_record(item, classes) for item in self.objects[id]],
+                "image_id": image_id,
+                "annotations": [_as_record(item, classes) for item in self.objects[image_id]],
             }
             records.append(record)
         return records
@@ -139,8 +139,10 @@ class CocoFile:
         It needs area and iscrowd of all annotations. Annotations are numbered from 1, since it
         treats an ID of 0 as unmatched.
         """
-        images = [{"id": id} | image for id, image in self.images.items()]
-        categories = [{"id": id, "name": name} for id, name in self.categories.items()]
+        images = [{"id": image_id} | image for image_id, image in self.images.items()]
+        categories = [
+            {"id": category_id, "name": name} for category_id, name in self.categories.items()
+        ]
         annotations: list[dict[str, Any]] = []
         for objects in self.objects.values():
             for item in objects:
@@ -209,22 +211,22 @@ def _read(data: CocoFile, masks: bool, train: bool) -> dict[int, str]:
     groups = [entry for entry in content["categories"] if _is_group(entry, content)]
     categories = [entry for entry in content["categories"] if entry not in groups]
     found = [*_read_categories(data, categories), *_read_images(data, content["images"])]
-    found += [Problem("group", detail=shown(entry["name"])) for entry in groups]
+    found += [Problem("group", detail=short_repr(entry["name"])) for entry in groups]
     renamed, not_found = _find_images(data)
     found += renamed
     entries = content["annotations"]
     of_objects = _judge_together(data, entries, _read_annotations(data, entries, masks))
     found += of_objects
     counts = _counts_without_crowds(data)
-    empty = [Problem("empty image", id) for id in data.images if counts[id] == 0]
+    empty = [Problem("empty image", image_id) for image_id in data.images if counts[image_id] == 0]
     found += empty
-    crowded = [id for id, count in counts.items() if count > MAX_DETECTIONS]
-    for id in sorted(crowded, key=counts.__getitem__, reverse=True):
-        found.append(Problem("many objects", id, detail=f"{counts[id]} objects"))
+    crowded = [image_id for image_id, count in counts.items() if count > MAX_DETECTIONS]
+    for image_id in sorted(crowded, key=counts.__getitem__, reverse=True):
+        found.append(Problem("many objects", image_id, detail=f"{counts[image_id]} objects"))
     # With normalized coordinates, which stop as well, this would only be a consequence.
     normalized = any(problem.kind == "normalized" for problem in of_objects)
     if train and len(empty) == len(data.images) > 0 and not normalized:
-        found.append(Problem("no objects", detail=left_out(of_objects)))
+        found.append(Problem("no objects", detail=dropped_or_fixed(of_objects)))
     data.problems = ordered(found)
     return not_found
 
@@ -232,8 +234,8 @@ def _read(data: CocoFile, masks: bool, train: bool) -> dict[int, str]:
 def _counts_without_crowds(data: CocoFile) -> dict[int, int]:
     """Return the number of objects of each image that are not crowds, by image ID."""
     counts = {}
-    for id, objects in data.objects.items():
-        counts[id] = sum(not item["iscrowd"] for item in objects)
+    for image_id, objects in data.objects.items():
+        counts[image_id] = sum(not item["iscrowd"] for item in objects)
     return counts
 
 
@@ -268,15 +270,15 @@ def _read_categories(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
     if not entries:
         yield Problem("no categories")
     for number, entry in enumerate(entries):
-        id, name = _as_id(entry.get("id")), entry.get("name")
-        if id is None or not isinstance(name, str):
+        category_id, name = _as_id(entry.get("id")), entry.get("name")
+        if category_id is None or not isinstance(name, str):
             yield Problem("category", detail=f"entry {number}, id {_invalid_id(entry.get('id'))}")
-        elif id in data.categories:
-            yield Problem("category twice", detail=f"entry {number}, id {id}")
+        elif category_id in data.categories:
+            yield Problem("category twice", detail=f"entry {number}, id {category_id}")
         else:
             if name in data.categories.values():
-                yield Problem("same name", detail=f"entry {number}, {shown(name)}")
-            data.categories[id] = name
+                yield Problem("same name", detail=f"entry {number}, {short_repr(name)}")
+            data.categories[category_id] = name
     data.categories = dict(sorted(data.categories.items()))
 
 
@@ -300,23 +302,23 @@ def _read_images(data: CocoFile, entries: list[dict]) -> Iterator[Problem]:
     if not entries:
         yield Problem("no images")
     for number, entry in enumerate(entries):
-        id, name = _as_id(entry.get("id")), entry.get("file_name")
+        image_id, name = _as_id(entry.get("id")), entry.get("file_name")
         width, height = _as_id(entry.get("width")), _as_id(entry.get("height"))
-        if id is None:
+        if image_id is None:
             yield Problem("image", detail=f"entry {number}, id {_invalid_id(entry.get('id'))}")
             continue
-        if id in data.images:
-            yield Problem("image twice", id, detail=f"entry {number}")
+        if image_id in data.images:
+            yield Problem("image twice", image_id, detail=f"entry {number}")
             continue
         if not isinstance(name, str) or not name:
-            yield Problem("image", id, detail="no file_name")
+            yield Problem("image", image_id, detail="no file_name")
             name = ""
         if not usable_size(height, width):
-            size = f"{shown(entry.get('width'))} x {shown(entry.get('height'))}"
-            yield Problem("image size", id, detail=size)
+            size = f"{short_repr(entry.get('width'))} x {short_repr(entry.get('height'))}"
+            yield Problem("image size", image_id, detail=size)
             width = height = 0
-        data.images[id] = {"file_name": name, "height": height, "width": width}
-        data.objects[id] = []
+        data.images[image_id] = {"file_name": name, "height": height, "width": width}
+        data.objects[image_id] = []
     data.images = dict(sorted(data.images.items()))
 
 
@@ -336,12 +338,12 @@ def _find_images(data: CocoFile) -> tuple[list[Problem], dict[int, str]]:
     folders = image_names.FolderCache()
     missing: dict[int, str] = {}
     taken: set[str] = set()  # paths of the others, relative to image_root
-    for id, image in data.images.items():
+    for image_id, image in data.images.items():
         name = image["file_name"]
         if not name or not data.image_root:
             continue
         if not folders.has(os.path.join(data.image_root, name)):
-            missing[id] = name
+            missing[image_id] = name
         elif os.path.isabs(name):
             taken.add(os.path.relpath(name, data.image_root))
         else:
@@ -350,20 +352,20 @@ def _find_images(data: CocoFile) -> tuple[list[Problem], dict[int, str]]:
     if missing:
         paths = image_names.files_below(data.image_root)
         matches = image_names.match(missing.values(), paths, taken)
-        for id, name in missing.items():
+        for image_id, name in missing.items():
             path, fault = matches[name]
             if path:
-                data.written[id], data.images[id]["file_name"] = name, path
+                data.written[image_id], data.images[image_id]["file_name"] = name, path
                 detail = f"{one_line(name)} is {one_line(path)}"
-                problems.append(Problem("image name", id, detail=detail))
+                problems.append(Problem("image name", image_id, detail=detail))
             else:
-                not_found[id] = fault
+                not_found[image_id] = fault
     first_ids: dict[str, int] = {}
-    for id, path in data.real_paths(folders).items():
-        first = first_ids.setdefault(path, id)
-        if first != id:
-            detail = f"{one_line(data.images[id]['file_name'])}, same as {first}"
-            problems.append(Problem("file twice", id, detail=detail))
+    for image_id, path in data.real_paths(folders).items():
+        first = first_ids.setdefault(path, image_id)
+        if first != image_id:
+            detail = f"{one_line(data.images[image_id]['file_name'])}, same as {first}"
+            problems.append(Problem("file twice", image_id, detail=detail))
     return problems, not_found
 
 
@@ -380,12 +382,12 @@ def images_in_both(train: CocoFile, val: CocoFile, *, copies: bool = False) -> l
     same = _copies(train_paths.values(), val_paths.values()) if copies else {}
     same |= {path: path for path in val_paths.values()}
     problems = []
-    for id, path in train_paths.items():
+    for image_id, path in train_paths.items():
         if path in same:
-            detail = one_line(train.images[id]["file_name"])
+            detail = one_line(train.images[image_id]["file_name"])
             if same[path] != path:
                 detail += f", the same as {one_line(same[path], PATH_LIMIT)}"
-            problems.append(Problem("both splits", id, detail=detail))
+            problems.append(Problem("both splits", image_id, detail=detail))
     return problems
 
 
@@ -428,17 +430,17 @@ def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> list[
     """Check the annotations, and add the usable ones to ``data.objects``. Return the problems."""
     data.annotations = len(entries)
     problems: list[Problem] = []
-    ids: set[int] = set()
+    seen_ids: set[int] = set()
     seen = SeenObjects()
     for number, entry in enumerate(entries):
-        id, image_id = _as_id(entry.get("id")), _as_id(entry.get("image_id"))
+        annotation_id, image_id = _as_id(entry.get("id")), _as_id(entry.get("image_id"))
         category_id = _as_id(entry.get("category_id"))
         findings: list[Finding] = []
-        if id is None or image_id is None:
+        if annotation_id is None or image_id is None:
             invalid = [f"{key} {_invalid_id(entry.get(key))}" for key in ("id", "image_id")]
             findings.append(("annotation", f"entry {number}, {', '.join(invalid)}"))
         if category_id not in data.categories:
-            findings.append(("undeclared", f"category_id {shown(entry.get('category_id'))}"))
+            findings.append(("undeclared", f"category_id {short_repr(entry.get('category_id'))}"))
         if masks and not entry.get("segmentation"):
             findings.append(("no mask", ""))
         if image_id is not None and image_id not in data.images:
@@ -449,18 +451,19 @@ def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> list[
             result = _check_object(entry, image["height"], image["width"], masks, findings)
             if result is not None:
                 values, key = result
-                item = {"id": id, "image_id": image_id, "category_id": category_id} | values
+                ids = {"id": annotation_id, "image_id": image_id, "category_id": category_id}
+                item = ids | values
                 first = seen.first_with((image_id, category_id, *key), item)
                 if first is None:
                     data.objects[image_id].append(item)
                 else:
                     findings.append(("object twice", f"same as {first['id']}"))
-        if id in ids:
+        if annotation_id in seen_ids:
             findings.append(("annotation twice", ""))
-        if id is not None:
-            ids.add(id)
+        if annotation_id is not None:
+            seen_ids.add(annotation_id)
         for kind, detail in findings:
-            problems.append(Problem(kind, image_id, id, detail))
+            problems.append(Problem(kind, image_id, annotation_id, detail))
     return problems
 
 
@@ -535,43 +538,24 @@ def _check_object(
         Its bbox, segmentation, area and iscrowd, and the values that a repeated annotation of the
         same object has in common with it, except for the mask. None if it is dropped.
     """
-    segmentation, value = entry.get("segmentation"), entry.get("bbox")
-    numbers = _four_numbers(value)
-    box, box_finding = _check_box(value, numbers, height, width)
+    segmentation = entry.get("segmentation")
+    numbers = _four_numbers(entry.get("bbox"))
+    box, box_finding = _check_box(entry.get("bbox"), numbers, height, width)
     mask, extent = None, None
     if masks:
         mask, extent = _check_mask(segmentation, height, width, findings)
     elif segmentation and box and not _surely_agrees(box, numbers, segmentation, height, width):
         # Only for the comparison with the box: problems of an unused mask are not reported.
         mask, extent = _check_mask(segmentation, height, width, [])
-
-    box_within = _in_first_pixel(numbers, height, width)
-    mask_within = isinstance(segmentation, list) and _in_first_pixel(extent, height, width)
-    # Whether the mask is in the first pixel and the box elsewhere, in pixels.
-    mask_astray = mask_within and not box_within and box and _contradicts(box, numbers, extent)
-    if mask_astray and not masks:
+    misplaced = _is_mask_misplaced(segmentation, extent, box, numbers, height, width)
+    if misplaced and not masks:
         mask, extent = None, None
-    elif mask_within or (box_within and (extent is None or not masks)):
-        # A box alone in the first pixel is recomputed from its mask if there is one.
-        shows_mask = mask_within and not box_within
-        where = f"segmentation {shown(segmentation)}" if shows_mask else f"bbox {shown(value)}"
-        coordinates = [*(numbers or ()), *(extent or ())]
-        kind = "first pixel" if all(map(_is_integral, coordinates)) else "normalized"
-        findings.append((kind, f"{where} in {width} x {height}"))
-    if mask_astray and mask:
+    _check_first_pixel(entry, numbers, extent, height, width, masks, findings)
+    if misplaced and mask:
         findings.append(("mask", "within the first pixel, but the box is elsewhere"))
-    if masks and (mask_astray or mask is None):
+    if masks and (misplaced or mask is None):
         return None
-
-    mask_box = _box_around(extent) if mask and extent else None
-    differs = box and mask_box and _contradicts(box, numbers, extent)
-    if differs:
-        kind = "box differs" if masks else "box alone differs"
-        findings.append((kind, f"{shown(value)}, but {shown(mask_box)} by the mask"))
-    if box_finding and not (differs and masks):
-        findings.append(box_finding)
-    if masks and (differs or box is None):
-        box = mask_box
+    box = _choose_box(entry, numbers, box, box_finding, extent if mask else None, masks, findings)
     if box is None:
         return None
     item: dict[str, Any] = {"segmentation": mask} if masks else {}
@@ -579,6 +563,78 @@ def _check_object(
     item |= _area_and_crowd(entry, box, height, width, mask if masks else None, findings)
     polygons = len(segmentation) if isinstance(segmentation, list) else 0  # also the unusable ones
     return item, (numbers, item["area"], item["iscrowd"], polygons)
+
+
+def _is_mask_misplaced(
+    segmentation: Any,
+    extent: Sequence[float] | None,
+    box: Sequence[float] | None,
+    numbers: Sequence[float] | None,
+    height: int,
+    width: int,
+) -> bool:
+    """Whether polygons are within the first pixel, but their box is elsewhere, in pixels."""
+    return (
+        isinstance(segmentation, list)
+        and _in_first_pixel(extent, height, width)
+        and box is not None
+        and not _in_first_pixel(numbers, height, width)
+        and _contradicts(box, numbers, extent)
+    )
+
+
+def _check_first_pixel(
+    entry: dict,
+    numbers: Sequence[float] | None,
+    extent: Sequence[float] | None,
+    height: int,
+    width: int,
+    masks: bool,
+    findings: list[Finding],
+) -> None:
+    """Report an annotation within the first pixel of its image; it may be normalized.
+
+    :func:`_judge_together` decides on that.
+    """
+    box_within = _in_first_pixel(numbers, height, width)
+    is_polygons = isinstance(entry.get("segmentation"), list)
+    mask_within = is_polygons and _in_first_pixel(extent, height, width)
+    # A box alone in the first pixel is recomputed from its mask if there is one.
+    if mask_within or (box_within and (extent is None or not masks)):
+        key = "bbox" if box_within else "segmentation"
+        coordinates = [*(numbers or ()), *(extent or ())]
+        kind = "first pixel" if all(map(_is_integral, coordinates)) else "normalized"
+        findings.append((kind, f"{key} {short_repr(entry[key])} in {width} x {height}"))
+
+
+def _choose_box(
+    entry: dict,
+    numbers: Sequence[float] | None,
+    box: list[float] | None,
+    box_finding: Finding | None,
+    extent: Sequence[float] | None,
+    masks: bool,
+    findings: list[Finding],
+) -> list[float] | None:
+    """Return the box of an annotation, or that of its mask if the two disagree.
+
+    Args:
+        entry: the annotation as in the file.
+        numbers: its box, as four finite numbers or None.
+        box, box_finding: as returned by :func:`_check_box`.
+        extent: x1, y1, x2, y2 of its mask; None without a usable mask.
+        masks: whether it needs a mask. If not, its own box is kept.
+        findings: the problems of the box are appended to this list.
+    """
+    mask_box = _box_around(extent) if extent else None
+    differs = box and mask_box and _contradicts(box, numbers, extent)
+    if differs:
+        kind = "box differs" if masks else "box alone differs"
+        detail = f"{short_repr(entry['bbox'])}, but {short_repr(mask_box)} by the mask"
+        findings.append((kind, detail))
+    if box_finding and not (differs and masks):
+        findings.append(box_finding)
+    return mask_box if masks and (differs or box is None) else box
 
 
 def _area_and_crowd(
@@ -593,10 +649,10 @@ def _area_and_crowd(
     area: Any = entry.get("area")
     crowd = entry.get("iscrowd") or 0
     if not _area_fits(area, *box[2:]):
-        findings.append(("area", shown(area)))
+        findings.append(("area", short_repr(area)))
         area = box[2] * box[3] if mask is None else _mask_area(mask, height, width)
     if crowd not in (0, 1) or entry.get("ignore"):
-        detail = f"iscrowd {shown(crowd)}, ignore {shown(entry.get('ignore'))}"
+        detail = f"iscrowd {short_repr(crowd)}, ignore {short_repr(entry.get('ignore'))}"
         findings.append(("ignored", detail))
         crowd = 1
     if crowd:
@@ -696,12 +752,12 @@ def _check_box(
         height, width: of the image.
     """
     if numbers is None:
-        return None, ("box", shown(value))
+        return None, ("box", short_repr(value))
     x, y, w, h = numbers
     if w <= 0 or h <= 0:
         return None, ("empty box", f"{w:g} x {h:g}")
     x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
-    in_image = f"{shown(value)} in {width} x {height}"
+    in_image = f"{short_repr(value)} in {width} x {height}"
     if x2 <= x1 or y2 <= y1:
         return None, ("box outside", in_image)
     outside = max(x1 - x, y1 - y, x + w - x2, y + h - y2)
@@ -788,19 +844,19 @@ def _as_id(value: Any) -> int | None:
 def _invalid_id(value: Any) -> str:
     """Return an invalid ID for a message."""
     too_large = isinstance(value, int) and value >= LARGEST_ID
-    return f"{shown(value)}, which is not below 2**53" if too_large else shown(value)
+    return f"{short_repr(value)}, which is not below 2**53" if too_large else short_repr(value)
 
 
 def _open_images(data: CocoFile, not_found: Mapping[int, str]) -> Iterator[Problem]:
     """Read the images, and yield a problem for each that cannot be read or has another size."""
 
-    def check(id: int) -> Problem | None:
-        image = data.images[id]
+    def check(image_id: int) -> Problem | None:
+        image = data.images[image_id]
         try:
             height, width = read_image(os.path.join(data.image_root, image["file_name"])).shape[:2]
         except UserError as error:
-            reason = f"; it {not_found[id]}" if id in not_found else ""
-            return Problem("unreadable", id, detail=f"{error}{reason}")
+            reason = f"; it {not_found[image_id]}" if image_id in not_found else ""
+            return Problem("unreadable", image_id, detail=f"{error}{reason}")
         expected = (image["height"], image["width"])
         if (height, width) == expected:
             return None
@@ -810,8 +866,11 @@ def _open_images(data: CocoFile, not_found: Mapping[int, str]) -> Iterator[Probl
         )
         if (width, height) == expected:
             detail += "; is it rotated by EXIF?"
-        return Problem("size differs", id, detail=detail)
+        return Problem("size differs", image_id, detail=detail)
 
-    known = [id for id, image in data.images.items() if image["file_name"] and image["height"]]
+    known = []
+    for image_id, image in data.images.items():
+        if image["file_name"] and image["height"]:
+            known.append(image_id)
     with ThreadPoolExecutor() as pool:
         yield from filter(None, pool.map(check, known))

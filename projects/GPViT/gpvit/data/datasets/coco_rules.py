@@ -191,12 +191,12 @@ def phrase(kind: str, problems: list[Problem]) -> str:
     detail = f" ({first.detail})" if first.detail else ""
     if kind in WHOLE_FILE:
         return f"{what}{detail}"
-    id = first.image_id if first.annotation_id is None else first.annotation_id
-    location = first.detail if id is None else f"id {id}{detail}"
+    known_id = first.image_id if first.annotation_id is None else first.annotation_id
+    location = first.detail if known_id is None else f"id {known_id}{detail}"
     return f"{len(problems)} {what}, first {location}"
 
 
-def left_out(problems: list[Problem]) -> str:
+def dropped_or_fixed(problems: list[Problem]) -> str:
     """Return the kinds of problems that drop or change objects, with the first of each."""
     phrases = []
     for kind, group in grouped(problems).items():

@@ -3,50 +3,42 @@
 **COCO format, one JSON file per split**, anywhere in the folder. Words in the names of the files or
 of their folders assign them to splits (``annotations/train.json``, ``instances_val2017.json``,
 ``valid/_annotations.coco.json``). A test split is used for validation if there is no other. The
-images are searched for in the folder.
+images are searched for in the folder (:mod:`.image_root`).
 
 **COCO format, a single JSON file**, given itself or the only one in a folder. A fifth of its images
-is held out for validation; a seed and the names of the images determine which.
+is held out for validation; a seed and the names of the images determine which (:mod:`.splits`).
 
 **YOLO segmentation** (a YAML file with the class names, ``images`` and ``labels``) and **labelme**
 (one JSON file per image) are converted by :mod:`.yolo` and :mod:`.labelme`. They are split as the
 YAML file states (:mod:`.yolo_yaml`), else by words in the names of folders, else like a single
 file.
 
-Generated files are written to the user's cache, never to the dataset. A dataset that could be read
-in more than one way raises an error.
+Generated files are written to the user's cache (:mod:`.cache`), never to the dataset. A dataset
+that could be read in more than one way raises an error.
 """
 
-import hashlib
 import json
 import os
-import re
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from tabulate import tabulate
-
 from ...utils.errors import UserError, preview
-from ...utils.files import cut
 from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..image_io import SUFFIXES
 from . import coco, image_names, yolo_yaml
-from .coco_rules import RULES, Problem, left_out, ordered
-from .file_tree import UNREAD, WORDS, YAML, Tree, inspect_json, split_of
+from .cache import generate_once
+from .coco_rules import RULES, Problem, dropped_or_fixed, ordered
+from .file_tree import UNREAD, YAML, Tree, inspect_json, split_of
+from .image_root import find_image_root
+from .splits import hold_out, split_images
+from .summary import table
 
-SEED = 0
-VALIDATION = 0.2  # fraction of the images that is held out
 SUPPORTED = (
     "COCO JSON files (one for train and one for val, or a single one), YOLO segmentation "
     "(data.yaml, images/ and labels/) and labelme (a JSON file next to each image)"
 )
-TABLE_CLASSES = 20  # rows of a table; the rarer classes are summed up
-NAME_LIMIT = 40  # characters of a class name in a table
-CACHE_VERSION = 4  # to be increased when the contents of generated files change
 
 
 class Split(NamedTuple):
@@ -57,7 +49,11 @@ class Split(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A custom dataset whose layout is known.
+    """A custom dataset whose format is detected and whose files are found.
+
+    A dataset in YOLO or labelme format has been converted: its splits are COCO files in the cache,
+    which the user has never seen. ``origins`` lead from their IDs back to the user's files, so that
+    problems can be reported by these, see :meth:`refer_to_user_files`.
 
     Attributes:
         data: path of the folder or file, as given by the user.
@@ -65,7 +61,7 @@ class Layout(NamedTuple):
         splits: "train" and "val"; one of them may be missing.
         notes: decisions to report to the user.
         origins: for converted datasets, by split: a JSON file with the problems of the conversion
-            and the origin of each object, see :meth:`.DataSet.origins`.
+            and the origin of each object, see :meth:`.ConvertedDataset.origins`.
     """
 
     data: str
@@ -83,11 +79,11 @@ class Layout(NamedTuple):
             )
         json_file, images = self.splits[split]
         file = coco.read(json_file, images, masks=masks, train=split == "train")
-        self.trace(split, file)
+        self.refer_to_user_files(split, file)
         file.raise_if_fatal()
         return file
 
-    def trace(self, split: str, file: coco.CocoFile) -> None:
+    def refer_to_user_files(self, split: str, file: coco.CocoFile) -> None:
         """Make the problems of a converted split refer to the files of the user.
 
         Adds the problems of the conversion, and replaces the IDs in all others by the user's file
@@ -105,10 +101,10 @@ class Layout(NamedTuple):
         # A dropped line or shape is an annotation, too.
         file.annotations += sum(RULES[problem.kind].action == "drop" for problem in problems)
         for problem in file.problems:
-            problems.append(_trace_problem(problem, file, origins["objects"]))
+            problems.append(_refer_to_user_file(problem, file, origins["objects"]))
         for number, problem in enumerate(problems):
             if problem.kind == "no objects":  # dropped lines and shapes may be the reason
-                problems[number] = problem._replace(detail=left_out(problems))
+                problems[number] = problem._replace(detail=dropped_or_fixed(problems))
         file.problems = ordered(problems)
 
     def summary(self, files: Mapping[str, coco.CocoFile]) -> str:
@@ -122,7 +118,9 @@ class Layout(NamedTuple):
         return "\n".join([*lines, table(files)])
 
 
-def _trace_problem(problem: Problem, file: coco.CocoFile, objects: Mapping[str, Any]) -> Problem:
+def _refer_to_user_file(
+    problem: Problem, file: coco.CocoFile, objects: Mapping[str, Any]
+) -> Problem:
     """Replace the IDs of a problem by file names and lines, since the user's files have no IDs.
 
     Args:
@@ -191,7 +189,7 @@ def detect_format(data: str) -> Layout:
     if is_file and path.suffix.lower() in YAML:
         return _converted(data, Tree(yolo_yaml.describe(path).root()), "YOLO", [path])
     if is_file:
-        return _single_file(data, path, image_root(path))
+        return _single_file(data, path, find_image_root(path))
     if not is_folder:
         raise UserError(f"--data {path}: does not exist")
     return _default_layout(data) or _search(data)
@@ -233,7 +231,7 @@ def _search(data: str) -> Layout:
         UserError: no format is found, or several.
     """
     tree = Tree(Path(data))
-    json_files: dict[str, list[Path]] = {"COCO": [], "labelme": [], "broken": [], "": []}
+    json_files: dict[str, list[Path]] = {"COCO": [], "labelme": [], "broken": [], "other": []}
     for path in tree.json_files():
         json_files[tree.kind(path)].append(path)
     broken = json_files["broken"]
@@ -245,7 +243,7 @@ def _search(data: str) -> Layout:
     in_subfolders = [path for path in yaml_files if path.parent != tree.root]
     yolo_files, reasons = _yolo_descriptions(in_root)
     by_format = {"COCO": json_files["COCO"], "labelme": json_files["labelme"], "YOLO": yolo_files}
-    found = {format: paths for format, paths in by_format.items() if paths}
+    found = {name: paths for name, paths in by_format.items() if paths}
     if not found:
         yolo_files, more_reasons = _yolo_descriptions(in_subfolders)
         reasons += more_reasons
@@ -253,19 +251,20 @@ def _search(data: str) -> Layout:
             found = {"YOLO": yolo_files}
 
     if not found:
-        raise _no_annotations(data, tree, broken + json_files[""], reasons)
+        raise _no_annotations(data, tree, broken + json_files["other"], reasons)
     if len(found) > 1:
-        formats = "; ".join(f"{format} in {tree.preview(paths)}" for format, paths in found.items())
+        formats = "; ".join(f"{name} in {tree.preview(paths)}" for name, paths in found.items())
         raise UserError(
             f"--data {data}: more than one format is found, {formats}; give the JSON or YAML file "
             "itself, or move the others"
         )
-    [(format, paths)] = found.items()
-    if format == "COCO":
+    [(format_name, paths)] = found.items()
+    if format_name == "COCO":
         return _coco_files(data, tree, paths, broken)
-    if format == "labelme":  # a broken file counts as one of labelme, to be reported by its name
+    if format_name == "labelme":
+        # A broken file counts as one of labelme, to be reported by its name.
         paths = sorted([*paths, *broken])
-    return _converted(data, tree, format, paths)
+    return _converted(data, tree, format_name, paths)
 
 
 def _yolo_descriptions(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
@@ -290,7 +289,7 @@ def _no_annotations(data: str, tree: Tree, rejected: list[Path], reasons: list[s
         reasons: why its YAML files do not describe a YOLO dataset.
     """
     has_texts = any(path.lower().endswith(".txt") for path in tree.paths)
-    if reasons and tree.pictures and has_texts:  # a YOLO dataset with a faulty YAML file
+    if reasons and tree.images and has_texts:  # a YOLO dataset with a faulty YAML file
         return UserError(f"--data {data}: {preview(reasons)}")
     contents = tree.contents()
     if rejected:
@@ -323,7 +322,7 @@ def _coco_files(data: str, tree: Tree, json_files: list[Path], broken: list[Path
     val = by_split.get("val") or by_split.get("test", [])
     # A single file is split, even if it is named train, but one named val or test is kept complete.
     if len(json_files) == 1 and not val:
-        return _single_file(data, json_files[0], image_root(json_files[0], tree))
+        return _single_file(data, json_files[0], find_image_root(json_files[0], tree))
     # Files without such a word are ignored if both splits are known; if not, they may be the other.
     unclear = None in by_split and not (train and val)
     if len(train) > 1 or len(val) > 1 or unclear:
@@ -335,139 +334,14 @@ def _coco_files(data: str, tree: Tree, json_files: list[Path], broken: list[Path
     splits, notes = {}, []
     for split, paths in (("train", train), ("val", val)):
         for path in paths:  # at most one
-            images = image_root(path, tree, split)
+            images = find_image_root(path, tree, split)
             splits[split] = Split(path, images)
             notes.append(f"{split}: {tree.relative(path)}, images in {images}")
     roboflow = all(path.name == "_annotations.coco.json" for path, _ in splits.values())
     return Layout(data, "COCO format by Roboflow" if roboflow else "COCO format", splits, notes)
 
 
-# Search for the images of a JSON file.
-
-
-def image_root(json_file: Path, tree: Tree | None = None, split: str | None = None) -> Path:
-    """Return the folder that the image names in a JSON file are relative to.
-
-    Args:
-        json_file: in COCO format.
-        tree: the files to search. By default, those below the folder of the JSON file, or below its
-            parent if the folder is called annotations.
-        split: the split of the JSON file. If several folders have all images, the folder of the
-            JSON file is preferred, then one named like the split, then one named images.
-
-    Raises:
-        UserError: no folder has all images, or several do and none is preferred.
-    """
-    if tree is None:
-        folder = json_file.absolute().parent
-        tree = Tree(folder.parent if folder.name.startswith("annotation") else folder)
-    names = set(map(os.path.normpath, inspect_json(json_file).names))
-    if not names:  # the fault of the file is reported when it is read
-        return json_file.parent
-    # A path that ends in a name, train/images/a.png in a.png, votes for the rest, train/images/.
-    votes: Counter[str] = Counter()
-    for name in names:
-        for path in tree.by_name.get(os.path.basename(name), ()):
-            if f"{os.sep}{path}".endswith(f"{os.sep}{name}"):  # only complete names of folders
-                votes[path.removesuffix(name)] += 1
-    roots = [root for root in sorted(votes) if votes[root] == len(names)]
-    json_folder = os.path.relpath(json_file.absolute().parent, tree.root.absolute())
-    if not roots:
-        return tree.root / _root_by_matching(json_file, tree, split, json_folder)
-    preferred = _preferred(roots, split, json_folder)
-    if len(preferred) > 1:
-        folders = preview([str(tree.root / root) for root in preferred])
-        raise UserError(
-            f"{json_file}: its images are in several folders, {folders}; keep one of them"
-        )
-    return tree.root / preferred[0]
-
-
-def _preferred(roots: list[str], split: str | None, json_folder: str) -> list[str]:
-    """Reduce the folders that have all images, as long as one of them remains."""
-    roots = [root for root in roots if os.path.normpath(root) == json_folder] or roots
-    if split is not None:
-        roots = [root for root in roots if split_of(PurePath(root)) == split] or roots
-    return [root for root in roots if "images" in PurePath(root).parts] or roots
-
-
-def _root_by_matching(json_file: Path, tree: Tree, split: str | None, json_folder: str) -> str:
-    """Return the folder in which all images of a JSON file are found by :func:`.image_names.match`.
-
-    Used if no folder has all images under their names as written.
-
-    Args:
-        json_file, tree, split: as in :func:`image_root`.
-        json_folder: the folder of the JSON file, relative to the root of the tree.
-
-    Raises:
-        UserError: no folder has all images.
-    """
-    names = list(dict.fromkeys(inspect_json(json_file).names))
-    # Best first. In a smaller folder, fewer images may be confused with each other, so the complete
-    # tree (os.curdir) is the last resort.
-    candidates = [json_folder, *_folders_by_name(tree, split), os.curdir]
-    faults: dict[str, dict[str, str]] = {}  # by folder: the names without an image, and the reasons
-    for folder in dict.fromkeys(candidates):
-        prefix = "" if folder == os.curdir else f"{folder}{os.sep}"
-        paths = [path.removeprefix(prefix) for path in tree.paths if path.startswith(prefix)]
-        # Fewer files than images: skipped at once, since thousands of folders may be called images.
-        if len(paths) < len(names) and folder != os.curdir:
-            continue
-        faults[folder] = _unmatched(names, tree.root / folder, paths)
-        if not faults[folder]:
-            return folder
-    missing = []
-    for name, fault in sorted(faults[os.curdir].items()):
-        missing.append(name if fault == image_names.ABSENT else f"{name} ({fault})")
-    raise UserError(
-        f"{json_file}: {len(missing)} of its {len(names)} images are not in {tree.root} and its "
-        f"subfolders: {preview(missing)}; searched for as written and by the last parts of their "
-        "names"
-    )
-
-
-def _folders_by_name(tree: Tree, split: str | None) -> list[str]:
-    """Return the folders of a tree that are named like a split, then those named images."""
-    folders: set[str] = set()
-    for path in tree.paths:
-        folders.update(map(str, PurePath(path).parents))
-    named_as_split, named_images = [], []
-    for folder in sorted(folders):
-        name = PurePath(folder).name
-        if split and split_of(PurePath(name)) == split:
-            named_as_split.append(folder)
-        if name == "images":
-            named_images.append(folder)
-    return named_as_split + named_images
-
-
-def _unmatched(names: Sequence[str], folder: Path, paths: Sequence[str]) -> dict[str, str]:
-    """Return the names that mean no image of a folder, and the reasons.
-
-    Args:
-        names: as written in the annotations.
-        folder: of the images.
-        paths: of its files, relative to it.
-    """
-    existing = set(paths)
-    taken = existing & set(map(os.path.normpath, names))
-    missing = [name for name in names if os.path.normpath(name) not in taken]
-    faults = {}
-    for name, (path, fault) in image_names.match(missing, paths, taken).items():
-        if fault:
-            faults[name] = fault
-        elif os.path.exists(folder / name) and not os.path.samefile(folder / name, folder / path):
-            # As written, the name means another file, outside of the folder or hidden.
-            faults[name] = "is a file outside of the dataset"
-    return faults
-
-
 # Split and convert.
-
-
-# A function that generates JSON files: returns their contents by name, and notes.
-Generate = Callable[[], tuple[dict[str, dict], list[str]]]
 
 
 def _single_file(data: str, json_file: Path, images: Path) -> Layout:
@@ -479,14 +353,17 @@ def _single_file(data: str, json_file: Path, images: Path) -> Layout:
         # here. They are checked when a split is read.
         file.problems = [problem for problem in file.problems if problem.kind != "normalized"]
         file.raise_if_fatal()
-        names = {id: image["file_name"] for id, image in file.images.items()}
-        parts, notes = split_images(names.values(), lambda name: None)
-        val_ids = {id for id, name in names.items() if name in parts["val"]}
+        names = {image_id: image["file_name"] for image_id, image in file.images.items()}
+        parts, notes = hold_out(set(names.values()))
+        val_ids = {image_id for image_id, name in names.items() if name in parts["val"]}
         content = coco.load_json(json_file)
-        train = _select(content, lambda id: id not in val_ids)
-        return {"train": train, "val": _select(content, lambda id: id in val_ids)}, notes
+        train = _select(content, lambda image_id: image_id not in val_ids)
+        return {
+            "train": train,
+            "val": _select(content, lambda image_id: image_id in val_ids),
+        }, notes
 
-    files, notes = _in_cache(data, json_file.parent, [json_file.name], ["COCO"], generate)
+    files, notes = generate_once(data, json_file.parent, [json_file.name], ["COCO"], generate)
     splits = {split: Split(file, images) for split, file in files.items()}
     return Layout(data, "COCO format", splits, [f"{json_file}, images in {images}", *notes])
 
@@ -498,16 +375,16 @@ def _select(content: dict, is_selected: Callable[[int], bool]) -> dict:
     return content | {"images": images, "annotations": annotations}
 
 
-def _converted(data: str, tree: Tree, format: str, paths: list[Path]) -> Layout:
+def _converted(data: str, tree: Tree, format_name: str, paths: list[Path]) -> Layout:
     """Convert a dataset in YOLO or labelme format to COCO format.
 
     Args:
         data: as given by the user.
         tree: the files of the dataset.
-        format: "YOLO" or "labelme".
+        format_name: "YOLO" or "labelme".
         paths: the YAML file, or labelme's JSON files.
     """
-    if format == "YOLO" and len(paths) > 1:
+    if format_name == "YOLO" and len(paths) > 1:
         raise UserError(
             f"--data {data}: {tree.preview(paths)} all have class names; give the one to use"
         )
@@ -518,40 +395,42 @@ def _converted(data: str, tree: Tree, format: str, paths: list[Path]) -> Layout:
         if tree.inside(os.path.abspath(path)) not in tree.paths:
             used.append(os.path.relpath(path, tree.root))
     # The same files may be read by another YAML file, with other splits.
-    yaml_files = [os.path.relpath(path, tree.root) for path in paths] if format == "YOLO" else []
+    yaml_files = (
+        [os.path.relpath(path, tree.root) for path in paths] if format_name == "YOLO" else []
+    )
 
     def generate() -> tuple[dict[str, dict], list[str]]:
-        return _convert(data, tree, format, paths)
+        return _convert(data, tree, format_name, paths)
 
-    files, notes = _in_cache(data, tree.root, used, [format, *yaml_files], generate)
+    files, notes = generate_once(data, tree.root, used, [format_name, *yaml_files], generate)
     splits = {split: Split(file, tree.root) for split, file in files.items()}
     origins = {split: file.with_suffix(".origins.json") for split, file in files.items()}
     folder = next(iter(files.values())).parent
-    name = f"{format} format, converted to COCO format in {folder}"
+    name = f"{format_name} format, converted to COCO format in {folder}"
     return Layout(data, name, splits, notes, origins)
 
 
 def _convert(
-    data: str, tree: Tree, format: str, paths: list[Path]
+    data: str, tree: Tree, format_name: str, paths: list[Path]
 ) -> tuple[dict[str, dict], list[str]]:
     """Return the contents of the files ``SPLIT.json`` and ``SPLIT.origins.json``, and notes.
 
     Args:
-        data, tree, format, paths: as in :func:`_converted`.
+        data, tree, format_name, paths: as in :func:`_converted`.
     """
     try:
         from . import labelme, yolo  # imported here, since supervision takes long to import
     except ModuleNotFoundError:
         raise UserError(
-            f"{format} format needs the package supervision: pip install 'supervision>=0.31'"
+            f"{format_name} format needs the package supervision: pip install 'supervision>=0.31'"
         ) from None
 
-    if format == "YOLO":
+    if format_name == "YOLO":
         dataset = yolo.from_yolo(paths[0], tree)
     else:
         dataset = labelme.from_labelme(paths, tree)
     try:
-        parts, notes = split_images(dataset.splits, dataset.splits.get)
+        parts, notes = split_images(dataset.splits)
     except UserError as error:
         message = f"--data {data}: {error}"
         if dataset.faults:  # unreadable images may be the reason
@@ -560,210 +439,3 @@ def _convert(
     files = {split: dataset.coco(names) for split, names in parts.items()}
     files |= {f"{split}.origins": dataset.origins(names) for split, names in parts.items()}
     return files, [*dataset.notes, *notes]
-
-
-def split_images(
-    names: Iterable[str], stated_split: Callable[[str], str | None]
-) -> tuple[dict[str, set[str]], list[str]]:
-    """Assign images to "train" and "val".
-
-    Args:
-        names: of the images, relative to the folder of the dataset.
-        stated_split: returns the split that the dataset states for an image, "train", "val" or
-            "test", or None.
-
-    Returns:
-        The names by split, and notes. A test split is used for validation if there is no other. If
-        no split but train is stated, images are held out.
-
-    Raises:
-        UserError: a split is stated for some of the images only, or there is a single image.
-    """
-    by_split: dict[str | None, set[str]] = {}
-    for name in names:
-        by_split.setdefault(stated_split(name), set()).add(name)
-    stated = {split: by_split[split] for split in WORDS if split in by_split}
-    unknown = by_split.get(None, set())
-    if not stated or (stated.keys() == {"train"} and not unknown):
-        return hold_out(set().union(*by_split.values()))
-    if unknown:
-        raise UserError(
-            f"only some images are in folders named train, val or test, {len(unknown)} others are "
-            f"not ({preview(sorted(unknown))}); move these, too"
-        )
-    notes = []
-    if "val" in stated and "test" in stated:
-        notes.append(f"not used: {len(stated['test'])} test images")
-    parts = {"train": stated.get("train"), "val": stated.get("val") or stated.get("test")}
-    return {split: part for split, part in parts.items() if part}, notes
-
-
-def hold_out(names: set[str]) -> tuple[dict[str, set[str]], list[str]]:
-    """Hold out a fraction of the images for validation.
-
-    Which ones only depends on the seed and on their names. Variants of an image stay together.
-
-    Returns:
-        The names by split, "train" and "val", and a note.
-
-    Raises:
-        UserError: there is only one image.
-    """
-    # Roboflow names the augmented variants of an image NAME.rf.HASH.jpg.
-    variants: dict[str, set[str]] = {}
-    for name in names:
-        variants.setdefault(name.partition(".rf.")[0], set()).add(name)
-    if len(variants) < 2:
-        raise UserError(f"{len(variants)} image cannot be split into train and val; add images")
-    # The order of the hashes is random, but depends on nothing but the seed and the names.
-    order = sorted(variants, key=_hash)
-    count = max(1, round(VALIDATION * len(order)))
-    val = set().union(*(variants[original] for original in order[:count]))
-    note = (
-        f"{len(val)} of {len(names)} images are held out for validation, by seed {SEED} and their "
-        "names"
-    )
-    return {"train": names - val, "val": val}, [note]
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(f"{SEED} {name}".encode(errors="surrogateescape")).digest()
-
-
-# The cache.
-
-
-def _in_cache(
-    data: str, root: Path, used: Iterable[str], kind: Sequence[str], generate: Generate
-) -> tuple[dict[str, Path], list[str]]:
-    """Return the JSON files that are generated from a dataset, by split, and notes.
-
-    They are generated once and written atomically, to a folder whose name depends on everything
-    that they depend on. All processes of a job, and later jobs, find the same folder.
-
-    Args:
-        data: as given by the user.
-        root: folder of the dataset.
-        used: the files that they are generated from, relative to the root.
-        kind: the format, and the YAML file that states the splits.
-        generate: called if they are not in the cache.
-    """
-    state = []
-    try:
-        for path in used:
-            status = (root / path).stat()
-            state.append((path, status.st_size, status.st_mtime_ns))
-    except OSError as error:  # for example, a link to a file that was deleted
-        raise UserError(f"--data {data}: {error}") from None
-    key = (CACHE_VERSION, SEED, VALIDATION, kind, os.path.realpath(root), state)
-    folder = _cache_folder(data, key)
-    if not folder.exists():
-        contents, notes = generate()
-        files: dict[str, Any] = {f"{name}.json": content for name, content in contents.items()}
-        try:
-            _write_folder(folder, files | {"notes": notes})
-        except OSError as error:
-            raise UserError(
-                f"cannot write {folder} ({error}); set XDG_CACHE_HOME to a writable folder"
-            ) from None
-    notes = json.loads((folder / "notes").read_bytes())
-    paths = {split: folder / f"{split}.json" for split in ("train", "val")}
-    return {split: path for split, path in paths.items() if path.exists()}, notes
-
-
-def _cache_folder(data: str, key: tuple) -> Path:
-    """Return the folder in the cache for generated files that depend on the values of a key."""
-    digest = hashlib.sha256(repr(key).encode(errors="surrogateescape")).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpvit" / "data"
-    # The name of the dataset is only for humans. Characters other than letters, digits, "_", "."
-    # and "-" are replaced.
-    name = re.sub(r"[^\w.-]+", "-", PurePath(os.path.abspath(data)).name.removesuffix(".json"))
-    return cache / f"{cut(name)}-{digest[:16]}"
-
-
-def _write_folder(folder: Path, files: dict[str, Any]) -> None:
-    """Write a folder of JSON files atomically; keep it if another process was first.
-
-    Args:
-        folder: to create.
-        files: contents by file name.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-        for name, content in files.items():
-            (Path(temporary) / name).write_text(json.dumps(content))
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not folder.exists():
-                raise
-
-
-# The summary.
-
-
-class ClassLabel(NamedTuple):
-    """A class name, and how many classes before it in the file have the same name."""
-
-    name: str
-    repetition: int
-
-
-def table(files: Mapping[str, coco.CocoFile]) -> str:
-    """Return the numbers of images, objects and classes of each file as text.
-
-    Args:
-        files: by the header of their columns.
-    """
-    counts = list(map(_objects_by_class, files.values()))
-    totals: Counter[ClassLabel] = Counter()
-    for count in counts:
-        totals.update(count)
-    labels = [label for label, _ in totals.most_common()]
-    rows: list[list[Any]] = [["images"], ["  without objects"], ["objects"]]
-    for data, count in zip(files.values(), counts):
-        empty = sum(not objects for objects in data.objects.values())
-        for row, number in zip(rows, (len(data.images), empty, count.total())):
-            row.append(number)
-    for label in labels[:TABLE_CLASSES]:
-        rows.append([f"  {one_line(label.name, NAME_LIMIT)}", *(count[label] for count in counts)])
-    rest = labels[TABLE_CLASSES:]
-    if rest:
-        rows.append([f"  and {len(rest)} more classes"])
-        for count in counts:
-            rows[-1].append(sum(count[label] for label in rest))
-    lines = [tabulate(rows, headers=["", *files], tablefmt="simple", preserve_whitespace=True)]
-    absent = [label.name for label in labels if counts[0][label] == 0]
-    if absent:
-        lines.append(f"classes without objects in {next(iter(files))}: {preview(absent)}")
-    images: list[dict[str, Any]] = []
-    for data in files.values():
-        images += data.images.values()
-    if images:
-        widths = _range([image["width"] for image in images])
-        heights = _range([image["height"] for image in images])
-        lines.append(f"images are {widths} pixels wide and {heights} high")
-    return "\n".join(lines)
-
-
-def _objects_by_class(data: coco.CocoFile) -> Counter[ClassLabel]:
-    """Count the objects of each class, also of those without objects; crowds do not count.
-
-    Classes are identified by name, since files may number the same classes differently.
-    """
-    repetitions: Counter[str] = Counter()
-    labels = {}
-    for id, name in data.categories.items():
-        labels[id] = ClassLabel(name, repetitions[name])
-        repetitions[name] += 1
-    counts = Counter(dict.fromkeys(labels.values(), 0))
-    for objects in data.objects.values():
-        for item in objects:
-            if not item["iscrowd"]:
-                counts[labels[item["category_id"]]] += 1
-    return counts
-
-
-def _range(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"

@@ -15,7 +15,7 @@ from ..image_io import SUFFIXES
 from . import coco, image_names
 
 # Words in the names of files and folders, by the split that they stand for.
-WORDS = {
+SPLIT_WORDS = {
     "train": {"train", "training", "trainset"},
     "val": {"val", "valid", "validation", "valset"},
     "test": {"test", "testing", "testset"},
@@ -31,7 +31,7 @@ BEGINNING = 1 << 16  # bytes of a JSON file in which labelme's "shapes" is looke
 
 
 def split_of(path: PurePath) -> str | None:
-    """Return the split that a path names by one of :data:`WORDS`, or None.
+    """Return the split that a path names by one of :data:`SPLIT_WORDS`, or None.
 
     The name of the file counts first, then that of each folder above it. The first of them that
     contains a word decides; if it contains words of two splits, the result is None.
@@ -39,7 +39,7 @@ def split_of(path: PurePath) -> str | None:
     for part in reversed(path.parts):
         # Words are runs of letters: "instances_val2017" contains "val", "evaluation" does not.
         words = set(re.findall("[a-z]+", part.lower()))
-        found = [split for split, names in WORDS.items() if words & names]
+        found = [split for split, names in SPLIT_WORDS.items() if words & names]
         if found:
             return found[0] if len(found) == 1 else None
     return None
@@ -65,19 +65,19 @@ class Tree:
         self.paths = dict.fromkeys(sorted(paths))
 
     @functools.cached_property
-    def pictures(self) -> dict[str, None]:
+    def images(self) -> dict[str, None]:
         """The sorted paths of images."""
         return self._with_suffix(SUFFIXES)
 
     @functools.cached_property
-    def picture_folders(self) -> set[str]:
+    def image_folders(self) -> set[str]:
         """The folders that directly contain images."""
-        return set(map(os.path.dirname, self.pictures))
+        return set(map(os.path.dirname, self.images))
 
     @functools.cached_property
-    def picture_folder_ends(self) -> set[tuple[str, ...]]:
+    def image_folder_ends(self) -> set[tuple[str, ...]]:
         """The ends of these folders, see :func:`.image_names.folder_ends`."""
-        return image_names.folder_ends(self.picture_folders)
+        return image_names.folder_ends(self.image_folders)
 
     @functools.cached_property
     def unread(self) -> dict[str, None]:
@@ -94,11 +94,11 @@ class Tree:
         return {folder: os.path.realpath(self.root / folder) for folder in folders}
 
     @functools.cached_property
-    def _by_form(self) -> dict[str, str | None]:
-        """The paths by their :func:`form`; None if several paths have the same form."""
+    def _by_normalized(self) -> dict[str, str | None]:
+        """The paths by their :func:`normalized`; None if several paths have the same form."""
         forms: dict[str, str | None] = {}
         for path in self.paths:
-            key = form(path)
+            key = normalized(path)
             forms[key] = None if key in forms else path
         return forms
 
@@ -106,7 +106,7 @@ class Tree:
     def by_stem(self) -> dict[str, list[str]]:
         """The paths of images by file name without suffix."""
         found: dict[str, list[str]] = {}
-        for path in self.pictures:
+        for path in self.images:
             found.setdefault(PurePath(path).stem, []).append(path)
         return found
 
@@ -120,7 +120,7 @@ class Tree:
         for folder, real_folder in self.folders.items():
             if real_folder == real or real_folder.startswith(os.path.join(real, "")):
                 inside.add(folder)
-        return [path for path in [*self.pictures, *self.unread] if os.path.dirname(path) in inside]
+        return [path for path in [*self.images, *self.unread] if os.path.dirname(path) in inside]
 
     def inside(self, place: str) -> str | None:
         """Return the path of a file or folder relative to the root, or None if it is outside."""
@@ -154,7 +154,7 @@ class Tree:
                     return path
         for text in texts:
             for path in self._candidates(text, folders, roots):
-                found = self._by_form.get(form(path))
+                found = self._by_normalized.get(normalized(path))
                 if found is not None:
                     return found
         return None
@@ -169,7 +169,7 @@ class Tree:
         for folder in folders:
             yield os.path.normpath(os.path.join(folder, text))
         parts = [part for part in text.split("/") if part not in ("", ".", "..")]
-        kept = image_names.known_folders(parts[:-1], self.picture_folder_ends)
+        kept = image_names.known_folders(parts[:-1], self.image_folder_ends)
         for start in range(len(parts) - kept):
             for root in roots:
                 yield os.path.normpath(os.path.join(root, *parts[start:]))
@@ -196,7 +196,7 @@ class Tree:
         return [file for file in files if file.is_file()]
 
     def kind(self, path: Path) -> str:
-        """Return the kind of a JSON file: "COCO", "labelme", "broken", or "" for others."""
+        """Return the kind of a JSON file: "COCO", "labelme", "broken" or "other"."""
         # labelme writes NAME.json for the image NAME.jpg. "imageData", which may hold the complete
         # image, comes after "shapes", so that it need not be parsed.
         if path.stem in self.by_stem:
@@ -219,12 +219,12 @@ class Tree:
         counts: Counter[str] = Counter()
         for path in self.paths:
             suffix = PurePath(path).suffix or "files"
-            counts["images" if path in self.pictures else suffix] += 1
+            counts["images" if path in self.images else suffix] += 1
         listed = [f"{count} {kind}" for kind, count in counts.most_common(5)]
         return ", ".join(listed) or "an empty folder"
 
 
-def form(path: str) -> str:
+def normalized(path: str) -> str:
     """Return a path percent-decoded and in Unicode's NFC, for comparisons."""
     return unicodedata.normalize("NFC", urllib.parse.unquote(path, errors="surrogateescape"))
 
@@ -232,7 +232,7 @@ def form(path: str) -> str:
 class Content(NamedTuple):
     """The contents of a JSON file.
 
-    kind: "COCO", "labelme", "broken" (cannot be read or parsed) or "" (something else).
+    kind: "COCO", "labelme", "broken" (cannot be read or parsed) or "other".
     names: the image names of a COCO file.
     fault: why it is not a COCO file.
     """
@@ -258,7 +258,7 @@ def _inspect_json(path: Path, size: int, changed: int) -> Content:
     except (ValueError, RecursionError) as error:
         return Content("broken", fault=f"is not valid JSON ({' '.join(str(error).split())})")
     if not isinstance(content, dict):
-        return Content("", fault="is not a JSON object")
+        return Content("other", fault="is not a JSON object")
     if isinstance(content.get("images"), list) and {"annotations", "categories"} <= content.keys():
         names = []
         for image in content["images"]:
@@ -266,5 +266,5 @@ def _inspect_json(path: Path, size: int, changed: int) -> Content:
             if isinstance(name, str) and name:
                 names.append(name)
         return Content("COCO", names)
-    kind = "labelme" if isinstance(content.get("shapes"), list) else ""
+    kind = "labelme" if isinstance(content.get("shapes"), list) else "other"
     return Content(kind, fault='has no "images", "annotations" and "categories"')

@@ -22,15 +22,15 @@ from pycocotools import mask as mask_api
 from supervision.dataset.formats.labelme import labelme_shapes_to_detections
 
 from ...utils.errors import UserError, preview
-from ...utils.text import PATH_LIMIT, one_line, shown
+from ...utils.text import PATH_LIMIT, one_line, short_repr
 from ..masks import polygon_faults
 from . import image_names
 from .coco import usable_size
 from .file_tree import Tree
 from .to_coco import (
     REASON,
+    ConvertedDataset,
     ConvertedImage,
-    DataSet,
     Detections,
     Fault,
     Object,
@@ -80,7 +80,7 @@ class Part(NamedTuple):
     mask: Polygons | dict[str, Any]
 
 
-def from_labelme(json_files: Sequence[Path], tree: Tree) -> DataSet:
+def from_labelme(json_files: Sequence[Path], tree: Tree) -> ConvertedDataset:
     """Read labelme files, one per image.
 
     Images without a labelme file are left out, because they may not have been annotated.
@@ -114,9 +114,9 @@ def from_labelme(json_files: Sequence[Path], tree: Tree) -> DataSet:
         for number, reason in reasons_by_shape:
             faults.append(Fault("shape", _describe(label_file.path, number, reason), name))
     notes = reader.notes()
-    if others := [name for name in (*tree.pictures, *tree.unread) if name not in used]:
+    if others := [name for name in (*tree.images, *tree.unread) if name not in used]:
         notes.append(f"left out: {len(others)} images without a labelme file: {preview(others)}")
-    return DataSet(classes, images, by_folder(sorted(used)), notes, faults)
+    return ConvertedDataset(classes, images, by_folder(sorted(used)), notes, faults)
 
 
 def _describe(path: str, number: int, reason: str) -> str:
@@ -213,20 +213,20 @@ def _shape(number: int, entry: Any) -> Shape:
         ValueError, OverflowError: with what is wrong with it.
     """
     if not isinstance(entry, dict):
-        raise ValueError(f"{shown(entry)} is not a JSON object")
+        raise ValueError(f"{short_repr(entry)} is not a JSON object")
     label, group = entry.get("label"), entry.get("group_id")
     group = None if group == "" else group
     kind = str(entry.get("shape_type") or "polygon").lower()  # old files do not have it
     if label is None or label == "":
         raise ValueError("it has no label")
     if not isinstance(label, str | int | float):
-        raise ValueError(f"label {shown(label)} is not text")
+        raise ValueError(f"label {short_repr(label)} is not text")
     if not isinstance(group, str | int | float | None):
-        raise ValueError(f"group_id {shown(group)} is not a number")
+        raise ValueError(f"group_id {short_repr(group)} is not a number")
     try:
         points = [[float(x), float(y)] for x, y in entry["points"]]
     except (KeyError, ValueError, TypeError):
-        reason = f"points {shown(entry.get('points'))} are not pairs of numbers"
+        reason = f"points {short_repr(entry.get('points'))} are not pairs of numbers"
         raise ValueError(reason) from None
     if not np.isfinite(points).all():
         raise ValueError("NaN or infinity in its points")
@@ -260,14 +260,14 @@ def _image_of(file: Path, image_path: str, tree: Tree) -> str | None:
     considered, because the image was deleted.
     """
     found = _stated_image(file, image_path, tree)
-    if found in tree.pictures:
+    if found in tree.images:
         return found
     # Relative to the dataset; "" for its root, where normpath returns ".".
     folder = os.path.normpath(tree.relative(file).parent).removeprefix(".")
     parts = PureWindowsPath(image_path).parts  # separated by \ or /
     # How many folders at the end of the path exist here with images.
-    num_known = image_names.known_folders(parts[:-1], tree.picture_folder_ends)
-    here_only = _is_bare(image_path) and folder in tree.picture_folders
+    num_known = image_names.known_folders(parts[:-1], tree.image_folder_ends)
+    here_only = _is_bare(image_path) and folder in tree.image_folders
 
     def allowed(path: str) -> bool:
         if here_only:
@@ -275,7 +275,7 @@ def _image_of(file: Path, image_path: str, tree: Tree) -> str | None:
         return _common_folders(path, parts) >= num_known
 
     found = tree.find(image_path, [folder, ""], [folder, ""]) if image_path else None
-    if found in tree.pictures and allowed(found):
+    if found in tree.images and allowed(found):
         return found
     same_name = list(filter(allowed, _same_name(parts[-1], tree))) if parts else []
     common = [_common_folders(path, parts) for path in same_name]
@@ -305,7 +305,7 @@ def _same_name(name: str, tree: Tree) -> list[str]:
         for spelling in names:
             spellings[unicodedata.normalize(unicode_form, spelling)] = None
     for spelling in spellings:
-        found = [path for path in tree.by_name.get(spelling, []) if path in tree.pictures]
+        found = [path for path in tree.by_name.get(spelling, []) if path in tree.images]
         if found:
             return found
     return []

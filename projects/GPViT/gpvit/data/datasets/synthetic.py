@@ -36,7 +36,7 @@ DISTRACTOR_SIZE = (20, 100)  # pixels, log-uniform
 OVERLAP_CHANCE = 0.25  # probability that a shape is placed next to or on top of an earlier one
 MIN_VISIBLE = 0.35  # minimum visible fraction of the full area of an object ...
 MIN_PIXELS = 30  # ... and minimum visible area
-COLOUR = (20, 235)  # range of each channel, for both shapes and backgrounds
+COLOR_RANGE = (20, 235)  # range of each channel, for both shapes and backgrounds
 MIN_CONTRAST = 150  # sum over channels of the difference between a fill and the pixels around it
 SHAPE_TEXTURE = 14  # maximum amplitude of the texture of a shape, in gray levels
 BACKGROUND_TEXTURE = 24  # the same for backgrounds
@@ -403,7 +403,7 @@ class Scene:
         self.draw, self.split = draw, split
         self.height, self.width = draw.between(*IMAGE_SIDE), draw.between(*IMAGE_SIDE)
         swing = draw.array(-BACKGROUND_TEXTURE, BACKGROUND_TEXTURE, 3)
-        color = draw.array(*COLOUR, 3)
+        color = draw.array(*COLOR_RANGE, 3)
         self.canvas = shade(draw, split, color, swing, self.height, self.width)
         self.owner = np.zeros((self.height, self.width), dtype=np.int64)
         self.full_areas = [0]
@@ -500,7 +500,7 @@ class Scene:
             slice(max(columns.start - 3, 0), columns.stop + 3),
         )
         nearby = self.canvas[around][~hidden[around]]  # (n, 3)
-        candidates = self.draw.array(*COLOUR, 24, 3)
+        candidates = self.draw.array(*COLOR_RANGE, 24, 3)
         similar = []  # number of nearby pixels that are too similar to each candidate
         for color in candidates:
             similar.append(int((abs(nearby - color).sum(1) < MIN_CONTRAST).sum()))
@@ -552,7 +552,7 @@ def make_scene(split: str, index: int, seed: int = 0) -> Scene:
 # Files
 
 
-def make_data_set(out: str | Path, train: int = 200, val: int = 50, seed: int = 0) -> None:
+def make_dataset(out: str | Path, train: int = 200, val: int = 50, seed: int = 0) -> None:
     """Write the dataset to the folder `out`, unless the same arguments have already created it.
 
     Args:

@@ -77,7 +77,7 @@ class Fault(NamedTuple):
     image: str | None
 
 
-class DataSet(NamedTuple):
+class ConvertedDataset(NamedTuple):
     """The contents of a dataset in another format.
 
     classes: their names.
@@ -116,7 +116,9 @@ class DataSet(NamedTuple):
         return {"categories": categories, "images": images, "annotations": annotations}
 
     def origins(self, names: Iterable[str]) -> dict[str, Any]:
-        """Return the origins of the objects of these images, for JSON; see :meth:`.Layout.trace`.
+        """Return the origins of the objects of these images, for JSON.
+
+        They are used by :meth:`.Layout.refer_to_user_files`.
 
         problems: kind and detail of the faults of these images, and of those without an image.
         objects: by image ID: origin, ID of the first annotation, and numbers of the objects.

@@ -13,12 +13,12 @@ from supervision import Detections
 from supervision.dataset.formats.yolo import yolo_annotations_to_detections
 
 from ...utils.errors import UserError, preview
-from ...utils.text import PATH_LIMIT, decoded, one_line, shown
+from ...utils.text import PATH_LIMIT, decoded, one_line, short_repr
 from . import yolo_yaml
-from .file_tree import WORDS, Tree, form
+from .file_tree import SPLIT_WORDS, Tree, normalized
 from .to_coco import (
+    ConvertedDataset,
     ConvertedImage,
-    DataSet,
     Fault,
     Object,
     by_folder,
@@ -51,7 +51,7 @@ class LabelFiles(NamedTuple):
     renamed: list[str]
 
 
-def from_yolo(yaml_file: Path, tree: Tree) -> DataSet:
+def from_yolo(yaml_file: Path, tree: Tree) -> ConvertedDataset:
     """Read a YOLO dataset.
 
     A line of a label file is a class and the points of an outline, or a box, in normalized
@@ -95,13 +95,13 @@ def from_yolo(yaml_file: Path, tree: Tree) -> DataSet:
     for name, lines in read.items():
         for kind, detail in lines.faults:
             faults.append(Fault(kind, f"{one_line(labels.of[name], PATH_LIMIT)}{detail}", name))
-    return DataSet(description.names, images, splits, notes, faults)
+    return ConvertedDataset(description.names, images, splits, notes, faults)
 
 
 def _find_label_files(tree: Tree) -> LabelFiles:
     """Assign label files to images: by their paths, or else by the meaning of their paths."""
     of: dict[str, str | None] = {}
-    for name in tree.pictures:
+    for name in tree.images:
         existing = [path for path in _label_paths(name) if path in tree.paths]
         of[name] = existing[0] if existing else None
     used = set(of.values())
@@ -144,7 +144,7 @@ def _label_paths(name: str) -> list[str]:
 
 
 def _stem_form(path: str) -> str:
-    return form(os.path.splitext(path)[0])
+    return normalized(os.path.splitext(path)[0])
 
 
 def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
@@ -199,7 +199,7 @@ def _yolo_splits(
                 f"labels/NAME.txt for images/NAME.jpg: {preview(names)}"
             )
     splits: dict[str, str | None] = dict(yaml_splits.of)
-    undefined = {*WORDS} - yaml_splits.defined
+    undefined = {*SPLIT_WORDS} - yaml_splits.defined
     if {"val", "test"} & yaml_splits.defined:
         undefined -= {"val", "test"}  # one of them is enough
     # Fill the splits that the YAML file does not define from the names of folders. If it defines
@@ -210,7 +210,7 @@ def _yolo_splits(
         is_undefined = split in undefined or not yaml_splits.defined
         if name not in splits and split in usable and is_undefined:
             splits[name] = split
-    return {name: splits[name] for name in tree.pictures if name in splits}
+    return {name: splits[name] for name in tree.images if name in splits}
 
 
 def _with_labels(names: Iterable[str], labeled: set[str]) -> list[str]:
@@ -264,7 +264,7 @@ def _notes_on_images(
             f"{len(shared)} label files belong to several images, which differ in their suffix: "
             f"{preview(shared)}"
         )
-    if others := [name for name in tree.pictures if name not in splits]:
+    if others := [name for name in tree.images if name not in splits]:
         where = "without labels, in folders without labels"
         if yaml_splits.defined:
             where = f"that are in no split of {yaml_file.name}"
@@ -368,10 +368,12 @@ def _detected(lines: list[tuple[int, str]], size: tuple[int, int]) -> Detections
     for _, line in lines:
         category, *values = line.split()
         if _is_infinite(category):  # supervision would print all its digits
-            raise ValueError(f"class id {shown(category)} is too large")
+            raise ValueError(f"class id {short_repr(category)} is too large")
         for value in values:
             if re.fullmatch(NUMBER, value) and not -1 <= float(value) <= MAX_COORDINATE:
-                raise ValueError(f"coordinate {shown(value)} is not normalized; is it in pixels?")
+                raise ValueError(
+                    f"coordinate {short_repr(value)} is not normalized; is it in pixels?"
+                )
         texts.append(line)
     return yolo_annotations_to_detections(texts, size, with_masks=False)
 

@@ -15,7 +15,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...utils.errors import UserError, preview
-from ...utils.text import PATH_LIMIT, decoded, one_line, shown
+from ...utils.text import PATH_LIMIT, decoded, one_line, short_repr
 from ...utils.yaml_io import read_yaml
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class Description(NamedTuple):
                     raise
                 notes.append(f"not used: {error}")
                 continue
-            groups[split] = {path: None for path in found if path in tree.pictures}
-            unsupported |= found.keys() - tree.pictures.keys()
+            groups[split] = {path: None for path in found if path in tree.images}
+            unsupported |= found.keys() - tree.images.keys()
             notes += notes_of_split
             faults += faults_of_split
         of, note, overlap = _disjoint(groups)
@@ -139,7 +139,7 @@ class Description(NamedTuple):
             place = self._place(split, item, notes)
             if os.path.isdir(place):
                 paths = tree.below(place)
-                if tree.pictures.keys().isdisjoint(paths):
+                if tree.images.keys().isdisjoint(paths):
                     reason = "has no images" if _is_inside(place, tree) else _outside(tree)
                     raise self._error(split, f"{one_line(item)}, which {reason}")
             elif os.path.isfile(place) and place.lower().endswith(".txt"):
@@ -149,7 +149,7 @@ class Description(NamedTuple):
                     if count > 1:
                         detail = f"{one_line(item)}: {one_line(path)}"
                         faults.append(("named twice", detail, path))
-                if tree.pictures.keys().isdisjoint(paths):
+                if tree.images.keys().isdisjoint(paths):
                     reason = f"lists only images of unsupported formats: {preview(paths)}"
                     raise self._error(split, f"{one_line(item)}, which {reason}")
             else:
@@ -161,7 +161,7 @@ class Description(NamedTuple):
     def _place(self, split: str, item: Any, notes: list[str]) -> str:
         """Return the folder or file that an entry names."""
         if not isinstance(item, str) or not item.strip():
-            raise self._error(split, f"{shown(item)}, which is not a path")
+            raise self._error(split, f"{short_repr(item)}, which is not a path")
         entry = one_line(item)
         if "://" in item:
             raise self._error(split, f"{entry}, a URL; download it, and give its folder")
@@ -327,11 +327,14 @@ def _names(content: dict[Any, Any]) -> tuple[list[str], str]:
             return [], f"its names are numbered {found}, not from 0 to {len(names) - 1}"
         names = list(map(by_number.get, numbers))
     if not isinstance(names, list) or not names:
-        return [], f'its "names" are {shown(names)}, not a list of class names'
+        return [], f'its "names" are {short_repr(names)}, not a list of class names'
     for number, name in enumerate(names):
         # YAML reads yes, no, on, off and dates as other types than text.
         if not isinstance(name, str) or name == "":
-            return [], f"the name of class {number} is {shown(name)}, not text; put it in quotes"
+            return (
+                [],
+                f"the name of class {number} is {short_repr(name)}, not text; put it in quotes",
+            )
     count = content.get("nc")
     if count is not None and str(count).strip() != str(len(names)):
         return [], f'"nc" is {one_line(count, 40)}, but there are {len(names)} names'
