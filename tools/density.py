@@ -55,7 +55,7 @@ def faults(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def measure(source: str, tree: ast.AST, figures: Figures) -> None:
-    """Adds what one file holds."""
+    """Add what one file holds."""
     lines = source.splitlines()
     figures.lines += len(lines)
     figures.comments += sum(line.lstrip().startswith("#") for line in lines)

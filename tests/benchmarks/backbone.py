@@ -62,6 +62,7 @@ from gpvit.utils.profiler import (
     machine,
     memory_since_reset,
 )
+from gpvit.visualization import style
 from matplotlib.axes import Axes
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -514,28 +515,30 @@ def growth(task: Task, names: list[str], runs: int, path: Path) -> dict[str, Any
 
 
 def draw_growth(points: list[dict[str, Any]], names: list[str], path: Path) -> None:
-    figure = matplotlib.figure.Figure(figsize=(11, 4.5), layout="constrained")
     labels = {"seconds": "seconds", "peak_mib": "MiB above weights"}
-    for axis, (cost, label) in zip(figure.subplots(1, 2), labels.items()):
-        for name in names:
-            of_model = [point for point in points if point["model"] == name]
-            single = [point for point in of_model if point["images"] == 1]
-            batches = [point for point in of_model if point["side"] == GROWTH_SIDES[0]]
-            plot_line(axis, single, cost, f"{name}, one image")
-            plot_line(axis, batches, cost, f"{name}, images of {GROWTH_SIDES[0]}²")
-        # A dotted line through the first point: cost proportional to the number of pixels.
-        factor = (GROWTH_SIDES[-1] / GROWTH_SIDES[0]) ** 2
-        ends = [GROWTH_SIDES[0] ** 2 / 1e6, GROWTH_SIDES[-1] ** 2 / 1e6]
-        axis.plot(ends, [points[0][cost], factor * points[0][cost]], "k:", label="proportional")
-        axis.set(xlabel="megapixels", ylabel=label)
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:.2g}")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.grid(alpha=0.3)
-        axis.legend()
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=120)
+    width, height = 12, 5.2  # inches
+    with style.figure_style():
+        figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+        for axis, (cost, label) in zip(figure.subplots(1, 2), labels.items()):
+            for name in names:
+                of_model = [point for point in points if point["model"] == name]
+                single = [point for point in of_model if point["images"] == 1]
+                batches = [point for point in of_model if point["side"] == GROWTH_SIDES[0]]
+                plot_line(axis, single, cost, f"{name}, one image")
+                plot_line(axis, batches, cost, f"{name}, images of {GROWTH_SIDES[0]}²")
+            # Through the first point: cost proportional to the number of pixels.
+            factor = (GROWTH_SIDES[-1] / GROWTH_SIDES[0]) ** 2
+            ends = [GROWTH_SIDES[0] ** 2 / 1e6, GROWTH_SIDES[-1] ** 2 / 1e6]
+            costs = [points[0][cost], factor * points[0][cost]]
+            axis.plot(ends, costs, color=style.MUTED, linestyle=":", label="proportional")
+            axis.set(xlabel="megapixels", ylabel=label)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:.2g}")
+            axis.yaxis.set_major_formatter("{x:g}")
+            style.legend_below(axis, 72 * 0.45 * width)
+        with atomic_write(path) as partial:
+            figure.savefig(partial, dpi=style.DPI)
 
 
 def plot_line(axis: Axes, points: list[dict[str, Any]], cost: str, label: str) -> None:

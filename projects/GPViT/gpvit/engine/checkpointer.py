@@ -95,7 +95,7 @@ class Checkpointer(StopHook):
         return f"model_{self.trainer.done:07}"
 
     def save(self, name: str) -> None:
-        """Saves the state between two iterations, in process 0. Raises a UserError on failure."""
+        """Save the state between two iterations, in process 0. Raises a UserError on failure."""
         if not comm.is_main_process():
             return
         start = time.perf_counter()
@@ -108,7 +108,7 @@ class Checkpointer(StopHook):
         logger.info(f"saved {one_line(path, PATH_LIMIT)} in {seconds:.1f} seconds")
 
     def _remove_old(self) -> None:
-        """Keeps the newest checkpoints up to the current iteration.
+        """Keep the newest checkpoints up to the current iteration.
 
         Those with more iterations do not count: they must be damaged, since otherwise the run would
         have been resumed from one of them.
@@ -121,7 +121,7 @@ class Checkpointer(StopHook):
             path.unlink(missing_ok=True)
 
     def try_to_save(self, name: str, consequence: str) -> None:
-        """Calls :meth:`save`, and logs an error: a full disk may have space again for the next one.
+        """Call :meth:`save`, and log an error: a full disk may have space again for the next one.
 
         Args:
             name: of the checkpoint.
@@ -151,7 +151,7 @@ class Checkpointer(StopHook):
             self.save("model_final")
 
     def after_evaluation(self, metrics: dict[str, float]) -> None:
-        """Keeps the best checkpoint, and requests early stopping if the metric does not improve."""
+        """Keep the best checkpoint, and request early stopping if the metric does not improve."""
         if not self.best_metric or not comm.is_main_process():
             return
         if self.best_metric not in metrics:
@@ -178,7 +178,7 @@ class Checkpointer(StopHook):
         self.trainer.request = max(self.trainer.request, STOP_EARLY)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores trainer, weights and hooks from the result of :func:`latest_checkpoint`.
+        """Restore trainer, weights and hooks from the result of :func:`latest_checkpoint`.
 
         Raises:
             UserError: the state does not fit this run.
@@ -210,7 +210,7 @@ class Checkpointer(StopHook):
             self.best, self.without_better = float("-inf"), 0
 
     def forget_metrics(self) -> None:
-        """Removes from metrics.json incomplete lines and those that will be written again.
+        """Remove from metrics.json incomplete lines and those that will be written again.
 
         Raises:
             UserError: the file cannot be written; the old one is intact.

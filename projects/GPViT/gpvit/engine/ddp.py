@@ -15,7 +15,7 @@ def unwrap_ddp(model: nn.Module) -> nn.Module:
 
 
 def build_ddp(model: nn.Module, **options: Any) -> nn.Module:
-    """Prepares a model for training in each process of a job.
+    """Prepare a model for training in each process of a job.
 
     Args:
         model: on the device that it is trained on.
@@ -34,7 +34,7 @@ def build_ddp(model: nn.Module, **options: Any) -> nn.Module:
 
 
 def _with_cpu_sync_bn(module: nn.Module) -> nn.Module:
-    """Replaces PyTorch's SyncBatchNorm, which needs a GPU, by Detectron2's implementation."""
+    """Replace PyTorch's SyncBatchNorm, which needs a GPU, by Detectron2's implementation."""
     for name, child in module.named_children():
         module.add_module(name, _with_cpu_sync_bn(child))
     if not isinstance(module, nn.SyncBatchNorm):

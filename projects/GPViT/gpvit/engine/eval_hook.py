@@ -40,7 +40,7 @@ class EvalHook(HookBase):
         self.evaluated_at = -1  # completed iterations at the last evaluation
 
     def before_train(self) -> None:
-        """Evaluates if that was due at the checkpoint: it is saved before the evaluation."""
+        """Evaluate if that was due at the checkpoint: it is saved before the evaluation."""
         if self.trainer.done > 0 and self._is_due():
             self.run()
 

@@ -32,7 +32,7 @@ class MonitorHook(StopHook):
 
 @contextmanager
 def best_effort(consequence: str) -> Iterator[None]:
-    """Logs an exception in the block, such as a full disk, instead of raising it.
+    """Log an exception in the block, such as a full disk, instead of raising it.
 
     Args:
         consequence: of the failure, for the log.

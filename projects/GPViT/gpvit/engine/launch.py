@@ -70,7 +70,7 @@ def choose_device(device: str, num_gpus: int) -> str:
 
 
 def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
-    """Runs ``main(args)`` in every process of the job, with the process group initialized.
+    """Run ``main(args)`` in every process of the job, with the process group initialized.
 
     Raises:
         UserError: the processes cannot connect to each other, or one of them ended.
@@ -126,7 +126,7 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
 
 
 def _exit_as(error: ProcessExitedException, forwarded: list[int]) -> NoReturn:
-    """Exits as a process of the job did.
+    """Exit as a process of the job did.
 
     Args:
         error: of the first process that ended with an exit code other than 0.
@@ -162,7 +162,7 @@ def _by_torchrun() -> bool:
 
 
 def _check_address(args: argparse.Namespace) -> None:
-    """Raises a UserError if ``--dist-url`` cannot work, as far as this machine can check it.
+    """Raise a UserError if ``--dist-url`` cannot work, as far as this machine can check it.
 
     PyTorch would detect it in one of the processes, while the others wait up to half an hour.
     """
@@ -203,7 +203,7 @@ def _check_address(args: argparse.Namespace) -> None:
 
 
 def _check_port(url: str, port: int | None) -> None:
-    """Raises a UserError if this machine cannot listen on the port, as PyTorch will."""
+    """Raise a UserError if this machine cannot listen on the port, as PyTorch will."""
     with socket.socket() as probe:
         # The port of a job that has just ended can be used again.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -248,7 +248,7 @@ def _ignore_once(number: int, frame: object) -> None:
 
 
 def _run(main: Callable, args: argparse.Namespace) -> None:
-    """Runs ``main(args)`` in a process of the job; prints errors, and exits with their code."""
+    """Run ``main(args)`` in a process of the job; print errors, and exit with their code."""
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
     try:
@@ -272,13 +272,13 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
 
 
 def _stop_without_parent(parent: multiprocessing.process.BaseProcess) -> None:
-    """Stops this process when its parent is killed, since nothing else would."""
+    """Stop this process when its parent is killed, since nothing else would."""
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _join_torchrun(device: str) -> None:
-    """Initializes the process group of a job that torchrun started."""
+    """Initialize the process group of a job that torchrun started."""
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "nccl" if device == "cuda" else "gloo"
@@ -290,7 +290,7 @@ def _join_torchrun(device: str) -> None:
 
 
 def share_cores(device: str) -> None:
-    """Divides the cores among CPU processes, which are slow with more threads than cores."""
+    """Divide the cores among CPU processes, which are slow with more threads than cores."""
     if device == "cpu" and comm.get_world_size() > 1:
         if hasattr(os, "sched_getaffinity"):
             cores = len(os.sched_getaffinity(0))

@@ -41,7 +41,7 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: str) -> dict[str, Any] | None:
-    """Reads the valid checkpoint of a folder with the most iterations.
+    """Read the valid checkpoint of a folder with the most iterations.
 
     Returns:
         The content of the checkpoint and its "path"; None if the folder has no checkpoints.
@@ -129,7 +129,7 @@ def _state_fault(content: dict[str, Any]) -> str:
 
 
 def require_unused_output_dir(folder: str) -> None:
-    """Raises a UserError if a folder has checkpoints, which a new run would replace."""
+    """Raise a UserError if a folder has checkpoints, which a new run would replace."""
     found = sorted(Path(folder).glob("model_*.pth"))
     if found:
         raise UserError(
@@ -139,7 +139,7 @@ def require_unused_output_dir(folder: str) -> None:
 
 
 def require_no_evaluation(folder: str) -> None:
-    """Raises a UserError if a folder has results of ``--eval-only``, which a run would replace."""
+    """Raise a UserError if a folder has results of ``--eval-only``, which a run would replace."""
     has_run = any(_find(folder, TRAINING_FILES))
     if Path(folder, "evaluation.json").exists() and not has_run:
         raise UserError(
@@ -171,7 +171,7 @@ def settings(cfg: DictConfig) -> str:
 
 
 def require_same_evaluation(folder: str, about: dict[str, Any]) -> None:
-    """Raises a UserError if an evaluation would replace the results of something else.
+    """Raise a UserError if an evaluation would replace the results of something else.
 
     The same evaluation (weights, data and settings) may be repeated in its folder.
 
@@ -228,7 +228,7 @@ def _comparable(value: Any) -> Any:
 
 
 def check_config_unchanged(saved: dict[str, str], present: dict[str, str], path: str) -> None:
-    """Raises a UserError if a run would be resumed with another config.
+    """Raise a UserError if a run would be resumed with another config.
 
     Keys that do not influence the result may change, see :func:`.may_change`.
 

@@ -46,7 +46,7 @@ logger = logging.getLogger("gpvit")
 
 
 def do_train(cfg: DictConfig, *, resume: bool = False, config_file: str = "") -> nn.Module:
-    """Trains a model, with checkpoints, metrics and evaluations.
+    """Train a model, with checkpoints, metrics and evaluations.
 
     Args:
         cfg: a config from :func:`gpvit.cli.train.configure`, which chooses device and AMP. It has:
@@ -127,7 +127,7 @@ def _require_same_run(
     records: Collection[dict[str, Any]],
     classes: list[str],
 ) -> None:
-    """Raises a UserError if a checkpoint is that of a run with other classes, config or data.
+    """Raise a UserError if a checkpoint is that of a run with other classes, config or data.
 
     Args:
         state: content of the checkpoint.
@@ -148,7 +148,7 @@ def _require_same_run(
 def _build_trainer(
     cfg: DictConfig, seed: int, classes: list[str], *, from_checkpoint: bool
 ) -> Trainer:
-    """Builds model, optimizer and trainer. Sets ``cfg.optimizer.params.model``.
+    """Build model, optimizer and trainer. Sets ``cfg.optimizer.params.model``.
 
     Args:
         cfg: the config of the run.
@@ -175,7 +175,7 @@ def _build_trainer(
 
 
 def do_test(cfg: DictConfig) -> nn.Module:
-    """Evaluates ``train.init_checkpoint``, and writes the results to ``train.output_dir``.
+    """Evaluate ``train.init_checkpoint``, and write the results to ``train.output_dir``.
 
     Args:
         cfg: as for :func:`do_train`.
@@ -251,7 +251,7 @@ class SetResults(NamedTuple):
 def evaluate(
     cfg: DictConfig, sets: Mapping[str, DictConfig], model: nn.Module, about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Evaluates a model on each validation set.
+    """Evaluate a model on each validation set.
 
     Args:
         cfg: the config of the run.
@@ -291,7 +291,7 @@ def evaluate(
 
 
 def evaluate_set(cfg: DictConfig, model: nn.Module) -> SetResults:
-    """Evaluates a model on ``cfg.dataloader.test`` with ``cfg.dataloader.evaluator``."""
+    """Evaluate a model on ``cfg.dataloader.test`` with ``cfg.dataloader.evaluator``."""
     loader = share_batches(instantiate(cfg.dataloader.test))
     evaluator = instantiate(cfg.dataloader.evaluator)
     times: list[float] = []  # of the start and the end
@@ -328,7 +328,7 @@ def write_results(
     results: dict[str, Any],
     about: dict[str, Any],
 ) -> str:
-    """Writes evaluation.json. Returns: why it cannot be written; "" if it was."""
+    """Write evaluation.json, and return why it cannot be written; "" if it was."""
     images, seconds = 0, 0.0
     for evaluation in evaluated:
         images += evaluation.images
@@ -375,7 +375,7 @@ def describe_results(
 
 
 def save_configs(cfg: DictConfig, sets: Mapping[str, DictConfig]) -> None:
-    """Saves config.yaml of a run, and of each of several validation sets next to its results."""
+    """Save config.yaml of a run, and of each of several validation sets next to its results."""
     configs = [cfg, *sets.values()] if len(sets) > 1 else [cfg]
     for config in configs:
         save_config(config, f"{config.train.output_dir}/config.yaml")
@@ -383,14 +383,14 @@ def save_configs(cfg: DictConfig, sets: Mapping[str, DictConfig]) -> None:
 
 @contextlib.contextmanager
 def lock_output_dir(folder: str) -> Iterator[None]:
-    """Locks the output folder for this job. Raises a UserError in all processes if it is locked."""
+    """Lock the output folder for this job; raise a UserError in all processes if it is locked."""
     with contextlib.ExitStack() as stack:
         run_in_process_0(lambda: stack.enter_context(lock_folder(folder)))
         yield
 
 
 def run_in_process_0(action: Callable[[], object]) -> None:
-    """Calls a function in process 0. A UserError is raised in all processes."""
+    """Call a function in process 0. A UserError is raised in all processes."""
     error = ""
     if comm.is_main_process():
         try:

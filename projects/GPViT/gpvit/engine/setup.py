@@ -22,7 +22,7 @@ LOGGERS = ("detectron2", "fvcore", "gpvit")
 
 
 def setup(cfg: DictConfig) -> None:
-    """Sets up logging and threads.
+    """Set up logging and threads.
 
     Like Detectron2's ``default_setup``, but details of the environment go to the log file only.
 
@@ -53,7 +53,7 @@ def setup(cfg: DictConfig) -> None:
 
 
 def _adapt(handler: logging.StreamHandler) -> None:
-    """Prepares a handler for control characters, any encoding, progress bars and a full disk."""
+    """Prepare a handler for control characters, any encoding, progress bars and a full disk."""
     handler.addFilter(show_control_characters)
     stream = getattr(handler, "stream", None)
     if isinstance(stream, io.TextIOWrapper) and not stream.closed:
@@ -69,7 +69,7 @@ def _adapt(handler: logging.StreamHandler) -> None:
 
 
 def open_log(folder: str) -> None:
-    """Opens the log file of this process again: the open one may have been removed.
+    """Open the log file of this process again: the open one may have been removed.
 
     Raises:
         OSError: it cannot be opened.
@@ -83,7 +83,7 @@ def open_log(folder: str) -> None:
 
 
 def shared_seed(seed: int) -> int:
-    """Seeds all processes with the same seed.
+    """Seed all processes with the same seed.
 
     Args:
         seed: of the config; a negative one is replaced by a random one.

@@ -2,9 +2,9 @@
 
 An iteration happens in all processes or in none:
 
-1. ``_next_batch`` loads a batch. The processes then agree whether to go on: one that stopped alone
-   would leave the others waiting for it in their next collective operation.
-2. ``_remember`` copies the state that a forward pass changes, such as batch norm statistics.
+1. ``_next_batch`` loads a batch. The processes then agree whether to continue: one that stopped
+   alone would leave the others waiting for it in their next collective operation.
+2. ``_copy_buffers`` copies the state that a forward pass changes, such as batch norm statistics.
 3. ``_step`` computes losses and gradients, and updates the weights. If it fails before the update,
    ``_undo`` restores the copy, so that the state before the iteration can be saved.
 4. Hooks update the schedule; then :class:`.Checkpointer` marks the state as consistent again.
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 # Requests of a process to all others before an iteration. The highest one wins: a batch that cannot
 # be loaded does not matter if training ends anyway.
-GO_ON, STOP_ERROR, STOP_EARLY = 0, 1, 2
+CONTINUE, STOP_ERROR, STOP_EARLY = 0, 1, 2
 SIGNAL_BASE = 128  # 128 + n: stop because of signal n; also the exit code, by convention
 
 REPORTED_KEYS = ("file_name", "image_id", "index", "position")  # of an image, for `gpvit replay`
@@ -57,7 +57,7 @@ class _EarlyStop(Exception):
 
 
 class Trainer(TrainerBase):
-    """Runs iterations, each of which happens in all processes or in none.
+    """The training loop, each iteration of which happens in all processes or in none.
 
     The global random number generators are seeded with (seed, iteration, rank) before each
     iteration, so that an iteration can be repeated without the ones before it.
@@ -112,9 +112,10 @@ class Trainer(TrainerBase):
 
         self.done = 0  # completed iterations
         self.skipped = 0  # images, in all processes
-        self.request = GO_ON  # of this process, to all processes
+        self.request = CONTINUE  # of this process, to all processes
         self.raise_on_signal = False  # or finish the iteration and stop before the next one
-        self._data_seconds = self._total_seconds = 0.0
+        self._data_seconds = self._total_seconds = 0.0  # of the run since it was started or resumed
+        self._step_start = self._data_time = 0.0  # of this iteration, in seconds
         # Whether weights, optimizer, schedule and ``done`` are all those between two iterations.
         # The optimizer step sets it to False; Checkpointer.after_step sets it to True, after the
         # hooks that belong to the iteration.
@@ -126,7 +127,7 @@ class Trainer(TrainerBase):
         self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
 
     def train(self, data_loader: Iterable[list[dict[str, Any]]], max_iter: int) -> None:
-        """Trains from iteration :attr:`done` to ``max_iter``.
+        """Train from iteration :attr:`done` to ``max_iter``.
 
         Args:
             data_loader: yields lists of images without end, starting with those of iteration
@@ -165,13 +166,13 @@ class Trainer(TrainerBase):
             self.after_train()
 
     def run_step(self, batches: Iterator[list[dict[str, Any]]]) -> None:
-        """Runs an iteration, and undoes it if it fails before the weights are updated."""
+        """Run an iteration, and undo it if it fails before the weights are updated."""
         self._step_start = time.perf_counter()
         batch = self._next_batch(batches)
         seed_everything(self.seed, self.iter, comm.get_rank())
-        self._remember()
+        self._copy_buffers()
         try:
-            values = self._step(batch)
+            metrics = self._step(batch)
         except BaseException as error:
             if self.is_consistent:
                 self._undo()
@@ -186,17 +187,19 @@ class Trainer(TrainerBase):
                     f"iteration {self.iter}: {error} {_replay_hint(report)}"
                 ) from error
             raise
-        self._write_metrics(values)
+        self._write_metrics(metrics)
 
     def _step(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Updates the weights. Returns: losses and data time, averaged over the processes."""
+        """Update the weights, and return losses and data time, averaged over the processes."""
         losses = self.forward_and_backward(batch)
-        norm = self._gradient_norm()
+        norm = self._clip_gradients()
         data_time = losses["total_loss"].new_tensor(self._data_time)
-        values = self._averaged(losses | {"data_time": data_time})
+        metrics = self._averaged(losses | {"data_time": data_time})
         # Total loss and norm are the same in all processes (DDP averages the gradients), and so is
-        # the decision.
-        if not (values["total_loss"].isfinite() and norm.isfinite()):
+        # the decision. With loss scaling, gradients overflow now and then: GradScaler skips such a
+        # step and lowers the scale, so that they are only an error once it has fallen below 1.
+        may_overflow = self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= 1
+        if not (metrics["total_loss"].isfinite() and (may_overflow or norm.isfinite())):
             processes = comm.gather(self._inputs_and_losses(batch, losses))
             report = self._write_report(processes, float(norm))
             raise UserError(
@@ -208,10 +211,10 @@ class Trainer(TrainerBase):
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(unwrap_ddp(self.model))
-        return values
+        return metrics
 
     def forward_and_backward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Computes the gradients of a batch, in :attr:`accumulate` parts.
+        """Compute the gradients of a batch, in :attr:`accumulate` parts.
 
         Returns:
             The losses of the batch, scalars, and their sum "total_loss".
@@ -239,12 +242,8 @@ class Trainer(TrainerBase):
         self.after_backward()
         return means
 
-    def _gradient_norm(self) -> Tensor:
-        """Unscales and clips the gradients. Returns: their L2 norm before clipping.
-
-        With loss scaling, gradients overflow now and then: GradScaler skips such a step and lowers
-        the scale. So the result is 1, which is finite, until the scale has fallen below 1.
-        """
+    def _clip_gradients(self) -> Tensor:
+        """Unscale and clip the gradients, and return their L2 norm before clipping."""
         if self.grad_scaler.is_enabled():
             self.grad_scaler.unscale_(self.optimizer)
         parameters, gradients = [], []
@@ -255,12 +254,10 @@ class Trainer(TrainerBase):
         norm = nn.utils.get_total_norm(gradients)
         if self.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= 1:
-            return torch.ones(())
         return norm
 
     def _averaged(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Means of scalars over the processes. A NaN in one process gives NaN in all of them."""
+        """Average scalars over the processes. A NaN in one process gives NaN in all of them."""
         means = torch.stack([value.float() for value in values.values()])
         if self._group is not None:
             dist.all_reduce(means)
@@ -270,7 +267,7 @@ class Trainer(TrainerBase):
     # Agreeing to continue or to stop
 
     def _next_batch(self, batches: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """The next batch of this process, if all processes go on.
+        """Return the next batch of this process, if all processes continue.
 
         Raises:
             SystemExit, _EarlyStop, UserError: in all processes, when one of them requests it.
@@ -278,12 +275,10 @@ class Trainer(TrainerBase):
         batch, error = self._load(batches)
         self._data_time = time.perf_counter() - self._step_start
         reasons: list[str] = []  # why images were skipped
-        unreplaced = False
         for image in batch:
             reasons += image["skipped"]
-            unreplaced |= "image" not in image  # no usable image was found to take its place
-        if unreplaced:
-            error = reasons[-1]
+            if "image" not in image:  # no usable image was found to take its place
+                error = image["skipped"][-1]
         if self.skip_budget:
             for reason in reasons:
                 logger.warning(f"skipped: {one_line(reason, LINE_LIMIT)}")
@@ -314,19 +309,22 @@ class Trainer(TrainerBase):
     def _load(
         self, batches: Iterator[list[dict[str, Any]]]
     ) -> tuple[list[dict[str, Any]], str | None]:
-        """The next batch and None; or an empty batch and an error message (None after a signal)."""
+        """Return the next batch and no error; or an empty batch and the error message, if any.
+
+        There is none after a signal, which :attr:`request` holds for all processes.
+        """
         try:
             with self.interruptible():
                 return next(batches), None
         except _StopNow:
-            return [], None  # self.request has the signal, for all processes
+            return [], None
         except RuntimeError as failure:  # PyTorch's, about a data-loading process
             first_line = str(failure).splitlines()[0]
             reason = loading_failure(failure) or f"a data-loading process failed: {first_line}"
             return [], f"iteration {self.iter}: {reason}"
 
     def _agree(self, request: int, skipped: int) -> tuple[int, int]:
-        """The highest request of all processes, and the number of images that they skipped."""
+        """Return the highest request of all processes, and how many images they skipped."""
         if self._group is None:
             return request, skipped
         # One row per process: (request, skipped). Each process fills its own, the sum is all rows.
@@ -336,7 +334,7 @@ class Trainer(TrainerBase):
         return int(table[:, 0].max()), int(table[:, 1].sum())
 
     def _request_stop(self, number: int, frame: object) -> None:
-        """Signal handler: requests a stop before the next iteration, or raises if allowed."""
+        """Handle a signal: request a stop before the next iteration, or raise if allowed."""
         # No logging here: the signal may have interrupted a handler in the middle of a line.
         self.request = SIGNAL_BASE + number
         if self.raise_on_signal:
@@ -345,7 +343,7 @@ class Trainer(TrainerBase):
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """In the block, a signal raises at once: only for code that does not change the state."""
+        """Let signals raise immediately in a block, which must not change the state."""
         self.raise_on_signal = True
         try:
             # Only now, so that no signal between the check and the assignment above is lost.
@@ -356,9 +354,10 @@ class Trainer(TrainerBase):
             self.raise_on_signal = False
 
     def _shut_down(self, error: BaseException, batches: Iterator[list[dict[str, Any]]]) -> None:
-        """Stops loading data, and lets the hooks save the state."""
-        if isinstance(error, SystemExit) and isinstance(error.code, int):
-            name = signal.Signals(error.code - SIGNAL_BASE).name
+        """Stop loading data, and let the hooks save the state."""
+        code = error.code if isinstance(error, SystemExit) else None
+        if isinstance(code, int) and code > SIGNAL_BASE:
+            name = signal.Signals(code - SIGNAL_BASE).name
             logger.info(f"{name}: stopping after {self.done} iterations")
         stop_workers(batches)
         for hook in self._hooks:
@@ -369,25 +368,26 @@ class Trainer(TrainerBase):
             comm.synchronize()
 
     def _process_failure(self, error: BaseException) -> str | None:
-        """The message for an error caused by a worker or another rank; None for other errors."""
+        """Return the message for an error of a worker or another rank; None for other errors."""
         if isinstance(error, UserError):
             return None
         # When a data-loading process dies, PyTorch raises from a signal handler, at any statement.
         reason = loading_failure(error)
         if reason:
             return f"iteration {self.iter}: {reason}"
+        # With the gloo backend, a lost connection is a RuntimeError, known by its text only.
         if "gloo" in str(error) or isinstance(error, dist.DistError):
             return f"another process ended in iteration {self.iter}"
         return None
 
     # Undoing an iteration
 
-    def _remember(self) -> None:
-        """Copies the state that a forward pass changes."""
+    def _copy_buffers(self) -> None:
+        """Copy the state that a forward pass changes."""
         copy_all(self._buffers, self._buffers_before)
 
     def _undo(self) -> None:
-        """Restores the model as it was before the iteration.
+        """Restore the model as it was before the iteration.
 
         Weights and optimizer are unchanged: :meth:`_step` updates them last.
         """
@@ -410,7 +410,7 @@ class Trainer(TrainerBase):
     def _inputs_and_losses(
         self, batch: list[dict[str, Any]], losses: dict[str, Tensor]
     ) -> dict[str, Any]:
-        """The part of this process in a report."""
+        """Return the part of this process in a report."""
         images = []
         for image in batch:
             images.append({key: image.get(key) for key in REPORTED_KEYS})
@@ -423,10 +423,11 @@ class Trainer(TrainerBase):
     def _write_report(
         self, processes: list[dict[str, Any]], norm: float | None, suffix: str = ""
     ) -> str:
-        """Writes what ``gpvit replay`` needs to repeat the iteration. Returns: the file's path.
+        """Write what ``gpvit replay`` needs to repeat the iteration, and return the file's path.
 
         Args:
-            processes: the part of each process; empty in processes that do not write.
+            processes: the part of each process; empty in processes that do not write, and whose
+                message is not displayed either.
             norm: L2 norm of the gradients, if they were computed.
             suffix: of the file name.
         """
@@ -446,13 +447,13 @@ class Trainer(TrainerBase):
                 partial.write_text(text, encoding="utf-8")
         return path
 
-    def _write_metrics(self, values: dict[str, Tensor]) -> None:
-        metrics = {name: float(value) for name, value in values.items()}
+    def _write_metrics(self, metrics: dict[str, Tensor]) -> None:
+        numbers = {name: float(value) for name, value in metrics.items()}
         seconds = time.perf_counter() - self._step_start
-        self._data_seconds += metrics["data_time"]
+        self._data_seconds += numbers["data_time"]
         self._total_seconds += seconds
-        data_share = metrics["data_time"] / seconds
-        self.storage.put_scalars(**metrics, data_share=data_share, smoothing_hint=False)
+        data_share = numbers["data_time"] / seconds
+        self.storage.put_scalars(**numbers, data_share=data_share, smoothing_hint=False)
 
     # Checkpoints
 
@@ -486,14 +487,14 @@ class Trainer(TrainerBase):
 
 
 def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers that the model's state dict lacks, such as RetinaNet's moving average."""
+    """Return the buffers that the model's state dict lacks, such as RetinaNet's average."""
     model = unwrap_ddp(model)
     saved = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
 
 
 def load_unsaved_buffers(model: nn.Module, state: dict[str, Any]) -> None:
-    """Restores :func:`unsaved_buffers` from a trainer's state.
+    """Restore :func:`unsaved_buffers` from a trainer's state.
 
     Raises:
         UserError: a buffer has another shape.
@@ -523,7 +524,7 @@ def _replay_hint(report: str) -> str:
 
 
 def _types_of_settings(optimizer: dict[str, Any]) -> list[dict[str, type]]:
-    """Name and type of each setting (learning rate, weight decay, ...) of each parameter group."""
+    """Return the type of each setting, such as "lr", of each parameter group, by its name."""
     groups = []
     for group in optimizer["param_groups"]:
         groups.append({name: type(value) for name, value in group.items()})
@@ -532,5 +533,6 @@ def _types_of_settings(optimizer: dict[str, Any]) -> list[dict[str, type]]:
 
 @torch.no_grad()
 def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """Copy each tensor to the target in the same position."""
     if sources:  # a model may have no buffers, and _foreach_copy_ refuses empty lists
         torch._foreach_copy_(targets, sources)

@@ -36,7 +36,7 @@ DISTRACTOR_SIZE = (20, 100)  # pixels, log-uniform
 OVERLAP_CHANCE = 0.25  # probability that a shape is placed next to or on top of an earlier one
 MIN_VISIBLE = 0.35  # minimum visible fraction of the full area of an object ...
 MIN_PIXELS = 30  # ... and minimum visible area
-COLOR_RANGE = (20, 235)  # range of each channel, for both shapes and backgrounds
+COLOUR = (20, 235)  # range of each channel, for both shapes and backgrounds
 MIN_CONTRAST = 150  # sum over channels of the difference between a fill and the pixels around it
 SHAPE_TEXTURE = 14  # maximum amplitude of the texture of a shape, in gray levels
 BACKGROUND_TEXTURE = 24  # the same for backgrounds
@@ -403,7 +403,7 @@ class Scene:
         self.draw, self.split = draw, split
         self.height, self.width = draw.between(*IMAGE_SIDE), draw.between(*IMAGE_SIDE)
         swing = draw.array(-BACKGROUND_TEXTURE, BACKGROUND_TEXTURE, 3)
-        color = draw.array(*COLOR_RANGE, 3)
+        color = draw.array(*COLOUR, 3)
         self.canvas = shade(draw, split, color, swing, self.height, self.width)
         self.owner = np.zeros((self.height, self.width), dtype=np.int64)
         self.full_areas = [0]
@@ -500,7 +500,7 @@ class Scene:
             slice(max(columns.start - 3, 0), columns.stop + 3),
         )
         nearby = self.canvas[around][~hidden[around]]  # (n, 3)
-        candidates = self.draw.array(*COLOR_RANGE, 24, 3)
+        candidates = self.draw.array(*COLOUR, 24, 3)
         similar = []  # number of nearby pixels that are too similar to each candidate
         for color in candidates:
             similar.append(int((abs(nearby - color).sum(1) < MIN_CONTRAST).sum()))

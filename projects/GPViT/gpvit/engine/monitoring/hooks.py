@@ -111,7 +111,7 @@ def build_monitors(
 def _warn_about_many_objects(
     cfg: DictConfig, data: Sequence[tuple[str, Any, Sequence[dict[str, Any]]]]
 ) -> None:
-    """Logs which splits have images with more objects than the detector returns or AP counts."""
+    """Log which splits have images with more objects than the detector returns or AP counts."""
     counted = cfg.dataloader.evaluator.get("max_dets_per_image") or MAX_DETECTIONS
     limit = min(counted, _detections_per_image(cfg.model) or counted)
     for split, _, records in data:
@@ -201,7 +201,7 @@ class PeriodicWriters(MonitorHook):
         self.trainer.storage.clear_images()
 
     def _reopen_files(self) -> None:
-        """Creates the output folder and its files again after they were removed.
+        """Create the output folder and its files again after they were removed.
 
         What is written to the open files would be lost, since they have no names any more.
         """
@@ -220,13 +220,13 @@ class PeriodicWriters(MonitorHook):
         self.writers = kept + reopened
 
     def _ignore_tensorboard(self, args: threading.ExceptHookArgs) -> None:
-        """Hides the traceback of TensorBoard's thread: its writer raises the same error again."""
+        """Hide the traceback of TensorBoard's thread: its writer raises the same error again."""
         is_tensorboard = "tensorboard" in type(args.thread).__module__
         if not (isinstance(args.exc_value, OSError) and is_tensorboard):
             self._previous_excepthook(args)
 
     def _try(self, writer: object, action: Callable[[], None]) -> None:
-        """Logs a failure of a writer once, until it has succeeded again."""
+        """Log a failure of a writer once, until it has succeeded again."""
         try:
             action()
             self.failing.discard(writer)
@@ -308,7 +308,7 @@ class ValidationImages(MonitorHook):
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Sets a model to evaluation mode, and restores the mode of each of its modules at the end."""
+    """Set a model to evaluation mode, and restore the mode of each of its modules at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -65,7 +65,7 @@ class ProgressBar(MonitorHook):
 
 @contextlib.contextmanager
 def evaluation_bar(batches: Any) -> Iterator[Any]:
-    """Adds a progress bar to an iterable of batches, if the output is a terminal.
+    """Add a progress bar to an iterable of batches, if the output is a terminal.
 
     In the block, printed text appears above the bar.
     """

@@ -144,7 +144,7 @@ class RunReadme(MonitorHook):
         return f"{self.trainer.done:,} of {self.cfg.train.max_iter:,} iterations"
 
     def _write(self, state: str) -> None:
-        """Writes the page. Args: state: a sentence on the progress of the run."""
+        """Write the page; ``state`` is a sentence on the progress of the run."""
         if not self.is_ours:
             return
         with best_effort("README.md was not written"):
