@@ -245,11 +245,12 @@ def memory_after_images(
 
 
 @pytest.mark.slow
-def test_memory_grows_by_less_than_100_mib_over_500_sizes(tmp_path: Path) -> None:
+def test_memory_grows_by_less_than_300_mib_over_500_sizes(tmp_path: Path) -> None:
+    """It grows by 70 to 200 MiB, and by 580 or more if oneDNN's cache is not limited."""
     memory, _ = memory_after_images(tmp_path, 500, "many sizes")
     growth = max(memory[20:]) - memory[20]
     print(f"\nmemory after 20 sizes: {memory[20]:.0f} MiB, growth until 500: {growth:.0f} MiB")
-    assert len(memory) == 500 and growth < 100
+    assert len(memory) == 500 and growth < 300
 
 
 @pytest.mark.slow

@@ -92,6 +92,12 @@ def test_checkpoint_config_must_describe_detector() -> None:
             f"far: 1000000000\n{GOOD}".replace("test:", "short_side: '${far}', test:"),
             "at most 10000 pixels",
         ),
+        (
+            GOOD.replace(
+                "RetinaNet", "RetinaNet, backbone: {_target_: gpvit.GPViT, stem_convs: 1000000}"
+            ),
+            "stem_convs is 1000000, at most 100 is allowed",
+        ),
         (GOOD.replace("[]", "[{_target_: torch.optim.AdamW}]"), "would call torch.optim.AdamW"),
         (GOOD + "1: 2", "keys must be strings"),
         (

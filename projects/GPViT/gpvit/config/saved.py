@@ -131,6 +131,8 @@ MAX_NUMBERS = {
     "topk_per_image": 10_000,
     "topk_candidates": 10_000,
     "max_detections_per_image": 10_000,
+    "stem_convs": 100,  # layers, which are built one by one before their weights are compared
+    "num_interactions": 100,
 }
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")  # ${train.max_iter}, but not ${oc.env:HOME}
 

@@ -95,7 +95,7 @@ class Checkpointer(StopHook):
         return f"model_{self.trainer.done:07}"
 
     def save(self, name: str) -> None:
-        """Save the state between two iterations, in process 0. Raises a UserError on failure."""
+        """Save the state between two iterations, in process 0; raise a UserError on failure."""
         if not comm.is_main_process():
             return
         start = time.perf_counter()
@@ -133,7 +133,7 @@ class Checkpointer(StopHook):
             logger.error(f"{error}; {consequence}")
 
     def content(self) -> dict[str, Any]:
-        """The content of a checkpoint."""
+        """Return the content of a checkpoint."""
         ema = {"ema": self.trainer.ema.module.state_dict()} if self.trainer.ema is not None else {}
         return {
             "model": unwrap_ddp(self.trainer.model).state_dict(),

@@ -49,7 +49,7 @@ class EvalHook(HookBase):
             self.run()
 
     def _is_due(self) -> bool:
-        """Whether to evaluate now; :meth:`after_train` evaluates after the last iteration."""
+        """Return whether to evaluate now. After the last iteration, :meth:`after_train` does."""
         done = self.trainer.done
         return bool(self.period) and done % self.period == 0 and done < self.trainer.max_iter
 
@@ -65,7 +65,7 @@ class EvalHook(HookBase):
             raise
 
     def run(self) -> None:
-        """Evaluates, and records the metrics under the last completed iteration.
+        """Evaluate, and record the metrics under the last completed iteration.
 
         The storage's own iteration depends on the hook method that this is called from.
         """

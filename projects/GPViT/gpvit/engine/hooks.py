@@ -16,7 +16,7 @@ class StopHook(HookBase):
     """A hook that is called when training stops before its end."""
 
     def on_stop(self) -> None:
-        """Called after an error or a signal, in place of ``after_train``."""
+        """Run after an error or a signal, in place of ``after_train``."""
         raise NotImplementedError
 
 
@@ -24,7 +24,7 @@ class MonitorHook(StopHook):
     """A hook of process 0 that does not influence training, and only logs its failures."""
 
     def after_evaluation(self) -> None:
-        """Called when the metrics are stored and the best checkpoint is saved."""
+        """Run when the metrics are stored and the best checkpoint is saved."""
 
     def on_stop(self) -> None:
         pass

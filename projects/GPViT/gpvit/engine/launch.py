@@ -1,4 +1,4 @@
-"""Starts the processes of a job, on GPUs (NCCL) or the CPU (gloo).
+"""Start the processes of a job, on GPUs (NCCL) or the CPU (gloo).
 
 They are started by Detectron2's launcher, or have been started by torchrun.
 """
@@ -27,7 +27,7 @@ from ..utils.signals import stop_signals_to
 
 
 def processes_of(args: argparse.Namespace) -> int:
-    """The number of processes of a job.
+    """Return the number of processes of a job.
 
     Raises:
         UserError: ``--machine-rank`` is out of range.
@@ -43,7 +43,7 @@ def processes_of(args: argparse.Namespace) -> int:
 
 
 def choose_device(device: str, num_gpus: int) -> str:
-    """The device to run on, "cuda" or "cpu".
+    """Return the device to run on, "cuda" or "cpu".
 
     Args:
         device: of the config: "cuda", "cpu", or "auto" for a GPU if there is one.
@@ -91,7 +91,7 @@ def launch(main: Callable, args: argparse.Namespace, device: str) -> None:
     forwarded: list[int] = []  # signals
 
     def forward(number: int, frame: object) -> None:
-        """Signal handler: sends the signal to the processes of the job, which stop together."""
+        """Handle a signal: send it to the processes of the job, which stop together."""
         forwarded.append(number)
         children = multiprocessing.active_children()
         pids = [child.pid for child in children if child.pid is not None]
@@ -153,7 +153,7 @@ def _exit_as(error: ProcessExitedException, forwarded: list[int]) -> NoReturn:
 
 
 def spawns_processes(args: argparse.Namespace) -> bool:
-    """Whether :func:`launch` starts other processes than this one."""
+    """Return whether :func:`launch` starts other processes than this one."""
     return args.num_gpus * args.num_machines > 1 and not _by_torchrun()
 
 
@@ -233,14 +233,14 @@ class _Stopped(SystemExit):
 
 
 def _stop(number: int, frame: object) -> None:
-    """Signal handler: stops this process."""
+    """Handle a signal: stop this process."""
     for further in (signal.SIGTERM, signal.SIGINT):
         signal.signal(further, _ignore_once)
     raise _Stopped(number)
 
 
 def _ignore_once(number: int, frame: object) -> None:
-    """Signal handler: ignores one more signal, the next one ends the process.
+    """Handle a signal: ignore it once; the next one ends the process.
 
     Ctrl-C may reach a process twice, and the launcher sends SIGTERM when another process has ended.
     """
@@ -255,6 +255,7 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
         with stop_signals_to(_stop):
             try:
                 main(args)
+                _leave_process_group()
             except _Stopped as stop:
                 # The parent prints the reason once, whichever process ends first: see _exit_as.
                 if spawns_processes(args):
@@ -269,6 +270,16 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
         if comm.get_local_rank() == 0 or isinstance(error, ProcessError):
             tqdm.write(f"error: {error}", file=sys.stderr)  # above a progress bar, if there is one
         sys.exit(1)
+
+
+def _leave_process_group() -> None:
+    """End the communication of a job that has succeeded.
+
+    Threads of the process group that still run when the interpreter ends may abort the process.
+    """
+    if dist.is_initialized():
+        comm.synchronize()
+        dist.destroy_process_group()
 
 
 def _stop_without_parent(parent: multiprocessing.process.BaseProcess) -> None:

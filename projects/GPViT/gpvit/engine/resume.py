@@ -1,6 +1,6 @@
-"""Checks the output folder of a run.
+"""Check the output folder of a run.
 
-Finds the checkpoint to resume from, and makes sure that no other results are replaced.
+Find the checkpoint to resume from, and make sure that no other results are replaced.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ STATE_TYPES = {"model": dict, "classes": list, "trainer": dict, "config": dict, 
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The periodic checkpoints, model_0001000.pth and so on, the oldest first."""
+    """Return the periodic checkpoints, model_0001000.pth and so on, the oldest first."""
     paths = []
     for path in folder.glob("model_[0-9]*.pth"):
         if re.fullmatch(r"model_\d+", path.stem):
@@ -70,7 +70,7 @@ def latest_checkpoint(folder: str) -> dict[str, Any] | None:
 
 
 def _latest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """As :func:`latest_checkpoint`, for this process."""
+    """Read the :func:`latest_checkpoint` that this process sees."""
     # model_final.pth may be that of an earlier start with fewer iterations, and model_best.pth may
     # be the only checkpoint. With equal iterations, the first of these wins: a numbered checkpoint
     # was saved before the evaluation that model_best.pth knows the metric of.
@@ -110,7 +110,7 @@ def _first_valid(paths: list[Path]) -> dict[str, Any] | None:
 
 
 def _state_fault(content: dict[str, Any]) -> str:
-    """Why a run cannot be resumed from the content of a checkpoint; "" if the content is valid."""
+    """Return why a run cannot be resumed from the content of a checkpoint; "" if it can."""
     missing = STATE_TYPES.keys() - content.keys()
     if missing:
         return f"it has no {preview(sorted(missing))}"
@@ -149,7 +149,7 @@ def require_no_evaluation(folder: str) -> None:
 
 
 def _find(folder: str, patterns: tuple[str, ...]) -> list[Path]:
-    """The files of a folder that match a glob, in the order of the globs."""
+    """Return the files of a folder that match a glob, in the order of the globs."""
     found = []
     for pattern in patterns:
         found += sorted(Path(folder).glob(pattern))
@@ -157,7 +157,7 @@ def _find(folder: str, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def settings(cfg: DictConfig) -> str:
-    """A hash of everything that evaluation results depend on, except weights and data."""
+    """Return a hash of everything that evaluation results depend on, except weights and data."""
     text = inference_config(cfg)
     # By the old names, so that it equals the hash in results from before something was renamed.
     for old, new in RENAMED.items():
@@ -206,7 +206,7 @@ def require_same_evaluation(folder: str, about: dict[str, Any]) -> None:
 
 
 def _unused_folder(folder: str, run_files: list[Path]) -> str:
-    """A setting of train.output_dir for an evaluation: in the folder of a run, else next to it."""
+    """Suggest a train.output_dir for an evaluation: in the folder of a run, else next to it."""
     parent = Path(folder) if run_files else Path(folder).parent
     for number in range(1, 100):
         name = "evaluation" if number == 1 else f"evaluation-{number}"
@@ -216,7 +216,7 @@ def _unused_folder(folder: str, run_files: list[Path]) -> str:
 
 
 def _comparable(value: Any) -> Any:
-    """A value of evaluation.json such that equal ones mean the same weights or data.
+    """Convert a value of evaluation.json so that equal ones mean the same weights or data.
 
     Paths become absolute. Datasets become their fingerprint, or their name if there is none.
     """

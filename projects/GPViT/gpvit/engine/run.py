@@ -148,7 +148,7 @@ def _require_same_run(
 def _build_trainer(
     cfg: DictConfig, seed: int, classes: list[str], *, from_checkpoint: bool
 ) -> Trainer:
-    """Build model, optimizer and trainer. Sets ``cfg.optimizer.params.model``.
+    """Build model, optimizer and trainer; set ``cfg.optimizer.params.model``.
 
     Args:
         cfg: the config of the run.
@@ -221,7 +221,7 @@ def _test(cfg: DictConfig, sets: Mapping[str, DictConfig]) -> nn.Module:
 
 
 def _split_sets(cfg: DictConfig) -> tuple[DictConfig, dict[str, DictConfig]]:
-    """The config, and one for each validation set, by name.
+    """Return the config, and one for each validation set, by name.
 
     A config with a list of one validation set becomes the same as with its name alone.
     """
@@ -354,7 +354,7 @@ def describe_results(
     iteration: int | None,
     weights: str | None = None,
 ) -> dict[str, Any]:
-    """What evaluation.json states about the results: weights, iteration, settings and data.
+    """Return what evaluation.json states of the results: weights, iteration, settings and data.
 
     Args:
         cfg: the config of the run.
@@ -390,7 +390,7 @@ def lock_output_dir(folder: str) -> Iterator[None]:
 
 
 def run_in_process_0(action: Callable[[], object]) -> None:
-    """Call a function in process 0. A UserError is raised in all processes."""
+    """Call a function in process 0; raise its UserError, if any, in all processes."""
     error = ""
     if comm.is_main_process():
         try:

@@ -1,4 +1,4 @@
-"""Sets up logging, threads and the random seed of a job."""
+"""Set up logging, threads and the random seed of a job."""
 
 import io
 import logging
@@ -98,7 +98,7 @@ def shared_seed(seed: int) -> int:
 
 
 def device_name(device: str) -> str:
-    """Number of processes and name of the device, such as "8 x NVIDIA A100-SXM4-80GB"."""
+    """Return number of processes and name of the device, such as "8 x NVIDIA A100-SXM4-80GB"."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:

@@ -202,9 +202,9 @@ class Trainer(TrainerBase):
         if not (metrics["total_loss"].isfinite() and (may_overflow or norm.isfinite())):
             processes = comm.gather(self._inputs_and_losses(batch, losses))
             report = self._write_report(processes, float(norm))
-            raise UserError(
-                f"iteration {self.iter}: loss or gradient is not finite. {_replay_hint(report)}"
-            )
+            # Only process 0 knows if the report exists: others may not share its disk.
+            hint = comm.all_gather(_replay_hint(report))[0]
+            raise UserError(f"iteration {self.iter}: loss or gradient is not finite. {hint}")
         self.is_consistent = False
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -256,13 +256,13 @@ class Trainer(TrainerBase):
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         return norm
 
-    def _averaged(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _averaged(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Average scalars over the processes. A NaN in one process gives NaN in all of them."""
-        means = torch.stack([value.float() for value in values.values()])
+        means = torch.stack([metric.float() for metric in metrics.values()])
         if self._group is not None:
             dist.all_reduce(means)
             means /= comm.get_world_size()
-        return dict(zip(values, means.cpu()))
+        return dict(zip(metrics, means.cpu()))
 
     # Agreeing to continue or to stop
 
@@ -311,7 +311,7 @@ class Trainer(TrainerBase):
     ) -> tuple[list[dict[str, Any]], str | None]:
         """Return the next batch and no error; or an empty batch and the error message, if any.
 
-        There is none after a signal, which :attr:`request` holds for all processes.
+        There is no error after a signal, which :attr:`request` holds for all processes.
         """
         try:
             with self.interruptible():
@@ -355,10 +355,10 @@ class Trainer(TrainerBase):
 
     def _shut_down(self, error: BaseException, batches: Iterator[list[dict[str, Any]]]) -> None:
         """Stop loading data, and let the hooks save the state."""
-        code = error.code if isinstance(error, SystemExit) else None
-        if isinstance(code, int) and code > SIGNAL_BASE:
-            name = signal.Signals(code - SIGNAL_BASE).name
-            logger.info(f"{name}: stopping after {self.done} iterations")
+        if isinstance(error, SystemExit):
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if error.code == SIGNAL_BASE + number:  # a hook may exit with another code
+                    logger.info(f"{number.name}: stopping after {self.done} iterations")
         stop_workers(batches)
         for hook in self._hooks:
             if isinstance(hook, StopHook):
@@ -384,7 +384,7 @@ class Trainer(TrainerBase):
 
     def _copy_buffers(self) -> None:
         """Copy the state that a forward pass changes."""
-        copy_all(self._buffers, self._buffers_before)
+        _copy_all(self._buffers, to=self._buffers_before)
 
     def _undo(self) -> None:
         """Restore the model as it was before the iteration.
@@ -392,7 +392,7 @@ class Trainer(TrainerBase):
         Weights and optimizer are unchanged: :meth:`_step` updates them last.
         """
         self.optimizer.zero_grad()
-        copy_all(self._buffers_before, self._buffers)
+        _copy_all(self._buffers_before, to=self._buffers)
 
     # Reports
 
@@ -426,8 +426,7 @@ class Trainer(TrainerBase):
         """Write what ``gpvit replay`` needs to repeat the iteration, and return the file's path.
 
         Args:
-            processes: the part of each process; empty in processes that do not write, and whose
-                message is not displayed either.
+            processes: the part of each process; empty in processes that do not write.
             norm: L2 norm of the gradients, if they were computed.
             suffix: of the file name.
         """
@@ -532,7 +531,7 @@ def _types_of_settings(optimizer: dict[str, Any]) -> list[dict[str, type]]:
 
 
 @torch.no_grad()
-def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
-    """Copy each tensor to the target in the same position."""
+def _copy_all(sources: list[Tensor], *, to: list[Tensor]) -> None:
+    """Copy each tensor to the one in the same position of ``to``."""
     if sources:  # a model may have no buffers, and _foreach_copy_ refuses empty lists
-        torch._foreach_copy_(targets, sources)
+        torch._foreach_copy_(to, sources)

@@ -53,7 +53,7 @@ def build_monitors(
     config_file: str,
     resume: bool,
 ) -> list[MonitorHook]:
-    """The monitors of a run, in the order in which they are called.
+    """Return the monitors of a run, in the order in which they are called.
 
     Args:
         cfg: the config of the run.
@@ -124,12 +124,12 @@ def _warn_about_many_objects(
 
 
 def _number_of_objects(record: dict[str, Any]) -> int:
-    """Of an image; crowds do not count."""
+    """Return the number of objects of an image without crowds."""
     return sum(not item.get("iscrowd") for item in record.get("annotations", ()))
 
 
 def _detections_per_image(model: DictConfig) -> int | None:
-    """The largest number of detections that a detector returns; None if its config has none."""
+    """Return how many detections a detector returns at most; None if its config has no limit."""
     if "roi_heads" not in model:
         return model.get("max_detections_per_image")
     predictors = model.roi_heads.get("box_predictors")  # of a cascade; the last one applies
@@ -138,7 +138,7 @@ def _detections_per_image(model: DictConfig) -> int | None:
 
 
 def file_writers(folder: Path) -> list[EventWriter]:
-    """Detectron2's writers of metrics.json and of TensorBoard's events.
+    """Return Detectron2's writers of metrics.json and of TensorBoard's events.
 
     Raises:
         OSError: they cannot write.
@@ -283,7 +283,7 @@ class ValidationImages(MonitorHook):
             self._save(names, drawings)
 
     def _draw(self, model: nn.Module, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Drawings of ground truth and prediction, (H, W, 3), RGB, both of the same size."""
+        """Draw ground truth and prediction: (H, W, 3), RGB, both of the same size."""
         image = read_image(record["file_name"])
         (output,) = model([self.mapper(record)])
         detections: Instances = output["instances"].to("cpu")  # in descending order of scores
@@ -295,7 +295,7 @@ class ValidationImages(MonitorHook):
         return reduced(ground_truth, scale), reduced(prediction, scale)
 
     def _save(self, names: list[str], drawings: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Args: names: of the image files. drawings: of ground truth and prediction."""
+        """Save the drawings of ground truth and prediction; ``names`` are of the image files."""
         if not drawings:
             return
         for number, (name, pair) in enumerate(zip(names, drawings)):

@@ -108,7 +108,7 @@ class RunReadme(MonitorHook):
             )
 
     def _start(self) -> dict[str, Any]:
-        """The entry of this start in run.json."""
+        """Return the entry of this start in run.json."""
         return {
             "time": now(),
             "iteration": self.checkpointer.trainer.done,
@@ -155,7 +155,7 @@ class RunReadme(MonitorHook):
                 path.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
 
     def _results(self) -> list[str]:
-        """The main metrics of each evaluation, the checkpoint to use, curves and images."""
+        """Return the main metrics of each evaluation, the best checkpoint, curves and images."""
         rows = read_evaluations(self.folder / "metrics.json")
         if not rows:
             return []
@@ -182,7 +182,7 @@ class RunReadme(MonitorHook):
         return paragraphs
 
     def _best(self, rows: dict[int, dict[str, float]]) -> str:
-        """A sentence on the best evaluation, and the checkpoint of its iteration."""
+        """Return a sentence on the best evaluation, and the checkpoint of its iteration."""
         measured = set().union(*rows.values())
         candidates = (self.checkpointer.best_metric, *main_metrics(self.cfg))
         name = next((name for name in candidates if name in measured), None)
@@ -201,7 +201,7 @@ class RunReadme(MonitorHook):
         return f"{best}. Its checkpoint was not kept; {option} keeps it."
 
     def _origin(self) -> list[str]:
-        """Command, config, model, data and starts."""
+        """Return command, config, model, data and starts."""
         last = self.starts[-1]
         starts = []
         for start in self.starts:
@@ -224,7 +224,7 @@ class RunReadme(MonitorHook):
         ]
 
     def _use(self) -> list[str]:
-        """Commands for the checkpoint of the run; nothing if there is none yet."""
+        """Return commands for the checkpoint of the run; nothing if there is none yet."""
         try:
             checkpoint.find_checkpoint(str(self.folder))
         except UserError:
@@ -246,7 +246,7 @@ class RunReadme(MonitorHook):
         return ["## Usage", "```bash\n" + "\n".join(lines) + "\n```"]
 
     def _files(self) -> list[str]:
-        """A table of the files of the run."""
+        """Return a table of the files of the run."""
         # Left over from before the number of validation sets was changed in the config.
         outdated = FILES_OF_ONE_SET if len(self.results) > 1 else (RESULTS_OF_SETS,)
         best_metric = markdown(self.checkpointer.best_metric)
@@ -258,10 +258,9 @@ class RunReadme(MonitorHook):
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
-    """The starts in run.json: time, iteration, command, device and versions of each.
+    """Return the starts in run.json: time, iteration, command, device and versions of each.
 
-    Returns:
-        An empty list if the file is missing or malformed.
+    The list is empty if the file is missing or malformed.
     """
     types = {"time": str, "iteration": int, "device": str}  # of what the page shows of all starts
     try:
@@ -276,7 +275,7 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
 
 
 def read_evaluations(metrics: Path) -> dict[int, dict[str, float]]:
-    """Completed iterations -> the main metrics of the evaluation, from ``metrics.json``."""
+    """Read the main metrics of each evaluation from ``metrics.json``, by completed iterations."""
     found: dict[int, dict[str, float]] = {}
     for row in read_metrics(metrics):
         kept = {}
@@ -290,7 +289,7 @@ def read_evaluations(metrics: Path) -> dict[int, dict[str, float]]:
 
 
 def command() -> str:
-    """The shell command that starts this job again."""
+    """Return the shell command that starts this job again."""
     program, *arguments = sys.argv
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     # The console script that pip installs is started without Python.
@@ -303,7 +302,7 @@ def command() -> str:
 
 
 def torchrun() -> list[str]:
-    """The torchrun command that starts as many processes as this job has."""
+    """Return the torchrun command that starts as many processes as this job has."""
     world_size = int(os.environ["WORLD_SIZE"])
     local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
     nodes = []
@@ -313,7 +312,7 @@ def torchrun() -> list[str]:
 
 
 def model_summary(model: nn.Module) -> str:
-    """Class and number of parameters."""
+    """Return class and number of parameters."""
     total = frozen = 0
     for parameter in model.parameters():
         total += parameter.numel()
@@ -324,14 +323,14 @@ def model_summary(model: nn.Module) -> str:
 
 
 def annotation_files(names: Any) -> str:
-    """The annotation files of datasets in Detectron2; the names of datasets that have no file."""
+    """Return the annotation files of datasets in Detectron2; the name of those without a file."""
     names = [names] if isinstance(names, str) else names
     files = [MetadataCatalog.get(name).get("json_file", name) for name in names]
     return ", ".join(map(markdown_code, files))
 
 
 def count_images_and_objects(records: Iterable[dict[str, Any]]) -> str:
-    """Two cells of a table. Crowds do not count as objects."""
+    """Return two cells of a table. Crowds do not count as objects."""
     images = objects = 0
     for record in records:
         images += 1

@@ -1,4 +1,4 @@
-"""Writes metrics and images to Weights & Biases (https://wandb.ai), with ``train.wandb=PROJECT``.
+"""Write metrics and images to Weights & Biases (https://wandb.ai), with ``train.wandb=PROJECT``.
 
 It is configured by W&B's environment variables, such as WANDB_ENTITY and WANDB_API_KEY. With
 WANDB_MODE=offline, nothing is sent, and all data is kept in the run's folder for ``wandb sync``.
