@@ -98,6 +98,11 @@ def image(seed: int, shape: tuple[int, int, int, int]) -> Tensor:
     return torch.from_numpy(np.float32(math.sqrt(0.5)) * (squares + noise))
 
 
+def arrays(name: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a reference file."""
+    return dict(np.load(FOLDER / f"{name}.npz"))
+
+
 class Reference:
     """The arrays of one reference file."""
 

@@ -1,11 +1,13 @@
-"""Learning-rate schedule of the official recipe, and layer-wise learning-rate decay."""
+"""Learning-rate schedules and parameter groups of the official recipes, and layer-wise decay."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import MultiStepParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler, ParamScheduler
+from torch import nn
 
 # MultiStepParamScheduler takes integer milestones. As iterations, those of a very short run could
 # coincide, so they are millionths of the run.
@@ -40,3 +42,87 @@ def layer_decay(rate: float, num_layers: int) -> Callable[[str], float]:
     As in ViTDet, the factor is ``rate`` to the power of the number of layers above the parameter.
     """
     return partial(get_vit_lr_decay_rate, lr_decay_rate=rate, num_layers=num_layers)
+
+
+class LinearSchedule(ParamScheduler):
+    """Factor of the learning rate: linear decay to 0, multiplied by a linear warmup.
+
+    Detectron2's warmup interpolates to the value at its end instead. This is the schedule of the
+    official segmentation models.
+
+    Args:
+        max_iter: length of the run in iterations.
+        warmup_iters: length of the warmup in iterations; at most a tenth of the run is used.
+        warmup_factor: factor of the warmup at the first iteration.
+    """
+
+    def __init__(self, max_iter: int, warmup_iters: int, warmup_factor: float) -> None:
+        self.warmup_length = min(warmup_iters / max_iter, 0.1)  # fraction of the run
+        self.warmup_factor = warmup_factor
+
+    def __call__(self, where: float) -> float:
+        """Return the factor at a fraction of the run, from 0 to 1."""
+        decay = 1 - where
+        if where >= self.warmup_length:
+            return decay
+        return decay * (1 - (1 - where / self.warmup_length) * (1 - self.warmup_factor))
+
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+WITHOUT_DECAY = ("pos_embed", "group_token", "level_embed")
+DECAY_RULES = ("norms_and_biases", "layer_norms")
+
+
+def parameter_groups(
+    model: nn.Module,
+    base_lr: float,
+    weight_decay: float,
+    no_decay: str,
+    head_lr_factor: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Parameter groups of the official segmentation models.
+
+    Position embedding and group tokens have no weight decay, nor what ``no_decay`` names.
+
+    Args:
+        model: a :class:`gpvit.modeling.SemanticSegmentor`.
+        base_lr: learning rate of the backbone.
+        weight_decay: of all other parameters.
+        no_decay: "norms_and_biases" (SegFormer): of all layers but depthwise convolutions, whose
+            biases decay; or "layer_norms" (UPerNet): all but the one after the last block.
+        head_lr_factor: factor of the head's learning rate. If it is not 1, all parameters of the
+            head decay.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+    if no_decay not in DECAY_RULES:
+        raise ValueError(f"no_decay must be one of {', '.join(DECAY_RULES)}, got {no_decay}")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for path, module, name, parameter in _parameters(model):
+        rate, decay = base_lr, weight_decay
+        if path.startswith("sem_seg_head") and head_lr_factor != 1:
+            rate *= head_lr_factor
+        elif name in WITHOUT_DECAY or _is_exempt(path, module, name, no_decay):
+            decay = 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    result = []
+    for (rate, decay), parameters in groups.items():
+        result.append({"params": parameters, "lr": rate, "weight_decay": decay})
+    return result
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Yield each trained parameter with the path of its module, the module, and its name there."""
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                yield path, module, name, parameter
+
+
+def _is_exempt(path: str, module: nn.Module, name: str, no_decay: str) -> bool:
+    if no_decay == "layer_norms":
+        # The official rule exempts names with "norm", and calls the last norm "ln1".
+        return isinstance(module, nn.LayerNorm) and not path.endswith("out_norms.last_feat")
+    is_depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels
+    return isinstance(module, NORMS) or (name == "bias" and not is_depthwise)

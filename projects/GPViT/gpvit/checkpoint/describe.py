@@ -10,18 +10,23 @@ from ..modeling import SIZES
 
 
 class Architecture(NamedTuple):
-    """A detector architecture, recognized by this project's parameter names.
+    """The architecture of a complete model, recognized by this project's parameter names.
 
     Attributes:
         name: for messages.
         prefix: of parameter names that only this architecture has; the first match in
             :data:`ARCHITECTURES` decides.
         class_layers: matches the names of the parameters whose shape depends on the classes.
+        task: "detection" or "segmentation".
+        optional: prefix of the parameters that a file need not have, since they are for training
+            only; "" if there are none.
     """
 
     name: str
     prefix: str
     class_layers: re.Pattern[str]
+    task: str = "detection"
+    optional: str = ""
 
 
 # Cascade R-CNN numbers its box predictors: roi_heads.box_predictor.0.cls_score.weight.
@@ -31,8 +36,22 @@ _RCNN_LAYERS = re.compile(
 RETINANET = Architecture("RetinaNet", "head.", re.compile(r"head\.cls_score\..*"))
 CASCADE_MASK_RCNN = Architecture("Cascade Mask R-CNN", "roi_heads.box_predictor.0.", _RCNN_LAYERS)
 MASK_RCNN = Architecture("Mask R-CNN", "roi_heads.box_predictor.", _RCNN_LAYERS)
+_SEGMENTATION_LAYERS = re.compile(r"sem_seg_head\.(auxiliary_)?predictor\..*")
+SEGFORMER = Architecture(
+    "semantic segmentation with the SegFormer head",
+    "sem_seg_head.convs.",
+    _SEGMENTATION_LAYERS,
+    "segmentation",
+)
+UPERNET = Architecture(
+    "semantic segmentation with the UPerNet head",
+    "sem_seg_head.pooled.",
+    _SEGMENTATION_LAYERS,
+    "segmentation",
+    optional="sem_seg_head.auxiliary_",
+)
 # Cascade Mask R-CNN comes before Mask R-CNN, whose prefix matches its names as well.
-ARCHITECTURES = (RETINANET, CASCADE_MASK_RCNN, MASK_RCNN)
+ARCHITECTURES = (RETINANET, CASCADE_MASK_RCNN, MASK_RCNN, SEGFORMER, UPERNET)
 
 
 def width(weights: Mapping[str, Tensor]) -> int:
@@ -53,7 +72,7 @@ def size_name(weights: Mapping[str, Tensor]) -> str:
 
 
 def architecture_of(weights: Mapping[str, Tensor]) -> Architecture | None:
-    """Return the detector architecture; None for a backbone alone and for any other model."""
+    """Return the architecture; None for a backbone alone and for any other model."""
     for candidate in ARCHITECTURES:
         if any(key.startswith(candidate.prefix) for key in weights):
             return candidate
@@ -64,7 +83,9 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
     """Describe the model for messages, for example "Mask R-CNN with a simple feature pyramid"."""
     if "pos_embed" in weights:
         return "a backbone alone"
-    detector = architecture_of(weights)
-    name = detector.name if detector else "a detector"
+    found = architecture_of(weights)
+    if found and found.task == "segmentation":
+        return found.name
+    name = found.name if found else "a detector"
     has_adapter = "backbone.bottom_up.level_embed" in weights
     return f"{name} with {'the adapter' if has_adapter else 'a simple feature pyramid'}"

@@ -8,7 +8,7 @@ import platform
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,9 @@ class File:
 
     Attributes:
         path: of the file, also if its folder was given.
-        weights: tensors under this project's names, of a detector or of a backbone alone.
-        classes: class names of a detector, if they are known.
-        dropped: names of tensors in the file that have no counterpart in a detector.
+        weights: tensors under this project's names, of a complete model or of a backbone alone.
+        classes: class names of a complete model, if they are known.
+        dropped: names of tensors in the file that are not used.
         kind: of an official file; None for a checkpoint of this project.
         config: from :func:`gpvit.config.inference_config`, if the file contains one.
         about: optional facts: "versions" (a dict of strings), "license" and "source" (strings) and
@@ -122,8 +122,15 @@ class File:
         """Whether the weights are those of a backbone alone."""
         return "pos_embed" in self.weights
 
+    def backbone_alone(self) -> "File":
+        """Return the file of a complete model without everything around its backbone."""
+        prefix = published.backbone_prefix(self.weights)
+        around = [key for key in self.weights if not key.startswith(prefix)]
+        weights = published.backbone_of(self.weights)
+        return replace(self, weights=weights, classes=None, dropped=self.dropped + around)
+
     def require_classes(self) -> list[str]:
-        """Return the class names. Raise a UserError if the file is not a detector with classes."""
+        """Return the class names. Raise a UserError if the file is not a model with classes."""
         if not self.classes:
             raise UserError(
                 f"{self.path} is not a checkpoint of a detector with class names; give one, such "
@@ -178,7 +185,7 @@ def _official_file(path: str, content: dict[str, Any]) -> File:
     except ValueError as error:
         raise UserError(f"cannot use {path}: {error}") from None
     classes = None
-    if kind.is_detector:
+    if kind.is_complete:
         classes = published.classes_of(state_dict, meta if isinstance(meta, dict) else {})
     dropped = [name for name in state_dict if name.startswith(kind.dropped)]
     return File(path, weights, classes, dropped, kind)

@@ -29,10 +29,11 @@ def load(
 ) -> None:
     """Load a file into a model and log which tensors were loaded, dropped or randomly initialized.
 
-    A backbone, such as that of an official ImageNet classifier or segmentation model, is loaded
-    into the GPViT inside the model; everything around it stays randomly initialized. A detector
-    must match the complete model, except for the layers that depend on the classes: these stay
-    randomly initialized if the classes differ.
+    A backbone, such as that of an official ImageNet classifier, is loaded into the GPViT inside the
+    model; everything around it stays randomly initialized. So is the backbone of a segmentation
+    model, if the model is a detector. A file of the same task must match the complete model, except
+    for the layers that depend on the classes: these stay randomly initialized if the classes
+    differ.
 
     Args:
         model: the model.
@@ -85,6 +86,9 @@ class _Match(NamedTuple):
 
 
 def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Match:
+    theirs, ours = architecture_of(file.weights), architecture_of(model.state_dict())
+    if theirs and theirs.task == "segmentation" and (ours is None or ours.task == "detection"):
+        file = file.backbone_alone()
     target = _backbone_in(model, file) if file.is_backbone else model
     wanted = target.state_dict()
     _check_kind(file, wanted)
@@ -127,6 +131,11 @@ def _differences(
             wanted, file.weights, prefix="out_norms.block"
         )
         return dropped, initialized
+    kind = architecture_of(wanted)
+    if kind and kind.optional:
+        unused = "of the auxiliary head, which inference does not need"
+        dropped[unused] = _only_in(file.weights, wanted, prefix=kind.optional)
+        initialized[unused] = _only_in(wanted, file.weights, prefix=kind.optional)
     layers = _layers_of_other_classes(file, wanted, classes)
     if layers:
         dropped["that belong to other classes"] = initialized[CLASS_DEPENDENT] = layers

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, COCO_CATEGORIES
 from torch import Tensor
 
 from ..utils.errors import preview
@@ -34,6 +34,7 @@ from . import describe
 from .describe import Architecture, architecture_of, size_name
 
 COCO_CLASSES = [category["name"] for category in COCO_CATEGORIES if category["isthing"]]
+ADE20K_CLASSES = [name.strip() for name in ADE20K_SEM_SEG_CATEGORIES]  # " toilet" in Detectron2
 
 GROUP_BLOCKS = {1, 4, 7, 10}  # indices of the group propagation blocks, the same in all sizes
 
@@ -204,6 +205,34 @@ RETINANET: Names = {
 }
 
 
+def _conv(theirs: str, ours: str) -> Names:
+    """Return the rules of a convolution with a batch norm in a segmentation head."""
+    return {
+        f"{theirs}.conv.*": f"sem_seg_head.{ours}.*",
+        f"{theirs}.bn.*": f"sem_seg_head.{ours}.norm.*",
+    }
+
+
+SEGFORMER: Names = {
+    **_below("backbone.", "backbone.", BACKBONE),
+    **_conv("decode_head.convs.#", "convs.#"),
+    **_conv("decode_head.fusion_conv", "fusion"),
+    "decode_head.conv_seg.*": "sem_seg_head.predictor.*",
+}
+
+UPERNET: Names = {
+    **_below("backbone.", "backbone.", BACKBONE),
+    **_conv("decode_head.psp_modules.#.1", "pooled.#"),
+    **_conv("decode_head.bottleneck", "bottleneck"),
+    **_conv("decode_head.lateral_convs.#", "laterals.#"),
+    **_conv("decode_head.fpn_convs.#", "outputs.#"),
+    **_conv("decode_head.fpn_bottleneck", "fusion"),
+    "decode_head.conv_seg.*": "sem_seg_head.predictor.*",
+    **_conv("auxiliary_head.convs.0", "auxiliary_conv"),
+    "auxiliary_head.conv_seg.*": "sem_seg_head.auxiliary_predictor.*",
+}
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of official checkpoint.
@@ -211,9 +240,10 @@ class Kind:
     Attributes:
         name: for messages.
         prefix: of names that only files of this kind contain.
-        names: the table of names: of the complete model for detectors, else of the backbone.
-        architecture: of a detector, which is loaded completely; None if only the backbone is used.
-        dropped: prefixes of the tensors that have no counterpart in a detector.
+        names: the table of names: of the complete model if it has an architecture, else of the
+            backbone.
+        architecture: of a model that is loaded completely; None if only the backbone is used.
+        dropped: prefixes of the tensors that have no counterpart here.
         config: template of the matching config in configs/published, filled with the size in lower
             case; "" if there is none.
     """
@@ -226,7 +256,8 @@ class Kind:
     config: str = ""
 
     @property
-    def is_detector(self) -> bool:
+    def is_complete(self) -> bool:
+        """Whether the complete model is loaded, not only the backbone."""
         return self.architecture is not None
 
 
@@ -235,11 +266,13 @@ KINDS = (
     Kind("Mask R-CNN", "roi_head.", MASK_RCNN, describe.MASK_RCNN, config="mask_rcnn_gpvit_{}_1x"),
     Kind("RetinaNet", "bbox_head.", RETINANET, describe.RETINANET, config="retinanet_gpvit_{}_1x"),
     Kind(
-        "semantic segmentation model",
-        "decode_head.",
-        _BACKBONE_ONLY,
-        dropped=("decode_head.", "auxiliary_head."),
+        "UPerNet",
+        "decode_head.psp_modules.",
+        UPERNET,
+        describe.UPERNET,
+        config="upernet_gpvit_{}",
     ),
+    Kind("SegFormer", "decode_head.", SEGFORMER, describe.SEGFORMER, config="segformer_gpvit_{}"),
     Kind("ImageNet classifier", "head.fc.", _BACKBONE_ONLY, dropped=("neck.", "head.")),
 )
 
@@ -278,26 +311,27 @@ def _without(tensors: Mapping[str, Tensor], prefixes: str | tuple[str, ...]) -> 
 
 
 def from_published(state_dict: Mapping[str, Tensor], part: str = "backbone") -> dict[str, Tensor]:
-    """Return a part of an official model under this project's names.
+    """Return an official model, or a part of it, under this project's names.
 
     Args:
         state_dict: of an official detector, segmentation model, classifier or backbone, whose names
             may begin with ``backbone.`` or not.
-        part: "backbone", for :class:`gpvit.GPViT`.
+        part: "backbone", for :class:`gpvit.GPViT`; or "model", for the complete detector or
+            segmentation model of ``configs/published``.
 
     Raises:
         ValueError: there is no such part, or a name that a model of this kind does not have. The
             names of its other parts are known and left out.
     """
-    if part != "backbone":
-        raise ValueError(f'part must be "backbone", got {short_repr(part)}')
+    if part not in ("backbone", "model"):
+        raise ValueError(f'part must be "backbone" or "model", got {short_repr(part)}')
     kind = _kind(state_dict)
-    if kind is not None and kind.is_detector:
-        backbone = {}
-        for key, tensor in converted(state_dict, kind).items():
-            if key.startswith("backbone.bottom_up.net."):
-                backbone[key.removeprefix("backbone.bottom_up.net.")] = tensor
-        return backbone
+    if kind is not None and kind.is_complete:
+        weights = converted(state_dict, kind)
+        return weights if part == "model" else backbone_of(weights)
+    if part == "model":
+        name = f"a published {kind.name}" if kind else "a backbone alone"
+        raise ValueError(f'{name} has no part "model" here; use part="backbone"')
     kept = _without(state_dict, kind.dropped if kind else ())
     prefix = "backbone." if any(key.startswith("backbone.") for key in kept) else ""
     names = _below(prefix, "", BACKBONE)
@@ -307,44 +341,67 @@ def from_published(state_dict: Mapping[str, Tensor], part: str = "backbone") -> 
     return _without(weights, "adapter.")
 
 
-# Layers of official detectors, and their number of outputs for each class.
+def backbone_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the GPViT in a complete model, under this project's names."""
+    prefix = backbone_prefix(weights)
+    backbone = {}
+    for key, tensor in weights.items():
+        if key.startswith(prefix):
+            backbone[key.removeprefix(prefix)] = tensor
+    return backbone
+
+
+def backbone_prefix(weights: Mapping[str, Tensor]) -> str:
+    """Return what the names of the GPViT in a complete model begin with, such as "backbone."."""
+    [position] = [key for key in weights if key.endswith(".pos_embed")]
+    return position.removesuffix("pos_embed")
+
+
+# Layers of official models, and their number of outputs for each class.
 _OUTPUTS_PER_CLASS = {
+    "decode_head.conv_seg.weight": 1,
     "roi_head.bbox_head.fc_reg.weight": 4,  # a box; fc_cls has one more class, the background
     "bbox_head.retina_cls.weight": 9,  # a score for each anchor
 }
 
 
 def classes_of(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str] | None:
-    """Return the class names of an official detector.
+    """Return the class names of an official detector or segmentation model.
 
-    They are those in the metadata of the file if their number fits, else those of COCO if theirs
-    does, else None.
+    A segmentation model with 150 classes has those of ADE20K, as Detectron2 names them. The names
+    of others are those in the metadata of the file if their number fits, else those of COCO if
+    theirs does, else None.
     """
     counts = set()
     for key, outputs in _OUTPUTS_PER_CLASS.items():
         if key in state_dict and state_dict[key].ndim:
             counts.add(len(state_dict[key]) // outputs)
+    is_segmentation = "decode_head.conv_seg.weight" in state_dict
+    if is_segmentation and counts == {len(ADE20K_CLASSES)}:
+        return ADE20K_CLASSES
     names: Any = meta.get("CLASSES")
     number_fits = isinstance(names, list | tuple) and counts == {len(names)}
     if number_fits and all(isinstance(name, str) for name in names):
         return list(names)
-    return COCO_CLASSES if counts == {len(COCO_CLASSES)} else None
+    return COCO_CLASSES if counts == {len(COCO_CLASSES)} and not is_segmentation else None
 
 
 def to_published(weights: Mapping[str, Tensor], classes: Sequence[str] | None) -> dict[str, Any]:
-    """Return a detector's weights in the layout of the official files, for the official code.
+    """Return a model's weights in the layout of the official files, for the official code.
 
     Raises:
-        ValueError: there is no such official detector, for example with a simple feature pyramid.
+        ValueError: there is no such official model, for example with a simple feature pyramid.
     """
     architecture = architecture_of(weights)
     matching = None
     for kind in KINDS:
-        if kind.is_detector and kind.architecture is architecture:
+        if kind.is_complete and kind.architecture is architecture:
             matching = kind
-    if matching is None or "backbone.bottom_up.level_embed" not in weights:
+    has_adapter = "backbone.bottom_up.level_embed" in weights
+    if matching is None or (architecture.task == "detection" and not has_adapter):
         raise ValueError(
-            "only Mask R-CNN and RetinaNet with the adapter have a counterpart in the official code"
+            "only Mask R-CNN and RetinaNet with the adapter, and the segmentation models, have a "
+            "counterpart in the official code"
         )
     group_blocks = set()
     for key in weights:

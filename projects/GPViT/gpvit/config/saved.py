@@ -55,7 +55,13 @@ def move_keys(cfg: DictConfig) -> None:
 # What a config in a checkpoint may call, by its full name as save_config writes it. Only names are
 # trusted, never modules, which contain functions that call or import whatever their arguments name.
 # None of these opens or writes a file.
-DETECTORS = frozenset({"detectron2.modeling.GeneralizedRCNN", "gpvit.modeling.RetinaNet"})
+DETECTORS = frozenset(
+    {
+        "detectron2.modeling.GeneralizedRCNN",
+        "gpvit.modeling.RetinaNet",
+        "gpvit.modeling.SemanticSegmentor",
+    }
+)
 MODEL_CALLS = DETECTORS | {
     "detectron2.data.transforms.Resize",
     "detectron2.data.transforms.ResizeShortestEdge",
@@ -78,10 +84,15 @@ MODEL_CALLS = DETECTORS | {
     "gpvit.GPViT",
     "gpvit.GPViTAdapter",
     "gpvit.SimpleFeaturePyramid",
+    "gpvit.data.FitResize",
     "gpvit.data.InstanceMapper",
     "gpvit.data.OpenCVResize",
+    "gpvit.data.SemanticMapper",
+    "gpvit.data.StretchToMultiple",
     "gpvit.modeling.ClampedBox2BoxTransform",
     "gpvit.modeling.LastLevelNormP6P7",
+    "gpvit.modeling.SegFormerHead",
+    "gpvit.modeling.UPerNetHead",
 }
 
 
@@ -107,12 +118,17 @@ RUN_CALLS = MODEL_CALLS | {
     "fvcore.common.param_scheduler.CosineParamScheduler",
     "fvcore.common.param_scheduler.LinearParamScheduler",
     "fvcore.common.param_scheduler.MultiStepParamScheduler",
+    "gpvit.data.CropWithSeveralClasses",
+    "gpvit.data.PhotometricDistortion",
     "gpvit.data.build_train_loader",
     "gpvit.data.multi_scale_crop",
     "gpvit.data.train_augmentations",
     "gpvit.evaluation.COCOEvaluator",
+    "gpvit.evaluation.SemanticEvaluator",
+    "gpvit.solver.LinearSchedule",
     "gpvit.solver.layer_decay",
     "gpvit.solver.multistep_schedule",
+    "gpvit.solver.parameter_groups",
     "torch.optim.Adam",
     "torch.optim.AdamW",
     "torch.optim.SGD",

@@ -11,11 +11,23 @@ from .datasets.register import (
 )
 from .instance_mapper import InstanceMapper
 from .loader import build_train_loader
+from .semantic_mapper import SemanticMapper
+from .semantic_transforms import (
+    CropWithSeveralClasses,
+    FitResize,
+    PhotometricDistortion,
+    StretchToMultiple,
+)
 from .transforms import OpenCVResize, multi_scale_crop, train_augmentations
 
 __all__ = [
+    "CropWithSeveralClasses",
+    "FitResize",
     "InstanceMapper",
     "OpenCVResize",
+    "PhotometricDistortion",
+    "SemanticMapper",
+    "StretchToMultiple",
     "build_train_loader",
     "check_classes",
     "class_names",

@@ -1,3 +1,4 @@
 from .coco_evaluation import COCOEvaluator
+from .semantic_evaluation import SemanticEvaluator
 
-__all__ = ["COCOEvaluator"]
+__all__ = ["COCOEvaluator", "SemanticEvaluator"]

@@ -38,7 +38,10 @@ class Task(NamedTuple):
 
 COCO = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
 # In the order of display. The last one that a model has sums up an evaluation.
+SEMANTIC = {"mIoU": "mIoU", "mACC": "mean accuracy", "pACC": "pixel accuracy", "mF1": "mean F1"}
+SEMANTIC |= {"fwIoU": "weighted IoU", "mBoundaryIoU": "boundary mIoU"}
 TASKS = {
+    "sem_seg": Task("classes", SEMANTIC, "IoU-", ("mIoU", "mACC", "pACC")),
     "bbox": Task("boxes", COCO, "AP-", ("AP", "AP50", "AP75")),
     "segm": Task("masks", COCO, "AP-", ("AP", "AP50", "AP75")),
 }

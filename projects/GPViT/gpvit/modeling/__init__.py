@@ -1,7 +1,8 @@
-"""Backbones, and parts of detectors that Detectron2 does not have."""
+"""Backbones, heads for semantic segmentation, and parts of detectors."""
 
 from .backbone import SIZES, GPViT, GPViTAdapter, SimpleFeaturePyramid
 from .detectors import ClampedBox2BoxTransform, LastLevelNormP6P7, RetinaNet
+from .segmentation import SegFormerHead, SemanticSegmentor, UPerNetHead
 
 __all__ = [
     "SIZES",
@@ -10,5 +11,8 @@ __all__ = [
     "GPViTAdapter",
     "LastLevelNormP6P7",
     "RetinaNet",
+    "SegFormerHead",
+    "SemanticSegmentor",
     "SimpleFeaturePyramid",
+    "UPerNetHead",
 ]

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig
 
 from ...utils.errors import UserError, preview, reason_of
 from ...utils.text import LINE_LIMIT, one_line
-from . import coco, custom
+from . import coco, custom, semantic
 
 
 def register_folder(root: str, split: str, *, masks: bool = True) -> str:
@@ -154,6 +154,13 @@ def require_files(loader: DictConfig) -> None:
                 "DETECTRON2_DATASETS to the folder that contains coco/; to use a custom dataset, "
                 "add --data DIR"
             )
+        if name in semantic.ADE20K_FOLDERS and not os.path.isdir(
+            MetadataCatalog.get(name).image_root
+        ):
+            raise UserError(
+                f"{MetadataCatalog.get(name).image_root} of dataset {name} does not exist: put it "
+                "there, or set DETECTRON2_DATASETS to the folder that contains ADEChallengeData2016/"
+            )
 
 
 def _names_of(loader: DictConfig) -> list[str]:
@@ -163,9 +170,17 @@ def _names_of(loader: DictConfig) -> list[str]:
 
 
 def set_num_classes(model: DictConfig, num_classes: int) -> None:
-    """Set the number of classes in the config of a detector."""
-    detector = model.roi_heads if "roi_heads" in model else model
-    detector.num_classes = num_classes  # all other numbers of classes are references to this one
+    """Set the number of classes in the config of a model."""
+    # All other numbers of classes are references to this one.
+    _part_with_classes(model)[0].num_classes = num_classes
+
+
+def _part_with_classes(model: DictConfig) -> tuple[DictConfig, str]:
+    """Return the part of a model's config that has the number of classes, and its key."""
+    for name in ("roi_heads", "sem_seg_head"):
+        if name in model:
+            return model[name], f"model.{name}"
+    return model, "model"
 
 
 def class_names(loader: DictConfig) -> list[str]:
@@ -187,6 +202,8 @@ def _classes_of(name: str) -> list[str]:
     file = metadata.get("coco_file")
     if file:
         return list(file.categories.values())  # thing_classes has them as printed
+    if metadata.get("evaluator_type") == "sem_seg" and metadata.get("stuff_classes"):
+        return list(metadata.stuff_classes)
     if not metadata.get("thing_classes"):
         # Detectron2's register_coco_instances sets thing_classes when the records are loaded.
         try:
@@ -235,10 +252,7 @@ def check_classes(cfg: DictConfig, *, train: bool) -> list[str]:
     if train:
         train_names, test_names = str(train_loader.dataset.names), str(test_loader.dataset.names)
         _require_equal(train_names, class_names(train_loader), test_names, classes)
-    detector, prefix = cfg.model, "model"
-    if "roi_heads" in cfg.model:
-        detector, prefix = cfg.model.roi_heads, "model.roi_heads"
-    for key, number in _class_counts(detector, prefix):
+    for key, number in _class_counts(*_part_with_classes(cfg.model)):
         # A class-agnostic mask head predicts one mask for all classes.
         agnostic = number == 1 and key.endswith("mask_head.num_classes")
         if number != len(classes) and not agnostic:

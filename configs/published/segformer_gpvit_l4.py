@@ -1,0 +1,16 @@
+"""Official SegFormer head on GPViT-L4, ADE20K, 160k iterations. mIoU as published: 51.3.
+
+    python train_net.py --config-file configs/published/segformer_gpvit_l4.py --num-gpus 8
+
+8 GPUs, 4 images each. Everything that is not set here is as in segformer_gpvit_l1.py.
+"""
+
+from gpvit import SIZES
+from gpvit.model_zoo import IMAGENET_WEIGHTS
+
+from .common.segformer import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.update(**SIZES["L4"], drop_path_rate=0.2)
+train.update(
+    init_checkpoint=IMAGENET_WEIGHTS["L4"], output_dir="output/published/segformer_gpvit_l4"
+)

@@ -1,0 +1,346 @@
+"""Semantic segmentation: the two heads of the published models, and their meta-architecture.
+
+A head takes four maps of the backbone, all with C channels at stride 8, and returns logits at that
+stride. For B images and K classes:
+
+    maps = GPViT(out_features=("block2", "block5", "block8", "last_feat"))(images)
+    SegFormerHead: each map -> 256 channels; concatenated, fused -> (B, K, H, W)
+    UPerNetHead:   pyramid pooling of the last map, top-down sums over all maps -> (B, K, H, W)
+
+The logits are resized to the network's input, and then to the original image.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, meta_arch
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from .layers import ConvNormReLU
+
+STRIDE = 8  # of the maps
+POOLED_SIDES = (1, 2, 3, 6)  # of UPerNet's pyramid pooling, in cells
+AVERAGES = ("all", "labeled")
+
+
+class SegmentationHead(nn.Module):
+    """Base class: what both heads share, that is everything but the layers.
+
+    As in Detectron2, ``head(features, targets)`` returns ``(None, losses)`` in training, and
+    ``(logits, {})`` in inference, with logits at the size of the network's input.
+
+    Args:
+        in_features: names of the maps, from the first block to the last.
+        num_classes: K.
+        ignore_value: label of the pixels that do not count.
+        loss_average: what the sum of the pixels' losses is divided by: the number of "all" pixels,
+            as published, including ignored and padded ones; or of the "labeled" ones, as usual.
+        class_weights: weight of each class in the loss; None: 1.
+
+    Raises:
+        ValueError: an argument does not fit the others.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        num_classes: int,
+        ignore_value: int,
+        loss_average: str,
+        class_weights: Sequence[float] | None,
+    ) -> None:
+        super().__init__()
+        if loss_average not in AVERAGES:
+            raise ValueError(
+                f"loss_average must be one of {', '.join(AVERAGES)}, got {loss_average}"
+            )
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(f"{len(class_weights)} class_weights do not fit {num_classes} classes")
+        self.in_features, self.num_classes = list(in_features), num_classes
+        self.ignore_value, self.loss_average = ignore_value, loss_average
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the arguments that a yacs config states."""
+        options = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "in_channels": input_shape[options.IN_FEATURES[0]].channels,
+            "in_features": options.IN_FEATURES,
+            "num_classes": options.NUM_CLASSES,
+            "channels": options.CONVS_DIM,
+            "norm": options.NORM,
+            "ignore_value": options.IGNORE_VALUE,
+        }
+
+    def forward(
+        self, features: dict[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Compute the losses in training, and the logits in inference.
+
+        Args:
+            features: maps of the backbone by name, (B, C, H, W).
+            targets: (B, 8H, 8W), class indices or ``ignore_value``; needed in training.
+        """
+        maps = [features[name] for name in self.in_features]
+        if self.training:
+            return None, self.losses(maps, targets)
+        return resize(self.logits(maps).float(), scale=STRIDE), {}
+
+    def logits(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four times (B, C, H, W) -> (B, K, H, W)."""
+        raise NotImplementedError
+
+    def losses(self, maps: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        """Return the losses of a batch, scalars."""
+        return {"loss_sem_seg": self.cross_entropy(self.logits(maps), targets)}
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of logits, resized to the targets, as a scalar.
+
+        Args:
+            logits: (B, K, H, W).
+            targets: (B, 8H, 8W), class indices or ``ignore_value``.
+        """
+        logits = resize(logits.float(), targets.shape[-2:])
+        total = F.cross_entropy(
+            logits,
+            targets,
+            weight=self.class_weights,
+            ignore_index=self.ignore_value,
+            reduction="sum",
+        )
+        if self.loss_average == "all":
+            return total / targets.numel()
+        labels = targets[targets != self.ignore_value]
+        if self.class_weights is None:
+            return total / max(len(labels), 1)
+        # As PyTorch's weighted mean; without labeled pixels the sum is 0.
+        return total / self.class_weights[labels].sum().clamp(min=1e-12)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class SegFormerHead(SegmentationHead):
+    """Fuses four maps by 1x1 convolutions; the head of SegFormer (Xie et al., NeurIPS 2021).
+
+    Args:
+        in_channels: C.
+        channels: of each layer.
+        dropout: probability that a channel of the last layer is dropped in training.
+        norm: batch norm of each layer, a name for :func:`detectron2.layers.get_norm`.
+        in_features, num_classes, ignore_value, loss_average, class_weights: see
+            :class:`SegmentationHead`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        in_features: Sequence[str] = ("block2", "block5", "block8", "last_feat"),
+        channels: int = 256,
+        dropout: float = 0.1,
+        norm: str = "SyncBN",
+        ignore_value: int = 255,
+        loss_average: str = "all",
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(
+            in_features=in_features,
+            num_classes=num_classes,
+            ignore_value=ignore_value,
+            loss_average=loss_average,
+            class_weights=class_weights,
+        )
+        self.convs = nn.ModuleList()
+        for _ in in_features:
+            self.convs.append(conv(in_channels, channels, 1, norm))
+        self.fusion = conv(len(in_features) * channels, channels, 1, norm)
+        self.dropout = nn.Dropout2d(dropout)
+        self.predictor = predictor(channels, num_classes)
+
+    def logits(self, maps: Sequence[Tensor]) -> Tensor:
+        projected = [layer(x) for layer, x in zip(self.convs, maps)]
+        return self.predictor(self.dropout(self.fusion(torch.cat(projected, dim=1))))
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class UPerNetHead(SegmentationHead):
+    """Pyramid pooling and top-down sums; the head of UPerNet (Xiao et al., ECCV 2018).
+
+    In training, an auxiliary head on the last map adds a second loss.
+
+    Args:
+        in_channels: C.
+        channels: of each layer.
+        auxiliary_channels: of the auxiliary head.
+        auxiliary_weight: of its loss; 0 for no auxiliary head.
+        dropout: probability that a channel of the last layer of a head is dropped in training.
+        norm: batch norm of each layer, a name for :func:`detectron2.layers.get_norm`.
+        in_features, num_classes, ignore_value, loss_average, class_weights: see
+            :class:`SegmentationHead`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        in_features: Sequence[str] = ("block2", "block5", "block8", "last_feat"),
+        channels: int = 512,
+        auxiliary_channels: int = 256,
+        auxiliary_weight: float = 0.4,
+        dropout: float = 0.1,
+        norm: str = "SyncBN",
+        ignore_value: int = 255,
+        loss_average: str = "all",
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(
+            in_features=in_features,
+            num_classes=num_classes,
+            ignore_value=ignore_value,
+            loss_average=loss_average,
+            class_weights=class_weights,
+        )
+        self.pooled = nn.ModuleList()
+        for _ in POOLED_SIDES:
+            self.pooled.append(conv(in_channels, channels, 1, norm))
+        self.bottleneck = conv(in_channels + len(POOLED_SIDES) * channels, channels, 3, norm)
+        self.laterals, self.outputs = nn.ModuleList(), nn.ModuleList()
+        for _ in in_features[:-1]:
+            self.laterals.append(conv(in_channels, channels, 1, norm))
+            self.outputs.append(conv(channels, channels, 3, norm))
+        self.fusion = conv(len(in_features) * channels, channels, 3, norm)
+        self.dropout = nn.Dropout2d(dropout)
+        self.predictor = predictor(channels, num_classes)
+        self.auxiliary_weight = auxiliary_weight
+        if auxiliary_weight:
+            self.auxiliary_conv = conv(in_channels, auxiliary_channels, 3, norm)
+            self.auxiliary_predictor = predictor(auxiliary_channels, num_classes)
+
+    def logits(self, maps: Sequence[Tensor]) -> Tensor:
+        levels = [lateral(x) for lateral, x in zip(self.laterals, maps)]
+        levels.append(self.pool(maps[-1]))
+        for i in reversed(range(len(self.laterals))):
+            levels[i] = levels[i] + levels[i + 1]
+        # The last level, that of the pyramid pooling, is taken as it is.
+        fused = [output(x) for output, x in zip(self.outputs, levels)] + levels[-1:]
+        return self.predictor(self.dropout(self.fusion(torch.cat(fused, dim=1))))
+
+    def auxiliary_logits(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four times (B, C, H, W), of which the last is used -> (B, K, H, W)."""
+        return self.auxiliary_predictor(self.dropout(self.auxiliary_conv(maps[-1])))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Add context of several extents to the last map: (B, C, H, W) -> (B, channels, H, W)."""
+        contexts = [x]
+        for side, layer in zip(POOLED_SIDES, self.pooled):
+            contexts.append(resize(layer(F.adaptive_avg_pool2d(x, side)), x.shape[-2:]))
+        return self.bottleneck(torch.cat(contexts, dim=1))
+
+    def losses(self, maps: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        losses = super().losses(maps, targets)
+        if self.auxiliary_weight:
+            loss = self.cross_entropy(self.auxiliary_logits(maps), targets)
+            losses["loss_auxiliary"] = self.auxiliary_weight * loss
+        return losses
+
+
+def conv(in_channels: int, out_channels: int, kernel: int, norm: str) -> ConvNormReLU:
+    """A convolution with norm and ReLU, initialized as published: Kaiming, by the outputs."""
+    layer = ConvNormReLU(in_channels, out_channels, kernel, norm=norm)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+def predictor(channels: int, num_classes: int) -> nn.Conv2d:
+    """A 1x1 convolution to the classes, initialized as published."""
+    layer = nn.Conv2d(channels, num_classes, 1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def resize(x: Tensor, size: Sequence[int] | None = None, scale: int | None = None) -> Tensor:
+    """Bilinear interpolation, not antialiased: (B, K, h, w) -> (B, K, H, W)."""
+    return F.interpolate(x, size, scale, mode="bilinear", align_corners=False)
+
+
+class SemanticSegmentor(meta_arch.SemanticSegmentor):
+    """Detectron2's, with training batches of a fixed size and, on request, class maps.
+
+    Args:
+        backbone, sem_seg_head, pixel_mean, pixel_std: see Detectron2's.
+        train_size: side in pixels of the square that training images are padded to (with 0 after
+            normalization, labels with ``ignore_value``); 0: the size of the largest of the batch.
+        output: "logits": (K, H, W), float32; or "classes": (H, W), uint8 or int16, which needs
+            much less memory.
+
+    Raises:
+        ValueError: ``output`` is neither.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        sem_seg_head: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        train_size: int = 0,
+        output: str = "logits",
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            sem_seg_head=sem_seg_head,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+        )
+        if output not in ("logits", "classes"):
+            raise ValueError(f"output must be logits or classes, got {output}")
+        self.train_size, self.output = train_size, output
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Return losses in training, and in inference a list with "sem_seg" of each image.
+
+        Args:
+            batched_inputs: dicts with "image", (3, h, w); in training with "sem_seg", (h, w),
+                class indices; in inference optionally with "height" and "width" of the result.
+        """
+        images = []
+        for item in batched_inputs:
+            images.append((item["image"].to(self.device) - self.pixel_mean) / self.pixel_std)
+        batch = self._batch(images)
+        features = self.backbone(batch.tensor)
+        if self.training:
+            labels = [item["sem_seg"].to(self.device) for item in batched_inputs]
+            targets = self._batch(labels, self.sem_seg_head.ignore_value).tensor
+            return self.sem_seg_head(features, targets)[1]
+        results = []
+        logits, _ = self.sem_seg_head(features)
+        for of_image, item, (height, width) in zip(logits, batched_inputs, batch.image_sizes):
+            of_image = of_image[:, :height, :width]
+            size = item.get("height", height), item.get("width", width)
+            if self.output == "logits":
+                result = resize(of_image[None], size)[0]
+            else:
+                result = class_map(of_image, size)
+            results.append({"sem_seg": result})
+        return results
+
+    def _batch(self, tensors: list[Tensor], padding: float = 0.0) -> ImageList:
+        constraints = self.backbone.padding_constraints
+        if self.training and self.train_size:
+            constraints = {"square_size": self.train_size}
+        divisibility = self.backbone.size_divisibility
+        return ImageList.from_tensors(tensors, divisibility, padding, constraints)

@@ -1,0 +1,121 @@
+"""Published segmentation models are trained and evaluated by train_net.py on ADE20K's layout."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import gpvit.checkpoint
+import numpy as np
+import official
+import pytest
+import torch
+import train_net
+from conftest import REPOSITORY
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from gpvit.cli.train import argument_parser
+from gpvit.data.datasets.semantic import ADE20K_CLASSES, ADE20K_FOLDERS, register_ade20k
+from gpvit.utils.errors import UserError
+from PIL import Image
+
+pytestmark = pytest.mark.long
+
+TINY = [
+    "model.backbone.embed_dim=24",
+    "model.backbone.group_tokens=[0,4,0,4,0,0,0,0,0,0,0,0]",
+    "model.sem_seg_head.channels=16",
+    "dataloader.short_side=64",
+    "dataloader.max_size=128",
+    "dataloader.crop_size=64",
+    "dataloader.train.total_batch_size=2",
+    "dataloader.train.num_workers=2",
+    "dataloader.test.num_workers=0",
+    "train.max_iter=6",
+    "train.checkpointer.period=2",
+    "train.eval_period=3",
+    "train.log_period=1",
+    "train.seed=1",
+    "train.device=cpu",
+    "train.init_checkpoint=''",
+]
+
+
+@pytest.fixture(autouse=True)
+def ade20k(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Images and label maps in ADE20K's layout, five training and three validation images."""
+    root = tmp_path_factory.mktemp("datasets")
+    rng = np.random.default_rng(0)
+    for split, number in (("training", 5), ("validation", 3)):
+        folder = root / "ADEChallengeData2016"
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True)
+        for i in range(number):
+            labels = np.kron(rng.integers(0, 5, (3, 4)), np.ones((24, 24))).astype(np.uint8)
+            image = np.stack([labels * 50, 255 - labels * 40, labels * 20], axis=-1)
+            Image.fromarray(image).save(folder / "images" / split / f"{i}.jpg")
+            Image.fromarray(labels).save(folder / "annotations" / split / f"{i}.png")
+    remove_datasets()
+    register_ade20k(str(root))
+    yield
+    remove_datasets()
+    register_ade20k("datasets")
+
+
+def remove_datasets() -> None:
+    for name in ADE20K_FOLDERS:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def run(folder: Path, kind: str, *arguments: str) -> None:
+    config = str(REPOSITORY / f"configs/published/{kind}_gpvit_l1.py")
+    call("--config-file", config, *TINY, f"train.output_dir={folder}", *arguments)
+
+
+def call(*arguments: str) -> None:
+    train_net.main(argument_parser().parse_intermixed_args(arguments))
+
+
+@pytest.mark.parametrize("kind", ["segformer", "upernet"])
+def test_training_resumes_bitwise_in_the_middle_of_an_epoch(kind: str, tmp_path: Path) -> None:
+    best = ["train.best_metric=sem_seg/mIoU", "train.ema_decay=0.9"]
+    run(tmp_path / "complete", kind, *best)
+    run(tmp_path / "resumed", kind, *best)
+    for name in ("model_final.pth", "model_best.pth", "model_0000004.pth", "model_0000006.pth"):
+        (tmp_path / "resumed" / name).unlink(missing_ok=True)
+    run(tmp_path / "resumed", kind, *best, "--resume")
+    states = []
+    for folder in ("complete", "resumed"):
+        content = gpvit.checkpoint.read_content(str(tmp_path / folder / "model_final.pth"))
+        assert content["classes"] == ADE20K_CLASSES
+        states.append(content["model"] | content["ema"])
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    rows = list(map(json.loads, (tmp_path / "complete/metrics.json").read_text().splitlines()))
+    evaluated = [row for row in rows if "sem_seg/mIoU" in row]
+    assert len(evaluated) == 2 and "ema_sem_seg/IoU-wall" in evaluated[-1]
+    assert (tmp_path / "complete" / "model_best.pth").is_file()
+
+
+def test_stand_in_of_published_file_is_evaluated(tmp_path: Path) -> None:
+    weights = official.save(tmp_path / "weights.pth", "segformer", "L1")
+    config = str(REPOSITORY / "configs/published/segformer_gpvit_l1.py")
+    command = ["--config-file", config, "--eval-only", f"train.init_checkpoint={weights}"]
+    command += ["dataloader.short_side=64", "dataloader.max_size=128", "train.device=cpu"]
+    command += ["dataloader.test.num_workers=0", f"train.output_dir={tmp_path / 'evaluation'}"]
+    call(*command)
+    evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    results = evaluation["results"]["sem_seg"]
+    assert evaluation["images"] == 3 and 0 <= results["mIoU"] <= 100
+    assert {"pACC", "mBoundaryIoU", "IoU-wall", "IoU-sky"} <= results.keys()
+
+
+def test_missing_folder_of_ade20k_raises_one_line(
+    tmp_path: Path,
+) -> None:
+    remove_datasets()
+    register_ade20k(str(tmp_path))
+    config = str(REPOSITORY / "configs/published/segformer_gpvit_l1.py")
+    message = "of dataset ade20k_val does not exist: put it there, or set DETECTRON2_DATASETS"
+    with pytest.raises(UserError, match=message):
+        call("--config-file", config, *TINY, f"train.output_dir={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,84 @@
+"""Segmentation heads: numerical equivalence to the official ones, losses, registration."""
+
+import json
+
+import official
+import pytest
+import torch
+from gpvit import SIZES, GPViT, checkpoint
+from gpvit.modeling import SegFormerHead, SemanticSegmentor, UPerNetHead
+from torch import Tensor
+
+FEATURES = ("block2", "block5", "block8", "last_feat")
+HEADS = {"segformer": SegFormerHead, "upernet": UPerNetHead}
+LOSSES = {
+    "segformer": {"loss_sem_seg": "decode_loss_ce"},
+    "upernet": {"loss_sem_seg": "decode_loss_ce", "loss_auxiliary": "aux_loss_ce"},
+}
+
+
+def published(kind: str, size: str = "L1") -> SemanticSegmentor:
+    """A complete model with the generated weights of the reference."""
+    backbone = GPViT(**SIZES[size], out_features=FEATURES)
+    head = HEADS[kind](in_channels=SIZES[size]["embed_dim"], num_classes=150, norm="BN")
+    model = SemanticSegmentor(
+        backbone=backbone, sem_seg_head=head, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3
+    )
+    weights = checkpoint.from_published(official.weights(kind, size), part="model")
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(kind: str) -> SemanticSegmentor:
+    return published(kind)
+
+
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def arrays(kind: str, model: SemanticSegmentor) -> dict[str, Tensor]:
+    """Outputs of the parts of the model, by their names in the reference file."""
+    image, head = official.image(5, (1, 3, 128, 192)), model.sem_seg_head
+    maps = [model.backbone(image)[name] for name in FEATURES]
+    results = dict(zip(("feat2", "feat5", "feat8", "feat11"), maps))
+    results["decode_logits"] = head.logits(maps)
+    results["image_logits"] = model([{"image": image[0]}])[0]["sem_seg"][None]
+    results["argmax"] = results["image_logits"].argmax(1)
+    fixed = [official.feature(240 + i, (2, 216, 10, 14)) for i in range(4)]
+    results["head_on_fixed_features"] = head.logits(fixed)
+    if kind == "upernet":
+        results["aux_logits"] = head.auxiliary_logits(maps)
+    return results
+
+
+def test_each_part_matches_official_implementation(kind: str, arrays: dict[str, Tensor]) -> None:
+    reference = official.Reference(f"{kind}_l1")
+    assert arrays.keys() == reference.manifest["arrays"].keys()
+    for name, array in arrays.items():
+        if name == "argmax":
+            expected = torch.from_numpy(reference.arrays[name])
+            assert (array == expected).float().mean() >= 0.995
+        else:
+            reference.check(name, array)
+
+
+def test_losses_match_official_implementation(kind: str, model: SemanticSegmentor) -> None:
+    manifest = json.loads((official.FOLDER / "manifest_segmentation.json").read_text())
+    expected = manifest[f"{kind}_l1_losses.npz"]["losses"]
+    labels = torch.from_numpy(official.arrays(f"{kind}_l1_losses")["labels"])[None].long()
+    features = model.backbone(official.image(5, (1, 3, 128, 192)))
+    maps = [features[name] for name in FEATURES]
+    found = model.sem_seg_head.losses(maps, labels)
+    assert found.keys() == LOSSES[kind].keys()
+    for ours, theirs in LOSSES[kind].items():
+        assert found[ours].item() == pytest.approx(expected[theirs], rel=1e-5)
+    model.sem_seg_head.loss_average = "labeled"
+    mean = model.sem_seg_head.losses(maps, labels)["loss_sem_seg"].item()
+    model.sem_seg_head.loss_average = "all"
+    usual = expected["plain_cross_entropy_over_labelled_pixels"]
+    assert mean == pytest.approx(usual, rel=1e-5)
