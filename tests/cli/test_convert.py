@@ -64,7 +64,8 @@ def test_backbone_of_converted_classifier_loads_into_detector(tmp_path: Path) ->
 def test_invalid_conversion_raises_and_keeps_existing_files(weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.pth"
     with pytest.raises(
-        UserError, match="only Mask R-CNN and RetinaNet with the adapter have a counterpart"
+        UserError,
+        match="only Mask R-CNN and RetinaNet with the adapter, and the segmentation models",
     ):
         convert(weights, out, "--to-published")
     with pytest.raises(UserError, match="give an --output that ends in .pth"):

@@ -48,6 +48,10 @@ PUBLISHED_DROP_PATH = {
     "published/retinanet_gpvit_l4_3x": 0.2,
 }
 ALL_PUBLISHED = pytest.mark.parametrize("name", PUBLISHED)
+SEGMENTATION = [
+    f"published/{head}_gpvit_{size}"
+    for head, size in itertools.product(("segformer", "upernet"), ("l1", "l2", "l3", "l4"))
+]
 
 
 def config(name: str, *overrides: str) -> DictConfig:
@@ -206,7 +210,34 @@ def test_one_override_enables_large_scale_jitter() -> None:
 
 def test_all_published_configs_are_tested() -> None:
     files = (REPOSITORY / "configs" / "published").glob("*.py")
-    assert sorted(PUBLISHED) == [f"published/{file.stem}" for file in sorted(files)]
+    names = sorted(PUBLISHED + SEGMENTATION)
+    assert names == [f"published/{file.stem}" for file in sorted(files)]
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_segmentation_config_has_official_recipe(name: str) -> None:
+    cfg, size = config(name), name[-2:]
+    net = cfg.model.backbone
+    assert {key: net[key] for key in ("embed_dim", "stem_convs")} == gpvit.SIZES[size.upper()]
+    assert net.drop_path_rate == (0.1 if size in ("l1", "l2") else 0.2)
+    assert cfg.train.init_checkpoint.endswith(f"/v0.0.1/gpvit_{size}_in1k_300e.pth")
+    assert cfg.train.output_dir == f"output/{name}"
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (1.2e-4, 0.01)
+    assert cfg.dataloader.train.total_batch_size == 32 and cfg.train.max_iter == 160_000
+    assert cfg.train.eval_period == (16_000 if "segformer" in name else 0)
+    assert cfg.train.checkpointer.period == 16_000
+    assert not cfg.train.amp.enabled and not cfg.train.clip_norm
+    train = instantiate(cfg.dataloader.train.mapper.augmentations)
+    assert type_names(train) == [
+        "FitResize", "CropWithSeveralClasses", "RandomFlip", "PhotometricDistortion"
+    ]  # fmt: skip
+    resize, crop, flip, _ = train
+    assert (resize.short_side, resize.long_side, list(resize.ratio_range)) == (512, 2048, [0.5, 2])
+    assert (crop.size, cfg.model.train_size, flip.prob) == (512, 512, 0.5)
+    fit, stretch = instantiate(cfg.dataloader.test.mapper.augmentations)
+    assert (fit.short_side, fit.long_side, tuple(fit.ratio_range)) == (512, 2048, (1, 1))
+    assert stretch.multiple == 32
+    assert len((REPOSITORY / "configs" / f"{name}.py").read_text().splitlines()) <= 20
 
 
 @ALL_PUBLISHED

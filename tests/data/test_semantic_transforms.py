@@ -104,7 +104,8 @@ def test_10000_distortions_have_the_official_frequencies_and_ranges() -> None:
         "hue": (-18, 17),
     }
     for name, (low, high) in ranges.items():
-        values = np.array([v for v in (getattr(draw, name) for draw in draws) if v is not None])
+        drawn = [getattr(draw, name) for draw in draws]
+        values = np.array([value for value in drawn if value is not None])
         assert len(values) / len(draws) == pytest.approx(0.5, abs=0.02)
         assert low <= values.min() < low + 0.01 * (high - low)
         assert high - 0.01 * (high - low) < values.max() <= high

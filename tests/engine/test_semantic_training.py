@@ -12,6 +12,7 @@ import torch
 import train_net
 from conftest import REPOSITORY
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from gpvit import Predictor
 from gpvit.cli.train import argument_parser
 from gpvit.data.datasets.semantic import ADE20K_CLASSES, ADE20K_FOLDERS, register_ade20k
 from gpvit.utils.errors import UserError
@@ -25,7 +26,7 @@ TINY = [
     "model.sem_seg_head.channels=16",
     "dataloader.short_side=64",
     "dataloader.max_size=128",
-    "dataloader.crop_size=64",
+    "model.train_size=64",
     "dataloader.train.total_batch_size=2",
     "dataloader.train.num_workers=2",
     "dataloader.test.num_workers=0",
@@ -75,7 +76,7 @@ def call(*arguments: str) -> None:
     train_net.main(argument_parser().parse_intermixed_args(arguments))
 
 
-@pytest.mark.parametrize("kind", ["segformer", "upernet"])
+@pytest.mark.parametrize("kind", ["segformer", pytest.param("upernet", marks=pytest.mark.slow)])
 def test_training_resumes_bitwise_in_the_middle_of_an_epoch(kind: str, tmp_path: Path) -> None:
     best = ["train.best_metric=sem_seg/mIoU", "train.ema_decay=0.9"]
     run(tmp_path / "complete", kind, *best)
@@ -94,6 +95,8 @@ def test_training_resumes_bitwise_in_the_middle_of_an_epoch(kind: str, tmp_path:
     evaluated = [row for row in rows if "sem_seg/mIoU" in row]
     assert len(evaluated) == 2 and "ema_sem_seg/IoU-wall" in evaluated[-1]
     assert (tmp_path / "complete" / "model_best.pth").is_file()
+    predictor = Predictor.from_checkpoint(tmp_path / "complete", device="cpu")
+    assert predictor(np.zeros((40, 50, 3), np.uint8)).shape == (150, 40, 50)
 
 
 def test_stand_in_of_published_file_is_evaluated(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ NAMES_A_FILE = re.compile(
 # Arguments that contain such a word and are numbers or modules.
 HARMLESS = {"drop_path_rate", "proposal_generator", "proposal_matchers", "proposal_append_gt"}
 HARMLESS |= {"weights", "loss_weight", "use_act_checkpoint", "get_fed_loss_cls_weights"}
+HARMLESS |= {"class_weights"}
 
 
 def keys_without_kind(content: Any, key: str = "") -> Iterator[str]:

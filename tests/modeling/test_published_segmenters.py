@@ -19,7 +19,6 @@ from torch import nn
 
 MANIFEST = json.loads((official.FOLDER / "manifest_segmentation.json").read_text())
 KINDS = ("segformer", "upernet")
-SIZES = ("L1", "L2", "L3", "L4")
 
 
 def config_path(kind: str, size: str) -> str:

@@ -33,10 +33,10 @@ model = L(SemanticSegmentor)(
     ),
     pixel_mean=images["pixel_mean"],
     pixel_std=images["pixel_std"],
-    train_size="${dataloader.crop_size}",
+    train_size=512,  # pixels
 )
 
-dataloader = OmegaConf.create(dict(short_side=512, max_size=2048, crop_size=512))  # pixels
+dataloader = OmegaConf.create(dict(short_side=512, max_size=2048))  # pixels
 
 dataloader.train = L(build_train_loader)(
     dataset=L(get_detection_dataset_dicts)(names="ade20k_train", filter_empty=False),
@@ -48,7 +48,7 @@ dataloader.train = L(build_train_loader)(
                 long_side="${dataloader.max_size}",
                 ratio_range=(0.5, 2.0),
             ),
-            L(CropWithSeveralClasses)(size="${dataloader.crop_size}"),
+            L(CropWithSeveralClasses)(size="${model.train_size}"),
             L(T.RandomFlip)(prob=0.5, horizontal=True),
             L(PhotometricDistortion)(),
         ],

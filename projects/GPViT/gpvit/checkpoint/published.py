@@ -398,7 +398,8 @@ def to_published(weights: Mapping[str, Tensor], classes: Sequence[str] | None) -
         if kind.is_complete and kind.architecture is architecture:
             matching = kind
     has_adapter = "backbone.bottom_up.level_embed" in weights
-    if matching is None or (architecture.task == "detection" and not has_adapter):
+    is_detector = architecture is not None and architecture.task == "detection"
+    if matching is None or (is_detector and not has_adapter):
         raise ValueError(
             "only Mask R-CNN and RetinaNet with the adapter, and the segmentation models, have a "
             "counterpart in the official code"

@@ -55,45 +55,48 @@ def move_keys(cfg: DictConfig) -> None:
 # What a config in a checkpoint may call, by its full name as save_config writes it. Only names are
 # trusted, never modules, which contain functions that call or import whatever their arguments name.
 # None of these opens or writes a file.
-DETECTORS = frozenset(
+MODELS = frozenset(
     {
         "detectron2.modeling.GeneralizedRCNN",
         "gpvit.modeling.RetinaNet",
         "gpvit.modeling.SemanticSegmentor",
     }
 )
-MODEL_CALLS = DETECTORS | {
-    "detectron2.data.transforms.Resize",
-    "detectron2.data.transforms.ResizeShortestEdge",
-    "detectron2.layers.ShapeSpec",
-    "detectron2.modeling.FPN",
-    "detectron2.modeling.FastRCNNOutputLayers",
-    "detectron2.modeling.StandardROIHeads",
-    "detectron2.modeling.anchor_generator.DefaultAnchorGenerator",
-    "detectron2.modeling.backbone.fpn.LastLevelMaxPool",
-    "detectron2.modeling.backbone.fpn.LastLevelP6P7",
-    "detectron2.modeling.box_regression.Box2BoxTransform",
-    "detectron2.modeling.matcher.Matcher",
-    "detectron2.modeling.meta_arch.retinanet.RetinaNetHead",
-    "detectron2.modeling.poolers.ROIPooler",
-    "detectron2.modeling.proposal_generator.RPN",
-    "detectron2.modeling.proposal_generator.StandardRPNHead",
-    "detectron2.modeling.roi_heads.CascadeROIHeads",
-    "detectron2.modeling.roi_heads.FastRCNNConvFCHead",
-    "detectron2.modeling.roi_heads.MaskRCNNConvUpsampleHead",
-    "gpvit.GPViT",
-    "gpvit.GPViTAdapter",
-    "gpvit.SimpleFeaturePyramid",
-    "gpvit.data.FitResize",
-    "gpvit.data.InstanceMapper",
-    "gpvit.data.OpenCVResize",
-    "gpvit.data.SemanticMapper",
-    "gpvit.data.StretchToMultiple",
-    "gpvit.modeling.ClampedBox2BoxTransform",
-    "gpvit.modeling.LastLevelNormP6P7",
-    "gpvit.modeling.SegFormerHead",
-    "gpvit.modeling.UPerNetHead",
-}
+MAPPERS = frozenset({"gpvit.data.InstanceMapper", "gpvit.data.SemanticMapper"})
+MODEL_CALLS = (
+    MODELS
+    | MAPPERS
+    | {
+        "detectron2.data.transforms.Resize",
+        "detectron2.data.transforms.ResizeShortestEdge",
+        "detectron2.layers.ShapeSpec",
+        "detectron2.modeling.FPN",
+        "detectron2.modeling.FastRCNNOutputLayers",
+        "detectron2.modeling.StandardROIHeads",
+        "detectron2.modeling.anchor_generator.DefaultAnchorGenerator",
+        "detectron2.modeling.backbone.fpn.LastLevelMaxPool",
+        "detectron2.modeling.backbone.fpn.LastLevelP6P7",
+        "detectron2.modeling.box_regression.Box2BoxTransform",
+        "detectron2.modeling.matcher.Matcher",
+        "detectron2.modeling.meta_arch.retinanet.RetinaNetHead",
+        "detectron2.modeling.poolers.ROIPooler",
+        "detectron2.modeling.proposal_generator.RPN",
+        "detectron2.modeling.proposal_generator.StandardRPNHead",
+        "detectron2.modeling.roi_heads.CascadeROIHeads",
+        "detectron2.modeling.roi_heads.FastRCNNConvFCHead",
+        "detectron2.modeling.roi_heads.MaskRCNNConvUpsampleHead",
+        "gpvit.GPViT",
+        "gpvit.GPViTAdapter",
+        "gpvit.SimpleFeaturePyramid",
+        "gpvit.data.FitResize",
+        "gpvit.data.OpenCVResize",
+        "gpvit.data.StretchToMultiple",
+        "gpvit.modeling.ClampedBox2BoxTransform",
+        "gpvit.modeling.LastLevelNormP6P7",
+        "gpvit.modeling.SegFormerHead",
+        "gpvit.modeling.UPerNetHead",
+    }
+)
 
 
 # What the config.yaml of a training run may call in addition. Some take the names of files and
@@ -187,8 +190,8 @@ def config_from_yaml(text: str, path: str) -> DictConfig:
 def _check_required(content: dict[str, Any], path: str) -> None:
     """Raise a UserError if this is not the config of a detector and its mapper."""
     required = {
-        "model._target_": DETECTORS,
-        "dataloader.test.mapper._target_": {"gpvit.data.InstanceMapper"},
+        "model._target_": MODELS,
+        "dataloader.test.mapper._target_": MAPPERS,
         "dataloader.test.mapper.image_format": {"RGB", "BGR"},
     }
     error = f"{path} is not the config of a detector: "

@@ -139,6 +139,14 @@ KINDS: dict[str, Kind] = {
     "dataloader.*.mapper.augmentations.short_side": either(PIXELS, SIDES),
     "dataloader.*.mapper.augmentations.short_sides": SIDES,
     "dataloader.*.mapper.augmentations.lsj_size": PIXELS,
+    "dataloader.*.mapper.augmentations.#.short_side": PIXELS,
+    "dataloader.*.mapper.augmentations.#.long_side": PIXELS,
+    "dataloader.*.mapper.augmentations.#.size": PIXELS,
+    "dataloader.*.mapper.augmentations.#.multiple": PIXELS,
+    "dataloader.*.mapper.augmentations.#.ratio_range": several(
+        POSITIVE, "two numbers above 0", length=2
+    ),
+    "dataloader.*.mapper.ignore_value": integer(0),
     "dataloader.*.mapper.augmentations.flip": FRACTION,
     "dataloader.*.mapper.augmentations.**.short_edge_length": either(PIXELS, SIDES),
     "dataloader.*.mapper.augmentations.**.max_size": integer(1, of="pixels"),
@@ -193,6 +201,8 @@ KINDS: dict[str, Kind] = {
     "optimizer.params.weight_decay_norm": either(NOT_NEGATIVE, NULL),
     "optimizer.params.weight_decay_bias": either(NOT_NEGATIVE, NULL),
     "optimizer.params.bias_lr_factor": either(NOT_NEGATIVE, NULL),
+    "optimizer.params.no_decay": choice("norms_and_biases", "layer_norms"),
+    "optimizer.params.head_lr_factor": POSITIVE,
     "optimizer.params.lr_factor_func": either(SECTION, NULL),
     "optimizer.params.lr_factor_func.rate": number(above=0, most=1),
     "optimizer.params.lr_factor_func.num_layers": integer(1, of="blocks"),

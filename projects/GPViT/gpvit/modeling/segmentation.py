@@ -46,6 +46,8 @@ class SegmentationHead(nn.Module):
         ValueError: an argument does not fit the others.
     """
 
+    class_weights: Tensor | None
+
     def __init__(
         self,
         *,
@@ -91,6 +93,7 @@ class SegmentationHead(nn.Module):
         """
         maps = [features[name] for name in self.in_features]
         if self.training:
+            assert targets is not None
             return None, self.losses(maps, targets)
         return resize(self.logits(maps).float(), scale=STRIDE), {}
 
@@ -267,6 +270,7 @@ def predictor(channels: int, num_classes: int) -> nn.Conv2d:
     """A 1x1 convolution to the classes, initialized as published."""
     layer = nn.Conv2d(channels, num_classes, 1)
     nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -277,17 +281,12 @@ def resize(x: Tensor, size: Sequence[int] | None = None, scale: int | None = Non
 
 
 class SemanticSegmentor(meta_arch.SemanticSegmentor):
-    """Detectron2's, with training batches of a fixed size and, on request, class maps.
+    """Detectron2's, with training batches of a fixed size.
 
     Args:
         backbone, sem_seg_head, pixel_mean, pixel_std: see Detectron2's.
         train_size: side in pixels of the square that training images are padded to (with 0 after
             normalization, labels with ``ignore_value``); 0: the size of the largest of the batch.
-        output: "logits": (K, H, W), float32; or "classes": (H, W), uint8 or int16, which needs
-            much less memory.
-
-    Raises:
-        ValueError: ``output`` is neither.
     """
 
     def __init__(
@@ -298,7 +297,6 @@ class SemanticSegmentor(meta_arch.SemanticSegmentor):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         train_size: int = 0,
-        output: str = "logits",
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -306,16 +304,15 @@ class SemanticSegmentor(meta_arch.SemanticSegmentor):
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
         )
-        if output not in ("logits", "classes"):
-            raise ValueError(f"output must be logits or classes, got {output}")
-        self.train_size, self.output = train_size, output
+        self.train_size = train_size
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Return losses in training, and in inference a list with "sem_seg" of each image.
+        """Return losses in training; in inference a dict with "sem_seg", logits, for each image.
 
         Args:
             batched_inputs: dicts with "image", (3, h, w); in training with "sem_seg", (h, w),
-                class indices; in inference optionally with "height" and "width" of the result.
+                class indices; in inference optionally with "height" and "width" of the original
+                image, which the logits (K, height, width) are resized to.
         """
         images = []
         for item in batched_inputs:
@@ -331,11 +328,7 @@ class SemanticSegmentor(meta_arch.SemanticSegmentor):
         for of_image, item, (height, width) in zip(logits, batched_inputs, batch.image_sizes):
             of_image = of_image[:, :height, :width]
             size = item.get("height", height), item.get("width", width)
-            if self.output == "logits":
-                result = resize(of_image[None], size)[0]
-            else:
-                result = class_map(of_image, size)
-            results.append({"sem_seg": result})
+            results.append({"sem_seg": resize(of_image[None], size)[0]})
         return results
 
     def _batch(self, tensors: list[Tensor], padding: float = 0.0) -> ImageList:

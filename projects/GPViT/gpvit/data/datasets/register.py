@@ -159,7 +159,7 @@ def require_files(loader: DictConfig) -> None:
         ):
             raise UserError(
                 f"{MetadataCatalog.get(name).image_root} of dataset {name} does not exist: put it "
-                "there, or set DETECTRON2_DATASETS to the folder that contains ADEChallengeData2016/"
+                "there, or set DETECTRON2_DATASETS to the folder with ADEChallengeData2016/"
             )
 
 
