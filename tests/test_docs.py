@@ -37,6 +37,7 @@ PAGES = [
 QUICKSTART = "python train_net.py --config-file configs/quickstart.py"
 WANDB = f"{QUICKSTART} --data my_data train.wandb"
 PUBLISHED = "python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py"
+SEGMENTATION = "python train_net.py --config-file configs/published/segformer_gpvit_l1.py"
 COCO = "python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only"
 ELSEWHERE = {
     "make ": ".ci/run",
@@ -57,6 +58,7 @@ ELSEWHERE = {
     "gpvit export": "tests/export/test_export.py",
     COCO: "tests/engine/test_train_net.py",
     PUBLISHED: "tests/engine/test_train_net.py",
+    SEGMENTATION: "tests/engine/test_semantic_training.py",
 }
 HERE = [
     "train.device=cpu",
@@ -196,6 +198,7 @@ def test_python_code_in_documentation_runs(
 ) -> None:
     torch.save({"state_dict": official.weights("classifier", "L1")}, "classifier.pth")
     monkeypatch.setitem(gpvit.published.IMAGENET_WEIGHTS, "L1", "classifier.pth")
+    official.save(Path("gpvit_l1_segformer.pth"), "segformer", "L1")
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
         exec(block, names)
