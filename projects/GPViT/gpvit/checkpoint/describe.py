@@ -28,6 +28,10 @@ class Architecture(NamedTuple):
     task: str = "detection"
     optional: str = ""
 
+    @property
+    def is_detector(self) -> bool:
+        return self.task == "detection"
+
 
 # Cascade R-CNN numbers its box predictors: roi_heads.box_predictor.0.cls_score.weight.
 _RCNN_LAYERS = re.compile(

@@ -233,6 +233,9 @@ UPERNET: Names = {
 }
 
 
+SEGMENTATION_HEADS = ("decode_head.", "auxiliary_head.")  # prefixes of official names
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of official checkpoint.
@@ -326,13 +329,14 @@ def from_published(state_dict: Mapping[str, Tensor], part: str = "backbone") -> 
     if part not in ("backbone", "model"):
         raise ValueError(f'part must be "backbone" or "model", got {short_repr(part)}')
     kind = _kind(state_dict)
-    if kind is not None and kind.is_complete:
+    detector = kind is not None and kind.architecture is not None and kind.architecture.is_detector
+    if kind is not None and kind.is_complete and (part == "model" or detector):
         weights = converted(state_dict, kind)
         return weights if part == "model" else backbone_of(weights)
     if part == "model":
         name = f"a published {kind.name}" if kind else "a backbone alone"
         raise ValueError(f'{name} has no part "model" here; use part="backbone"')
-    kept = _without(state_dict, kind.dropped if kind else ())
+    kept = _without(state_dict, (kind.dropped or SEGMENTATION_HEADS) if kind else ())
     prefix = "backbone." if any(key.startswith("backbone.") for key in kept) else ""
     names = _below(prefix, "", BACKBONE)
     if kind is None:  # the backbone of a detector may come with its adapter
@@ -398,8 +402,8 @@ def to_published(weights: Mapping[str, Tensor], classes: Sequence[str] | None) -
         if kind.is_complete and kind.architecture is architecture:
             matching = kind
     has_adapter = "backbone.bottom_up.level_embed" in weights
-    is_detector = architecture is not None and architecture.task == "detection"
-    if matching is None or (is_detector and not has_adapter):
+    needs_adapter = architecture is not None and architecture.is_detector
+    if matching is None or (needs_adapter and not has_adapter):
         raise ValueError(
             "only Mask R-CNN and RetinaNet with the adapter, and the segmentation models, have a "
             "counterpart in the official code"
