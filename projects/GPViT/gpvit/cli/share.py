@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     push_parser.add_argument(
         "--license",
-        "--license",
+        "--licence",
         required=True,
         metavar="ID",
         help="license of the weights, such as apache-2.0",

@@ -255,7 +255,8 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
         with stop_signals_to(_stop):
             try:
                 main(args)
-                _leave_process_group()
+                if spawns_processes(args):
+                    _leave_process_group()
             except _Stopped as stop:
                 # The parent prints the reason once, whichever process ends first: see _exit_as.
                 if spawns_processes(args):
@@ -277,9 +278,8 @@ def _leave_process_group() -> None:
 
     Threads of the process group that still run when the interpreter ends may abort the process.
     """
-    if dist.is_initialized():
-        comm.synchronize()
-        dist.destroy_process_group()
+    comm.synchronize()
+    dist.destroy_process_group()
 
 
 def _stop_without_parent(parent: multiprocessing.process.BaseProcess) -> None:

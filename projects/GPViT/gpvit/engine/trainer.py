@@ -40,8 +40,8 @@ from .hooks import StopHook, best_effort
 
 logger = logging.getLogger(__name__)
 
-# Requests of a process to all others before an iteration. The highest one wins: a batch that cannot
-# be loaded does not matter if training ends anyway.
+# Requests of a process to all others before an iteration. The highest one of all processes wins.
+# Within a process, an error wins over its other requests.
 CONTINUE, STOP_ERROR, STOP_EARLY = 0, 1, 2
 SIGNAL_BASE = 128  # 128 + n: stop because of signal n; also the exit code, by convention
 
@@ -363,7 +363,8 @@ class Trainer(TrainerBase):
         for hook in self._hooks:
             if isinstance(hook, StopHook):
                 hook.on_stop()
-        # These exact types are raised in all processes; none may exit before the state is saved.
+        # SystemExit and UserError are raised in all processes; none may exit before the state is
+        # saved. Their subclasses, _StopNow and ProcessError, are raised in one process alone.
         if type(error) in (SystemExit, UserError):
             comm.synchronize()
 

@@ -63,7 +63,8 @@ class GPViT(Backbone):
         out_features: maps to return: "block0", "block1", ... after these blocks, "last_feat" after
             the last one.
         pretrain_img_size: side in pixels of the square images that the position embedding is for.
-        use_act_checkpoint: recompute the blocks in the backward pass to save memory.
+        use_act_checkpoint: recompute the blocks, but for their convolutions, in the backward pass
+            to save memory.
         frozen_blocks: if positive, freeze patch embedding, position embedding and this many blocks:
             neither weights nor batch-norm statistics change, and drop path is off.
 
@@ -198,13 +199,13 @@ class PatchEmbed(nn.Module):
         self.projection = nn.Conv2d(width, dim, 4, stride=4)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = image.contiguous(memory_format=torch.channels_last)  # makes the permute below a view
+        x = image.contiguous(memory_format=torch.channels_last)  # the permute below is contiguous
         x = self.projection(self.convs(self.stem(x)))
-        return x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C), a view
+        return x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C), contiguous
 
 
 class Block(nn.Module):
-    """Base class: attention and MLP with residuals (``mix``), then a depthwise 3x3 convolution.
+    """Base class: attention and MLP (``mix``), then a depthwise 3x3 convolution.
 
     In group propagation blocks, batch norm and ReLU follow the convolution.
     With ``use_checkpoint``, ``mix`` is recomputed in the backward pass. The convolution is not:
@@ -293,7 +294,7 @@ class StripeAttention(nn.Module):
 
 
 class StripeQKV(nn.Linear):
-    """Projects one half of the channels, that of one direction, to queries, keys and values.
+    """Projects all C channels to half of the queries, keys and values: those of one direction.
 
     The published layer computes both halves at once, and copies 1.5 C channels (queries, keys and
     values of C/2) to stripes for each direction; here the C channels of the input are copied. The
