@@ -15,6 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from gpvit import Predictor
 from gpvit.cli.train import argument_parser
 from gpvit.data.datasets.semantic import ADE20K_CLASSES, ADE20K_FOLDERS, register_ade20k
+from gpvit.data.label_maps import read_labels
+from gpvit.evaluation import SemanticEvaluator
 from gpvit.utils.errors import UserError
 from PIL import Image
 
@@ -110,6 +112,25 @@ def test_stand_in_of_published_file_is_evaluated(tmp_path: Path) -> None:
     results = evaluation["results"]["sem_seg"]
     assert evaluation["images"] == 3 and 0 <= results["mIoU"] <= 100
     assert {"pACC", "mBoundaryIoU", "IoU-wall", "IoU-sky"} <= results.keys()
+
+
+def test_folder_of_detection_data_is_rejected_in_one_line(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="--data: custom datasets are for detectors"):
+        run(tmp_path / "out", "segformer", "--data", str(synthetic_data))
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluator_writes_predictions_on_demand(tmp_path: Path) -> None:
+    evaluator = SemanticEvaluator("ade20k_val", output_dir=str(tmp_path))
+    [record, *_] = DatasetCatalog.get("ade20k_val")
+    labels = read_labels(record["sem_seg_file_name"], offset=1)
+    predicted = np.where(labels == 255, 0, labels).astype(np.uint8)
+    evaluator.process([record], [{"sem_seg": torch.from_numpy(predicted)}])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
+    name = Path(record["sem_seg_file_name"]).name
+    assert np.array_equal(read_labels(tmp_path / "predictions" / name), predicted)
 
 
 def test_missing_folder_of_ade20k_raises_one_line(

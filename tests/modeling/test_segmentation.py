@@ -5,6 +5,9 @@ import json
 import official
 import pytest
 import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_sem_seg_head
 from gpvit import SIZES, GPViT, checkpoint
 from gpvit.modeling import SegFormerHead, SemanticSegmentor, UPerNetHead
 from torch import Tensor
@@ -82,3 +85,30 @@ def test_losses_match_official_implementation(kind: str, model: SemanticSegmento
     model.sem_seg_head.loss_average = "all"
     usual = expected["plain_cross_entropy_over_labelled_pixels"]
     assert mean == pytest.approx(usual, rel=1e-5)
+
+
+def test_class_weights_give_the_weighted_mean() -> None:
+    torch.manual_seed(0)
+    weights = [1.0, 2.0, 0.5]
+    head = SegFormerHead(
+        in_channels=8, num_classes=3, norm="BN", loss_average="labeled", class_weights=weights
+    )
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    labels[0, 0] = 255
+    expected = torch.nn.functional.cross_entropy(
+        logits, labels, weight=torch.tensor(weights), ignore_index=255
+    )
+    torch.testing.assert_close(head.cross_entropy(logits, labels), expected)
+    assert head.cross_entropy(logits, torch.full_like(labels, 255)) == 0
+
+
+@pytest.mark.parametrize("name", ["SegFormerHead", "UPerNetHead"])
+def test_heads_are_built_from_yacs(name: str) -> None:
+    cfg = get_cfg()
+    cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = name, 7
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, cfg.MODEL.SEM_SEG_HEAD.NORM = list(FEATURES), "BN"
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 16
+    shapes = dict.fromkeys(FEATURES, ShapeSpec(channels=8, stride=8))
+    head = build_sem_seg_head(cfg, shapes).eval()
+    logits, losses = head(dict.fromkeys(FEATURES, torch.randn(1, 8, 4, 6)))
+    assert logits.shape == (1, 7, 32, 48) and losses == {}

@@ -11,8 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
-import torch.distributed as dist
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -73,14 +71,10 @@ class PixelCounts:
         ):
             self.boundary[row] += np.bincount(values[mask], minlength=self.num_classes)
 
-    def reduce(self) -> None:
-        """Sum the counts over all processes."""
-        if comm.get_world_size() == 1:
-            return
-        group = comm._get_global_gloo_group()  # counts are exact as int64 on the CPU
-        for counts in (self.confusion, self.boundary):
-            total = torch.from_numpy(counts)  # shares memory with the array
-            dist.all_reduce(total, group=group)
+    def merge(self, other: "PixelCounts") -> None:
+        """Add the counts of other images."""
+        self.confusion += other.confusion
+        self.boundary += other.boundary
 
 
 def near_boundary(classes: np.ndarray, width: float = BOUNDARY_WIDTH) -> np.ndarray:
@@ -200,11 +194,14 @@ class SemanticEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the metrics of all processes: {"sem_seg": ...}; {} in processes other than 0."""
-        self.counts.reduce()
+        parts = comm.gather(self.counts)
         if not comm.is_main_process():
             return {}
-        labeled = self.counts.confusion.sum(1)
+        total = PixelCounts(len(self.class_names))
+        for part in parts:
+            total.merge(part)
+        labeled = total.confusion.sum(1)
         absent = [name for name, count in zip(self.class_names, labeled) if not count]
         if absent:
             logger.info(f"{self.dataset_name}: {len(absent)} classes have no labeled pixel")
-        return {"sem_seg": metrics_of(self.counts, self.class_names)}
+        return {"sem_seg": metrics_of(total, self.class_names)}

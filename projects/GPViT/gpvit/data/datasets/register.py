@@ -93,6 +93,11 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     Raises:
         UserError: as :func:`register_folder`, or the splits have different classes.
     """
+    if "sem_seg_head" in cfg.model:
+        raise UserError(
+            "--data: custom datasets are for detectors; a segmentation model uses the registered "
+            "datasets in dataloader.train.dataset.names and dataloader.test.dataset.names"
+        )
     layout = custom.detect_format(root)
     masks = cfg.dataloader.train.mapper.use_instance_mask
     files = {}
