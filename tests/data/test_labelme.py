@@ -6,11 +6,13 @@ import json
 import os
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from gpvit.cli import check_data
 from gpvit.data.datasets import custom as layouts
+from gpvit.data.datasets.coco_rules import Problem
 from gpvit.utils.errors import UserError
 from PIL import Image
 from pycocotools import mask as mask_api
@@ -469,3 +471,10 @@ def test_rotated_rectangles_become_polygons(tmp_path: Path, kind: str) -> None:
     item = only_object(file, "r")
     assert item["segmentation"] == [[20, 5, 25, 10, 20, 15, 15, 10]]
     assert item["bbox"] == [15, 5, 10, 10]
+
+
+def test_image_whose_name_is_a_part_of_another_name_is_reported_by_its_name() -> None:
+    file = SimpleNamespace(images={1: {"file_name": "1.jpg"}, 2: {"file_name": "11.jpg"}})
+    problem = Problem("file twice", 1, detail="1.jpg, same as 2")
+    reported = layouts._refer_to_user_file(problem, file, {})
+    assert reported.detail == "1.jpg: same as 11.jpg"

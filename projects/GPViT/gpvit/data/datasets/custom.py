@@ -143,7 +143,8 @@ def _refer_to_user_file(
             detail = f"same as {unit} {numbers[other_id - first_id]}"
     elif problem.kind == "file twice":  # detail: "NAME, same as ID", of an image
         other_id = int(detail.rpartition(", same as ")[2])
-        detail = f"same as {one_line(file.images[other_id]['file_name'], PATH_LIMIT)}"
+        other = one_line(file.images[other_id]["file_name"], PATH_LIMIT)
+        return Problem(problem.kind, detail=f"{where}: same as {other}")
     if where not in detail:  # the detail may already contain the name of the image
         detail = f"{where}: {detail}" if detail else where
     return Problem(problem.kind, detail=detail)
