@@ -140,11 +140,11 @@ class StripeAttention(nn.Module):
 class GroupPropagationBlock(nn.Module):
     """(B, H, W, C) -> (B, H, W, C), through n group tokens."""
 
-    def __init__(self, dim: int, num_heads: int, num_groups: int) -> None:
+    def __init__(self, dim: int, num_heads: int, num_group_tokens: int) -> None:
         super().__init__()
-        self.group_token = nn.Parameter(torch.zeros(1, num_groups, dim))
+        self.group_token = nn.Parameter(torch.zeros(1, num_group_tokens, dim))
         self.group = Group(dim, num_heads)
-        self.mixer = TokenMixer(dim, num_groups)
+        self.mixer = TokenMixer(dim, num_group_tokens)
         self.ungroup = Ungroup(dim, num_heads)
         self.conv = ConvNormReLU(dim, dim, 3, padding=1, groups=dim, bias=False)
 
@@ -173,10 +173,10 @@ class Group(nn.Module):
 class TokenMixer(nn.Module):
     """(B, n, C) -> (B, n, C)."""
 
-    def __init__(self, dim: int, num_groups: int) -> None:
+    def __init__(self, dim: int, num_group_tokens: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.token_mlp = Mlp(num_groups, dim // 2)
+        self.token_mlp = Mlp(num_group_tokens, dim // 2)
         self.norm2 = nn.LayerNorm(dim)
         self.channel_mlp = Mlp(dim, 4 * dim)
 

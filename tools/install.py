@@ -2,7 +2,7 @@
 """Install everything that this repository needs: PyTorch, Detectron2 and the gpvit package.
 
     python3 tools/install.py          create .venv in the repository and install into it
-                                      (about 3 GB to download, 6 GB on disk)
+                                      (about 3 GB to download, 7 GB on disk)
     python tools/install.py --here    install into the environment of the running Python
 
 .venv gets exactly the tested versions, which constraints.txt lists. Run the script again to

@@ -286,7 +286,7 @@ def test_layouts_without_splits_are_split_without_changing_records(
     parts = objects_by_split(data)
     assert len(parts["train"]) == 10 and len(parts["val"]) == 2  # a fifth of 12
     assert parts["train"] | parts["val"] == all_objects(source)
-    assert HELD_OUT in custom.detect_format(str(data)).notes
+    assert HELD_OUT in custom.find_layout(str(data)).notes
     assert modification_times(data) == before
 
 
@@ -306,7 +306,7 @@ def test_split_of_a_single_file_depends_on_names_only(source: Path, tmp_path: Pa
 def test_single_file_named_train_is_split(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source / "images", tmp_path / "data" / "images")
     write(tmp_path / "data" / "annotations" / "train.json", merged(source))
-    layout = custom.detect_format(str(tmp_path / "data"))
+    layout = custom.find_layout(str(tmp_path / "data"))
     assert layout.splits.keys() == {"train", "val"}
     assert len(layout.read("train").images) == 10 and len(layout.read("val").images) == 2
     assert HELD_OUT in layout.notes
@@ -327,7 +327,7 @@ def test_normalized_boxes_in_a_single_file_are_recomputed_from_masks(
         if normalize_masks:
             item["segmentation"] = [(points_of(item) / [width, height]).ravel().tolist()]
     write(tmp_path / "data" / "all.json", content)
-    layout = custom.detect_format(str(tmp_path / "data"))
+    layout = custom.find_layout(str(tmp_path / "data"))
     for split in SPLITS:
         with pytest.raises(UserError, match=r"are they normalized\?"):
             layout.read(split, masks=normalize_masks)
@@ -341,7 +341,7 @@ def test_val_json_alone_is_a_validation_split(source: Path, tmp_path: Path) -> N
     (tmp_path / "annotations").mkdir()
     shutil.copytree(source / "images", tmp_path / "images")
     shutil.copy(source / "annotations" / "val.json", tmp_path / "annotations")
-    split = custom.Split(tmp_path / "annotations" / "val.json", tmp_path / "images")
+    split = custom.SplitFiles(tmp_path / "annotations" / "val.json", tmp_path / "images")
     assert custom.find(str(tmp_path)) == {"val": split}
 
 
@@ -499,7 +499,7 @@ def test_labelme_groups_are_one_object_and_rectangles_have_no_mask(tmp_path: Pat
     for name in ("a", "b"):
         Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")
         write(tmp_path / f"{name}.json", {"shapes": shapes, "imagePath": f"..\\photos\\{name}.png"})
-    layout = custom.detect_format(str(tmp_path))
+    layout = custom.find_layout(str(tmp_path))
     assert "left out: 2 shapes without an outline (circle)" in layout.notes
     [record] = layout.read("val", masks=False).records()
     boxes = [(item["category_id"], item["bbox"]) for item in record["annotations"]]
@@ -520,7 +520,7 @@ def test_yolo_boxes_scores_and_images_without_labels(tmp_path: Path) -> None:
     write(tmp_path / "labels" / "a.txt", f"{box}\n{box_with_score}{polygon_with_score}")
     write(tmp_path / "labels" / "b.txt", "")
     write(tmp_path / "d.yml", "names: {0: cat, 1: dog}\n")
-    layout = custom.detect_format(str(tmp_path))
+    layout = custom.find_layout(str(tmp_path))
     note = "1 images have no label file and are treated as images without objects: images/c.png"
     assert note in layout.notes
     found = {}
@@ -712,7 +712,7 @@ def deny_access(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
 
 def test_too_long_path_raises_in_one_line() -> None:
     with pytest.raises(UserError, match=r"^--data aaa.*: File name too long$"):
-        custom.detect_format("a" * 300)
+        custom.find_layout("a" * 300)
 
 
 @pytest.mark.parametrize(
@@ -737,7 +737,7 @@ def test_unreadable_file_or_folder_raises_with_its_name(
     write(tmp_path / "data" / "a.log.txt", "output of another program")
     deny_access(monkeypatch, end)
     with pytest.raises(UserError, match=message) as error:
-        custom.detect_format(str(tmp_path / "data")).read("val")
+        custom.find_layout(str(tmp_path / "data")).read("val")
     assert "\n" not in str(error.value)
 
 
@@ -747,7 +747,7 @@ def test_folder_that_can_only_be_listed_raises_with_its_name(
     SPLIT["folders in images"](source, tmp_path / "data")
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("images/val"))
     with pytest.raises(UserError, match=r"cannot open the files in .*images/val; make it"):
-        custom.detect_format(str(tmp_path / "data"))
+        custom.find_layout(str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(
@@ -896,7 +896,7 @@ def test_check_data_finds_the_images_of_a_single_file(
 def test_malicious_yaml_file_raises_in_one_line(tmp_path: Path, content: str, reason: str) -> None:
     (tmp_path / "data.yaml").write_text(content)
     with pytest.raises(UserError, match=reason) as raised:
-        custom.detect_format(str(tmp_path / "data.yaml"))
+        custom.find_layout(str(tmp_path / "data.yaml"))
     assert str(raised.value).isprintable() and len(str(raised.value)) < 500 + len(str(tmp_path))
 
 
@@ -904,7 +904,7 @@ def test_dataset_name_of_255_bytes_can_be_cached(source: Path, tmp_path: Path) -
     json_file = tmp_path / ("é" * 125 + ".json")
     write(json_file, merged(source))
     shutil.copytree(source / "images", tmp_path / "images")
-    assert custom.detect_format(str(json_file)).splits.keys() == {"train", "val"}
+    assert custom.find_layout(str(json_file)).splits.keys() == {"train", "val"}
 
 
 # Image names as programs write them.
@@ -1042,7 +1042,7 @@ def test_names_of_several_images_or_none_raise(
 ) -> None:
     write_with_names(source, tmp_path / "data", names)
     with pytest.raises(UserError) as error:
-        custom.detect_format(str(tmp_path / "data"))
+        custom.find_layout(str(tmp_path / "data"))
     for reason in reasons:
         assert reason.replace("\\\\", "\\") in str(error.value)
 
@@ -1097,13 +1097,13 @@ def test_deleted_image_is_not_replaced_by_another_of_its_name(
     names = {"val/a.png": written, "train/b.png": "train/b.png"}
     write_with_names(source, data, names, "all.json")
     with pytest.raises(UserError, match=r"a\.png \(is not in that folder, .*; val/a.png may"):
-        custom.detect_format(str(data))
+        custom.find_layout(str(data))
     file = coco.read(data / "all.json", data, open_images=True)
     assert not file.written and file.problems[0].kind == "unreadable"
     # Without other images in the folder of the name, the images were moved, not deleted.
     (data / "train" / "b.png").rename(data / "val" / "b.png")
     (data / "train" / "notes.txt").write_text("all images are in val")
-    assert custom.detect_format(str(data)).splits.keys() == {"train", "val"}
+    assert custom.find_layout(str(data)).splits.keys() == {"train", "val"}
 
 
 def test_name_of_a_file_outside_of_the_dataset_raises(source: Path, tmp_path: Path) -> None:
@@ -1114,9 +1114,9 @@ def test_name_of_a_file_outside_of_the_dataset_raises(source: Path, tmp_path: Pa
         write_with_names(source, data, {"photos/a.png": written, "photos/b.png": "b.png"})
         if os.path.exists(data / written):
             with pytest.raises(UserError, match=r"a.png \(is a file outside of the dataset\)"):
-                custom.detect_format(str(data))
+                custom.find_layout(str(data))
         else:
-            assert custom.detect_format(str(data)).splits
+            assert custom.find_layout(str(data)).splits
 
 
 def test_absolute_name_or_wrong_parent_folder_is_matched_inside(

@@ -56,7 +56,7 @@ def dataset(folder: Path, *shapes: object) -> Path:
 
 def read(folder: Path, masks: bool = False) -> layouts.coco.CocoFile:
     """The train split, with its problems."""
-    layout = layouts.detect_format(str(folder))
+    layout = layouts.find_layout(str(folder))
     file = layouts.coco.read(*layout.splits["train"], masks=masks, train=True)
     layout.refer_to_user_files("train", file)
     assert all(problem.image_id is problem.annotation_id is None for problem in file.problems)
@@ -106,7 +106,7 @@ def test_invalid_shape_is_dropped_and_reported(
         for name, detail in zip("01", details, strict=True):
             assert detail.partition(": ")[0] == f"train/{name}.json, shape 2"
             assert reason in detail
-        assert object_counts(file) == [2, 2] and file.annotations == 6
+        assert object_counts(file) == [2, 2] and file.num_annotations == 6
     file.raise_if_fatal()
 
 
@@ -162,7 +162,7 @@ def test_error_of_too_few_label_files_gives_the_reasons(tmp_path: Path) -> None:
 def test_malformed_shape_entry_is_dropped(tmp_path: Path, shape: object) -> None:
     file = read(dataset(tmp_path, shape))
     assert [problem.kind for problem in file.problems] == ["shape", "shape"]
-    assert file.annotations == 6
+    assert file.num_annotations == 6
 
 
 def test_checker_writes_all_problems_to_one_file(
@@ -235,7 +235,7 @@ def test_image_paths_of_other_programs_are_resolved(
     image(tmp_path / "d" / "other" / "2.png")
     write(tmp_path / "d" / "annotated" / "labels.json", entry(GOOD, image_path=image_path))
     write(tmp_path / "d" / "other" / "2.json", entry(GOOD, image_path="2.png"))
-    layout = layouts.detect_format(str(tmp_path / "d"))
+    layout = layouts.find_layout(str(tmp_path / "d"))
     found = []
     for split in layout.splits:
         found += [image["file_name"] for image in layout.read(split).images.values()]
@@ -292,7 +292,7 @@ def test_image_found_at_another_path_is_reported(tmp_path: Path) -> None:
     write(folder / "labels/8.json", entry(GOOD, image_path="8.png"))
     for name in "78":
         image(folder / f"train/images/{name}.png")
-    assert layouts.detect_format(str(folder)).notes == [
+    assert layouts.find_layout(str(folder)).notes == [
         "2 images are not where their labelme files expect them; found by their names: "
         "labels/7.json: ..\\label\\7.png is train/images/7.png, "
         "labels/8.json: 8.png is train/images/8.png"
@@ -303,7 +303,7 @@ def test_images_unlabeled_or_of_unsupported_formats_are_reported(tmp_path: Path)
     folder = dataset(tmp_path)
     image(folder / "train/more.png")
     write(folder / "train/x.heic", b"")
-    assert layouts.detect_format(str(folder)).notes == [
+    assert layouts.find_layout(str(folder)).notes == [
         "left out: 2 images without a labelme file: train/more.png, train/x.heic"
     ]
     write(folder / "train/x.json", entry(GOOD, image_path="x.heic"))

@@ -56,7 +56,7 @@ def dataset(folder: Path, *names: str, labels: str | None = LINE, **entries: obj
 
 def parts(given: Path) -> dict[str, list[str]]:
     """The images of each split, by their paths relative to images/."""
-    layout = layouts.detect_format(str(given))
+    layout = layouts.find_layout(str(given))
     found = {}
     for split in layout.splits:
         images = layout.read(split).images.values()
@@ -65,13 +65,13 @@ def parts(given: Path) -> dict[str, list[str]]:
 
 
 def notes(given: Path) -> str:
-    return "\n".join(layouts.detect_format(str(given)).notes)
+    return "\n".join(layouts.find_layout(str(given)).notes)
 
 
 def refused(given: Path) -> str:
     """The message of the error that the dataset raises, which has one line."""
     with pytest.raises(UserError) as raised:
-        layouts.detect_format(str(given))
+        layouts.find_layout(str(given))
     message = str(raised.value)
     assert "\n" not in message and message.isprintable()
     return message
@@ -79,7 +79,7 @@ def refused(given: Path) -> str:
 
 def problems(given: Path, split: str = "train") -> list[tuple[str, str]]:
     """The kind and the detail of each problem in a split."""
-    layout = layouts.detect_format(str(given))
+    layout = layouts.find_layout(str(given))
     file = layouts.coco.read(*layout.splits[split], masks=False)
     layout.refer_to_user_files(split, file)
     assert all(problem.image_id is problem.annotation_id is None for problem in file.problems)
@@ -589,7 +589,7 @@ def test_invalid_line_is_dropped_and_reported(
         assert detail.startswith("labels/train/0.txt, line 3: ")
         assert second == (first, detail.replace("0.txt", "1.txt"))
     file = layouts.read(str(folder), "train", masks=False)
-    assert list(map(len, file.objects.values())) == [2, 2] and file.annotations == 6
+    assert list(map(len, file.objects.values())) == [2, 2] and file.num_annotations == 6
 
 
 def test_checker_writes_all_problems_to_one_file(

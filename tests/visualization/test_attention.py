@@ -76,7 +76,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def block() -> GroupPropagationBlock:
     torch.manual_seed(0)
-    return GroupPropagationBlock(24, num_heads=3, num_groups=5, drop_path=0.0, norm="BN").eval()
+    return GroupPropagationBlock(
+        24, num_heads=3, num_group_tokens=5, drop_path=0.0, norm="BN"
+    ).eval()
 
 
 def per_head(x: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ def per_head(x: Tensor) -> Tensor:
 @torch.no_grad()
 def test_grouping_weights_times_values_equal_output(block: GroupPropagationBlock) -> None:
     x, tokens = torch.randn(2, 4, 6, 24), 3 * block.group_token
-    weights = block.group.weights(tokens, x)
+    weights = block.group.attention_weights(tokens, x)
     assert weights.shape == (2, 3, 5, 4, 6)
     values = per_head(block.group.norm_key(x))
     output = torch.einsum("bknhw,bhwkd->bnkd", weights, values).flatten(2)
@@ -99,7 +101,7 @@ def test_ungrouping_weights_times_values_equal_output(
     block: GroupPropagationBlock,
 ) -> None:
     x, groups = torch.randn(2, 4, 6, 24), torch.randn(2, 5, 24)
-    weights = block.ungroup.weights(x, groups)
+    weights = block.ungroup.attention_weights(x, groups)
     returned = []
     block.ungroup.out.register_forward_pre_hook(lambda _, inputs: returned.append(inputs[0]))
     block.ungroup(x, groups)

@@ -138,7 +138,7 @@ def add_problems_between_splits(files: dict[str, CocoFile], open_images: bool) -
 def detected(path: Path) -> layouts.Layout:
     """Return the layout of a dataset; errors about a JSON file mention --images."""
     try:
-        return layouts.detect_format(str(path))
+        return layouts.find_layout(str(path))
     except UserError as error:
         if path.suffix.lower() != ".json":
             raise

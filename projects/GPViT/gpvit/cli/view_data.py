@@ -95,13 +95,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def locate(data: Path, images: Path | None, split: str | None) -> layouts.Split:
+def locate(data: Path, images: Path | None, split: str | None) -> layouts.SplitFiles:
     """Return the annotation file and the image folder that the options select."""
     if data.suffix.lower() == ".json" and data.is_file():
         if split:
             raise UserError(f"{data} is a single file; --split applies to dataset folders only")
         try:
-            return layouts.Split(data, images or find_image_root(data))
+            return layouts.SplitFiles(data, images or find_image_root(data))
         except UserError as error:
             raise UserError(f"{error}; give their folder by --images DIR") from None
     if images:

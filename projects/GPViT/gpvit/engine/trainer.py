@@ -7,7 +7,8 @@ An iteration happens in all processes or in none:
 2. ``_copy_buffers`` copies the state that a forward pass changes, such as batch norm statistics.
 3. ``_step`` computes losses and gradients, and updates the weights. If it fails before the update,
    ``_undo`` restores the copy, so that the state before the iteration can be saved.
-4. Hooks update the schedule; then :class:`.Checkpointer` marks the state as consistent again.
+4. Hooks update the schedule; then :class:`.Checkpointer` sets ``is_consistent``: from ``_step``'s
+   update until then, the state is between two iterations and cannot be saved.
 """
 
 import json
@@ -153,10 +154,10 @@ class Trainer(TrainerBase):
                     self.done += 1
                     self.after_step()
             except _EarlyStop:
-                self.max_iter = self.done
+                self.max_iter = self.done  # for the hooks: this was the last iteration
             except (Exception, SystemExit) as error:
                 self._shut_down(error, batches)
-                reason = self._process_failure(error)
+                reason = self._failure_elsewhere(error)
                 if reason:
                     raise ProcessError(reason) from error
                 raise
@@ -259,8 +260,8 @@ class Trainer(TrainerBase):
     def _averaged(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Average scalars over the processes. A NaN in one process gives NaN in all of them."""
         means = torch.stack([metric.float() for metric in metrics.values()])
-        if self._group is not None:
-            dist.all_reduce(means)
+        if comm.get_world_size() > 1:
+            dist.all_reduce(means)  # in the default group, since the scalars may be on the GPU
             means /= comm.get_world_size()
         return dict(zip(metrics, means.cpu()))
 
@@ -368,7 +369,7 @@ class Trainer(TrainerBase):
         if type(error) in (SystemExit, UserError):
             comm.synchronize()
 
-    def _process_failure(self, error: BaseException) -> str | None:
+    def _failure_elsewhere(self, error: BaseException) -> str | None:
         """Return the message for an error of a worker or another rank; None for other errors."""
         if isinstance(error, UserError):
             return None
@@ -458,6 +459,11 @@ class Trainer(TrainerBase):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state but for the weights, which :class:`.Checkpointer` saves.
+
+        It has the states of the hooks, of optimizer and gradient scaler, the counts of iterations
+        and skipped images, and the buffers that the model's state dict lacks.
+        """
         state = super().state_dict() | {
             "iteration": self.done,
             "skipped": self.skipped,
@@ -470,6 +476,11 @@ class Trainer(TrainerBase):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            UserError: it belongs to another optimizer or model.
+        """
         super().load_state_dict(state)
         # PyTorch compares the numbers of groups and parameters only, not their settings.
         expected = _types_of_settings(self.optimizer.state_dict())
@@ -524,7 +535,10 @@ def _replay_hint(report: str) -> str:
 
 
 def _types_of_settings(optimizer: dict[str, Any]) -> list[dict[str, type]]:
-    """Return the type of each setting, such as "lr", of each parameter group, by its name."""
+    """Return the type of each setting, such as "lr", of each parameter group, by its name.
+
+    Names and types tell the optimizers apart. Values do not: the schedule changes them.
+    """
     groups = []
     for group in optimizer["param_groups"]:
         groups.append({name: type(value) for name, value in group.items()})

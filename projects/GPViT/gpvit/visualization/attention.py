@@ -91,8 +91,8 @@ def watch_groups(net: GPViT) -> Iterator[dict[int, GroupMaps]]:
         def hook(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
             x, groups = inputs
             # (B, heads, n, H, W) -> (B, n, H, W)
-            grouping = block.group.weights(block.group_token, x).mean(1)
-            ungrouping = block.ungroup.weights(x, groups).mean(1)
+            grouping = block.group.attention_weights(block.group_token, x).mean(1)
+            ungrouping = block.ungroup.attention_weights(x, groups).mean(1)
             maps[number] = GroupMaps(grouping, ungrouping)
 
         return hook

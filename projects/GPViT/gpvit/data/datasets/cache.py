@@ -24,7 +24,8 @@ def generate_once(
     """Return the JSON files that are generated from a dataset, by split, and notes.
 
     They are generated once and written atomically, to a folder whose name depends on everything
-    that they depend on. All processes of a job, and later jobs, find the same folder.
+    that they depend on. All processes of a job, and later jobs, find the same folder. Files of
+    other names than "train.json" and "val.json" may be next to these; they are not returned.
 
     Args:
         data: as given by the user.
@@ -33,6 +34,7 @@ def generate_once(
         source_format: the format, and the YAML file that states the splits.
         generate: called if they are not in the cache.
     """
+    # Size and time of a file's last change stand for its contents, which are not read.
     state = []
     try:
         for path in used:

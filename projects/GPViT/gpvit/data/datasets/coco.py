@@ -61,7 +61,7 @@ class CocoFile:
         images: by ID, in the order of the IDs: file_name, which is where the image was found in
             image_root, height and width in pixels.
         objects: the usable annotations of each image, in COCO format.
-        annotations: number of annotations, usable or not.
+        num_annotations: in the file, usable or not.
         problems: all problems that were found, in the order of RULES.
         given: path of the user's dataset, if the file was converted from it.
         written: names in the file, by image ID, of images that were found under another name.
@@ -72,7 +72,7 @@ class CocoFile:
     categories: dict[int, str] = field(default_factory=dict)
     images: dict[int, dict[str, Any]] = field(default_factory=dict)
     objects: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    annotations: int = 0
+    num_annotations: int = 0
     problems: list[Problem] = field(default_factory=list)
     given: str = ""
     written: dict[int, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class CocoFile:
         used = sum(map(len, self.objects.values()))
         return (
             f"{one_line(self.path, PATH_LIMIT)}: {len(self.images)} images, "
-            f"{used} of {self.annotations} annotations used, "
+            f"{used} of {self.num_annotations} annotations used, "
             f"{len(self.categories)} classes"
         )
 
@@ -428,7 +428,7 @@ def _has_one_color(path: str) -> bool:
 
 def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> list[Problem]:
     """Check the annotations, and add the usable ones to ``data.objects``. Return the problems."""
-    data.annotations = len(entries)
+    data.num_annotations = len(entries)
     problems: list[Problem] = []
     seen_ids: set[int] = set()
     seen = SeenObjects()

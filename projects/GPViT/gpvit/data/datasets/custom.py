@@ -41,7 +41,7 @@ SUPPORTED = (
 )
 
 
-class Split(NamedTuple):
+class SplitFiles(NamedTuple):
     """An annotation file in COCO format, and the folder that its image names are relative to."""
 
     json_file: Path
@@ -66,7 +66,7 @@ class Layout(NamedTuple):
 
     data: str
     name: str
-    splits: Mapping[str, Split]
+    splits: Mapping[str, SplitFiles]
     notes: Sequence[str] = ()
     origins: Mapping[str, Path] = MappingProxyType({})
 
@@ -99,7 +99,7 @@ class Layout(NamedTuple):
         origins = json.loads(self.origins[split].read_bytes())
         problems = [Problem(kind, detail=detail) for kind, detail in origins["problems"]]
         # A dropped line or shape is an annotation, too.
-        file.annotations += sum(RULES[problem.kind].action == "drop" for problem in problems)
+        file.num_annotations += sum(RULES[problem.kind].action == "drop" for problem in problems)
         for problem in file.problems:
             problems.append(_refer_to_user_file(problem, file, origins["objects"]))
         for number, problem in enumerate(problems):
@@ -150,30 +150,7 @@ def _refer_to_user_file(
     return Problem(problem.kind, detail=detail)
 
 
-def find(data: str) -> Mapping[str, Split]:
-    """Return the splits of a custom dataset, "train" and "val"; one of them may be missing.
-
-    Raises as :func:`detect_format` does.
-    """
-    return detect_format(data).splits
-
-
-def read(data: str, split: str, *, masks: bool = True) -> coco.CocoFile:
-    """Read a split of a custom dataset, and apply the rules of :mod:`.coco` to it.
-
-    Args:
-        data: a folder or file, see :func:`detect_format`.
-        split: "train" or "val".
-        masks: whether every annotation must have a mask.
-
-    Raises:
-        UserError: files are missing or not recognized, or the annotations have a problem that stops
-            training.
-    """
-    return detect_format(data).read(split, masks=masks)
-
-
-def detect_format(data: str) -> Layout:
+def find_layout(data: str) -> Layout:
     """Detect the format and the layout of a custom dataset; convert and split it if necessary.
 
     Args:
@@ -188,12 +165,35 @@ def detect_format(data: str) -> Layout:
     except OSError as error:  # for example, a parent folder without permission to search it
         raise UserError(f"--data {one_line(data, PATH_LIMIT)}: {error.strerror}") from None
     if is_file and path.suffix.lower() in YAML:
-        return _converted(data, Tree(yolo_yaml.describe(path).root()), "YOLO", [path])
+        return _converted_layout(data, Tree(yolo_yaml.describe(path).root()), "YOLO", [path])
     if is_file:
         return _single_file(data, path, find_image_root(path))
     if not is_folder:
         raise UserError(f"--data {path}: does not exist")
     return _default_layout(data) or _search(data)
+
+
+def find(data: str) -> Mapping[str, SplitFiles]:
+    """Return the splits of a custom dataset, "train" and "val"; one of them may be missing.
+
+    Raises as :func:`find_layout` does.
+    """
+    return find_layout(data).splits
+
+
+def read(data: str, split: str, *, masks: bool = True) -> coco.CocoFile:
+    """Read a split of a custom dataset, and apply the rules of :mod:`.coco` to it.
+
+    Args:
+        data: a folder or file, see :func:`find_layout`.
+        split: "train" or "val".
+        masks: whether every annotation must have a mask.
+
+    Raises:
+        UserError: files are missing or not recognized, or the annotations have a problem that stops
+            training.
+    """
+    return find_layout(data).read(split, masks=masks)
 
 
 # Search for the format.
@@ -210,7 +210,7 @@ def _default_layout(data: str) -> Layout | None:
     for split in ("train", "val"):
         json_file = root / "annotations" / f"{split}.json"
         if os.path.exists(json_file):
-            splits[split] = Split(json_file, images)
+            splits[split] = SplitFiles(json_file, images)
     if "val" not in splits or not images.is_dir():
         return None
     try:
@@ -265,7 +265,7 @@ def _search(data: str) -> Layout:
     if format_name == "labelme":
         # A broken file counts as one of labelme, to be reported by its name.
         paths = sorted([*paths, *broken])
-    return _converted(data, tree, format_name, paths)
+    return _converted_layout(data, tree, format_name, paths)
 
 
 def _yolo_descriptions(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
@@ -336,7 +336,7 @@ def _coco_files(data: str, tree: Tree, json_files: list[Path], broken: list[Path
     for split, paths in (("train", train), ("val", val)):
         for path in paths:  # at most one
             images = find_image_root(path, tree, split)
-            splits[split] = Split(path, images)
+            splits[split] = SplitFiles(path, images)
             notes.append(f"{split}: {tree.relative(path)}, images in {images}")
     roboflow = all(path.name == "_annotations.coco.json" for path, _ in splits.values())
     return Layout(data, "COCO format by Roboflow" if roboflow else "COCO format", splits, notes)
@@ -365,7 +365,7 @@ def _single_file(data: str, json_file: Path, images: Path) -> Layout:
         }, notes
 
     files, notes = generate_once(data, json_file.parent, [json_file.name], ["COCO"], generate)
-    splits = {split: Split(file, images) for split, file in files.items()}
+    splits = {split: SplitFiles(file, images) for split, file in files.items()}
     return Layout(data, "COCO format", splits, [f"{json_file}, images in {images}", *notes])
 
 
@@ -376,7 +376,7 @@ def _select(content: dict, is_selected: Callable[[int], bool]) -> dict:
     return content | {"images": images, "annotations": annotations}
 
 
-def _converted(data: str, tree: Tree, format_name: str, paths: list[Path]) -> Layout:
+def _converted_layout(data: str, tree: Tree, format_name: str, paths: list[Path]) -> Layout:
     """Convert a dataset in YOLO or labelme format to COCO format.
 
     Args:
@@ -401,23 +401,23 @@ def _converted(data: str, tree: Tree, format_name: str, paths: list[Path]) -> La
     )
 
     def generate() -> tuple[dict[str, dict], list[str]]:
-        return _convert(data, tree, format_name, paths)
+        return _generated_files(data, tree, format_name, paths)
 
     files, notes = generate_once(data, tree.root, used, [format_name, *yaml_files], generate)
-    splits = {split: Split(file, tree.root) for split, file in files.items()}
+    splits = {split: SplitFiles(file, tree.root) for split, file in files.items()}
     origins = {split: file.with_suffix(".origins.json") for split, file in files.items()}
     folder = next(iter(files.values())).parent
     name = f"{format_name} format, converted to COCO format in {folder}"
     return Layout(data, name, splits, notes, origins)
 
 
-def _convert(
+def _generated_files(
     data: str, tree: Tree, format_name: str, paths: list[Path]
 ) -> tuple[dict[str, dict], list[str]]:
     """Return the contents of the files ``SPLIT.json`` and ``SPLIT.origins.json``, and notes.
 
     Args:
-        data, tree, format_name, paths: as in :func:`_converted`.
+        data, tree, format_name, paths: as in :func:`_converted_layout`.
     """
     try:
         from . import labelme, yolo  # imported here, since supervision takes long to import

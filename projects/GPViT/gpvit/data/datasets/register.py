@@ -98,7 +98,7 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
             "--data: custom datasets are for detectors; a segmentation model uses the registered "
             "datasets in dataloader.train.dataset.names and dataloader.test.dataset.names"
         )
-    layout = custom.detect_format(root)
+    layout = custom.find_layout(root)
     masks = cfg.dataloader.train.mapper.use_instance_mask
     files = {}
     for split in ("train", "val") if train else ("val",):

@@ -102,11 +102,13 @@ class GPViT(Backbone):
         self.patch_embed = PatchEmbed(embed_dim, stem_convs, norm)
         self.pos_embed = nn.Parameter(torch.empty(1, (pretrain_img_size // 8) ** 2, embed_dim))
         self.blocks = nn.ModuleList()
-        for i, num_groups in enumerate(group_tokens):
+        for i, num_group_tokens in enumerate(group_tokens):
             drop_path = drop_path_rate * i / max(depth - 1, 1)
             block: Block
-            if num_groups:
-                block = GroupPropagationBlock(embed_dim, num_heads, num_groups, drop_path, norm)
+            if num_group_tokens:
+                block = GroupPropagationBlock(
+                    embed_dim, num_heads, num_group_tokens, drop_path, norm
+                )
             else:
                 block = WindowBlock(embed_dim, num_heads, drop_path)
             block.use_checkpoint = use_act_checkpoint
@@ -168,6 +170,7 @@ class GPViT(Backbone):
         if is_eager_on_cpu(pos):
             # Bicubic interpolation is separable: two matrix products, (H, H0) over the rows and
             # (W, W0) over the columns, which are many times faster than F.interpolate on a CPU.
+            # In float32, as F.interpolate computes it under autocast.
             with torch.autocast("cpu", enabled=False):
                 over_rows = bicubic_weights(side, height, pos)
                 over_columns = bicubic_weights(side, width, pos)
@@ -181,6 +184,7 @@ class GPViT(Backbone):
     def _freeze(self, num_blocks: int) -> None:
         self.pos_embed.requires_grad_(False)
         for module in (self.patch_embed, *self.blocks[:num_blocks]):
+            # Replaces the batch norms inside of the module, which itself is none.
             FrozenBatchNorm2d.convert_frozen_batchnorm(module).requires_grad_(False)
             for submodule in module.modules():
                 if isinstance(submodule, StochasticDepth):
@@ -190,13 +194,13 @@ class GPViT(Backbone):
 class PatchEmbed(nn.Module):
     """Convolutional stem and projection to tokens: (B, 3, 8H, 8W) -> (B, H, W, C)."""
 
-    def __init__(self, dim: int, stem_convs: int, norm: str, width: int = 64) -> None:
+    def __init__(self, dim: int, stem_convs: int, norm: str, stem_dim: int = 64) -> None:
         super().__init__()
-        self.stem = ConvNormReLU(3, width, 7, stride=2, norm=norm)
+        self.stem = ConvNormReLU(3, stem_dim, 7, stride=2, norm=norm)
         self.convs = nn.Sequential()
         for _ in range(stem_convs):
-            self.convs.append(ConvNormReLU(width, width, 3, norm=norm))
-        self.projection = nn.Conv2d(width, dim, 4, stride=4)
+            self.convs.append(ConvNormReLU(stem_dim, stem_dim, 3, norm=norm))
+        self.projection = nn.Conv2d(stem_dim, dim, 4, stride=4)
 
     def forward(self, image: Tensor) -> Tensor:
         x = image.contiguous(memory_format=torch.channels_last)  # the permute below is contiguous
@@ -244,8 +248,9 @@ class WindowBlock(Block):
 
     def mix(self, x: Tensor) -> Tensor:
         # x = x + attn(norm1(x)), then x = x + mlp(norm2(x)). The norms are passed on, so that the
-        # normalized maps are recomputed and not kept: otherwise L1 needs 10 % more memory in
-        # training (512x512) and 21 % more in inference (800x1216).
+        # normalized maps are temporary: in training they are recomputed and not kept, in inference
+        # those of the MLP are computed in parts. Otherwise L1 needs 10 % more memory in training
+        # (512x512) and 21 % more in inference (800x1216).
         x = x + self.drop_path(self.attn(x, norm=self.norm1))
         return add_mlp(x, self.mlp, norm=self.norm2, drop_path=self.drop_path)
 
@@ -296,10 +301,10 @@ class StripeAttention(nn.Module):
 class StripeQKV(nn.Linear):
     """Projects all C channels to half of the queries, keys and values: those of one direction.
 
-    The published layer computes both halves at once, and copies 1.5 C channels (queries, keys and
-    values of C/2) to stripes for each direction; here the C channels of the input are copied. The
-    weight is the same, (3C, C): queries, keys and values one after the other, each with the
-    vertical half first.
+    The published layer computes both halves at once, and then copies the queries, keys and values
+    of each direction to stripes, 3C channels in all. Here the input is copied to vertical stripes,
+    C channels; horizontal ones need no copy. The weight is the same, (3C, C): queries, keys and
+    values one after the other, each with the vertical half first.
     """
 
     def __init__(self, dim: int) -> None:
@@ -320,12 +325,12 @@ class GroupPropagationBlock(Block):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, num_groups: int, drop_path: float, norm: str
+        self, dim: int, num_heads: int, num_group_tokens: int, drop_path: float, norm: str
     ) -> None:
         super().__init__()
-        self.group_token = nn.Parameter(torch.empty(1, num_groups, dim))
+        self.group_token = nn.Parameter(torch.empty(1, num_group_tokens, dim))
         self.group = Group(dim, num_heads)
-        self.mixer = TokenMixer(dim, num_groups, drop_path)
+        self.mixer = TokenMixer(dim, num_group_tokens, drop_path)
         self.ungroup = Ungroup(dim, num_heads, drop_path)
         self.conv = ConvNormReLU(dim, dim, 3, groups=dim, norm=norm)
         nn.init.trunc_normal_(self.group_token, std=0.02)
@@ -356,7 +361,7 @@ class Group(nn.Module):
         query = self.norm_query(groups).expand(len(x), -1, -1)
         return attention(query, self.key(x).flatten(1, 2), x.flatten(1, 2), self.num_heads)
 
-    def weights(self, groups: Tensor, x: Tensor) -> Tensor:
+    def attention_weights(self, groups: Tensor, x: Tensor) -> Tensor:
         """The attention weights of each group token: (B, heads, n, H, W), sum 1 over the map."""
         x = self.norm_key(x)
         query = self.norm_query(groups).expand(len(x), -1, -1)
@@ -367,10 +372,10 @@ class Group(nn.Module):
 class TokenMixer(nn.Module):
     """Exchange between the n group tokens, as in MLP-Mixer: (B, n, C) -> (B, n, C)."""
 
-    def __init__(self, dim: int, num_groups: int, drop_path: float) -> None:
+    def __init__(self, dim: int, num_group_tokens: int, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.token_mlp = Mlp(num_groups, dim // 2)
+        self.token_mlp = Mlp(num_group_tokens, dim // 2)
         self.norm2 = nn.LayerNorm(dim)
         self.channel_mlp = Mlp(dim, 4 * dim)
         self.drop_path = StochasticDepth(drop_path, mode="row")
@@ -383,7 +388,12 @@ class TokenMixer(nn.Module):
 
 
 class Ungroup(nn.Module):
-    """Ungrouping: cross-attention from the map to the group tokens, then an MLP."""
+    """Ungrouping: cross-attention from the map to the group tokens, then an MLP.
+
+    The result of the attention is not added to the map: ``join`` projects the two together,
+    concatenated, to C channels. ``norm_query`` and ``norm_key`` precede the attention, ``norm2``
+    precedes the MLP; its name is that of the published layer.
+    """
 
     def __init__(self, dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
@@ -410,7 +420,7 @@ class Ungroup(nn.Module):
         x = linear(x, weight_of_x, self.join.bias) + linear(attended, weight_of_attended, None)
         return add_mlp(x, self.mlp, norm=self.norm2, drop_path=self.drop_path)
 
-    def weights(self, x: Tensor, groups: Tensor) -> Tensor:
+    def attention_weights(self, x: Tensor, groups: Tensor) -> Tensor:
         """The attention weights of each token: (B, heads, n, H, W), sum 1 over the group tokens."""
         query, key = self.query(self.norm_query(x)).flatten(1, 2), self.key(self.norm_key(groups))
         weights = attention_weights(query, key, self.num_heads)  # (B, heads, H W, n)
