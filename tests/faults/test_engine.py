@@ -154,7 +154,7 @@ def train(forks: multiprocessing.context.BaseContext, synthetic_data: Path) -> C
         command += ["train.device=cpu", f"train.output_dir={folder}", *arguments]
         command += ["--num-gpus", str(ranks)]
         environment = {"FAULTS": faults, "EVALUATION": "off"} | environment
-        output = folder / "output.txt"
+        output = folder.with_name(f"{folder.name}-output.txt")  # the folder may be removed
         process = forks.Process(target=saboteur.run, args=(command, environment, str(output)))
         start = time.perf_counter()
         process.start()
@@ -168,8 +168,7 @@ def train(forks: multiprocessing.context.BaseContext, synthetic_data: Path) -> C
         finally:
             for pid in processes_of_session(process.pid):
                 os.kill(pid, signal.SIGKILL)
-        printed = output.read_text() if output.exists() else ""  # the folder may be removed
-        return Run(process.exitcode, printed, folder, time.perf_counter() - start)
+        return Run(process.exitcode, output.read_text(), folder, time.perf_counter() - start)
 
     return run
 
@@ -421,7 +420,7 @@ def test_training_continues_on_full_disk_and_saves_when_space_is_free(
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return name -> content of the files of a run, without its logs."""
-    logs = ("log.txt", "output.txt", ".lock")
+    logs = ("log.txt", ".lock")
     files = [path for path in folder.iterdir() if path.is_file() and path.name not in logs]
     return {path.name: path.read_bytes() for path in files}
 
@@ -456,7 +455,7 @@ def test_removed_folder_is_recreated_and_training_continues(
     train: Callable[..., Run], uninterrupted: Callable[[int], Run], tmp_path: Path
 ) -> None:
     job = train(tmp_path / "run", faults="folder_removed:4")
-    assert job.code == 0 and "Traceback" not in job.log
+    assert job.code == 0 and "Traceback" not in job.output, job.output
     assert job.log.count("metrics.json was removed") == 1
     assert bitwise_equal(job.final(), uninterrupted(1).final())
     assert list(losses(job.folder)) == list(range(4, ITERATIONS))
@@ -608,7 +607,7 @@ def test_folder_in_use_by_another_run_is_rejected(
             job = train(folder, *arguments, ranks=ranks)
             message = f"another run writes to {folder} (process {os.getpid()} on "
             assert message in job.only_error()
-            assert sorted(os.listdir(folder)) == [".lock", "output.txt"]
+            assert os.listdir(folder) == [".lock"]
     assert train(folder, "train.max_iter=1", ranks=ranks).code == 0
 
 

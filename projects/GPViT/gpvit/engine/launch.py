@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn
@@ -24,6 +25,9 @@ from tqdm import tqdm
 
 from ..utils.errors import ProcessError, UserError
 from ..utils.signals import stop_signals_to
+
+# Seconds that a process waits for the launcher to stop it, so that another one can print an error.
+PATIENCE = 30
 
 
 def processes_of(args: argparse.Namespace) -> int:
@@ -270,6 +274,10 @@ def _run(main: Callable, args: argparse.Namespace) -> None:
         # All processes raise the same UserError; a ProcessError is that of one process.
         if comm.get_local_rank() == 0 or isinstance(error, ProcessError):
             tqdm.write(f"error: {error}", file=sys.stderr)  # above a progress bar, if there is one
+        else:
+            # The launcher stops all processes when the first one ends, which must not be this one:
+            # the process that prints might not have come to it.
+            time.sleep(PATIENCE)
         sys.exit(1)
 
 
