@@ -13,6 +13,7 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.solver import LRMultiplier
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from gpvit.checkpoint import published
 from gpvit.config import load_config, save_config
 from gpvit.utils.errors import UserError
 from omegaconf import DictConfig
@@ -134,16 +135,35 @@ def optimizer_options(cfg: DictConfig, option: str) -> dict[nn.Parameter, float]
     return options
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn_gpvit_l1", *PUBLISHED[::8]])  # each architecture
-def test_weight_decay_applies_to_layer_weights_and_injector_gammas_only(name: str) -> None:
+def decay_of_parameters(name: str) -> dict[str, tuple[nn.Parameter, float]]:
+    """The weight decay of each parameter of a config's model, by name."""
     cfg = config(name)
     with torch.device("meta"):
         model = instantiate(cfg.model)
     cfg.optimizer.params.model = model
     decay = optimizer_options(cfg, "weight_decay")
-    for key, parameter in model.named_parameters():
-        decays = key.endswith("gamma") or (key.endswith("weight") and parameter.ndim > 1)
-        assert decay[parameter] == (0.05 if decays else 0.0), key
+    return {key: (parameter, decay[parameter]) for key, parameter in model.named_parameters()}
+
+
+def test_weight_decay_applies_to_layer_weights_only() -> None:
+    for key, (parameter, decay) in decay_of_parameters("mask_rcnn_gpvit_l1").items():
+        decays = key.endswith("weight") and parameter.ndim > 1
+        assert decay == (0.05 if decays else 0.0), key
+
+
+@pytest.mark.parametrize("name", PUBLISHED[::8])  # each architecture
+def test_weight_decay_of_official_detectors_follows_official_names(name: str) -> None:
+    parameters = decay_of_parameters(name)
+    kind = published.MASK_RCNN if "mask_rcnn" in name else published.RETINANET
+    decaying_norms = set()
+    for key, (parameter, decay) in parameters.items():
+        [official_name] = published.rename({key: parameter}, kind, inverse=True)
+        exempt = ("norm", "bias", "pos_embed", "level_embed", "group_token")
+        assert decay == (0.0 if any(word in official_name for word in exempt) else 0.05), key
+        if decay and parameter.ndim == 1:
+            decaying_norms.add(official_name.split(".")[1])
+    # Batch norms of other names decay, and so do the injectors' gammas.
+    assert {"patch_embed", "layers", "spm", "interactions"} <= decaying_norms
 
 
 def test_one_override_enables_layer_decay() -> None:

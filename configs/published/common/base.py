@@ -6,7 +6,6 @@ Detectron2's heads do:
 - RPN: the best anchor of an object is positive at any IoU (official: from an IoU of 0.3).
 - RetinaNet: losses are divided by a running mean of the number of positive anchors (official: by
   their number in the batch).
-- Weight decay applies to no normalization layer (official: to some batch norms).
 """
 
 from detectron2.config import LazyCall as L
@@ -14,6 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import FPN
 from gpvit import SIZES, GPViT, GPViTAdapter
 from gpvit.data import OpenCVResize, multi_scale_crop
+from gpvit.solver import parameter_groups
 
 from ...common.coco import dataloader
 from ...common.mask_rcnn import images
@@ -33,6 +33,13 @@ base = dict(
         out_channels=256,
         norm="SyncBN",
     ),
+)
+
+optimizer.params = L(parameter_groups)(
+    base_lr="${..lr}",
+    weight_decay="${..weight_decay}",
+    no_decay="named_norms_and_biases",
+    lr_factor_func=optimizer.params.lr_factor_func,
 )
 
 resize = L(OpenCVResize)(

@@ -70,7 +70,7 @@ class LinearSchedule(ParamScheduler):
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 WITHOUT_DECAY = ("pos_embed", "group_token", "level_embed")
-DECAY_RULES = ("norms_and_biases", "layer_norms")
+DECAY_RULES = ("norms_and_biases", "layer_norms", "named_norms_and_biases")
 
 
 def parameter_groups(
@@ -79,19 +79,24 @@ def parameter_groups(
     weight_decay: float,
     no_decay: str,
     head_lr_factor: float = 1.0,
+    lr_factor_func: Callable[[str], float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameter groups of the official segmentation models.
+    """Parameter groups of the official models.
 
-    Position embedding and group tokens have no weight decay, nor what ``no_decay`` names.
+    Embeddings and group tokens have no weight decay, nor what ``no_decay`` names.
 
     Args:
-        model: a :class:`gpvit.modeling.SemanticSegmentor`.
+        model: a segmentation model or detector.
         base_lr: learning rate of the backbone.
         weight_decay: of all other parameters.
         no_decay: "norms_and_biases" (SegFormer): of all layers but depthwise convolutions, whose
-            biases decay; or "layer_norms" (UPerNet): all but the one after the last block.
-        head_lr_factor: factor of the head's learning rate. If it is not 1, all parameters of the
-            head decay.
+            biases decay; "layer_norms" (UPerNet): all but the one after the last block; or
+            "named_norms_and_biases" (detectors): biases, and the norms whose official names contain
+            "norm", which are the layer norms and those of the adapter's maps.
+        head_lr_factor: factor of the learning rate of a segmentation head. If it is not 1, all
+            parameters of the head decay.
+        lr_factor_func: returns another factor of the learning rate by a parameter's name, such as
+            :func:`layer_decay`.
 
     Raises:
         ValueError: there is no such rule.
@@ -105,6 +110,8 @@ def parameter_groups(
             rate *= head_lr_factor
         elif name in WITHOUT_DECAY or _is_exempt(path, module, name, no_decay):
             decay = 0.0
+        if lr_factor_func is not None:
+            rate *= lr_factor_func(f"{path}.{name}")
         groups.setdefault((rate, decay), []).append(parameter)
     result = []
     for (rate, decay), parameters in groups.items():
@@ -124,5 +131,8 @@ def _is_exempt(path: str, module: nn.Module, name: str, no_decay: str) -> bool:
     if no_decay == "layer_norms":
         # The official rule exempts names with "norm", and calls the last norm "ln1".
         return isinstance(module, nn.LayerNorm) and not path.endswith("out_norms.last_feat")
+    if no_decay == "named_norms_and_biases":
+        is_named = isinstance(module, nn.LayerNorm) or ".norms." in path
+        return name == "bias" or (isinstance(module, NORMS) and is_named)
     is_depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels
     return isinstance(module, NORMS) or (name == "bias" and not is_depthwise)
