@@ -85,7 +85,9 @@ def test_ids_classes_number_and_seed_select_images(
     counts = dict.fromkeys(names.values(), 0)
     for item in content["annotations"]:
         counts[names[item["image_id"]]] += item["category_id"] == disc
-    expected = {f"{name}: {count} objects" for name, count in counts.items() if count}
+    expected = {
+        f"{name}: {count} object{'s' * (count != 1)}" for name, count in counts.items() if count
+    }
     assert {line.rpartition("/")[2] for line in drawn("--classes", "disc")} == expected
     for arguments, message in (
         (["--classes", "cat"], "there are no classes cat; the dataset has disc, triangle, cross"),

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import tifffile
-from gpvit.data.datasets.to_coco import size_of
-from gpvit.data.image_io import TURNS, from_pillow, read_image
+from gpvit.data.image_io import TURNS, from_pillow, read_image, size_of
 from gpvit.utils.errors import UserError
 from PIL import Image, UnidentifiedImageError
 

@@ -1,4 +1,6 @@
-"""Addresses of the official weights, and AP of the official detectors as published."""
+"""Addresses of the official weights, classes and accuracy of the official models as published."""
+
+from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
 from .modeling import SIZES
 
@@ -25,6 +27,19 @@ COCO_AP: dict[str, tuple[float, ...]] = {
     "retinanet_gpvit_l3_3x": (49.4,),
     "retinanet_gpvit_l4_3x": (49.8,),
 }
+
+# mIoU on ADE20K's validation set as published, in percent, by the name of the config.
+ADE20K_MIOU = {
+    "segformer_gpvit_l1": 46.9,
+    "segformer_gpvit_l2": 49.2,
+    "segformer_gpvit_l3": 50.8,
+    "segformer_gpvit_l4": 51.3,
+    "upernet_gpvit_l1": 49.1,
+    "upernet_gpvit_l2": 50.2,
+    "upernet_gpvit_l3": 51.7,
+    "upernet_gpvit_l4": 52.5,
+}
+ADE20K_CLASSES = [name.strip() for name in ADE20K_SEM_SEG_CATEGORIES]  # " toilet" in Detectron2
 
 
 def detector_address(config: str) -> str:

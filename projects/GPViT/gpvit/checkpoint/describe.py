@@ -54,8 +54,14 @@ UPERNET = Architecture(
     "segmentation",
     optional="sem_seg_head.auxiliary_",
 )
+SEMANTIC_FPN = Architecture(
+    "semantic segmentation with the semantic FPN head",
+    "sem_seg_head.p5.",  # the head names its layers after the levels of the pyramid
+    _SEGMENTATION_LAYERS,
+    "segmentation",
+)
 # Cascade Mask R-CNN comes before Mask R-CNN, whose prefix matches its names as well.
-ARCHITECTURES = (RETINANET, CASCADE_MASK_RCNN, MASK_RCNN, SEGFORMER, UPERNET)
+ARCHITECTURES = (RETINANET, CASCADE_MASK_RCNN, MASK_RCNN, SEGFORMER, UPERNET, SEMANTIC_FPN)
 
 
 def width(weights: Mapping[str, Tensor]) -> int:

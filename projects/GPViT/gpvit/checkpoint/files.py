@@ -95,8 +95,9 @@ class File:
         dropped: names of tensors in the file that are not used.
         kind: of an official file; None for a checkpoint of this project.
         config: from :func:`gpvit.config.inference_config`, if the file contains one.
-        about: optional facts: "versions" (a dict of strings), "license" and "source" (strings) and
-            "iterations", the length of the training run (int).
+        about: optional facts: "versions" (a dict of strings), "license" and "source" (strings),
+            "iterations", the length of the training run (int), and "palette", the color of each
+            class as [R, G, B].
     """
 
     path: str
@@ -188,7 +189,11 @@ def _official_file(path: str, content: dict[str, Any]) -> File:
     if kind.is_complete:
         classes = published.classes_of(state_dict, meta if isinstance(meta, dict) else {})
     dropped = [name for name in state_dict if name.startswith(kind.dropped)]
-    return File(path, weights, classes, dropped, kind)
+    about = {}
+    palette = meta.get("PALETTE") if isinstance(meta, dict) else None
+    if kind.is_complete and _is_palette(palette):
+        about["palette"] = palette
+    return File(path, weights, classes, dropped, kind, about=about)
 
 
 # What a tensor of weights may hold. Complex numbers would lose their imaginary part when loaded.
@@ -239,12 +244,26 @@ def _facts(content: dict[str, Any]) -> dict[str, Any]:
     for key, stated in (("licence", "license"), ("license", "license"), ("source", "source")):
         if isinstance(content.get(key), str):  # models shared before version 0.2 have "licence"
             facts[stated] = content[key]
+    if _is_palette(content.get("palette")):
+        facts["palette"] = content["palette"]
     iterations, trainer = content.get("iterations"), content.get("trainer")
     if isinstance(trainer, dict):
         iterations = trainer.get("iteration", iterations)
     if type(iterations) is int and 0 <= iterations < 2**53:  # exact as a number in JSON
         facts["iterations"] = iterations
     return facts
+
+
+def _is_palette(value: Any) -> bool:
+    """Whether a value from a file is a list of colors [R, G, B]."""
+    if not isinstance(value, list) or not value:
+        return False
+    for color in value:
+        if not isinstance(color, list | tuple) or len(color) != 3:
+            return False
+        if not all(type(channel) is int and 0 <= channel <= 255 for channel in color):
+            return False
+    return True
 
 
 def read_content(path: str) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class _Match(NamedTuple):
 
 def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Match:
     theirs, ours = architecture_of(file.weights), architecture_of(model.state_dict())
-    if theirs and theirs.task == "segmentation" and (ours is None or ours.task == "detection"):
+    # A detector and a segmentation model give each other their backbones.
+    if theirs and theirs.task != (ours.task if ours else "detection"):
         file = file.backbone_alone()
     target = _backbone_in(model, file) if file.is_backbone else model
     wanted = target.state_dict()

@@ -25,16 +25,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, COCO_CATEGORIES
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
+from ..model_zoo import ADE20K_CLASSES
 from ..utils.errors import preview
 from ..utils.text import short_repr
 from . import describe
 from .describe import Architecture, architecture_of, size_name
 
 COCO_CLASSES = [category["name"] for category in COCO_CATEGORIES if category["isthing"]]
-ADE20K_CLASSES = [name.strip() for name in ADE20K_SEM_SEG_CATEGORIES]  # " toilet" in Detectron2
 
 GROUP_BLOCKS = {1, 4, 7, 10}  # indices of the group propagation blocks, the same in all sizes
 

@@ -2,9 +2,11 @@
 
     gpvit check-data --data my_data
     gpvit check-data --data annotations.json --images my_data/images
+    gpvit check-data --data my_data --semantic
 
 Prints a summary of the dataset and its problems by kind, each with the first IDs and with how
-training and evaluation handle it. The exit code is 1 if a problem stops training.
+training and evaluation handle it. The exit code is 1 if a problem stops training. A dataset of
+label maps is recognized; --semantic checks the objects of another one as label maps.
 """
 
 import argparse
@@ -15,11 +17,12 @@ from pathlib import Path
 from ..data.datasets import custom as layouts
 from ..data.datasets.coco import CocoFile, images_in_both, read
 from ..data.datasets.coco_rules import RULES, WHOLE_FILE, Problem, grouped
+from ..data.datasets.custom_semantic import SemanticSplit, find_semantic, read_all_images
 from ..data.datasets.summary import table
 from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write
 from ..utils.text import PATH_LIMIT, one_line
-from .options import DATA_HELP, IMAGES_HELP, command_parser
+from .options import DATA_HELP, IMAGES_HELP, add_semantic, command_parser, is_semantic
 
 # Action of a rule -> how it is printed.
 MEANING = {"stop": "stops training", "drop": "dropped", "fix": "fixed", "note": "note"}
@@ -32,7 +35,13 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if args.json and args.data:
         refuse_to_replace_data(args.json, args.data)
-    files = check(args.data, args.images, not args.boxes, not args.annotations_only)
+    files: Sequence[CocoFile | SemanticSplit]
+    if args.data and is_semantic(args):
+        if args.images or args.boxes:
+            raise UserError("--images and --boxes do not apply to label maps; leave them out")
+        files = check_semantic(args.data, not args.annotations_only)
+    else:
+        files = check(args.data, args.images, not args.boxes, not args.annotations_only)
     for data in files:
         print_problems(data)
     if args.json:
@@ -52,6 +61,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="skip reading the images, which takes most of the time",
     )
+    add_semantic(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="JSON file to write all problems with all IDs to"
     )
@@ -81,7 +91,7 @@ def refuse_to_replace_data(json_file: Path, data: Path) -> None:
         )
 
 
-def write_json(path: Path, files: list[CocoFile]) -> None:
+def write_json(path: Path, files: Sequence[CocoFile | SemanticSplit]) -> None:
     """Write all problems to a JSON file: a list of objects with the fields of ``Problem``."""
     rows = []
     for data in files:
@@ -93,8 +103,17 @@ def write_json(path: Path, files: list[CocoFile]) -> None:
     print(f"\n{len(rows)} problems written to {one_line(path, PATH_LIMIT)}")
 
 
-def stops_training(data: CocoFile) -> bool:
+def stops_training(data: CocoFile | SemanticSplit) -> bool:
     return any(RULES[problem.kind].action == "stop" for problem in data.problems)
+
+
+def check_semantic(path: Path, open_images: bool) -> list[SemanticSplit]:
+    """Return the splits of a dataset with label maps with their problems; print a summary."""
+    data = find_semantic(str(path))
+    if open_images:
+        read_all_images(data)
+    print(data.summary())
+    return list(data.splits.values())
 
 
 def check(path: Path | None, images: Path | None, masks: bool, open_images: bool) -> list[CocoFile]:
@@ -147,7 +166,7 @@ def detected(path: Path) -> layouts.Layout:
         ) from None
 
 
-def print_problems(data: CocoFile) -> None:
+def print_problems(data: CocoFile | SemanticSplit) -> None:
     """Print a file's problems by kind."""
     print(f"\n{data.summary()}")
     groups = grouped(data.problems)

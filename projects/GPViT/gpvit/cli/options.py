@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.datasets.label_folders import find_pairs
 from ..predictor import Predictor
 from ..utils.kinds import argument, integer, number
 
@@ -21,6 +22,23 @@ def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"gpvit {name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def add_semantic(parser: argparse.ArgumentParser) -> None:
+    """Add the option that :func:`is_semantic` reads."""
+    parser.add_argument(
+        "--semantic",
+        action=argparse.BooleanOptionalAction,
+        help="whether to treat the dataset as label maps, which are drawn from its objects if it "
+        "has none (default: if it has label maps)",
+    )
+
+
+def is_semantic(args: argparse.Namespace) -> bool:
+    """Whether ``args.data`` is a dataset of label maps, or is to be treated so by --semantic."""
+    if args.semantic is not None:
+        return args.semantic
+    return args.data.is_dir() and find_pairs(str(args.data)) is not None
 
 
 def add_detector(parser: argparse.ArgumentParser, device: str | None = None) -> None:

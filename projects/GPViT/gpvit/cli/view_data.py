@@ -3,8 +3,11 @@
     gpvit view-data --data my_data --output output/view_data
     gpvit view-data --data annotations.json --images my_data/images --classes cat --number 9
 
+    gpvit view-data --data my_data --semantic
+
 Writes a drawing of each image, and sheet.png with all of them. Images that cannot be read are
-skipped and listed at the end; the exit code is then 1.
+skipped and listed at the end; the exit code is then 1. Label maps are drawn with a legend, also
+those of a dataset's objects with --semantic.
 """
 
 import argparse
@@ -12,22 +15,34 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ..data.datasets import coco as annotations
 from ..data.datasets import custom as layouts
+from ..data.datasets.custom_semantic import find_semantic, ignore_value_of
 from ..data.datasets.image_root import find_image_root
 from ..data.image_io import read_annotated_image, save_image
+from ..data.label_maps import Color, labels_of
 from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write, check_overwrite, make_folder, truncate_name
 from ..utils.fonts import draw_all_characters
 from ..utils.text import LINE_LIMIT, cut_in_the_middle, one_line
 from ..visualization import style
 from ..visualization.drawing import draw_annotations, reduced
-from .options import COUNT, DATA_HELP, IMAGES_HELP, INDEX, add_output, command_parser
+from ..visualization.label_drawing import draw_labels, with_legend
+from .options import (
+    COUNT,
+    DATA_HELP,
+    IMAGES_HELP,
+    INDEX,
+    add_output,
+    add_semantic,
+    command_parser,
+    is_semantic,
+)
 
 COLUMNS = 4  # of the sheet
 CELL = 900  # pixels, the longer side of a drawing on the sheet
@@ -36,9 +51,17 @@ GAP = 30  # pixels between drawings
 
 def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
-    json_file, images = locate(args.data, args.images, args.split)
-    records, classes = load(json_file, images)
-    records = choose(records, classes, args)
+    painter: Painter
+    if is_semantic(args):
+        source, records, painter = load_semantic(args)
+    else:
+        json_file, images = locate(args.data, args.images, args.split)
+        source = str(json_file)
+        records, classes = load(json_file, images)
+        painter = ObjectPainter(classes)
+        if args.classes:
+            records = with_classes(records, classes, args.classes)
+    records = choose(records, args)
     sheet = args.output / "sheet.png"
     targets = []
     for record in records:
@@ -46,10 +69,10 @@ def main(arguments: Sequence[str]) -> int:
         targets.append(args.output / f"{record['image_id']}_{stem}.png")
     check_overwrite([*targets, sheet], args.overwrite)
     make_folder(args.output)
-    drawn, errors = draw(records, targets, classes)
+    drawn, errors = draw(records, targets, painter)
     if drawn:
         save_sheet(drawn, sheet)
-        print(one_line(f"{len(drawn)} images of {json_file} -> {sheet}", LINE_LIMIT))
+        print(one_line(f"{len(drawn)} images of {source} -> {sheet}", LINE_LIMIT))
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return int(bool(errors))
@@ -92,6 +115,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="classes to draw; images without them are left out (default: all)",
     )
+    add_semantic(parser)
     return parser.parse_args(arguments)
 
 
@@ -134,12 +158,8 @@ def load(json_file: Path, images: Path) -> tuple[list[dict[str, Any]], list[str]
     return records, list(boxes.categories.values())
 
 
-def choose(
-    records: list[dict[str, Any]], classes: list[str], args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Return the images that the options select, with the objects of the selected classes."""
-    if args.classes:
-        records = with_classes(records, classes, args.classes)
+def choose(records: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the images that the options select."""
     if args.ids:
         by_id = {record["image_id"]: record for record in records}
         unknown = [str(id) for id in args.ids if id not in by_id]
@@ -157,11 +177,7 @@ def with_classes(
     records: list[dict[str, Any]], classes: list[str], chosen: list[str]
 ) -> list[dict[str, Any]]:
     """Remove all objects of other classes, and return the images that have any left."""
-    unknown = set(chosen) - set(classes)
-    if unknown:
-        raise UserError(
-            f"there are no classes {preview(sorted(unknown))}; the dataset has {preview(classes)}"
-        )
+    require_classes(chosen, classes)
     kept = []
     for record in records:
         objects = record["annotations"]
@@ -171,8 +187,17 @@ def with_classes(
     return kept
 
 
+def require_classes(chosen: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise a UserError if a chosen class does not exist."""
+    unknown = set(chosen) - set(classes)
+    if unknown:
+        raise UserError(
+            f"there are no classes {preview(sorted(unknown))}; the dataset has {preview(classes)}"
+        )
+
+
 def draw(
-    records: list[dict[str, Any]], targets: list[Path], classes: list[str]
+    records: list[dict[str, Any]], targets: list[Path], painter: "Painter"
 ) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
     """Write a drawing of each image.
 
@@ -187,15 +212,77 @@ def draw(
         except UserError as error:
             errors.append(f"{error} (image id {record['image_id']})")
             continue
-        drawing = draw_annotations(image, record, classes)
+        try:
+            drawing, content = painter.draw(image, record)
+        except UserError as error:
+            errors.append(str(error))
+            continue
         save_image(target, drawing)
-        count = len(record["annotations"])
-        objects = f"{count} object{'' if count == 1 else 's'}"
-        title = f"{record['image_id']}: {one_line(Path(path).name)}, {objects}"
+        title = f"{record['image_id']}: {one_line(Path(path).name)}, {content}"
         drawn.append((title, reduced(drawing, CELL / max(drawing.shape[:2]))))
-        line = f"[{number}/{len(records)}] {path}: {count} objects -> {target}"
+        line = f"[{number}/{len(records)}] {path}: {content} -> {target}"
         print(one_line(line, LINE_LIMIT))
     return drawn, errors
+
+
+class ObjectPainter(NamedTuple):
+    """Draws the objects of records."""
+
+    classes: list[str]
+
+    def draw(self, image: np.ndarray, record: dict[str, Any]) -> tuple[np.ndarray, str]:
+        """Return the drawing, (h, w, 3), and what it shows."""
+        count = len(record["annotations"])
+        drawing = draw_annotations(image, record, self.classes)
+        return drawing, f"{count} object{'' if count == 1 else 's'}"
+
+
+class LabelPainter(NamedTuple):
+    """Draws the label maps of records with a legend, or only some of the classes."""
+
+    classes: list[str]
+    palette: list[Color]
+    ignore_value: int
+    drawn: frozenset[int]
+
+    def draw(self, image: np.ndarray, record: dict[str, Any]) -> tuple[np.ndarray, str]:
+        """Return the drawing, (h, w, 3), and what it shows."""
+        labels = labels_of(record, self.ignore_value).astype(np.int64)
+        if labels.shape != image.shape[:2]:
+            raise UserError(f"{record['sem_seg_file_name']}: differs in size from its image")
+        found = np.unique(labels[labels != self.ignore_value])
+        labels[~np.isin(labels, list(self.drawn))] = len(self.classes)
+        drawing = draw_labels(image, labels, self.classes, self.palette)
+        drawing = with_legend(drawing, labels, self.classes, self.palette)
+        return drawing, f"{len(found)} class{'' if len(found) == 1 else 'es'}"
+
+
+Painter: TypeAlias = ObjectPainter | LabelPainter
+
+
+def load_semantic(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]], LabelPainter]:
+    """Return the name of a split with label maps, its records, and how to draw them."""
+    if args.images:
+        raise UserError("--images does not apply to label maps; give the folder by --data")
+    data = find_semantic(str(args.data))
+    splits = [split for split in ("train", "val") if split in data.splits]
+    split = args.split or splits[0]
+    if split not in splits:
+        raise UserError(f"{args.data} has no label maps for {split}")
+    part = data.splits[split]
+    chosen = set(range(len(data.classes)))
+    records = part.records
+    if args.classes:
+        require_classes(args.classes, data.classes)
+        chosen = {data.classes.index(name) for name in args.classes}
+        kept = []
+        for record, counts in zip(records, part.pixels):
+            if counts[sorted(chosen)].any():
+                kept.append(record)
+        records = kept
+    ignore_value = ignore_value_of(len(data.classes))
+    painter = LabelPainter(data.classes, data.palette, ignore_value, frozenset(chosen))
+    return part.path, records, painter
 
 
 def save_sheet(pictures: list[tuple[str, np.ndarray]], path: Path) -> None:

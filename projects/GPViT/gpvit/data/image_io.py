@@ -460,6 +460,26 @@ def exif_orientation(image: Image.Image) -> int:
         return 1
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Return height and width of an image, from its header, as :func:`.read_image` would.
+
+    Raises:
+        UserError: its header cannot be read.
+    """
+    if not path.is_file():  # opening a pipe would block
+        return read_image(path).shape[:2]  # raises an error with the reason
+    with warnings.catch_warnings():
+        # Pillow warns about damaged files, which read_image reports.
+        warnings.filterwarnings("ignore", module="PIL")
+        try:
+            image = Image.open(path, formats=FORMATS)
+        except Exception:
+            return read_image(path).shape[:2]
+        transposed = exif_orientation(image) in (5, 6, 7, 8)
+    with image:
+        return (image.width, image.height) if transposed else (image.height, image.width)
+
+
 def read_annotated_image(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
     """Read an image like :func:`read_image` and check its size.
 

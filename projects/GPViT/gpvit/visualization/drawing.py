@@ -33,7 +33,7 @@ def draw_predictions(
         image: (H, W, 3), RGB.
         instances: predictions in Detectron2's format.
         classes: class names.
-        resize: whether the drawing may be enlarged or reduced, see :data:`SMALLEST_SIDE`.
+        resize: whether the drawing may be enlarged or reduced, see :func:`drawing_scale`.
 
     Returns:
         (H, W, 3), RGB, uint8.
@@ -95,10 +95,7 @@ def _draw(
     resize: bool = True,
 ) -> np.ndarray:
     height, width = image.shape[:2]
-    scale: float = 1
-    if resize:
-        enlarged = max(1, SMALLEST_SIDE / min(height, width))
-        scale = min(enlarged, LARGEST_SIDE / max(height, width))
+    scale = drawing_scale(height, width) if resize else 1.0
     visualizer = Visualizer(image, scale=scale)
     output = visualizer.output
     if scale < 1:
@@ -116,6 +113,12 @@ def _draw(
     draw_all_characters(drawing.fig)
     _spread_labels(drawing)
     return drawing.get_image()
+
+
+def drawing_scale(height: int, width: int) -> float:
+    """Return the factor from an image to its drawing, see :data:`SMALLEST_SIDE`."""
+    enlarged = max(1, SMALLEST_SIDE / min(height, width))
+    return min(enlarged, LARGEST_SIDE / max(height, width))
 
 
 def reduced(image: np.ndarray, scale: float) -> np.ndarray:

@@ -23,16 +23,42 @@ def generate_once(
 ) -> tuple[dict[str, Path], list[str]]:
     """Return the JSON files that are generated from a dataset, by split, and notes.
 
+    Files of other names than "train.json" and "val.json" may be next to these; they are not
+    returned.
+
+    Args:
+        data, root, used, source_format: as for :func:`cached_folder`.
+        generate: called if the files are not in the cache.
+    """
+
+    def contents() -> dict[str, Any]:
+        files, notes = generate()
+        return {f"{name}.json": content for name, content in files.items()} | {"notes": notes}
+
+    folder = cached_folder(data, root, used, source_format, contents)
+    notes = json.loads((folder / "notes").read_bytes())
+    paths = {split: folder / f"{split}.json" for split in ("train", "val")}
+    return {split: path for split, path in paths.items() if path.exists()}, notes
+
+
+def cached_folder(
+    data: str,
+    root: Path,
+    used: Iterable[str],
+    source_format: Sequence[str],
+    contents: Callable[[], dict[str, Any]],
+) -> Path:
+    """Return the folder of the JSON files that are generated from a dataset.
+
     They are generated once and written atomically, to a folder whose name depends on everything
-    that they depend on. All processes of a job, and later jobs, find the same folder. Files of
-    other names than "train.json" and "val.json" may be next to these; they are not returned.
+    that they depend on. All processes of a job, and later jobs, find the same folder.
 
     Args:
         data: as given by the user.
         root: folder of the dataset.
         used: the files that they are generated from, relative to the root.
-        source_format: the format, and the YAML file that states the splits.
-        generate: called if they are not in the cache.
+        source_format: the format, and whatever else they depend on.
+        contents: returns the contents by file name; called if they are not in the cache.
     """
     # Size and time of a file's last change stand for its contents, which are not read.
     state = []
@@ -45,17 +71,14 @@ def generate_once(
     key = (VERSION, SEED, VAL_FRACTION, source_format, os.path.realpath(root), state)
     folder = _cache_folder(data, key)
     if not folder.exists():
-        contents, notes = generate()
-        files: dict[str, Any] = {f"{name}.json": content for name, content in contents.items()}
+        files = contents()
         try:
-            write_folder(folder, files | {"notes": notes})
+            write_folder(folder, files)
         except OSError as error:
             raise UserError(
                 f"cannot write {folder} ({error}); set XDG_CACHE_HOME to a writable folder"
             ) from None
-    notes = json.loads((folder / "notes").read_bytes())
-    paths = {split: folder / f"{split}.json" for split in ("train", "val")}
-    return {split: path for split, path in paths.items() if path.exists()}, notes
+    return folder
 
 
 def _cache_folder(data: str, key: tuple) -> Path:

@@ -1,4 +1,4 @@
-"""The kinds of problems in a dataset in COCO format, and how each of them is handled."""
+"""The kinds of problems in a custom dataset, and how each of them is handled."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,9 @@ MAX_DETECTIONS = 100
 # and height count both border pixels.
 SLACK = 1.0
 RECOMPUTED = "recomputed from the mask; dropped without a mask"
-CHECKED_LATER = "fix them; training stops at the first one, or skips them with train.skip_budget"
+CHECKED_LATER = (
+    "fix them; training of a detector stops at the first one, or skips them with train.skip_budget"
+)
 MORE_DETECTIONS = (
     f"at most {MAX_DETECTIONS} of them are detected and counted by AP, unless "
     "dataloader.max_detections is raised"
@@ -74,7 +76,32 @@ RULES = {
         "images are listed for both train and val in a YOLO dataset",
         "used for one of them: for train if it has no other images, else for val",
     ),
-    "both splits": Rule("note", "images are in both train and val", "used in both; AP is too high"),
+    "both splits": Rule(
+        "note", "images are in both train and val", "used in both; the metrics are too high"
+    ),
+    "no label map": Rule(
+        "drop", "images have no label map", "not used; add the label maps, or remove the images"
+    ),
+    "no image": Rule("drop", "label maps have no image", "not used"),
+    "label map": Rule("stop", "label maps cannot be used", "correct or remove them"),
+    "colors": Rule(
+        "stop",
+        "label maps have colors, of which no file states the classes",
+        "add class_dict.csv, with the header name,r,g,b and a line for each class",
+    ),
+    "value": Rule(
+        "stop",
+        "label maps have values that are no class",
+        "correct them, or list the missing classes; 255 is ignored",
+    ),
+    "0 and 255": Rule("fix", "label maps only have the values 0 and 255", "255 is read as class 1"),
+    "one class": Rule(
+        "stop", "all labeled pixels are of one class", "label another one; background counts as one"
+    ),
+    "unlabeled": Rule("note", "images have no labeled pixel", "used without effect"),
+    "unused class": Rule(
+        "note", "classes have no pixel", "not learned; the mean IoU leaves them out"
+    ),
     "unreadable": Rule("stop", "images cannot be read", CHECKED_LATER),
     "size differs": Rule("stop", "images differ in size from their annotations", CHECKED_LATER),
     "annotation": Rule(
@@ -157,7 +184,11 @@ RULES = {
 }
 
 
-WHOLE_FILE = ("format", "no categories", "no images", "no objects", "classes differ")
+# Of a file or split as a whole; not counted.
+WHOLE_FILE = (
+    *("format", "no categories", "no images", "no objects", "classes differ"),
+    *("0 and 255", "one class"),
+)
 
 
 class Problem(NamedTuple):

@@ -23,6 +23,7 @@ from supervision.dataset.formats.labelme import labelme_shapes_to_detections
 
 from ...utils.errors import UserError, preview
 from ...utils.text import PATH_LIMIT, one_line, short_repr
+from ..image_io import size_of
 from ..masks import polygon_faults
 from . import image_names
 from .coco import usable_size
@@ -36,7 +37,6 @@ from .to_coco import (
     Object,
     by_folder,
     readable,
-    size_of,
 )
 
 # Shape types that become polygons: rotated rectangles in labelme and X-AnyLabeling, given by their

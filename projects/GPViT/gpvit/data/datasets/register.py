@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from omegaconf import DictConfig, ListConfig
 
 from ...utils.errors import UserError, preview, reason_of
 from ...utils.text import LINE_LIMIT, one_line
+from ..label_maps import Color, class_palette
 from . import coco, custom, semantic
+from .custom_semantic import SemanticData, balanced_weights, find_semantic, ignore_value_of
+
+BALANCED = "balanced"  # class weights by the pixels of a custom dataset
 
 
 def register_folder(root: str, split: str, *, masks: bool = True) -> str:
@@ -50,12 +54,7 @@ def _register(root: str, split: str, data: coco.CocoFile, summary: str = "") -> 
             log_first_n(logging.INFO, summary, name=__name__, key="message")
         return data.records()
 
-    folder = os.path.abspath(root)
-    name = _dataset_name(folder, split)
-    if name in DatasetCatalog:  # registering it again would raise, or keep the old records
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, records)
+    name = _new_dataset(root, split, records)
     MetadataCatalog.get(name).set(
         thing_classes=list(map(one_line, data.categories.values())),  # which Detectron2 prints
         thing_dataset_id_to_contiguous_id={id: i for i, id in enumerate(data.categories)},
@@ -63,8 +62,67 @@ def _register(root: str, split: str, data: coco.CocoFile, summary: str = "") -> 
         image_root=data.image_root,
         evaluator_type="coco",
         coco_file=data,  # for gpvit.evaluation and class_names
-        folder=folder,
     )
+    return name
+
+
+def register_semantic_folder(root: str, split: str) -> str:
+    """Register a split of a custom dataset for semantic segmentation with Detectron2.
+
+    Args:
+        root: a folder or file in a format of :mod:`gpvit.data.datasets.custom_semantic`.
+        split: "train" or "val".
+
+    Returns:
+        The name of the dataset in Detectron2's catalog. Its metadata has ``stuff_classes``,
+        ``stuff_colors`` and ``ignore_label``.
+
+    Raises:
+        UserError: files are missing, or have a problem that stops training.
+    """
+    data = find_semantic(root)
+    _require_split(data, split)
+    return _register_semantic(data, split)
+
+
+def _require_split(data: SemanticData, split: str) -> None:
+    if split not in data.splits:
+        raise UserError(
+            f"--data {data.data}: there are no label maps for {split}, only for "
+            f"{', '.join(data.splits)}"
+        )
+    data.splits[split].raise_if_fatal(data.data)
+
+
+def _register_semantic(data: SemanticData, split: str, summary: str = "") -> str:
+    """Register a split that was already read; the summary is logged before its first use."""
+
+    def records() -> list[dict[str, Any]]:
+        if summary:
+            log_first_n(logging.INFO, summary, name=__name__, key="message")
+        data.splits[split].log_problems()
+        return data.splits[split].records
+
+    name = _new_dataset(data.data, split, records)
+    MetadataCatalog.get(name).set(
+        stuff_classes=data.classes,
+        stuff_colors=data.palette,
+        ignore_label=ignore_value_of(len(data.classes)),
+        image_root=data.image_root,
+        evaluator_type="sem_seg",
+    )
+    return name
+
+
+def _new_dataset(root: str, split: str, records: Callable[[], list[dict[str, Any]]]) -> str:
+    """Register the records of a custom dataset, and return its name in the catalog."""
+    folder = os.path.abspath(root)
+    name = _dataset_name(folder, split)
+    if name in DatasetCatalog:  # registering it again would raise, or keep the old records
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, records)
+    MetadataCatalog.get(name).set(folder=folder)
     return name
 
 
@@ -94,10 +152,8 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
         UserError: as :func:`register_folder`, or the splits have different classes.
     """
     if "sem_seg_head" in cfg.model:
-        raise UserError(
-            "--data: custom datasets are for detectors; a segmentation model uses the registered "
-            "datasets in dataloader.train.dataset.names and dataloader.test.dataset.names"
-        )
+        _use_semantic_folder(cfg, root, train=train)
+        return
     layout = custom.find_layout(root)
     masks = cfg.dataloader.train.mapper.use_instance_mask
     files = {}
@@ -113,11 +169,40 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
             )
         files["train"].problems += coco.images_in_both(files["train"], files["val"])
     summary = layout.summary(files)
+    names = {split: _register(root, split, data, summary) for split, data in files.items()}
+    _set_datasets(cfg, root, names, len(classes))
+
+
+def _use_semantic_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
+    """As :func:`use_folder`, for semantic segmentation."""
+    data = find_semantic(root)
+    splits = ("train", "val") if train else ("val",)
+    for split in splits:
+        _require_split(data, split)
+    summary = data.summary()
+    names = {split: _register_semantic(data, split, summary) for split in splits}
+    _set_datasets(cfg, root, names, len(data.classes))
+    head = cfg.model.sem_seg_head
+    head.ignore_value = ignore_value = ignore_value_of(len(data.classes))
+    cfg.dataloader.train.mapper.ignore_value = ignore_value
+    if head.get("class_weights") == BALANCED:  # in evaluation there is no loss
+        head.class_weights = balanced_weights(data.splits["train"].pixels) if train else None
+
+
+def _set_datasets(cfg: DictConfig, root: str, names: dict[str, str], num_classes: int) -> None:
+    """Set the datasets and the number of classes of a config.
+
+    Args:
+        cfg: the config to change.
+        root: of the custom dataset.
+        names: of the registered datasets, by split.
+        num_classes: of the dataset.
+    """
     previous_names = cfg.dataloader.test.dataset.names
     folders: dict[str, str] = {}
-    for split, data in files.items():
+    for split, name in names.items():
         loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
-        loader.dataset.names = name = _register(root, split, data, summary)
+        loader.dataset.names = name
         folders[name] = os.path.abspath(root)
     # In a saved config, the evaluator has the name of the validation set as well.
     evaluator = cfg.dataloader.get("evaluator", {})
@@ -125,7 +210,7 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
         evaluator.dataset_name = cfg.dataloader.test.dataset.names
     # For processes that read the config without registering the datasets, see folder_of.
     cfg.dataloader.folders = folders
-    set_num_classes(cfg.model, len(classes))
+    set_num_classes(cfg.model, num_classes)
 
 
 def folder_of(cfg: DictConfig, names: Any) -> str | None:
@@ -201,6 +286,14 @@ def class_names(loader: DictConfig) -> list[str]:
     return classes
 
 
+def palette(loader: DictConfig) -> list[Color]:
+    """Return the color of each class of a loader's datasets; [] unless they have label maps."""
+    metadata = MetadataCatalog.get(_names_of(loader)[0])
+    if metadata.get("evaluator_type") != "sem_seg":
+        return []
+    return metadata.get("stuff_colors") or class_palette(len(metadata.stuff_classes))
+
+
 def _classes_of(name: str) -> list[str]:
     """Return the class names of a registered dataset."""
     metadata = MetadataCatalog.get(name)
@@ -257,6 +350,11 @@ def check_classes(cfg: DictConfig, *, train: bool) -> list[str]:
     if train:
         train_names, test_names = str(train_loader.dataset.names), str(test_loader.dataset.names)
         _require_equal(train_names, class_names(train_loader), test_names, classes)
+    if cfg.model.get("sem_seg_head", {}).get("class_weights") == BALANCED:
+        raise UserError(
+            f"model.sem_seg_head.class_weights={BALANCED} needs a custom dataset: add --data DIR, "
+            "or list a weight for each class"
+        )
     for key, number in _class_counts(*_part_with_classes(cfg.model)):
         # A class-agnostic mask head predicts one mask for all classes.
         agnostic = number == 1 and key.endswith("mask_head.num_classes")

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
+from ...model_zoo import ADE20K_CLASSES
 from ...utils.errors import UserError, preview
 from ...utils.text import PATH_LIMIT, one_line
 from ..image_io import SUFFIXES
 from .image_names import files_below
 
-ADE20K_CLASSES = [name.strip() for name in ADE20K_SEM_SEG_CATEGORIES]
 ADE20K_FOLDERS = {"ade20k_train": "training", "ade20k_val": "validation"}
 
 

@@ -13,20 +13,18 @@ of them are listed with file and line, together with the other problems of the a
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as mask_api
 from supervision import Detections
 
 from ...utils.errors import UserError
 from ...utils.text import one_line
-from ..image_io import FORMATS, exif_orientation, read_image
+from ..image_io import size_of
 from .file_tree import split_of
 
 T = TypeVar("T")
@@ -184,26 +182,6 @@ def readable(
 def category_numbers(detections: Detections) -> list[int]:
     """Return the classes of objects."""
     return [] if detections.class_id is None else detections.class_id.tolist()
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """Return height and width of an image, from its header, as :func:`.read_image` would.
-
-    Raises:
-        UserError: its header cannot be read.
-    """
-    if not path.is_file():  # opening a pipe would block
-        return read_image(path).shape[:2]  # raises an error with the reason
-    with warnings.catch_warnings():
-        # Pillow warns about damaged files, which read_image reports.
-        warnings.filterwarnings("ignore", module="PIL")
-        try:
-            image = Image.open(path, formats=FORMATS)
-        except Exception:
-            return read_image(path).shape[:2]
-        transposed = exif_orientation(image) in (5, 6, 7, 8)
-    with image:
-        return (image.width, image.height) if transposed else (image.height, image.width)
 
 
 def sizes_of(root: Path, names: Iterable[str]) -> Iterator[tuple[int, int] | UserError]:
