@@ -1,10 +1,28 @@
 """Semantic evaluation: the official figures, and figures by the definition of each metric."""
 
+import multiprocessing as mp
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import cv2
 import numpy as np
 import official
 import pytest
-from gpvit.evaluation.semantic_evaluation import PixelCounts, metrics_of, near_boundary
+import torch
+import torch.distributed as dist
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from gpvit.data.label_maps import save_labels
+from gpvit.evaluation.semantic_evaluation import (
+    PixelCounts,
+    SemanticEvaluator,
+    metrics_of,
+    near_boundary,
+    prediction_path,
+)
+from sklearn.metrics import confusion_matrix
 
 REFERENCE = official.arrays("segmentation_data")
 NAMES = [f"class {i}" for i in range(20)]
@@ -49,13 +67,104 @@ def test_absent_class_is_left_out_and_predicted_one_counts_as_zero() -> None:
     assert results["Precision-a"] == 100 and results["F1-a"] == pytest.approx(200 / 3)
 
 
-def test_confusion_matrix_is_that_of_a_loop() -> None:
-    predicted, labels = random_maps(5)
-    expected = np.zeros((5, 5), int)
-    for label, found in zip(labels.flat, predicted.flat):
-        if label != 255:
-            expected[label, found] += 1
-    assert np.array_equal(counts_of(predicted, labels, 5).confusion, expected)
+@pytest.mark.parametrize("num_classes", [2, 5, 150])
+def test_confusion_matrix_is_that_of_scikit_learn(num_classes: int) -> None:
+    predicted, labels = random_maps(num_classes)
+    counted = labels != 255
+    expected = confusion_matrix(labels[counted], predicted[counted], labels=range(num_classes))
+    assert np.array_equal(counts_of(predicted, labels, num_classes).confusion, expected)
+
+
+def test_shifted_and_shuffled_label_maps_fall_far_below() -> None:
+    """Label maps of small objects, predicted exactly but for their place or image."""
+    rng = np.random.default_rng(0)
+    maps = []
+    for _ in range(8):
+        labels = np.zeros((120, 160), np.uint8)
+        for index in (1, 2, 3):
+            center = int(rng.integers(20, 140)), int(rng.integers(20, 100))
+            cv2.circle(labels, center, 14, index, -1)
+        maps.append(labels)
+    exact, shifted, shuffled = (PixelCounts(4) for _ in range(3))
+    for number, labels in enumerate(maps):
+        exact.add(labels, labels)
+        shifted.add(np.roll(labels, 8, axis=1), labels)
+        shuffled.add(maps[(number + 1) % len(maps)], labels)
+    names = NAMES[:4]
+    assert metrics_of(exact, names)["mIoU"] == metrics_of(exact, names)["mBoundaryIoU"] == 100
+    assert metrics_of(shifted, names)["mIoU"] < 80
+    assert metrics_of(shifted, names)["mBoundaryIoU"] < metrics_of(shifted, names)["mIoU"]
+    assert metrics_of(shuffled, names)["mIoU"] < 40
+
+
+@pytest.mark.parametrize(
+    "file_name, root, expected",
+    [
+        ("/data/root/a/x.jpg", "/data/root", "a/x.jpg.png"),
+        ("/data/root/x.png", "/data/root", "x.png"),
+        ("/data/root/../../etc/x.png", "/data/root", None),
+        ("/elsewhere/x.png", "/data/root", None),
+        ("x.png", "", None),
+    ],
+)
+def test_predictions_stay_in_the_output_folder(
+    file_name: str, root: str, expected: str | None, tmp_path: Path
+) -> None:
+    path = prediction_path(tmp_path, file_name, root)
+    if expected is None:  # a hash makes the name unique
+        assert path.parent == tmp_path / "label_maps" and path.name.endswith("_x.png")
+        assert path != prediction_path(tmp_path, "/other/x.png", root)
+    else:
+        assert path == tmp_path / "label_maps" / expected
+
+
+def test_evaluation_is_exact_over_two_processes(tmp_path: Path) -> None:
+    """Of five images, process 0 evaluates three and process 1 two."""
+    rng = np.random.default_rng(1)
+    for number in range(5):
+        labels, predicted = rng.integers(0, 4, (2, 30, 40)).astype(np.uint8)
+        labels[:3] = 255
+        save_labels(tmp_path / f"{number}.png", labels)
+        np.save(tmp_path / f"{number}.npy", predicted)
+    alone = evaluate_files(tmp_path, range(5))
+    process = mp.get_context("fork")
+    port = comm_port()
+    queue = process.Queue()
+    workers = []
+    for rank, numbers in enumerate(((0, 2, 4), (1, 3))):
+        arguments = (rank, port, tmp_path, numbers, queue)
+        workers.append(process.Process(target=evaluate_in_process, args=arguments))
+        workers[-1].start()
+    results = dict(queue.get(timeout=60) for _ in workers)
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert results == {0: alone, 1: {}}
+
+
+def comm_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def evaluate_files(folder: Path, numbers: Iterable[int]) -> dict:
+    MetadataCatalog.get("semantic_test").set(stuff_classes=NAMES[:4])
+    evaluator = SemanticEvaluator("semantic_test")
+    for number in numbers:
+        record = {"file_name": "x", "sem_seg_file_name": str(folder / f"{number}.png")}
+        predicted = torch.from_numpy(np.load(folder / f"{number}.npy"))
+        evaluator.process([record], [{"sem_seg": predicted}])
+    return evaluator.evaluate()
+
+
+def evaluate_in_process(
+    rank: int, port: int, folder: Path, numbers: Iterable[int], queue: Any
+) -> None:
+    dist.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    queue.put((rank, evaluate_files(folder, numbers)))
+    dist.destroy_process_group()
 
 
 def test_counts_of_several_images_add_up() -> None:

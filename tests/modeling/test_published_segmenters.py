@@ -10,8 +10,9 @@ import torch
 from conftest import REPOSITORY
 from detectron2.config import instantiate
 from gpvit import SIZES, GPViT, Predictor, checkpoint
-from gpvit.checkpoint.published import ADE20K_CLASSES, to_published
+from gpvit.checkpoint.published import to_published
 from gpvit.config import load_config
+from gpvit.model_zoo import ADE20K_CLASSES
 from gpvit.utils.analysis import count
 from gpvit.utils.errors import UserError
 from PIL import Image

@@ -14,7 +14,7 @@ from typing import Any
 
 import detectron2.evaluation.coco_evaluation as coco_evaluation
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 from faster_coco_eval import COCOeval_faster
@@ -265,9 +265,13 @@ def evaluated_data(name: str, *, masks: bool) -> dict[str, Any]:
 
     Returns:
         "name"; "file", the path of the annotations; "masks", whether they were read with masks;
-        "fingerprint", see :func:`coco_fingerprint`. Only "name" if the dataset has no COCO file.
+        "fingerprint", see :func:`coco_fingerprint`. For semantic segmentation, "name" and
+        "fingerprint". Only "name" for other datasets without a COCO file.
     """
     metadata = MetadataCatalog.get(name).as_dict()
+    if metadata.get("evaluator_type") == "sem_seg":
+        fingerprint = dataset_fingerprint(DatasetCatalog.get(name), metadata["stuff_classes"])
+        return {"name": name, "fingerprint": fingerprint}
     file: CocoFile | None = metadata.get("coco_file")
     if file is not None:
         objects = itertools.chain.from_iterable(file.objects.values())

@@ -4,7 +4,9 @@ Everything is computed from counts of pixels that are summed over the images and
 prediction is kept.
 """
 
+import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,20 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
-from ..data.label_maps import read_labels, save_labels
+from ..data.label_maps import (
+    IGNORED,
+    LABEL_MAPS,
+    class_palette,
+    label_map_name,
+    labels_of,
+    save_labels,
+)
 from ..utils.errors import UserError
+from ..utils.files import make_folder
 from ..utils.text import one_line
 
 logger = logging.getLogger(__name__)
 
-IGNORED = 255  # label of the pixels that do not count, unless the dataset states another one
 BOUNDARY_WIDTH = 0.02  # fraction of the image's diagonal, as by Cheng et al. (CVPR 2021)
 
 
@@ -56,13 +65,7 @@ class PixelCounts:
         if predicted.shape != labels.shape:
             raise ValueError(f"the prediction is {predicted.shape}, the label map {labels.shape}")
         counted = labels != ignore_value
-        pairs = labels[counted].astype(np.int64) * self.num_classes + predicted[counted]
-        if pairs.size and labels[counted].max() >= self.num_classes:
-            raise ValueError(
-                f"the label {labels[counted].max()} is no class: there are {self.num_classes}"
-            )
-        counts = np.bincount(pairs, minlength=self.num_classes**2)
-        self.confusion += counts.reshape(self.num_classes, self.num_classes)
+        self.add_confusion(predicted, labels, counted)
         of_labels = near_boundary(labels) & counted
         of_prediction = near_boundary(predicted) & counted
         correct = of_labels & of_prediction & (labels == predicted)
@@ -70,6 +73,31 @@ class PixelCounts:
             [(labels, correct), (labels, of_labels), (predicted, of_prediction)]
         ):
             self.boundary[row] += np.bincount(values[mask], minlength=self.num_classes)
+
+    def add_record(
+        self,
+        record: dict[str, Any],
+        predicted: np.ndarray,
+        labels: np.ndarray,
+        ignore_value: int,
+    ) -> None:
+        """As :meth:`add`; raise a UserError with the path of the record's label map instead."""
+        try:
+            self.add(predicted, labels, ignore_value)
+        except ValueError as error:
+            path = record.get("sem_seg_file_name", record["file_name"])
+            raise UserError(f"{path}: {error}; correct it") from None
+
+    def add_confusion(self, predicted: np.ndarray, labels: np.ndarray, counted: np.ndarray) -> None:
+        """Add to the confusion matrix; ``counted``, (H, W), bool, are the pixels that count."""
+        K = self.num_classes
+        for label in (labels.max(where=counted, initial=0), labels.min(where=counted, initial=0)):
+            if not 0 <= label < K:
+                raise ValueError(f"the label {label} is no class: there are {K}")
+        # One number for each pair of classes, and one more for the pixels that do not count.
+        pairs = np.where(counted, labels.astype(np.int32) * K + predicted.astype(np.int32), K * K)
+        counts = np.bincount(pairs.ravel(), minlength=K * K + 1)[:-1]
+        self.confusion += counts.reshape(K, K)
 
     def merge(self, other: "PixelCounts") -> None:
         """Add the counts of other images."""
@@ -85,7 +113,8 @@ def near_boundary(classes: np.ndarray, width: float = BOUNDARY_WIDTH) -> np.ndar
         width: distance in fractions of the diagonal, at least one pixel.
 
     Returns:
-        (H, W), bool: as of the erosion of each class's mask by a square.
+        (H, W), bool: as of the erosion of each class's mask by a square. Ignored pixels count as a
+        class of their own.
     """
     distance = max(1, round(width * float(np.hypot(*classes.shape))))
     # OpenCV has no erosion of other integers; float32 is exact for class indices.
@@ -140,6 +169,22 @@ def metrics_of(counts: PixelCounts, class_names: Sequence[str]) -> dict[str, flo
     return results
 
 
+def prediction_path(output_dir: str | Path, file_name: str, image_root: str) -> Path:
+    """Return the path of the predicted label map of an image.
+
+    Args:
+        output_dir: of the evaluation.
+        file_name: path of the image.
+        image_root: folder of the images; the name of one outside of it begins with a hash of its
+            path, so that it is unique and inside of the output folder.
+    """
+    path = os.path.relpath(os.path.abspath(file_name), os.path.abspath(image_root or os.sep))
+    if not image_root or path.split(os.sep)[0] == os.pardir:
+        digest = hashlib.sha256(os.fsencode(os.path.abspath(file_name))).hexdigest()[:8]
+        path = f"{digest}_{os.path.basename(file_name)}"
+    return Path(output_dir, LABEL_MAPS, label_map_name(path))
+
+
 def mean(values: np.ndarray) -> float:
     """Return the mean of the values that are not NaN; NaN if there are none."""
     defined = values[np.isfinite(values)]
@@ -154,9 +199,10 @@ class SemanticEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name: in Detectron2's catalog. Its metadata has ``stuff_classes``, and may have
-            ``ignore_label`` (default: 255); its records have "sem_seg_file_name" and, if it is not
-            0, the "label_offset" of that file, see :func:`.read_labels`.
-        output_dir: folder for the predictions, as PNG files of class indices; None to write none.
+            ``ignore_label`` (default: 255), ``stuff_colors`` and ``image_root``; its records have a
+            label map, see :func:`.labels_of`.
+        output_dir: folder to write the predictions to, as PNG files of class indices in
+            :data:`.LABEL_MAPS`; None to write none.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
@@ -164,6 +210,8 @@ class SemanticEvaluator(DatasetEvaluator):
         self.dataset_name, self.output_dir = dataset_name, output_dir
         self.class_names = list(metadata.stuff_classes)
         self.ignore_value = metadata.get("ignore_label", IGNORED)
+        self.palette = metadata.get("stuff_colors") or class_palette(len(self.class_names))
+        self.image_root = metadata.get("image_root", "")
         self.reset()
 
     def reset(self) -> None:
@@ -181,16 +229,12 @@ class SemanticEvaluator(DatasetEvaluator):
             if prediction.ndim == 3:
                 prediction = prediction.argmax(0)
             predicted = prediction.cpu().numpy()
-            path = item["sem_seg_file_name"]
-            offset = item.get("label_offset", 0)
-            labels = read_labels(path, offset=offset, ignore_value=self.ignore_value)
-            try:
-                self.counts.add(predicted, labels, self.ignore_value)
-            except ValueError as error:
-                raise UserError(f"{path}: {error}; correct it") from None
+            labels = labels_of(item, self.ignore_value)
+            self.counts.add_record(item, predicted, labels, self.ignore_value)
             if self.output_dir:
-                name = f"{Path(item['file_name']).stem}.png"
-                save_labels(Path(self.output_dir, "predictions", name), predicted)
+                path = prediction_path(self.output_dir, item["file_name"], self.image_root)
+                make_folder(path.parent)
+                save_labels(path, predicted, self.palette)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the metrics of all processes: {"sem_seg": ...}; {} in processes other than 0."""
@@ -204,4 +248,5 @@ class SemanticEvaluator(DatasetEvaluator):
         absent = [name for name, count in zip(self.class_names, labeled) if not count]
         if absent:
             logger.info(f"{self.dataset_name}: {len(absent)} classes have no labeled pixel")
+        logger.info(f"boundary IoU: of pixels within {BOUNDARY_WIDTH:.0%} of the diagonal")
         return {"sem_seg": metrics_of(total, self.class_names)}

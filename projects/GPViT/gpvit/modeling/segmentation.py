@@ -10,7 +10,8 @@ stride. For B images and K classes:
 The logits are resized to the network's input, and then to the original image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,15 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .layers import ConvNormReLU
+from .semantic_inference import (
+    Prediction,
+    Windows,
+    class_map,
+    resize_matrix,
+    resize_twice,
+    sliding_class_map,
+    sliding_logits,
+)
 
 STRIDE = 8  # of the maps
 POOLED_SIDES = (1, 2, 3, 6)  # of UPerNet's pyramid pooling, in cells
@@ -62,11 +72,17 @@ class SegmentationHead(nn.Module):
             raise ValueError(
                 f"loss_average must be one of {', '.join(AVERAGES)}, got {loss_average}"
             )
+        if isinstance(class_weights, str):
+            raise ValueError(f"class_weights={class_weights} are computed from --data only")
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(f"{len(class_weights)} class_weights do not fit {num_classes} classes")
         self.in_features, self.num_classes = list(in_features), num_classes
         self.ignore_value, self.loss_average = ignore_value, loss_average
-        weights = None if class_weights is None else torch.tensor(class_weights)
+        weights = (
+            None
+            if class_weights is None
+            else torch.tensor(list(class_weights), dtype=torch.float32)
+        )
         self.register_buffer("class_weights", weights, persistent=False)
 
     @classmethod
@@ -91,11 +107,14 @@ class SegmentationHead(nn.Module):
             features: maps of the backbone by name, (B, C, H, W).
             targets: (B, 8H, 8W), class indices or ``ignore_value``; needed in training.
         """
-        maps = [features[name] for name in self.in_features]
         if self.training:
             assert targets is not None
-            return None, self.losses(maps, targets)
-        return resize(self.logits(maps).float(), scale=STRIDE), {}
+            return None, self.losses([features[name] for name in self.in_features], targets)
+        return resize(self.layers(features).float(), scale=STRIDE), {}
+
+    def layers(self, features: dict[str, Tensor]) -> Tensor:
+        """Return the logits at stride 8: maps by name, (B, C, H, W) -> (B, K, H, W)."""
+        return self.logits([features[name] for name in self.in_features])
 
     def logits(self, maps: Sequence[Tensor]) -> Tensor:
         """Four times (B, C, H, W) -> (B, K, H, W)."""
@@ -248,7 +267,7 @@ class UPerNetHead(SegmentationHead):
         """Add context of several extents to the last map: (B, C, H, W) -> (B, channels, H, W)."""
         contexts = [x]
         for side, layer in zip(POOLED_SIDES, self.pooled):
-            contexts.append(resize(layer(F.adaptive_avg_pool2d(x, side)), x.shape[-2:]))
+            contexts.append(resize(layer(average_pool(x, side)), x.shape[-2:]))
         return self.bottleneck(torch.cat(contexts, dim=1))
 
     def losses(self, maps: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
@@ -257,6 +276,25 @@ class UPerNetHead(SegmentationHead):
             loss = self.cross_entropy(self.auxiliary_logits(maps), targets)
             losses["loss_auxiliary"] = self.auxiliary_weight * loss
         return losses
+
+
+def average_pool(x: Tensor, side: int) -> Tensor:
+    """Adaptive average pooling: (B, C, H, W) -> (B, C, side, side)."""
+    if not torch.compiler.is_compiling():
+        return F.adaptive_avg_pool2d(x, side)
+    # ONNX has no adaptive pooling of images of any size: two matrix products instead.
+    rows, columns = pooling_matrix(x.shape[2], side, x), pooling_matrix(x.shape[3], side, x)
+    return rows @ x @ columns.T
+
+
+def pooling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
+    """The matrix that averages a line over bins as adaptive pooling does: (bins, length)."""
+    bin_index = torch.arange(bins, device=like.device)[:, None]
+    first = bin_index * length // bins
+    end = ((bin_index + 1) * length + bins - 1) // bins  # rounded up
+    cell = torch.arange(length, device=like.device)
+    inside = ((cell >= first) & (cell < end)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, norm: str) -> ConvNormReLU:
@@ -281,12 +319,25 @@ def resize(x: Tensor, size: Sequence[int] | None = None, scale: int | None = Non
 
 
 class SemanticSegmentor(meta_arch.SemanticSegmentor):
-    """Detectron2's, with training batches of a fixed size.
+    """Detectron2's, with training batches of a fixed size and more kinds of inference.
+
+    By default, the logits of the complete image are resized to the network's input and then to the
+    original image, as published.
 
     Args:
-        backbone, sem_seg_head, pixel_mean, pixel_std: see Detectron2's.
+        backbone, pixel_mean, pixel_std: see Detectron2's.
+        sem_seg_head: one of this module, or Detectron2's ``SemSegFPNHead``.
         train_size: side in pixels of the square that training images are padded to (with 0 after
             normalization, labels with ``ignore_value``); 0: the size of the largest of the batch.
+        class_map: return class indices instead of logits, which takes less time and memory.
+        window: side in pixels of sliding windows over the network's input, whose logits are
+            averaged; 0: the complete image.
+        stride: of the windows, in pixels; 0: two thirds of their side.
+        scales: factors of the network's input whose probabilities are averaged.
+        flip: average with the probabilities of the mirrored image as well.
+
+    Raises:
+        ValueError: there are no scales, or windows leave gaps.
     """
 
     def __init__(
@@ -297,6 +348,11 @@ class SemanticSegmentor(meta_arch.SemanticSegmentor):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         train_size: int = 0,
+        class_map: bool = False,
+        window: int = 0,
+        stride: int = 0,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -304,32 +360,103 @@ class SemanticSegmentor(meta_arch.SemanticSegmentor):
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
         )
-        self.train_size = train_size
+        if window and not 0 <= stride <= window:
+            raise ValueError(f"stride={stride} must be at most window={window}")
+        if not scales:
+            raise ValueError("there must be at least one of scales")
+        self.train_size, self.class_map = train_size, class_map
+        self.window, self.stride = window, stride or round(2 / 3 * window)
+        self.scales, self.flip = tuple(scales), flip
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Return losses in training; in inference a dict with "sem_seg", logits, for each image.
+        """Return losses in training; in inference a dict with "sem_seg" for each image.
 
         Args:
             batched_inputs: dicts with "image", (3, h, w); in training with "sem_seg", (h, w),
                 class indices; in inference optionally with "height" and "width" of the original
-                image, which the logits (K, height, width) are resized to.
+                image, whose size the result has.
+
+        Returns:
+            In inference "sem_seg": logits, (K, height, width); with several scales or flips the
+            logarithm of the averaged probabilities; with ``class_map`` class indices, (height,
+            width), int64.
         """
-        images = []
-        for item in batched_inputs:
-            images.append((item["image"].to(self.device) - self.pixel_mean) / self.pixel_std)
-        batch = self._batch(images)
-        features = self.backbone(batch.tensor)
         if self.training:
+            features = self.backbone(self.preprocess_image(batched_inputs).tensor)
             labels = [item["sem_seg"].to(self.device) for item in batched_inputs]
             targets = self._batch(labels, self.sem_seg_head.ignore_value).tensor
             return self.sem_seg_head(features, targets)[1]
+        if self.window or self.flip or self.scales != (1.0,):
+            return [{"sem_seg": self._predict_parts(item)} for item in batched_inputs]
+        batch = self.preprocess_image(batched_inputs)
         results = []
-        logits, _ = self.sem_seg_head(features)
-        for of_image, item, (height, width) in zip(logits, batched_inputs, batch.image_sizes):
-            of_image = of_image[:, :height, :width]
+        for logits, item, (height, width) in zip(
+            self._logits(batch.tensor), batched_inputs, batch.image_sizes
+        ):
             size = item.get("height", height), item.get("width", width)
-            results.append({"sem_seg": resize(of_image[None], size)[0]})
+            padded = batch.tensor.shape[-2:]
+            if self.class_map:
+                rows = resize_twice(logits.shape[1], padded[0], height, size[0], logits)
+                columns = resize_twice(logits.shape[2], padded[1], width, size[1], logits)
+                result = class_map([Prediction(logits, rows, columns)])
+            else:
+                at_input = resize(logits[None], padded)[:, :, :height, :width]
+                result = resize(at_input, size)[0]
+            results.append({"sem_seg": result})
         return results
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalize the images, and pad them to one size."""
+        return self._batch([self._normalized(item["image"]) for item in batched_inputs])
+
+    def _predict_parts(self, item: dict[str, Any]) -> Tensor:
+        """Return "sem_seg" of an image from windows, scales and flips."""
+        image = item["image"]
+        height, width = image.shape[1:]
+        size = item.get("height", height), item.get("width", width)
+        is_single = self.scales == (1.0,) and not self.flip
+        if is_single and self.class_map:
+            windows = Windows.over(height, width, self.window, self.stride)
+            return sliding_class_map(self._logits_of_image, image, windows, size)
+        predictions = []
+        for scale in self.scales:
+            scaled = image
+            if scale != 1:
+                new_size = [max(16, round(side * scale / 16) * 16) for side in (height, width)]
+                scaled = resize(image[None].float(), new_size)[0]
+            logits = self._logits_of_scaled(scaled)
+            predictions.append(_fitted(logits, size))
+            if self.flip:
+                mirrored = self._logits_of_scaled(scaled.flip(-1)).flip(-1)
+                predictions.append(_fitted(mirrored, size))
+        if self.class_map:
+            return class_map(predictions)
+        resized = [resize(prediction.logits[None], size)[0] for prediction in predictions]
+        if len(resized) == 1:
+            return resized[0]
+        mean = torch.stack([logits.softmax(0) for logits in resized]).mean(0)
+        return mean.clamp_(min=torch.finfo(mean.dtype).tiny).log_()
+
+    def _logits_of_scaled(self, image: Tensor) -> Tensor:
+        """Return logits at the size of an image, from windows if there are any: (K, h, w)."""
+        if not self.window:
+            return self._logits_of_image(image)
+        height, width = image.shape[1:]
+        windows = Windows.over(height, width, self.window, self.stride)
+        return sliding_logits(self._logits_of_image, image, windows)
+
+    def _logits_of_image(self, image: Tensor) -> Tensor:
+        """Return logits at the size of an image, which is padded for the network: (K, h, w)."""
+        batch = self._batch([self._normalized(image)])
+        logits = resize(self._logits(batch.tensor), batch.tensor.shape[-2:])
+        return logits[0, :, : image.shape[1], : image.shape[2]]
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Return the head's logits before they are resized: (B, 3, h, w) -> (B, K, h', w')."""
+        return self.sem_seg_head.layers(self.backbone(images)).float()
+
+    def _normalized(self, image: Tensor) -> Tensor:
+        return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def _batch(self, tensors: list[Tensor], padding: float = 0.0) -> ImageList:
         constraints = self.backbone.padding_constraints
@@ -337,3 +464,22 @@ class SemanticSegmentor(meta_arch.SemanticSegmentor):
             constraints = {"square_size": self.train_size}
         divisibility = self.backbone.size_divisibility
         return ImageList.from_tensors(tensors, divisibility, padding, constraints)
+
+
+def _fitted(logits: Tensor, size: tuple[int, int]) -> Prediction:
+    """Return logits with their resize to the original image."""
+    rows = resize_matrix(logits.shape[1], size[0], logits)
+    return Prediction(logits, rows, resize_matrix(logits.shape[2], size[1], logits))
+
+
+@contextmanager
+def predicting_class_maps(model: nn.Module) -> Iterator[None]:
+    """Let a segmentation model return class maps; other models are unchanged."""
+    if not isinstance(model, SemanticSegmentor):
+        yield
+        return
+    before, model.class_map = model.class_map, True
+    try:
+        yield
+    finally:
+        model.class_map = before
