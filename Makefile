@@ -1,4 +1,4 @@
-## make quickstart   create data, train a small detector and evaluate it, in a few minutes
+## make quickstart   create data, train a small detector and evaluate it, in 7 to 20 minutes
 ## make test         run the tests, in less than 20 minutes on two CPU cores
 ## make test-quick   run the quick ones among them, in about three minutes
 ## make test-slow    run the tests that take minutes each

@@ -71,6 +71,15 @@ SMALL = [
     "dataloader.max_size=128",
     "dataloader.train.total_batch_size=2",
 ]
+SEMANTIC = "configs/quickstart_semantic.py"
+SEMANTIC_MODEL = [
+    "model.backbone.embed_dim=24",
+    "model.backbone.group_tokens=[0,4]",
+    "model.backbone.out_features=[block0,last_feat]",
+    "model.sem_seg_head.in_features=[block0,last_feat]",
+    "model.sem_seg_head.channels=16",
+    "model.train_size=96",
+]
 SMALL += ["dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
 
 
@@ -122,6 +131,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Pat
     command += ["--data", str(synthetic_data), *TINY, *SMALL]
     command += ["train.device=cpu", f"train.output_dir={quickstart}", "train.best_metric=segm/AP"]
     command += ["model.roi_heads.box_predictor.test_score_thresh=0.0"]  # to have detections
+    train_net.main(argument_parser().parse_intermixed_args(command))
+    command = ["--config-file", str(REPOSITORY / SEMANTIC), "--data", str(synthetic_data)]
+    command += [*SEMANTIC_MODEL, *HERE, *SMALL]
+    command += [f"train.output_dir={folder / 'output' / 'quickstart_semantic'}"]
     train_net.main(argument_parser().parse_intermixed_args(command))
     shutil.copytree(quickstart, folder / "output" / "fine_tuned")  # another run
     shutil.copytree(quickstart, folder / "output" / "my_training")  # a run to resume
@@ -179,7 +192,10 @@ def shortened(words: list[str], folder: Path) -> list[str]:
     weights = next((word for word in words if word.startswith("train.init_checkpoint=")), "")
     replaced = ("train.max_iter", "train.eval_period", "train.checkpointer")
     words = [word for word in words if not word.startswith(replaced)]
-    words += [override for override in TINY if override.startswith("model")]
+    if SEMANTIC in words:
+        words += SEMANTIC_MODEL
+    else:
+        words += [override for override in TINY if override.startswith("model")]
     if not weights:
         words.append("train.init_checkpoint=''")
     return [*words, *HERE, *SMALL, f"train.output_dir={folder / 'output'}"]

@@ -14,9 +14,10 @@ from conftest import REPOSITORY
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from gpvit import Predictor
 from gpvit.cli.train import argument_parser
-from gpvit.data.datasets.semantic import ADE20K_CLASSES, ADE20K_FOLDERS, register_ade20k
+from gpvit.data.datasets.semantic import ADE20K_FOLDERS, register_ade20k
 from gpvit.data.label_maps import read_labels
 from gpvit.evaluation import SemanticEvaluator
+from gpvit.model_zoo import ADE20K_CLASSES
 from gpvit.utils.errors import UserError
 from PIL import Image
 
@@ -114,12 +115,14 @@ def test_stand_in_of_published_file_is_evaluated(tmp_path: Path) -> None:
     assert {"pACC", "mBoundaryIoU", "IoU-wall", "IoU-sky"} <= results.keys()
 
 
-def test_folder_of_detection_data_is_rejected_in_one_line(
-    synthetic_data: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match="--data: custom datasets are for detectors"):
-        run(tmp_path / "out", "segformer", "--data", str(synthetic_data))
-    assert not (tmp_path / "out").exists()
+def test_custom_dataset_is_trained_on_and_drawn(synthetic_data: Path, tmp_path: Path) -> None:
+    data = ["--data", str(synthetic_data), "train.pictures=2"]
+    balanced = "model.sem_seg_head.class_weights=balanced"
+    run(tmp_path / "out", "segformer", *data, balanced, "dataloader.train.num_workers=0")
+    content = gpvit.checkpoint.read_content(str(tmp_path / "out" / "model_final.pth"))
+    assert content["classes"][0] == "background" and len(content["palette"]) == 4
+    assert (tmp_path / "out" / "pictures" / "0000006.png").is_file()
+    assert "| \N{EM DASH} |" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_evaluator_writes_predictions_on_demand(tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def test_evaluator_writes_predictions_on_demand(tmp_path: Path) -> None:
     evaluator.process([record], [{"sem_seg": torch.from_numpy(predicted)}])
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
     name = Path(record["sem_seg_file_name"]).name
-    assert np.array_equal(read_labels(tmp_path / "predictions" / name), predicted)
+    assert np.array_equal(read_labels(tmp_path / "label_maps" / name), predicted)
 
 
 def test_missing_folder_of_ade20k_raises_one_line(
@@ -143,3 +146,47 @@ def test_missing_folder_of_ade20k_raises_one_line(
     with pytest.raises(UserError, match=message):
         call("--config-file", config, *TINY, f"train.output_dir={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
+
+
+def write_colored_shapes(folder: Path, kind: str) -> None:
+    """Images whose colors are their classes; training label maps may be shuffled or shifted."""
+    rng = np.random.default_rng(0)
+    colors = np.array([[60, 60, 200], [220, 40, 40], [40, 200, 40]], np.uint8)
+    for split, number in (("train", 12), ("val", 4)):
+        labels = []
+        for _ in range(number):
+            label = np.zeros((64, 64), np.uint8)
+            for index in (1, 2, 1, 2):
+                top, left = rng.integers(0, 40, 2)
+                label[top : top + 20, left : left + 20] = index
+            labels.append(label)
+        for name, label in enumerate(labels):
+            pixels = np.clip(colors[label].astype(int) + rng.integers(-20, 20, (64, 64, 3)), 0, 255)
+            if split == "train" and kind == "shuffled":
+                label = labels[(name + 1) % number]
+            if split == "train" and kind == "shifted":
+                label = np.roll(label, (16, 16), (0, 1))
+            for part, image in (("images", pixels.astype(np.uint8)), ("labels", label)):
+                path = folder / part / split / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
+
+
+@pytest.mark.slow
+def test_training_on_shuffled_or_shifted_label_maps_falls_far_below(tmp_path: Path) -> None:
+    config = str(REPOSITORY / "configs" / "quickstart_semantic.py")
+    command = ["--config-file", config, "train.device=cpu", "model.backbone.embed_dim=24"]
+    command += ["model.backbone.group_tokens=[0,4]", "model.backbone.out_features=[last_feat]"]
+    command += ["model.sem_seg_head.in_features=[last_feat]", "model.sem_seg_head.channels=16"]
+    command += ["model.train_size=64", "dataloader.short_side=64", "optimizer.lr=5e-3"]
+    command += ["dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
+    command += ["train.max_iter=60", "train.eval_period=0", "train.pictures=0"]
+    found = {}
+    for kind in ("right", "shuffled", "shifted"):
+        write_colored_shapes(tmp_path / kind, kind)
+        folder = tmp_path / "output" / kind
+        call(*command, "--data", str(tmp_path / kind), f"train.output_dir={folder}")
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        found[kind] = evaluation["results"]["sem_seg"]["mIoU"]
+    assert found["right"] > 70, found
+    assert found["shuffled"] < found["right"] - 25 and found["shifted"] < found["right"] - 25, found

@@ -16,6 +16,7 @@ import pytest
 import torch
 import train_net
 from conftest import REPOSITORY, TINY
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from gpvit import checkpoint, hub
 from gpvit.cli import share
 from gpvit.cli.train import argument_parser
@@ -32,6 +33,9 @@ pytestmark = pytest.mark.long
 def run_folder(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short training run with averaged weights."""
     folder = tmp_path_factory.mktemp("training")
+    for name in {"data_train", "data_val"} & set(DatasetCatalog):  # of other tests: names differ
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
     config = str(REPOSITORY / "configs" / "quickstart.py")
     command = ["--config-file", config, "--data", str(synthetic_data), *TINY]
     command += ["train.device=cpu", "train.max_iter=2", "train.ema_decay=0.5"]

@@ -229,7 +229,7 @@ def test_report_shows_speed_and_training_run_if_available(run: Path, page: Path)
     write_report(run)
     text = (run / "report.html").read_text()
     assert "0.123 seconds per image on a fast one, measured over 4 images" in text
-    assert 'aria-label="training loss"' in text and 'aria-label="validation AP (%)"' in text
+    assert 'aria-label="training loss"' in text and 'aria-label="validation (%)"' in text
 
 
 def test_invalid_evaluation_json_raises(run: Path) -> None:

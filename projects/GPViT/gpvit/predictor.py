@@ -18,6 +18,7 @@ from .config import CONFIGS, config_from_yaml, load_config, with_overrides
 from .data.datasets.register import set_num_classes
 from .data.image_io import MAX_PIXELS, from_pillow, read_image
 from .data.instance_mapper import CHANNELS
+from .data.label_maps import Color, class_palette
 from .data.transforms import AugmentedImage
 from .utils.environment import set_defaults
 from .utils.errors import UserError, reason_of
@@ -52,6 +53,7 @@ class Predictor:
         file = weights if isinstance(weights, checkpoint.File) else checkpoint.read(str(weights))
         self.path, self.cfg = file.path, cfg
         self.classes: list[str] = file.require_classes()
+        self.palette = _palette(file, len(self.classes))
         set_num_classes(cfg.model, len(self.classes))
         self.model = _to_device(instantiate(cfg.model), device).eval()
         checkpoint.load(self.model, file, self.classes)
@@ -150,7 +152,7 @@ class Predictor:
         except Exception as error:  # parts of the config do not match, or memory is exhausted
             height, width = batch[0]["image"].shape[1:]
             raise UserError(
-                f"the detector of {self.path} failed on an image of {width} x {height} pixels: "
+                f"the model of {self.path} failed on an image of {width} x {height} pixels: "
                 f"{reason_of(error)}"
             ) from error
 
@@ -174,6 +176,14 @@ class Predictor:
                 f"{self.path}: {reason_of(error)}"
             ) from error
         return torch.from_numpy(resized.image.transpose(2, 0, 1).copy())  # (H, W, C) -> (C, H, W)
+
+
+def _palette(file: checkpoint.File, num_classes: int) -> list[Color]:
+    """Return the color of each class: the file's, else by its index."""
+    colors = file.about.get("palette", [])
+    if len(colors) != num_classes:
+        return class_palette(num_classes)
+    return [(red, green, blue) for red, green, blue in colors]
 
 
 def _to_device(model: nn.Module, device: str | None) -> nn.Module:

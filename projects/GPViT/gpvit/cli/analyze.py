@@ -1,8 +1,9 @@
-"""Report the parameters, FLOPs, memory and inference time of each part of a detector.
+"""Report the parameters, FLOPs, memory and inference time of each part of a model.
 
     gpvit analyze --config-file configs/mask_rcnn_gpvit_l1.py
     gpvit analyze --weights output/quickstart --image 480x640
-    gpvit analyze --table models       parameters and FLOPs of all models of configs/
+    gpvit analyze --table models       parameters and FLOPs of all detectors of configs/
+    gpvit analyze --table segmentation ... of all segmentation models
     gpvit analyze --table published    AP and checkpoints of the published detectors
 
 All tables are in Markdown. gpvit/utils/analysis.py defines what is counted as a FLOP.
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from .. import checkpoint
 from ..config import CONFIGS, load_config, with_overrides
 from ..data.datasets.register import set_num_classes
-from ..model_zoo import COCO_AP, detector_address
+from ..model_zoo import ADE20K_MIOU, COCO_AP, detector_address
 from ..modeling import SIZES
 from ..predictor import config_of
 from ..utils.analysis import PARTS, build_on_meta, costs, flops, parameters
@@ -31,6 +32,8 @@ MODEL_CONFIGS = (
     "published/mask_rcnn_gpvit_{}_1x",
     "published/retinanet_gpvit_{}_1x",
 )
+SEGMENTATION_CONFIGS = ("published/segformer_gpvit_{}", "published/upernet_gpvit_{}")
+SEMANTIC_FPN = "semantic_fpn_gpvit_l1"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,20 +46,24 @@ def main(arguments: Sequence[str]) -> None:
         help="checkpoint or folder of a training run; its config is used",
     )
     source.add_argument(
-        "--table", choices=("models", "published"), help="table to print instead of one detector"
+        "--table",
+        choices=("models", "segmentation", "published"),
+        help="table to print instead of one model",
     )
     parser.add_argument(
         "--image",
         type=image_size,
         metavar="HEIGHTxWIDTH",
         help="image size in pixels (default: 3:2 at the resolution of the config; 800x1280 with "
-        "--table models)",
+        "--table models, 512x512 with --table segmentation)",
     )
     add_device(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     args = parser.parse_intermixed_args(arguments)
     if args.table == "models":
         print_models(*(args.image or (800, 1280)))
+    elif args.table == "segmentation":
+        print_segmentation_models(*(args.image or (512, 512)))
     elif args.table == "published":
         print_published()
     else:
@@ -82,9 +89,10 @@ def print_model(
         detector_costs, *source, height, width, device, environment=RETURN_MEMORY
     )
     total_seconds = sum(seconds.values())
+    found = f"{detections} detections, " if "sem_seg_head" not in cfg.model else ""
     print(
-        f"{config_file or weights}, one image of {height}x{width}, random weights, "
-        f"{detections} detections, {device_name(device)}\n"
+        f"{config_file or weights}, one image of {height}x{width}, random weights, {found}"
+        f"{device_name(device)}\n"
     )
     print("| part | parameters (M) | GFLOPs | peak MiB | ms | % of time |")
     print("|---|---:|---:|---:|---:|---:|")
@@ -179,6 +187,27 @@ def print_models(height: int, width: int) -> None:
                 f"| {sum(gflops.values()):.0f} | {gflops['backbone']:.0f} "
                 f"| {published_ap(detector)} | {published_ap(detector.replace('1x', '3x'))} |"
             )
+
+
+def print_segmentation_models(height: int, width: int) -> None:
+    """Print the cost of each segmentation model, and its mIoU as published, in italics."""
+    print(
+        f"| config | parameters (M) | GFLOPs at {height}x{width} | of these, backbone "
+        "| mIoU on ADE20K |"
+    )
+    print("|---|---:|---:|---:|---:|")
+    names = [SEMANTIC_FPN]
+    for template in SEGMENTATION_CONFIGS:
+        names += [template.format(size.lower()) for size in SIZES]
+    for name in names:
+        model = build_on_meta(load_config(str(CONFIGS / f"{name}.py")).model)
+        gflops = flops(model, height, width)
+        miou = ADE20K_MIOU.get(name.removeprefix("published/"))
+        print(
+            f"| `{name}` | {sum(parameters(model).values()) / 1e6:.1f} "
+            f"| {sum(gflops.values()):.0f} | {gflops['backbone']:.0f} "
+            f"| {'—' if miou is None else f'*{miou}*'} |"
+        )
 
 
 def published_ap(name: str) -> str:

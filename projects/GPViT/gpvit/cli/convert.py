@@ -57,12 +57,16 @@ def convert(file: checkpoint.File, output: str, to_published: bool) -> str:
     classes = f", {len(file.classes)} class names" if file.classes else ""
     if to_published:
         content = published.to_published(file.weights, file.classes)
+        if "palette" in file.about:
+            content["meta"]["PALETTE"] = file.about["palette"]
         with atomic_write(output) as partial, partial.open("wb") as output_file:
             torch.save(content, output_file)
         return f"{len(content['state_dict'])} tensors in the official format{classes}"
     metadata: dict[str, Any] = {"source": file.path}
     if file.classes:
         metadata["classes"] = file.classes
+        if "palette" in file.about:
+            metadata["palette"] = file.about["palette"]
         with contextlib.suppress(UserError):  # the checkpoint may have no config
             metadata["inference_config"] = inference_config(config_of(file))
     checkpoint.write(output, file.weights, **metadata)

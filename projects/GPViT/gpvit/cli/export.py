@@ -1,11 +1,11 @@
-r"""Export a trained detector to ONNX (.onnx) or torch.export's format (.pt2).
+r"""Export a trained model to ONNX (.onnx) or torch.export's format (.pt2).
 
     gpvit export --weights output/quickstart --output model.onnx \
         --input 'output/quickstart/data/images/val_*.png'
 
 The exported file runs without this project. It takes one image of any size; gpvit/export/graph.py
-describes its inputs and outputs. The file is written only if its detections on the images of
---input agree with PyTorch's.
+describes its inputs and outputs. The file is written only if its outputs for the images of --input
+agree with PyTorch's.
 """
 
 import io
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
         required=True,
         nargs="+",
         metavar="IMAGE",
-        help="images or glob patterns to compare the detections on",
+        help="images or glob patterns to compare the outputs on",
     )
     add_output(parser, "FILE", "file to write, .onnx or .pt2")
     args = parser.parse_intermixed_args(arguments)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         if min(image.shape[1:]) < smallest:
             raise UserError(
                 f"{path} is resized to {image.shape[2]} x {image.shape[1]} pixels, and an exported "
-                f"detector needs at least {smallest} x {smallest}; raise dataloader.short_side"
+                f"model needs at least {smallest} x {smallest}; raise dataloader.short_side"
             )
 
     with atomic_write(args.output) as partial, utf8_path(partial) as name:

@@ -16,13 +16,13 @@ from ..version import __version__
 
 COMMANDS = {
     "train": "train or evaluate a model, as train_net.py does",
-    "predict": "detect objects in images, videos or a webcam stream",
+    "predict": "detect objects or segment classes in images, videos or a webcam stream",
     "check-data": "check the images and annotations of a dataset",
     "view-data": "draw the annotations of a dataset",
     "view-results": "draw predictions next to ground truth, or write an HTML report",
     "view-attention": "visualize group-token attention and feature maps",
-    "analyze": "report parameters, FLOPs, time and memory of a detector",
-    "export": "export a detector to ONNX or torch.export",
+    "analyze": "report parameters, FLOPs, time and memory of a model",
+    "export": "export a model to ONNX or torch.export",
     "convert": "convert checkpoints from and to the official format",
     "share": "write a model to a folder, push it to the Hugging Face Hub, or pull it",
     "replay": "repeat an iteration whose loss or gradient was not finite",

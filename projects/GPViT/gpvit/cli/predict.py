@@ -1,4 +1,4 @@
-r"""Detect objects in images and videos, and draw them.
+r"""Detect objects or segment classes in images and videos, and draw them.
 
     gpvit predict --weights output/my_run --input images clip.mp4 'more/*.jpg' --json --cutouts
     gpvit predict --weights output/my_run --webcam
@@ -11,6 +11,8 @@ written to --output; existing files are only replaced with --overwrite:
         The image or video with the detected objects drawn. Images that are neither JPEG nor PNG
         get the suffix .png appended, videos other than MP4 get .mp4. Images are scaled to between
         640 and 2560 pixels; a video keeps its size and frame rate, and loses its sound.
+    label_maps/NAME, with .png appended unless it is a PNG (segmentation models, images only)
+        The class index of each pixel, with the colors of the drawing as palette.
     webcam.mp4
         The frames of the webcam until Ctrl-C.
     predictions.json (--json)
@@ -24,6 +26,8 @@ written to --output; existing files are only replaced with --overwrite:
         Each object cropped, with its score in percent; transparent outside its mask. The complete
         box is kept if the detector predicts no masks.
 
+A segmentation model draws its classes with a legend, and takes neither --json nor --cutouts.
+
 Inputs that cannot be read are skipped and listed at the end; the exit code is then 1.
 """
 
@@ -35,24 +39,30 @@ import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.structures import Instances
+from torch import Tensor
 from tqdm import tqdm
 
 from ..data.image_io import read_image, save_image
+from ..data.label_maps import LABEL_MAPS, label_map_name, save_labels
 from ..data.sources import InputImage, Source, sources_of
 from ..data.video_io import VideoReader, VideoWriter
 from ..evaluation.coco_results import ResultsWriter
-from ..predictor import Predictor
+from ..modeling import SemanticSegmentor
+from ..predictor import Output, Predictor
 from ..utils.errors import UserError
 from ..utils.files import check_overwrite, make_folder, truncate_name
 from ..utils.signals import stop_signals_to
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..visualization.drawing import cut_outs, draw_predictions
+from ..visualization.label_drawing import draw_labels, with_legend
 from .options import COUNT, SCORE, add_detector, add_output, command_parser, detector
 
+DEFAULT_SCORE = 0.5
 # The file names of cutouts: frame (videos only), number, class name and score in percent.
 CUTOUT = re.compile(r"(frame_\d{6,}_)?\d{3,}_[\w-]*_\d+\.png")
 
@@ -65,10 +75,16 @@ def main(arguments: Sequence[str]) -> int:
         sources = [Source(args.webcam, "webcam.mp4")]
     else:
         sources = sources_of(args.input, args.output)
-    check_targets(sources, args)
+    check_targets(sources, args, labels=False)
     predictor = detector(args)
     try:
-        run = Run(predictor, args)
+        run: Run
+        if isinstance(predictor.model, SemanticSegmentor):
+            images = [source for source in sources if not source.is_video]
+            check_targets(images, args, labels=True)
+            run = SegmentationRun(predictor, args)
+        else:
+            run = Run(predictor, args)
         with stop_signals_to(run.stop), run:
             images = [source for source in sources if not source.is_video]
             if images:
@@ -109,10 +125,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--score-threshold",
-        default=0.5,
         type=SCORE,
         metavar="S",
-        help="minimum score of a detection (default: %(default)s)",
+        help=f"minimum score of a detection (default: {DEFAULT_SCORE})",
     )
     parser.add_argument(
         "--batch-size",
@@ -138,6 +153,11 @@ def require_window() -> None:
         raise UserError("--show: there is no display to open a window on; leave --show out")
 
 
+def label_map_of(source: Source, output: Path) -> Path:
+    """Return the path of the label map of an image."""
+    return output / LABEL_MAPS / label_map_name(source.name)
+
+
 def target_of(source: Source, output: Path) -> Path:
     """Return the path of the drawn image or video."""
     if source.is_video:
@@ -148,13 +168,20 @@ def target_of(source: Source, output: Path) -> Path:
     return output / (source.name if keeps_suffix else source.name + fallback)
 
 
-def check_targets(sources: list[Source], args: argparse.Namespace) -> None:
-    """Raise a UserError if a file would be overwritten, before anything is written."""
+def check_targets(sources: list[Source], args: argparse.Namespace, *, labels: bool) -> None:
+    """Raise a UserError if a file would be overwritten, before anything is written.
+
+    Args:
+        sources: the inputs.
+        args: of the command line.
+        labels: whether label maps are written.
+    """
     targets = [target_of(source, args.output) for source in sources]
     if args.json:
         targets += [args.output / "predictions.json", args.output / "images.json"]
     if args.cutouts:
         targets += [args.output / "cutouts" / source.name for source in sources]
+    targets += [label_map_of(source, args.output) for source in sources if labels]
     seen: set[Path] = {Path(source.path).resolve() for source in sources}
     for target in targets:
         if target.resolve() in seen:
@@ -167,19 +194,23 @@ def check_targets(sources: list[Source], args: argparse.Namespace) -> None:
 
 
 class Run:
-    """A run of a detector over images and videos, as a context manager.
+    """A run of a model over images and videos, as a context manager; here of a detector.
 
     It writes the requested outputs, counts images, frames and objects, and collects the errors of
     inputs that cannot be read.
     """
 
+    noun = "object"  # what is counted in an image
+
     def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
         self.predictor, self.args = predictor, args
         # Masks as large as the image are only computed for detections that pass the threshold.
-        for module in predictor.model.modules():
+        self.threshold = DEFAULT_SCORE if args.score_threshold is None else args.score_threshold
+        modules: Iterable[Any] = predictor.model.modules()
+        for module in modules:
             if hasattr(module, "test_score_thresh"):
-                module.test_score_thresh = max(module.test_score_thresh, args.score_threshold)
-        self.counts = Counter({"image": 0, "frame": 0, "object": 0})
+                module.test_score_thresh = max(module.test_score_thresh, self.threshold)
+        self.counts = Counter({"image": 0, "frame": 0, self.noun: 0})
         self.problems: list[str] = []
         self.stopped, self.exit_code = False, 0
         self.cutouts: defaultdict[Path, set[str]] = defaultdict(set)  # folder -> files written
@@ -201,15 +232,15 @@ class Run:
     def predict_images(self, sources: list[Source]) -> None:
         bar = tqdm(sources, unit="image", disable=None)
         numbers = {source: number for number, source in enumerate(sources, start=1)}
-        for image, instances in self.detect(self.read(bar)):
-            drawn = draw_predictions(image.image, instances, self.predictor.classes)
+        for image, found in self.predict(self.read(bar)):
+            drawn = self.draw(image, found)
             target = target_of(image.source, self.args.output)
             save_image(target, drawn)
             self.counts["image"] += 1
             if bar.disable:
                 progress = f"[{numbers[image.source]}/{len(sources)}]"
-                objects = counted(len(instances), "object")
-                line = f"{progress} {image.source.path}: {objects} -> {target}"
+                content = counted(self.count(found), self.noun)
+                line = f"{progress} {image.source.path}: {content} -> {target}"
                 print(one_line(line, LINE_LIMIT), flush=True)
             self.show(drawn, hold=True)
 
@@ -234,10 +265,8 @@ class Run:
         counts_before = self.counts.copy()
         target = target_of(source, self.args.output)
         with VideoWriter(target, reader.fps) as writer:
-            for frame, instances in self.detect(self.frames(source, reader)):
-                drawn = draw_predictions(
-                    frame.image, instances, self.predictor.classes, resize=False
-                )
+            for frame, found in self.predict(self.frames(source, reader)):
+                drawn = self.draw(frame, found)
                 writer.write(drawn)
                 self.counts["frame"] += 1
                 self.show(drawn, hold=False)
@@ -245,7 +274,9 @@ class Run:
             self.remove_old_cutouts(source)
         if writer.written and not sys.stderr.isatty():
             new = self.counts - counts_before
-            counts = f"{counted(new['object'], 'object')} in {counted(new['frame'], 'frame')}"
+            counts = counted(new["frame"], "frame")
+            if self.noun == "object":
+                counts = f"{counted(new['object'], 'object')} in {counts}"
             print(one_line(f"{source.path}: {counts} -> {target}", LINE_LIMIT))
 
     def frames(self, source: Source, reader: VideoReader) -> Iterator[InputImage]:
@@ -262,8 +293,8 @@ class Run:
         except UserError as error:
             self.problems.append(str(error))
 
-    def detect(self, images: Iterable[InputImage]) -> Iterator[tuple[InputImage, Instances]]:
-        """Detect objects; write results and cutouts, and yield each image with its detections."""
+    def predict(self, images: Iterable[InputImage]) -> Iterator[tuple[InputImage, Any]]:
+        """Run the model, and yield each image with what was found; write all but drawings."""
         # Images that were passed to the predictor and have no result yet: at most one batch.
         pending: deque[InputImage] = deque()
 
@@ -272,17 +303,30 @@ class Run:
                 pending.append(image)
                 yield image.image
 
-        for instances in self.predictor.stream(arrays(), self.args.batch_size):
-            if not isinstance(instances, Instances):
-                raise UserError(f"{self.predictor.path} is not a detector: nothing can be drawn")
+        for output in self.predictor.stream(arrays(), self.args.batch_size):
             image = pending.popleft()
-            instances = instances[instances.scores >= self.args.score_threshold]
-            self.counts["object"] += len(instances)
-            if self.results:
-                self.results.add(image, instances)
-            if self.args.cutouts:
-                self.cut_out(image, instances)
-            yield image, instances
+            yield image, self.take(image, output)
+
+    def take(self, image: InputImage, output: Output) -> Any:
+        """Return the detections of an image; count them and write results and cutouts."""
+        if not isinstance(output, Instances):
+            raise UserError(f"{self.predictor.path} is not a detector: nothing can be drawn")
+        instances = output[output.scores >= self.threshold]
+        self.counts["object"] += len(instances)
+        if self.results:
+            self.results.add(image, instances)
+        if self.args.cutouts:
+            self.cut_out(image, instances)
+        return instances
+
+    def draw(self, image: InputImage, found: Any) -> np.ndarray:
+        """Draw what :meth:`take` returned; a frame of a video keeps its size."""
+        is_image = image.frame is None
+        return draw_predictions(image.image, found, self.predictor.classes, resize=is_image)
+
+    def count(self, found: Any) -> int:
+        """Return how many of :attr:`noun` were found in an image."""
+        return len(found)
 
     def cut_out(self, image: InputImage, instances: Instances) -> None:
         """Write each object as an image."""
@@ -330,7 +374,7 @@ class Run:
         """Print the counts and the inputs that could not be read; return the exit code."""
         counts = []
         for noun, number in self.counts.items():
-            if number or noun == "object":
+            if number or noun == self.noun:
                 counts.append(counted(number, noun))
         print(f"{', '.join(counts)} -> {one_line(self.args.output, PATH_LIMIT)}")
         if self.problems:
@@ -341,5 +385,43 @@ class Run:
         return self.exit_code or (1 if self.problems else 0)
 
 
+class SegmentationRun(Run):
+    """A run of a segmentation model."""
+
+    noun = "class"
+
+    def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
+        options = {"--json": args.json, "--cutouts": args.cutouts}
+        for option, given in (options | {"--score-threshold": args.score_threshold}).items():
+            if given not in (None, False):
+                raise UserError(f"{option}: {predictor.path} is a segmentation model, no detector")
+        assert isinstance(predictor.model, SemanticSegmentor)
+        predictor.model.class_map = True
+        super().__init__(predictor, args)
+        self.seen: set[int] = set()  # classes, in all images and frames
+
+    def take(self, image: InputImage, output: Output) -> np.ndarray:
+        """Return the label map of an image, (H, W); write it, unless it is a frame of a video."""
+        assert isinstance(output, Tensor)
+        labels = output.numpy()
+        self.seen.update(np.unique(labels).tolist())
+        self.counts["class"] = len(self.seen)
+        if image.frame is None:
+            path = label_map_of(image.source, self.args.output)
+            make_folder(path.parent)
+            save_labels(path, labels, self.predictor.palette)
+        return labels
+
+    def draw(self, image: InputImage, found: np.ndarray) -> np.ndarray:
+        classes, palette = self.predictor.classes, self.predictor.palette
+        is_image = image.frame is None
+        drawn = draw_labels(image.image, found, classes, palette, resize=is_image)
+        return with_legend(drawn, found, classes, palette) if is_image else drawn
+
+    def count(self, found: np.ndarray) -> int:
+        return len(np.unique(found))
+
+
 def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"

@@ -85,8 +85,8 @@ def argument_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help="custom dataset: folder or file in COCO, YOLO segmentation or labelme format "
-        "(default: the dataset of the config)",
+        help="custom dataset: a folder or file in COCO, YOLO or labelme format, or for semantic "
+        "segmentation a folder of label maps (default: the dataset of the config)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     return parser

@@ -14,29 +14,44 @@ scores of false positives. Masks are matched if there are any, otherwise boxes
 With --report, a self-contained report.html is written next to the results. It contains AP,
 precision-recall curves, the confusion matrix, calibration, the score threshold of the best F1, and
 the worst images.
+
+For a segmentation model, the input is a folder with predicted label maps, which an evaluation
+writes with dataloader.evaluator.output_dir=FOLDER. Images are drawn with their errors, ranked by
+the fraction of wrong pixels; the report contains IoU and boundary IoU by class and the confusion
+matrix.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from ..config.values import MOST_DETECTIONS
 from ..evaluation.coco_evaluation import RESULTS
 from ..evaluation.coco_results import Inputs, read_inputs
 from ..evaluation.matching import IOU, match, outcomes
 from ..evaluation.metrics import TASKS
+from ..evaluation.semantic_results import has_label_maps, read_semantic_results
 from ..utils.errors import UserError
 from ..utils.files import atomic_write, check_overwrite, make_folder
 from ..utils.kinds import argument, integer
 from ..utils.text import LINE_LIMIT, one_line
 from ..visualization.comparison import drawings, sheet, to_image, worst_first
 from ..visualization.report import collect, page, percent, read_limit
+from ..visualization.semantic_comparison import worst_cases
+from ..visualization.semantic_report import collect as collect_semantic
+from ..visualization.semantic_report import semantic_page
 from .options import COUNT, SCORE, command_parser
+
+SHEET = "sheet.png"  # all drawings
 
 
 def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
+    if has_label_maps(args.input):
+        return semantic(args)
     inputs = read_inputs(args.input, args.data, args.split, args.images)
     return report(inputs, args) if args.report else draw(inputs, args)
 
@@ -84,7 +99,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="PATH",
-        help=f"folder with {RESULTS}, or a file in this format",
+        help=f"folder with {RESULTS} or with label maps, or a file in the format of the former",
     )
     parser.add_argument(
         "--data",
@@ -113,7 +128,7 @@ def draw(inputs: Inputs, args: argparse.Namespace) -> int:
         raise UserError(f"give the folder of the images of {inputs.data} by --images DIR")
     output = args.output or inputs.results.parent / "predictions"
     targets = [output / f"{rank:02}.png" for rank in range(1, args.number + 1)]
-    check_overwrite([*targets, output / "sheet.png"], args.overwrite)
+    check_overwrite([*targets, output / SHEET], args.overwrite)
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
     detections = inputs.found[inputs.task]
     matching = match(inputs.ground_truth, detections, inputs.task)
@@ -122,22 +137,79 @@ def draw(inputs: Inputs, args: argparse.Namespace) -> int:
     )
     settings = f"{inputs.task}, IoU threshold {IOU}, score threshold {threshold:g}"
     print(one_line(f"{inputs.results}, on {inputs.data}: {settings}", LINE_LIMIT))
-    make_folder(output)
     failures: list[str] = []
+
+    def drawn() -> Iterator[tuple[Figure, str]]:
+        for case, figure in drawings(inputs, cases, args.number, failures):
+            yield figure, f"{case.image['file_name']}: {case.counts()}"
+
+    return save_drawings(output, targets, drawn(), failures)
+
+
+def semantic(args: argparse.Namespace) -> int:
+    """Draw or report the results of a segmentation model; return the exit code."""
+    detectors_only = {
+        "--score-threshold": args.score_threshold,
+        "--max-detections": args.max_detections,
+        "--images": args.images,
+    }
+    for option, value in detectors_only.items():
+        if value is not None:
+            raise UserError(
+                f"{option} applies to detectors, {args.input} is of a segmentation model"
+            )
+    output = args.output or args.input / ("report.html" if args.report else "predictions")
+    targets = [output / f"{rank:02}.png" for rank in range(1, args.number + 1)]
+    check_overwrite([output] if args.report else [*targets, output / SHEET], args.overwrite)
+    results = read_semantic_results(args.input, args.data, args.split)
+    if args.report:
+        content = collect_semantic(results)
+        with atomic_write(output) as partial:
+            partial.write_text(semantic_page(content), encoding="utf-8")
+        figures = [f"{heading} {percent(value)}" for heading, value in content["overall"].items()]
+        print(one_line(f"{output}: {', '.join(figures)}, {content['worst_note']}", LINE_LIMIT))
+        return 0
+    print(
+        one_line(f"{args.input}, on {results.truth.data}: {len(results.cases)} images", LINE_LIMIT)
+    )
+    failures: list[str] = []
+
+    def drawn() -> Iterator[tuple[Figure, str]]:
+        for case, figure in worst_cases(results, args.number, failures):
+            yield figure, f"{case.name}: {case.error:.1%} of the pixels wrong"
+
+    return save_drawings(output, targets, drawn(), failures)
+
+
+def save_drawings(
+    output: Path,
+    targets: list[Path],
+    drawn: Iterable[tuple[Figure, str]],
+    failures: list[str],
+) -> int:
+    """Write drawings and the sheet of all of them; return the exit code.
+
+    Args:
+        output: folder of the drawings.
+        targets: at least as many paths as drawings.
+        drawn: the drawings, and what each shows.
+        failures: messages of images that cannot be read, complete once all are drawn.
+    """
+    make_folder(output)
     pictures = []
-    for target, (case, figure) in zip(targets, drawings(inputs, cases, args.number, failures)):
+    for target, (figure, content) in zip(targets, drawn):
         picture = to_image(figure)
         pictures.append(picture)
         with atomic_write(target) as partial:
             picture.save(partial)
-        print(one_line(f"{target}: {case.image['file_name']}: {case.counts()}", LINE_LIMIT))
+        print(one_line(f"{target}: {content}", LINE_LIMIT))
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if pictures:
         all_pictures = sheet(pictures)
-        with atomic_write(output / "sheet.png") as partial:
+        with atomic_write(output / SHEET) as partial:
             all_pictures.save(partial)
-        print(one_line(f"{output / 'sheet.png'}: all drawings", LINE_LIMIT))
+        print(one_line(f"{output / SHEET}: all drawings", LINE_LIMIT))
     return 1 if failures else 0
 
 

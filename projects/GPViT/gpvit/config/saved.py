@@ -79,6 +79,7 @@ MODEL_CALLS = (
         "detectron2.modeling.box_regression.Box2BoxTransform",
         "detectron2.modeling.matcher.Matcher",
         "detectron2.modeling.meta_arch.retinanet.RetinaNetHead",
+        "detectron2.modeling.meta_arch.semantic_seg.SemSegFPNHead",
         "detectron2.modeling.poolers.ROIPooler",
         "detectron2.modeling.proposal_generator.RPN",
         "detectron2.modeling.proposal_generator.StandardRPNHead",

@@ -147,6 +147,7 @@ KINDS: dict[str, Kind] = {
         POSITIVE, "two numbers above 0", length=2
     ),
     "dataloader.*.mapper.ignore_value": integer(0),
+    "dataloader.*.mapper.num_classes": either(integer(1, of="classes"), NULL),
     "dataloader.*.mapper.augmentations.flip": FRACTION,
     "dataloader.*.mapper.augmentations.**.short_edge_length": either(PIXELS, SIDES),
     "dataloader.*.mapper.augmentations.**.max_size": integer(1, of="pixels"),
@@ -173,6 +174,17 @@ KINDS: dict[str, Kind] = {
     "dataloader.evaluator.use_fast_impl": FLAG,
     "dataloader.evaluator.allow_cached_coco": FLAG,
     "dataloader.evaluator.kpt_oks_sigmas": several(POSITIVE, "a list of numbers above 0", least=0),
+    # Options of segmentation models.
+    "model.train_size": integer(0, MAX_SIDE, of="pixels", note="0: the largest image of a batch"),
+    "model.class_map": free(FLAG),
+    "model.window": free(integer(0, MAX_SIDE, of="pixels", note="0: the complete image")),
+    "model.stride": free(integer(0, MAX_SIDE, of="pixels", note="0: two thirds of the window")),
+    "model.scales": free(several(number(above=0, most=8), "a list of factors up to 8")),
+    "model.flip": free(FLAG),
+    "model.sem_seg_head.loss_average": choice("all", "labeled"),
+    "model.sem_seg_head.class_weights": either(
+        choice("balanced"), several(NOT_NEGATIVE, "a list of weights"), NULL
+    ),
     # Options of the model, wherever it has them.
     "**.use_act_checkpoint": free(FLAG),
     "**.test_score_thresh": free(number()),
@@ -201,7 +213,9 @@ KINDS: dict[str, Kind] = {
     "optimizer.params.weight_decay_norm": either(NOT_NEGATIVE, NULL),
     "optimizer.params.weight_decay_bias": either(NOT_NEGATIVE, NULL),
     "optimizer.params.bias_lr_factor": either(NOT_NEGATIVE, NULL),
-    "optimizer.params.no_decay": choice("norms_and_biases", "layer_norms"),
+    "optimizer.params.no_decay": choice(
+        "norms_and_biases", "layer_norms", "named_norms_and_biases"
+    ),
     "optimizer.params.head_lr_factor": POSITIVE,
     "optimizer.params.lr_factor_func": either(SECTION, NULL),
     "optimizer.params.lr_factor_func.rate": number(above=0, most=1),

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Checkpointer(StopHook):
         best_metric: as in metrics.json ("bbox/AP", "segm/AP"; with several validation sets
             "NAME/segm/AP"): the checkpoint with the highest value is kept as model_best.pth;
             "" for none.
+        palette: color of each class, saved with the state; empty if there is none.
         patience: number of evaluations in a row without a better ``best_metric`` after which the
             run ends; 0 disables early stopping.
     """
@@ -51,6 +53,7 @@ class Checkpointer(StopHook):
         max_to_keep: int,
         best_metric: str = "",
         patience: int = 0,
+        palette: Sequence[Sequence[int]] = (),
     ) -> None:
         if period < 1 or max_to_keep < 1:
             raise UserError(
@@ -61,6 +64,7 @@ class Checkpointer(StopHook):
             raise UserError(f"train.patience={patience} needs train.best_metric")
         check_best_metric(best_metric, cfg, classes)
         self.folder, self.classes = Path(cfg.train.output_dir), classes
+        self.palette = [list(color) for color in palette]
         self.period, self.max_to_keep = period, max_to_keep
         self.best_metric, self.patience = best_metric, patience
         self.inference_config = inference_config(cfg)
@@ -139,6 +143,7 @@ class Checkpointer(StopHook):
             "model": unwrap_ddp(self.trainer.model).state_dict(),
             **ema,
             "classes": self.classes,
+            **({"palette": self.palette} if self.palette else {}),
             "inference_config": self.inference_config,
             "versions": checkpoint.versions(),
             "trainer": self.trainer.state_dict(),

@@ -17,10 +17,11 @@ from torch import nn
 
 from .. import checkpoint
 from ..config import save_config
-from ..data.datasets.register import class_names
+from ..data.datasets.register import class_names, palette
 from ..data.loader import loading_failure, share_batches
 from ..evaluation.coco_evaluation import evaluated_data
 from ..evaluation.validation_sets import validation_sets
+from ..modeling.segmentation import predicting_class_maps
 from ..utils.errors import ProcessError, UserError, preview
 from ..utils.events import save_evaluation
 from ..utils.files import lock_folder
@@ -89,6 +90,7 @@ def _train(
         **cfg.train.checkpointer,
         best_metric=cfg.train.get("best_metric") or "",  # older configs do not have these two
         patience=cfg.train.get("patience") or 0,
+        palette=palette(cfg.dataloader.train),
     )
     if state is not None:
         _require_same_run(state, checkpointer.config, records, classes)
@@ -300,7 +302,7 @@ def evaluate_set(cfg: DictConfig, model: nn.Module) -> SetResults:
         times.append(time.perf_counter())
 
     try:
-        with evaluation_bar(loader) as batches:
+        with evaluation_bar(loader) as batches, predicting_class_maps(model):
             callbacks = {"on_start": note_time, "on_end": note_time}
             results = inference_on_dataset(model, batches, evaluator, callbacks)
     except UserError as error:  # an image that this process loads

@@ -1,4 +1,4 @@
-"""Detectors as graphs of tensor operations, for :mod:`torch.export` and ONNX.
+"""Models as graphs of tensor operations, for :mod:`torch.export` and ONNX.
 
 Detectron2's inference has branches that depend on the data (is there any box? are all of them
 finite?), which cannot be exported. The modules here compute the same for one image without such
@@ -15,6 +15,10 @@ score:
     scores (N,)
     classes (N,): int64, from 0
     masks (N, 28, 28): probabilities in the box (not for RetinaNet)
+
+A segmentation model has one output, at the size of the image:
+
+    logits (K, H, W)
 """
 
 from collections.abc import Sequence
@@ -29,30 +33,33 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import SymInt, Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..modeling import SemanticSegmentor
 from ..modeling.deformable_attention import sampling_by_grid
 from ..utils.errors import UserError
 
 OUTPUTS = ["boxes", "scores", "classes", "masks"]
+SEGMENTATION_OUTPUTS = ["logits"]
 Side = int | SymInt
 # Type checkers resolve this to Any, because Detectron2 has no types. With nn.Module, they would
 # take every attribute for a Tensor or a Module.
-Detector: TypeAlias = "GeneralizedRCNN | RetinaNet"
+Detector: TypeAlias = "GeneralizedRCNN | RetinaNet | SemanticSegmentor"
 
 
 def smallest_side(model: Detector) -> int:
     """Return the smallest height and width of an image, in pixels.
 
     The coarsest feature map must be larger than 1 x 1, since torch.export specializes the graph for
-    sizes of 1.
+    sizes of 1, and padding must not be the only reason for it.
     """
-    return max(shape.stride for shape in model.backbone.output_shape().values()) + 1
+    strides = [shape.stride for shape in model.backbone.output_shape().values()]
+    return max(*strides, model.backbone.size_divisibility) + 1
 
 
 def export(model: Detector) -> ExportedProgram:
-    """Export a detector in evaluation mode; its input is an image (3, H, W), RGB, uint8.
+    """Export a model in evaluation mode; its input is an image (3, H, W), RGB, uint8.
 
     Raises:
-        UserError: detectors of this type cannot be exported.
+        UserError: models of this type cannot be exported.
     """
     torch.library.register_fake("torchvision::nms", _fake_nms, allow_override=True)
     smallest = smallest_side(model)
@@ -73,8 +80,9 @@ def export_onnx(model: Detector) -> torch.onnx.ONNXProgram:
     with sampling_by_grid(model):
         program = export(model)
     names = program.graph_signature.user_outputs
+    outputs = SEGMENTATION_OUTPUTS if isinstance(model, SemanticSegmentor) else OUTPUTS
     onnx_program = torch.onnx.export(
-        program, input_names=["image"], output_names=OUTPUTS[: len(names)], verbose=False
+        program, input_names=["image"], output_names=outputs[: len(names)], verbose=False
     )
     assert onnx_program is not None  # None is returned by the TorchScript exporter only
     return onnx_program
@@ -90,9 +98,16 @@ def graph_of(model: Detector) -> "Graph":
         return RetinaNetGraph(model).eval()
     if isinstance(model, GeneralizedRCNN):
         return RCNNGraph(model).eval()
+    if isinstance(model, SemanticSegmentor):
+        if model.window or model.flip or model.scales != (1.0,):
+            raise UserError(
+                "windows, scales and flips cannot be exported; add model.window=0 model.flip=False "
+                "'model.scales=[1.0]'"
+            )
+        return SegmentationGraph(model).eval()
     raise UserError(
-        f"{type(model).__name__} cannot be exported; use Mask R-CNN, Cascade Mask R-CNN or "
-        "RetinaNet"
+        f"{type(model).__name__} cannot be exported; use Mask R-CNN, Cascade Mask R-CNN, RetinaNet "
+        "or a segmentation model"
     )
 
 
@@ -106,7 +121,7 @@ class Graph(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Detect objects.
+        """Run the model.
 
         Args:
             image: (3, H, W), RGB, from 0 to 255, resized as by the predictor.
@@ -121,17 +136,17 @@ class Graph(nn.Module):
         right = (width + divisor - 1) // divisor * divisor - width
         normalized = (image - self.model.pixel_mean) / self.model.pixel_std
         batch = F.pad(normalized, (0, right, 0, bottom))[None]  # (1, 3, H + bottom, W + right)
-        return self.detect(self.model.backbone(batch), (height, width))
+        return self.predict(self.model.backbone(batch), (height, width))
 
-    def detect(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
-        """Return the detections from feature maps (1, C, h, w); ``size`` is (H, W)."""
+    def predict(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
+        """Return the outputs from feature maps (1, C, h, w); ``size`` is (H, W)."""
         raise NotImplementedError
 
 
 class RCNNGraph(Graph):
     """Mask R-CNN and Cascade Mask R-CNN."""
 
-    def detect(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
+    def predict(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
         heads = self.model.roi_heads
         maps = [features[name] for name in heads.box_in_features]
         boxes, scores = self.classify(maps, self.propose(features, size), size)
@@ -201,7 +216,7 @@ class RCNNGraph(Graph):
 class RetinaNetGraph(Graph):
     """RetinaNet."""
 
-    def detect(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
+    def predict(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
         model = self.model
         maps = [features[name] for name in model.head_in_features]
         num_anchors = model.anchor_generator.num_anchors[0]
@@ -219,6 +234,15 @@ class RetinaNetGraph(Graph):
         boxes, scores, classes = map(torch.cat, zip(*candidates))
         nms_threshold, limit = model.test_nms_thresh, model.max_detections_per_image
         return select_detections(boxes, scores, classes, nms_threshold, limit, size)
+
+
+class SegmentationGraph(Graph):
+    """Segmentation models."""
+
+    def predict(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
+        logits, _ = self.model.sem_seg_head(features)
+        height, width = size
+        return {"logits": logits[0, :, :height, :width]}
 
 
 def by_anchor(x: Tensor, num_anchors: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Comparison of an exported detector with the PyTorch detector."""
+"""Comparison of an exported model with the PyTorch model."""
 
 import time
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import torchvision  # noqa: F401 (registers the operators that a .pt2 file conta
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
+from ..modeling import SemanticSegmentor
 from ..utils.errors import UserError
 
 Detections = dict[str, Tensor]
@@ -39,6 +40,9 @@ def load(path: Path) -> Callable[[Tensor], Detections]:
 def eager(model: nn.Module, image: Tensor) -> Detections:
     """Return the detections of the PyTorch model in the format of an exported one."""
     inputs = [{"image": image}]
+    if isinstance(model, SemanticSegmentor):
+        model.class_map = False
+        return {"logits": model(inputs)[0]["sem_seg"]}
     if isinstance(model, GeneralizedRCNN):
         # Without postprocessing, masks are those of the mask head: (N, 1, 28, 28).
         (instances,) = model.inference(inputs, do_postprocess=False)
@@ -57,11 +61,47 @@ def eager(model: nn.Module, image: Tensor) -> Detections:
 
 @torch.no_grad()
 def check(model: nn.Module, exported: Callable[[Tensor], Detections], images: list[Tensor]) -> str:
-    """Compare the detections and run times on images; return a summary in one line.
+    """Compare the outputs and run times on images; return a summary in one line.
 
     Raises:
-        UserError: there are no detections, or they differ.
+        UserError: there are no detections, or the outputs differ.
     """
+    if isinstance(model, SemanticSegmentor):
+        agreement = compare_logits(model, exported, images)
+    else:
+        agreement = compare_detections(model, exported, images)
+    return (
+        f"on {len(images)} images, {agreement}; takes "
+        f"{time_ratio(model, exported, images[:TIMED_IMAGES]):.2f} of PyTorch's time "
+        f"({torch.get_num_threads()} threads)"
+    )
+
+
+def compare_logits(
+    model: nn.Module, exported: Callable[[Tensor], Detections], images: list[Tensor]
+) -> str:
+    """Return how many pixels have the same class; raise a UserError if too few do."""
+    equal, total, largest = 0, 0, 0.0
+    for image in images:
+        first, second = eager(model, image)["logits"], exported(image)["logits"]
+        equal += int((first.argmax(0) == second.argmax(0)).sum())
+        total += first[0].numel()
+        largest = max(largest, float((first - second).norm() / first.norm()))
+    if equal < MIN_AGREEMENT * total:
+        raise UserError(
+            f"not exported: {1 - equal / total:.1%} of the pixels have another class in the "
+            "exported model; please report this with the versions of torch and onnxruntime"
+        )
+    return (
+        f"{equal / total:.1%} of the pixels have PyTorch's class, largest relative difference of "
+        f"the logits {largest:.1e}"
+    )
+
+
+def compare_detections(
+    model: nn.Module, exported: Callable[[Tensor], Detections], images: list[Tensor]
+) -> str:
+    """Return how many detections agree; raise a UserError if there are none or too few agree."""
     distances = torch.cat([differences(eager(model, image), exported(image)) for image in images])
     if not len(distances):
         raise UserError(
@@ -77,10 +117,8 @@ def check(model: nn.Module, exported: Callable[[Tensor], Detections], images: li
             "report this with the versions of torch and onnxruntime"
         )
     return (
-        f"on {len(images)} images, {agreement:.1%} of the detections agree with PyTorch's, largest "
-        f"difference {agreeing.max():.1e} (pixels, probabilities); takes "
-        f"{time_ratio(model, exported, images[:TIMED_IMAGES]):.2f} of PyTorch's time "
-        f"({torch.get_num_threads()} threads)"
+        f"{agreement:.1%} of the detections agree with PyTorch's, largest difference "
+        f"{agreeing.max():.1e} (pixels, probabilities)"
     )
 
 

@@ -20,6 +20,10 @@ from ..utils.text import PATH_LIMIT, markdown, one_line
 
 PAPER = "https://github.com/ChenhongyiYang/GPViT"
 MOST_VERSIONS = 10  # packages listed in a card; a training run records 4
+EXAMPLE_OF_OBJECTS = """instances = predictor("image.jpg")
+print([predictor.classes[index] for index in instances.pred_classes], instances.scores)"""
+EXAMPLE_OF_CLASSES = """logits = predictor("image.jpg")  # (K, H, W)
+print({predictor.classes[index] for index in logits.argmax(0).unique()})"""
 VALIDATION = "the validation dataset"  # if its name is not known
 
 
@@ -30,7 +34,7 @@ class TrainingRun:
     Attributes:
         train_data, val_data: names of the datasets in one line, without their folders.
         images: number of images in the evaluation.
-        metrics: COCO metrics on the validation data, from 0 to 100, by names such as "bbox/AP" and
+        metrics: metrics on the validation data, from 0 to 100, by names such as "bbox/AP" and
             "segm/AP-cat".
     """
 
@@ -129,7 +133,7 @@ def model_card(
     name = address.rpartition("/")[2]
     sections = (
         _summary(file, name),
-        _usage(cfg, address),
+        _usage(cfg, address, EXAMPLE_OF_CLASSES if is_segmentation(file) else EXAMPLE_OF_OBJECTS),
         _classes(file, run),
         _results(file, run),
         _versions(file),
@@ -145,6 +149,11 @@ def versions(file: checkpoint.File) -> dict[str, str]:
     return file.about.get("versions") or checkpoint.versions()
 
 
+def is_segmentation(file: checkpoint.File) -> bool:
+    """Whether the model is for semantic segmentation."""
+    return any(key.startswith("sem_seg_head.") for key in file.weights)
+
+
 def has_masks(file: checkpoint.File) -> bool:
     return any(key.startswith("roi_heads.mask_head.") for key in file.weights)
 
@@ -154,6 +163,8 @@ def _header(file: checkpoint.File, license_id: str, name: str, run: TrainingRun)
     pipeline, task_tags = "object-detection", ["object-detection"]
     if has_masks(file):
         pipeline, task_tags = "image-segmentation", ["object-detection", "instance-segmentation"]
+    elif is_segmentation(file):
+        pipeline, task_tags = "image-segmentation", ["semantic-segmentation"]
     results = []
     for task_name, task in TASKS.items():
         value = run.metrics.get(f"{task_name}/{task.main}")
@@ -164,8 +175,8 @@ def _header(file: checkpoint.File, license_id: str, name: str, run: TrainingRun)
                 task_type=pipeline,
                 dataset_type=dataset_type,
                 dataset_name=run.val_data or VALIDATION,
-                metric_type="mAP",
-                metric_name=f"COCO {task.main} ({task.label})",
+                metric_type="mIoU" if is_segmentation(file) else "mAP",
+                metric_name=task.main if is_segmentation(file) else f"COCO AP ({task.label})",
                 metric_value=round(value, 1),
             )
             results.append(result)
@@ -182,6 +193,12 @@ def _header(file: checkpoint.File, license_id: str, name: str, run: TrainingRun)
 def _summary(file: checkpoint.File, name: str) -> str:
     size = size_name(file.weights)
     backbone = f"[GPViT]({PAPER})" + (f"-{size}" if size else "")
+    if is_segmentation(file):
+        return (
+            f"# {markdown(name)}\n\n"
+            f"A model for {checkpoint.architecture(file.weights)} and a {backbone} backbone. It "
+            f"assigns one of {len(file.classes or [])} classes to each pixel of an image."
+        )
     if has_masks(file):
         kind, predictions = "instance segmentation", "a bounding box, a mask"
     else:
@@ -194,7 +211,7 @@ def _summary(file: checkpoint.File, name: str) -> str:
     )
 
 
-def _usage(cfg: DictConfig, address: str) -> str:
+def _usage(cfg: DictConfig, address: str, example: str) -> str:
     short_side, max_size = (
         markdown(cfg.dataloader.get(key) or "") for key in ("short_side", "max_size")
     )
@@ -212,8 +229,7 @@ The model requires the package GPViT for Detectron2 (`gpvit`). In Python:
 import gpvit
 
 predictor = gpvit.Predictor.from_checkpoint({python_text(address)})
-instances = predictor("image.jpg")
-print([predictor.classes[index] for index in instances.pred_classes], instances.scores)
+{example}
 ```
 
 On the command line:
@@ -243,7 +259,7 @@ def _classes(file: checkpoint.File, run: TrainingRun) -> str:
     for task_name, task in TASKS.items():
         values = [metrics.get(_class_metric(task_name, name)) for name in names]
         if any(value is not None for value in values):
-            columns[f"AP ({task.label})"] = values
+            columns[f"{task.of_class.rstrip('-')} ({task.label})"] = values
     if not columns:
         return "## Classes\n\n" + ", ".join(map(markdown, names))
     rows = []
@@ -271,8 +287,8 @@ def _results(file: checkpoint.File, run: TrainingRun) -> str:
     if run.images:
         data = f"{run.images} images of {data}"
     evaluated = (
-        f"COCO AP in percent, evaluated on {data} during training. Results on images from other "
-        "sources may differ."
+        f"{'Metrics' if is_segmentation(file) else 'COCO AP'} in percent, evaluated on {data} "
+        "during training. Results on images from other sources may differ."
     )
     return f"## Training and results\n\n{trained} {evaluated}\n\n" + _table(["", *headings], rows)
 

@@ -142,6 +142,8 @@ def write(weights: str, folder: Path, *, license: str, address: str, config_file
     metadata: dict[str, Any] = {}
     if "iterations" in file.about:
         metadata["iterations"] = file.about["iterations"]
+    if "palette" in file.about:
+        metadata["palette"] = file.about["palette"]
     metadata |= {
         "classes": file.classes,
         "inference_config": inference_config(cfg),

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs, run time and memory of each part of a detector.
+"""Parameters, FLOPs, run time and memory of each part of a detector or segmentation model.
 
 A FLOP is one multiplication or one addition, so a multiply-accumulate is two FLOPs (papers often
 call it one). Matrix products, convolutions, attention and the sampling of deformable attention are
@@ -18,10 +18,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..modeling import GPViT, SemanticSegmentor
 from .errors import UserError
 from .profiler import Meter
 
-PARTS = ("backbone", "adapter", "pyramid", "dense head", "box head", "mask head", "rest")
+PARTS = (
+    *("backbone", "adapter", "pyramid", "decode head"),
+    *("dense head", "box head", "mask head", "rest"),
+)
 RUNS = 5
 
 
@@ -30,22 +34,26 @@ def parts_of(model: Any) -> dict[str, list[nn.Module]]:
 
     Parts are nested: a module inside a module of a later part belongs to that later part. The
     dense head is the RPN or RetinaNet's head. "rest" is everything around the other parts: image
-    normalization and padding, RetinaNet's box selection, pasting masks into the image.
+    normalization and padding, RetinaNet's box selection, pasting masks into the image, resizing
+    logits.
 
     Raises:
-        UserError: the model is not a detector of this project.
+        UserError: the model is not one of this project.
     """
-    pyramid = getattr(model, "backbone", None)
-    adapter = getattr(pyramid, "bottom_up", None)
-    net = getattr(adapter or pyramid, "net", None)
+    outer = getattr(model, "backbone", None)  # the pyramid, or GPViT itself
+    adapter = getattr(outer, "bottom_up", None)
+    net = outer if isinstance(outer, GPViT) else getattr(adapter or outer, "net", None)
     if net is None:
         raise UserError(
-            f"{type(model).__name__} is not a detector with a GPViT backbone and a feature "
-            "pyramid; use a model from configs/"
+            f"{type(model).__name__} is not a model with a GPViT backbone; use one from configs/"
         )
-    parts = {"rest": [model], "pyramid": [pyramid], "adapter": [adapter] if adapter else []}
+    pyramid = [] if outer is net else [outer]
+    parts = {"rest": [model], "pyramid": pyramid, "adapter": [adapter] if adapter else []}
     # An adapter calls the stem and the blocks one by one and never the backbone's own forward.
     parts["backbone"] = [net, net.patch_embed, *net.blocks]
+    if hasattr(model, "sem_seg_head"):
+        # In inference, the layers of the head are called one by one and not its own forward.
+        return parts | {"decode head": list(model.sem_seg_head.modules())}
     if not hasattr(model, "roi_heads"):
         return parts | {"dense head": [model.head]}
     heads = model.roi_heads
@@ -75,7 +83,7 @@ def flops(model: Any, height: int, width: int) -> dict[str, float]:
     """Return the GFLOPs of each part for one image.
 
     Args:
-        model: a detector on the device "meta", where only shapes are computed.
+        model: on the device "meta", where only shapes are computed.
         height, width: of the image, in pixels, before padding.
     """
     divisor = model.backbone.size_divisibility
@@ -102,6 +110,8 @@ def flops(model: Any, height: int, width: int) -> dict[str, float]:
     for part in ("adapter", "pyramid"):
         for module in parts[part]:
             counts[part] = gflops(module) - sum(counts.values())
+    if hasattr(model, "sem_seg_head"):
+        return counts | {"decode head": count(model.sem_seg_head.layers, levels)}
     return counts | head_flops(model, list(levels.values()))
 
 
@@ -130,7 +140,7 @@ def head_flops(model: Any, levels: list[Tensor]) -> dict[str, float]:
     return counts
 
 
-def count(function: Callable[[Any], Any], inputs: Tensor | list[Tensor]) -> float:
+def count(function: Callable[[Any], Any], inputs: Any) -> float:
     """Return the GFLOPs of a call."""
     with flop_counter() as counter:
         function(inputs)
@@ -176,18 +186,21 @@ def costs(
 
     Returns:
         The median seconds of each part, its peak memory in MiB above what was allocated before
-        the image was read, and the number of detected objects.
+        the image was read, and the number of detected objects. A segmentation model returns class
+        maps.
     """
     device = next(model.parameters()).device.type
     for name, weight in model.named_parameters():
         if name.endswith("cls_score.weight"):
             nn.init.normal_(weight)
+    if isinstance(model, SemanticSegmentor):
+        model.class_map = True
     meters: dict[str, list[Meter]] = {}
     for part, modules in parts_of(model).items():
         meters[part] = [Meter(module, device) for module in modules]
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     for _ in range(1 + RUNS):
-        found = model([{"image": image, "height": height, "width": width}])[0]["instances"]
+        output = model([{"image": image, "height": height, "width": width}])[0]
 
     seconds, peaks = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     for part, part_meters in meters.items():
@@ -197,4 +210,4 @@ def costs(
                 seconds[part] += statistics.median(meter.own_seconds[1:])  # [0] is the warm-up
                 part_peaks.append(max(meter.own_peaks[1:]))
         peaks[part] = max(part_peaks, default=0.0)
-    return seconds, peaks, len(found)
+    return seconds, peaks, len(output.get("instances", ()))

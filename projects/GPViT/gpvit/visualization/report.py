@@ -71,8 +71,8 @@ LEGEND_ROW = 15  # points
 NO_VALUE = "\N{EN DASH}"
 
 
-def page(content: dict[str, Any]) -> str:
-    """Render the report; ``content`` is from :func:`collect`."""
+def page(content: dict[str, Any], template: str = "report.html.jinja") -> str:
+    """Render a report; ``content`` is from :func:`collect`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -82,7 +82,8 @@ def page(content: dict[str, Any]) -> str:
         finalize=printable,
     )
     environment.filters["percent"] = percent
-    return environment.get_template("report.html.jinja").render(content, style=style)
+    environment.globals["style"] = style
+    return environment.get_template(template).render(content)
 
 
 def printable(value: Any) -> Any:
@@ -112,9 +113,6 @@ def collect(inputs: Inputs, threshold: float | None, limit: int) -> dict[str, An
     counts = confusion(inputs.ground_truth, found, inputs.task, threshold)
     calibrated = calibration(matching)
     worst, worst_note = worst_images(inputs, matching, threshold)
-    versions = {"gpvit": __version__}
-    for module in (detectron2, torch, faster_coco_eval):
-        versions[module.__name__] = module.__version__
     return {
         "title": inputs.folder.resolve().name if inputs.folder else inputs.results.name,
         "inputs": inputs,
@@ -133,11 +131,23 @@ def collect(inputs: Inputs, threshold: float | None, limit: int) -> dict[str, An
         "calibration_chart": calibration_chart(calibrated) if len(matching.detections) else None,
         "worst": worst,
         "worst_note": worst_note,
-        "speed": read_speed(inputs.folder),
-        "training": training_charts(inputs.folder),
-        "versions": versions,
-        "config": read_config(inputs.folder),
+        **about_run(inputs.folder),
+        "versions": versions(detectron2, torch, faster_coco_eval),
     }
+
+
+def about_run(folder: Path | None) -> dict[str, Any]:
+    """Return what a report shows of the folder of a run: speed, training charts and config."""
+    return {
+        "speed": read_speed(folder),
+        "training": training_charts(folder),
+        "config": read_config(folder),
+    }
+
+
+def versions(*modules: Any) -> dict[str, str]:
+    """Return the versions of this package and of modules by name."""
+    return {"gpvit": __version__} | {module.__name__: module.__version__ for module in modules}
 
 
 def accuracy(inputs: Inputs, matching: Matching, limit: int) -> dict[str, Any]:
@@ -412,37 +422,45 @@ def calibration_chart(calibrated: Calibration) -> Markup:
 
 
 def confusions(ground_truth: COCO, counts: np.ndarray) -> dict[str, Any]:
-    """The confusion matrix for the page; of many classes, only the most confused ones have rows.
+    """The confusion matrix of :func:`.confusion` for the page, see :func:`confusion_table`."""
+    names = [one_line(ground_truth.cats[id]["name"]) for id in sorted(ground_truth.cats)]
+    return confusion_table(names, counts, ["background"])
+
+
+def confusion_table(names: list[str], counts: np.ndarray, others: list[str]) -> dict[str, Any]:
+    """A confusion matrix for the page; of many classes, only the most confused ones have rows.
 
     Args:
-        ground_truth: the classes.
-        counts: (classes + 1, classes + 1) from :func:`.confusion`, background last.
+        names: of the K classes.
+        counts: (K + O, K + O), the O others last.
+        others: names of the last rows and columns, which are no classes.
 
     Returns:
         "columns", names; "rows", names with lists of (count, fraction of the row); "single", number
-        of rows of a single class; "pairs", the ten most frequent confusions (class, detected class,
-        count).
+        of rows of a single class; "pairs", the ten most frequent confusions (class, predicted
+        class, count).
     """
-    names = [one_line(ground_truth.cats[id]["name"]) for id in sorted(ground_truth.cats)]
-    between = counts[:-1, :-1] * (1 - np.eye(len(names), dtype=np.int64))  # without the diagonal
+    single, num_others = len(names), len(others)
+    between = counts[:single, :single] * (1 - np.eye(single, dtype=np.int64))  # no diagonal
     top = np.argsort(-between, axis=None, kind="stable")[:10]
     pairs = []
     for row, column in zip(*np.unravel_index(top, between.shape)):
         if between[row, column]:
             pairs.append((names[row], names[column], int(between[row, column])))
-    single = len(names)
     if single > MANY_CLASSES:
         most = np.argsort(-(between.sum(0) + between.sum(1)), kind="stable")[:MANY_CLASSES]
-        # New index of each old row and column: the most confused classes, the others, background.
-        group = np.full(len(names) + 1, MANY_CLASSES)
-        group[most], group[-1] = np.arange(MANY_CLASSES), MANY_CLASSES + 1
-        merged = np.zeros((MANY_CLASSES + 2,) * 2, np.int64)
+        # New index of each old row and column: the most confused classes, the rest of the classes
+        # together, the others.
+        group = np.full(len(counts), MANY_CLASSES)
+        group[most] = np.arange(MANY_CLASSES)
+        group[single:] = MANY_CLASSES + 1 + np.arange(num_others)
+        merged = np.zeros((MANY_CLASSES + 1 + num_others,) * 2, np.int64)
         np.add.at(merged, (group[:, None], group[None, :]), counts)
-        others = f"{single - MANY_CLASSES} other classes"
-        names, counts = [*(names[i] for i in most), others], merged
+        rest = f"{single - MANY_CLASSES} other classes"
+        names, counts = [*(names[i] for i in most), rest], merged
         single = MANY_CLASSES
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    labels = [*names, "background"]
+    labels = [*names, *others]
     rows = []
     for label, row_counts, row_fractions in zip(labels, counts.tolist(), fractions.tolist()):
         rows.append((label, list(zip(row_counts, row_fractions))))
@@ -461,24 +479,28 @@ def worst_images(
     failures: list[str] = []
     worst = []
     for case, figure in drawings(inputs, cases, WORST_IMAGES, failures, IMAGE_PANE):
-        content = io.BytesIO()
-        to_image(figure).save(content, "JPEG", quality=82)
-        data = Markup(base64.b64encode(content.getvalue()).decode())
         caption = f"{one_line(case.image['file_name'])}: {case.counts()}"
-        worst.append({"caption": caption, "data": data})
+        worst.append({"caption": caption, "data": embedded(figure)})
     note = f"the {len(worst)} worst of {len(cases)} images with false positives or false negatives"
     if failures:
         note += f", {len(failures)} cannot be read (first: {failures[0]})"
     return worst, note
 
 
+def embedded(figure: Figure) -> Markup:
+    """Render a figure as JPEG in base64."""
+    content = io.BytesIO()
+    to_image(figure).save(content, "JPEG", quality=82)
+    return Markup(base64.b64encode(content.getvalue()).decode())
+
+
 def training_charts(folder: Path | None) -> list[Markup]:
-    """Loss and AP over the iterations from metrics.json in the folder of a run; [] without it."""
+    """Loss and main metrics over the iterations from metrics.json of a run; [] without it."""
     rows = list(read_metrics(folder / "metrics.json")) if folder else []
     losses = [(row["iteration"], row["total_loss"]) for row in rows if "total_loss" in row]
     curves_by_title = {
         "training loss": {"total": losses} if losses else {},
-        "validation AP (%)": main_metrics_over_iterations(rows),
+        "validation (%)": main_metrics_over_iterations(rows),
     }
     charts = []
     for title, curves in curves_by_title.items():

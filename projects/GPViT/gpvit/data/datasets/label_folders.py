@@ -89,8 +89,9 @@ def find_pairs(data: str) -> Pairs | None:
             pairs[image] = paths[0]
     if not pairs:
         return None
-    without = [image for paths in images.values() for image in paths if image not in pairs]
-    problems = [Problem("no label map", detail=path) for path in without]
+    problems = []
+    for paths in images.values():
+        problems += [Problem("no label map", detail=path) for path in paths if path not in pairs]
     problems += [Problem("no image", detail=path) for path in sorted(alone)]
     stated = {}
     for image in pairs:

@@ -19,7 +19,9 @@ from torch import nn
 
 from ...data.datasets.coco_rules import MAX_DETECTIONS
 from ...data.image_io import read_image
+from ...data.label_maps import labels_of
 from ...evaluation.metrics import main_metrics
+from ...modeling.segmentation import predicting_class_maps
 from ...utils.errors import UserError
 from ...utils.files import atomic_write, make_folder
 from ...utils.logger import has_terminal
@@ -28,6 +30,7 @@ from ...utils.seed import seeded
 from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ...visualization.curves import save_curves
 from ...visualization.drawing import draw_annotations, draw_predictions, reduced, save_sheet
+from ...visualization.label_drawing import draw_labels
 from ..checkpointer import Checkpointer
 from ..ddp import unwrap_ddp
 from ..hooks import MonitorHook, best_effort
@@ -74,10 +77,16 @@ def build_monitors(
         validation[name] = instantiate(set_cfg.dataloader.test.dataset)
     monitors: list[MonitorHook] = []
     if cfg.train.get("pictures"):  # older configs do not have it, nor wandb
-        mapper, classes = instantiate(test.mapper), checkpointer.classes
-        first = next(iter(validation.values()))
+        mapper, first = instantiate(test.mapper), next(iter(validation.values()))
         monitors.append(
-            ValidationImages(first, mapper, classes, count=cfg.train.pictures, folder=folder)
+            ValidationImages(
+                first,
+                mapper,
+                checkpointer.classes,
+                checkpointer.palette,
+                count=cfg.train.pictures,
+                folder=folder,
+            )
         )
     printer = CommonMetricPrinter(cfg.train.max_iter)
     try:
@@ -240,14 +249,15 @@ class PeriodicWriters(MonitorHook):
 class ValidationImages(MonitorHook):
     """Draws ground truth and predictions for a few validation images at each evaluation.
 
-    All detections with a score of at least :data:`DRAWN_SCORE` are drawn. Since there are few of
-    them in the beginning, the best others are drawn as well, up to the number of objects. The
-    drawings are written to TensorBoard, and together to ``pictures/ITERATIONS.png``.
+    Of a detector, all detections with a score of at least :data:`DRAWN_SCORE` are drawn. Since
+    there are few of them in the beginning, the best others are drawn as well, up to the number of
+    objects. The drawings are written to TensorBoard, and together to ``pictures/ITERATIONS.png``.
 
     Args:
         records: the validation images; ``count`` of them are drawn, always the same.
         mapper: turns a record into an input of the model.
         classes: names of the classes.
+        palette: color of each class of label maps.
         count: number of images.
         folder: of the run.
     """
@@ -257,6 +267,7 @@ class ValidationImages(MonitorHook):
         records: Sequence[dict[str, Any]],
         mapper: Callable[[dict[str, Any]], dict[str, Any]],
         classes: Sequence[str],
+        palette: Sequence[Sequence[int]] = (),
         *,
         count: int,
         folder: Path,
@@ -265,7 +276,8 @@ class ValidationImages(MonitorHook):
         candidates = with_objects or list(records)
         step = max(1, len(candidates) // count)  # spread evenly over the dataset
         self.records = candidates[::step][:count]
-        self.mapper, self.classes, self.folder = mapper, classes, folder / "pictures"
+        self.mapper, self.classes, self.palette = mapper, classes, palette
+        self.folder = folder / "pictures"
 
     def after_evaluation(self) -> None:
         averaged = self.trainer.ema
@@ -282,10 +294,18 @@ class ValidationImages(MonitorHook):
                         logger.warning(f"a validation image was not drawn: {error}")
             self._save(names, drawings)
 
-    def _draw(self, model: nn.Module, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, model: Any, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Draw ground truth and prediction: (H, W, 3), RGB, both of the same size."""
         image = read_image(record["file_name"])
-        (output,) = model([self.mapper(record)])
+        with predicting_class_maps(model):
+            (output,) = model([self.mapper(record)])
+        if "sem_seg" in output:
+            truth = labels_of(record, model.sem_seg_head.ignore_value)
+            drawings = []
+            for labels in (truth, output["sem_seg"].cpu().numpy()):
+                drawing = draw_labels(image, labels, self.classes, self.palette)
+                drawings.append(reduced(drawing, LARGEST_SIDE / max(drawing.shape[:2])))
+            return drawings[0], drawings[1]
         detections: Instances = output["instances"].to("cpu")  # in descending order of scores
         confident = int((detections.scores >= DRAWN_SCORE).sum())
         number = max(confident, len(record.get("annotations", ())))

@@ -330,13 +330,14 @@ def annotation_files(names: Any) -> str:
 
 
 def count_images_and_objects(records: Iterable[dict[str, Any]]) -> str:
-    """Return two cells of a table. Crowds do not count as objects."""
-    images = objects = 0
+    """Return two cells of a table. Crowds do not count as objects, and label maps have none."""
+    images, objects, has_objects = 0, 0, False
     for record in records:
         images += 1
+        has_objects |= "annotations" in record
         for item in record.get("annotations", ()):
             objects += not item.get("iscrowd")
-    return f"{images:,} | {objects:,}"
+    return f"{images:,} | {objects:,}" if has_objects else f"{images:,} | \N{EM DASH}"
 
 
 def first_names(names: Sequence[str], most: int = 20) -> str:
