@@ -1,7 +1,7 @@
 """Published segmentation models are trained and evaluated by train_net.py on ADE20K's layout."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import gpvit.checkpoint
@@ -12,10 +12,11 @@ import torch
 import train_net
 from conftest import REPOSITORY
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin import register_all_ade20k
 from gpvit import Predictor
 from gpvit.cli.train import argument_parser
 from gpvit.data.datasets.semantic import ADE20K_FOLDERS, register_ade20k
-from gpvit.data.label_maps import read_labels
+from gpvit.data.label_maps import read_labels, save_labels
 from gpvit.evaluation import SemanticEvaluator
 from gpvit.model_zoo import ADE20K_CLASSES
 from gpvit.utils.errors import UserError
@@ -64,8 +65,8 @@ def ade20k(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     register_ade20k("datasets")
 
 
-def remove_datasets() -> None:
-    for name in ADE20K_FOLDERS:
+def remove_datasets(names: Iterable[str] = ADE20K_FOLDERS) -> None:
+    for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
 
@@ -113,6 +114,38 @@ def test_stand_in_of_published_file_is_evaluated(tmp_path: Path) -> None:
     results = evaluation["results"]["sem_seg"]
     assert evaluation["images"] == 3 and 0 <= results["mIoU"] <= 100
     assert {"pACC", "mBoundaryIoU", "IoU-wall", "IoU-sky"} <= results.keys()
+
+
+def test_ade20k_as_detectron2_registers_it_is_evaluated(tmp_path: Path) -> None:
+    """Its label maps are minus one already, and nothing may be subtracted twice."""
+    original = Path(MetadataCatalog.get("ade20k_val").image_root).parents[2]
+    folder = tmp_path / "ADEChallengeData2016"
+    (folder / "images").mkdir(parents=True)
+    for split in ADE20K_FOLDERS.values():
+        (folder / "images" / split).symlink_to(original / "ADEChallengeData2016" / "images" / split)
+        (folder / "annotations_detectron2" / split).mkdir(parents=True)
+        for path in (original / "ADEChallengeData2016" / "annotations" / split).iterdir():
+            labels = read_labels(path, offset=1)
+            save_labels(folder / "annotations_detectron2" / split / path.name, labels)
+    names = ("ade20k_sem_seg_train", "ade20k_sem_seg_val")
+    remove_datasets(names)
+    register_all_ade20k(str(tmp_path))
+    try:
+        weights = official.save(tmp_path / "weights.pth", "segformer", "L1")
+        config = str(REPOSITORY / "configs/published/segformer_gpvit_l1.py")
+        results = []
+        for name in ("ade20k_val", names[1]):
+            command = ["--config-file", config, "--eval-only", "dataloader.max_size=128"]
+            command += [f"train.init_checkpoint={weights}", "dataloader.short_side=64"]
+            command += ["dataloader.test.num_workers=0", "train.device=cpu"]
+            command += [f"dataloader.test.dataset.names={name}"]
+            call(*command, f"train.output_dir={tmp_path / name}")
+            evaluation = json.loads((tmp_path / name / "evaluation.json").read_text())
+            results.append(evaluation["results"])
+        assert results[0] == results[1]
+    finally:
+        remove_datasets(names)
+        register_all_ade20k("datasets")
 
 
 def test_custom_dataset_is_trained_on_and_drawn(synthetic_data: Path, tmp_path: Path) -> None:

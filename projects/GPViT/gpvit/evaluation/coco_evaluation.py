@@ -270,7 +270,8 @@ def evaluated_data(name: str, *, masks: bool) -> dict[str, Any]:
     """
     metadata = MetadataCatalog.get(name).as_dict()
     if metadata.get("evaluator_type") == "sem_seg":
-        fingerprint = dataset_fingerprint(DatasetCatalog.get(name), metadata["stuff_classes"])
+        classes = [class_name.strip() for class_name in metadata["stuff_classes"]]
+        fingerprint = dataset_fingerprint(DatasetCatalog.get(name), classes)
         return {"name": name, "fingerprint": fingerprint}
     file: CocoFile | None = metadata.get("coco_file")
     if file is not None:

@@ -208,7 +208,7 @@ class SemanticEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         self.dataset_name, self.output_dir = dataset_name, output_dir
-        self.class_names = list(metadata.stuff_classes)
+        self.class_names = [name.strip() for name in metadata.stuff_classes]
         self.ignore_value = metadata.get("ignore_label", IGNORED)
         self.palette = metadata.get("stuff_colors") or class_palette(len(self.class_names))
         self.image_root = metadata.get("image_root", "")

@@ -191,7 +191,7 @@ def _from_config(config: Path) -> Truth:
     metadata = MetadataCatalog.get(name)
     if not metadata.get("stuff_classes"):
         raise UserError(f"dataset {name} has no label maps: {hint}")
-    classes = list(metadata.stuff_classes)
+    classes = [name.strip() for name in metadata.stuff_classes]
     return Truth(
         DatasetCatalog.get(name),
         classes,

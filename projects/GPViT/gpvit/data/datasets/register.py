@@ -14,7 +14,11 @@ from omegaconf import DictConfig, ListConfig
 from ...utils.errors import UserError, preview, reason_of
 from ...utils.text import LINE_LIMIT, one_line
 from ..label_maps import Color, class_palette
-from . import coco, custom, semantic
+from . import (
+    coco,
+    custom,
+    semantic,  # noqa: F401 (registers ADE20K)
+)
 from .custom_semantic import SemanticData, balanced_weights, find_semantic, ignore_value_of
 
 BALANCED = "balanced"  # class weights by the pixels of a custom dataset
@@ -244,13 +248,15 @@ def require_files(loader: DictConfig) -> None:
                 "DETECTRON2_DATASETS to the folder that contains coco/; to use a custom dataset, "
                 "add --data DIR"
             )
-        if name in semantic.ADE20K_FOLDERS and not os.path.isdir(
-            MetadataCatalog.get(name).image_root
-        ):
-            raise UserError(
-                f"{MetadataCatalog.get(name).image_root} of dataset {name} does not exist: put it "
-                "there, or set DETECTRON2_DATASETS to the folder with ADEChallengeData2016/"
-            )
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("evaluator_type") != "sem_seg":
+            continue
+        for folder in (metadata.get("image_root"), metadata.get("sem_seg_root")):
+            if folder and not os.path.isdir(folder):
+                raise UserError(
+                    f"{folder} of dataset {name} does not exist: put it there, or set "
+                    "DETECTRON2_DATASETS to the folder with ADEChallengeData2016/"
+                )
 
 
 def _names_of(loader: DictConfig) -> list[str]:
@@ -301,7 +307,7 @@ def _classes_of(name: str) -> list[str]:
     if file:
         return list(file.categories.values())  # thing_classes has them as printed
     if metadata.get("evaluator_type") == "sem_seg" and metadata.get("stuff_classes"):
-        return list(metadata.stuff_classes)
+        return [name.strip() for name in metadata.stuff_classes]  # "window " in Detectron2
     if not metadata.get("thing_classes"):
         # Detectron2's register_coco_instances sets thing_classes when the records are loaded.
         try:
