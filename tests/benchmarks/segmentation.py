@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import instantiate
+from gpvit.cli.main import run_command
 from gpvit.config import CONFIGS, load_config
 from gpvit.evaluation.semantic_evaluation import PixelCounts, near_boundary
 from gpvit.modeling.semantic_inference import Prediction, class_map, resize_matrix
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

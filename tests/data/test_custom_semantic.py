@@ -177,6 +177,14 @@ def test_masks_of_0_and_255_have_a_foreground(tmp_path: Path) -> None:
     train.raise_if_fatal("x")
 
 
+def test_image_without_labeled_pixel_is_reported(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "images/train/{}.jpg", "labels/train/{}.png", "ab", (0, 1))
+    write_pairs(tmp_path, "images/val/{}.jpg", "labels/val/{}.png", "c", (0, 1))
+    write(tmp_path / "labels/train/b.png", stripes(255))
+    [problem] = find_semantic(str(tmp_path)).splits["train"].problems
+    assert problem.kind == "unlabeled" and problem.detail.endswith("b.jpg")
+
+
 def test_255_is_ignored_next_to_other_values(tmp_path: Path) -> None:
     write_pairs(tmp_path, "images/{}.jpg", "labels/{}.png", "abcdef", (0, 255))
     write(tmp_path / "labels/a.png", stripes(0, 1, 255))

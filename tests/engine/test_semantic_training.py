@@ -165,7 +165,7 @@ def test_evaluator_writes_predictions_on_demand(tmp_path: Path) -> None:
     predicted = np.where(labels == 255, 0, labels).astype(np.uint8)
     evaluator.process([record], [{"sem_seg": torch.from_numpy(predicted)}])
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
-    name = Path(record["sem_seg_file_name"]).name
+    name = f"{Path(record['file_name']).name}.png"
     assert np.array_equal(read_labels(tmp_path / "label_maps" / name), predicted)
 
 

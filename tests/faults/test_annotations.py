@@ -1001,6 +1001,9 @@ def test_check_data_prints_rules_and_each_rule_has_test(capsys) -> None:
     tested |= {"many objects"}  # in test_evaluation.py
     # In test_yolo.py and test_labelme.py.
     tested |= {"label file", "line", "class", "shape", "named twice", "named for two"}
+    # In test_custom_semantic.py.
+    tested |= {"no label map", "no image", "label map", "colors", "value", "0 and 255"}
+    tested |= {"one class", "unlabeled", "unused class"}
     assert tested == set(RULES)
 
 
