@@ -100,10 +100,10 @@ def test_shifted_and_shuffled_label_maps_fall_far_below() -> None:
 @pytest.mark.parametrize(
     "file_name, root, expected",
     [
-        ("/data/root/a/x.jpg", "/data/root", "a/x.jpg.png"),
-        ("/data/root/x.png", "/data/root", "x.png"),
-        ("/data/root/../../etc/x.png", "/data/root", None),
-        ("/elsewhere/x.png", "/data/root", None),
+        ("/photos/a/x.jpg", "/photos", "a/x.jpg.png"),
+        ("/photos/x.png", "/photos", "x.png"),
+        ("/photos/../other/x.png", "/photos", None),
+        ("/more/x.png", "/photos", None),
         ("x.png", "", None),
     ],
 )
@@ -113,7 +113,7 @@ def test_predictions_stay_in_the_output_folder(
     path = prediction_path(tmp_path, file_name, root)
     if expected is None:  # a hash makes the name unique
         assert path.parent == tmp_path / "label_maps" and path.name.endswith("_x.png")
-        assert path != prediction_path(tmp_path, "/other/x.png", root)
+        assert path != prediction_path(tmp_path, "/third/x.png", root)
     else:
         assert path == tmp_path / "label_maps" / expected
 

@@ -889,7 +889,7 @@ def broken_folder(folder: Path, images: Path) -> Path:
     return folder
 
 
-LOGGER = "gpvit.data.datasets.coco"
+LOGGERS = ("gpvit.data.datasets.coco", "gpvit.data.datasets.coco_rules")
 FAULTS_IN_FOLDER = {  # kind -> ids
     "no such image": [26], "mask": [25], "polygon": [24], "box": [20], "empty box": [21],
     "box outside": [22], "box clipped": [23], "ignored": [27], "crowd": [13, 27], "area": [20],
@@ -904,7 +904,7 @@ def test_rules_are_applied_and_logged_in_one_line_each(
     name = register_folder(str(folder), "train")
     with caplog.at_level(logging.INFO, "gpvit"):
         records = DatasetCatalog.get(name)
-    lines = [message for name, _, message in caplog.record_tuples if name == LOGGER]
+    lines = [message for name, _, message in caplog.record_tuples if name in LOGGERS]
     assert lines[0].endswith("train.json: 3 images, 12 of 15 annotations used, 2 classes")
     assert len(lines) == 1 + len(FAULTS_IN_FOLDER)
     for line, (kind, ids) in zip(lines[1:], FAULTS_IN_FOLDER.items()):

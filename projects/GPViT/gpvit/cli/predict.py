@@ -274,9 +274,7 @@ class Run:
             self.remove_old_cutouts(source)
         if writer.written and not sys.stderr.isatty():
             new = self.counts - counts_before
-            counts = counted(new["frame"], "frame")
-            if self.noun == "object":
-                counts = f"{counted(new['object'], 'object')} in {counts}"
+            counts = self.of_video(new)
             print(one_line(f"{source.path}: {counts} -> {target}", LINE_LIMIT))
 
     def frames(self, source: Source, reader: VideoReader) -> Iterator[InputImage]:
@@ -323,6 +321,10 @@ class Run:
         """Draw what :meth:`take` returned; a frame of a video keeps its size."""
         is_image = image.frame is None
         return draw_predictions(image.image, found, self.predictor.classes, resize=is_image)
+
+    def of_video(self, counts: Counter[str]) -> str:
+        """Describe what was found in a video, by the counts of it alone."""
+        return f"{counted(counts['object'], 'object')} in {counted(counts['frame'], 'frame')}"
 
     def count(self, found: Any) -> int:
         """Return how many of :attr:`noun` were found in an image."""
@@ -417,6 +419,9 @@ class SegmentationRun(Run):
         is_image = image.frame is None
         drawn = draw_labels(image.image, found, classes, palette, resize=is_image)
         return with_legend(drawn, found, classes, palette) if is_image else drawn
+
+    def of_video(self, counts: Counter[str]) -> str:
+        return counted(counts["frame"], "frame")
 
     def count(self, found: np.ndarray) -> int:
         return len(np.unique(found))

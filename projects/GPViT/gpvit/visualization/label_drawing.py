@@ -79,15 +79,14 @@ def class_patches(
         shares: whether to add the shares of the pixels.
     """
     order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
-    shown, rest = order[:most], order[most:]
-    entries = []
-    for index in shown:
+    rest = order[most:]
+    patches = []
+    for index in order[:most]:
         red, green, blue = palette[index]
         color = red / 255, green / 255, blue / 255
-        entries.append((color, one_line(classes[index], NAME_LIMIT), counts[index]))
-    patches = []
-    for color, name, count in entries:
-        label = f"{name} {count / counts.sum():.1%}" if shares else name
+        label = one_line(classes[index], NAME_LIMIT)
+        if shares:
+            label += f" {counts[index] / counts.sum():.1%}"
         patches.append(Patch(facecolor=color, edgecolor=style.INK, linewidth=0.5, label=label))
     if rest:
         label = f"{len(rest)} more"

@@ -25,19 +25,18 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from ...utils.errors import UserError
-from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line, short_repr
+from ...utils.text import PATH_LIMIT, one_line, short_repr
 from ..image_io import MAX_PIXELS, read_image
 from ..masks import as_numbers, compressed, outline_of, run_length_fault, with_too_long
 from . import image_names
 from .coco_rules import (
     MAX_DETECTIONS,
-    RULES,
     SLACK,
     Problem,
     dropped_or_fixed,
-    grouped,
+    log_problems,
     ordered,
-    phrase,
+    raise_if_fatal,
 )
 
 LARGEST_ID = 2**53  # IDs from here on are not exact as floats, which the evaluation uses for them
@@ -99,13 +98,8 @@ class CocoFile:
 
     def raise_if_fatal(self) -> None:
         """Raise a UserError if there is a problem that stops training and evaluation."""
-        reasons = []
-        for kind, problems in grouped(self.problems).items():
-            if RULES[kind].action == "stop":
-                reasons.append(f"{phrase(kind, problems)}: {RULES[kind].then}")
-        if reasons:
-            command = f"gpvit check-data --annotations-only --data {self.given or self.path}"
-            raise UserError(f"{self.path}: {'; '.join(reasons)}. All problems: {command}")
+        options = f"--annotations-only --data {self.given or self.path}"
+        raise_if_fatal(self.path, self.problems, options)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the images as records of Detectron2, with annotation IDs; log the problems once.
@@ -115,10 +109,7 @@ class CocoFile:
         """
         self.raise_if_fatal()
         log_first_n(logging.INFO, self.summary(), name=__name__, key="message")
-        for kind, problems in grouped(self.problems).items():
-            message = f"{self.path}: {phrase(kind, problems)}: {RULES[kind].then}"
-            level = logging.INFO if RULES[kind].action == "note" else logging.WARNING
-            log_first_n(level, one_line(message, LINE_LIMIT), name=__name__, key="message")
+        log_problems(self.path, self.problems)
         # Detectron2 numbers the classes from 0, in the order of their IDs.
         classes = {category_id: number for number, category_id in enumerate(self.categories)}
         records = []

@@ -1,7 +1,12 @@
 """The kinds of problems in a custom dataset, and how each of them is handled."""
 
+import logging
 from typing import NamedTuple
 
+from detectron2.utils.logger import log_first_n
+
+from ...utils.errors import UserError
+from ...utils.text import LINE_LIMIT, one_line
 from ..image_io import MAX_PIXELS
 
 # Detections of an image that a detector returns and AP counts, unless dataloader.max_detections
@@ -234,3 +239,28 @@ def dropped_or_fixed(problems: list[Problem]) -> str:
         if RULES[kind].action in ("drop", "fix"):
             phrases.append(phrase(kind, group))
     return "; ".join(phrases)
+
+
+def log_problems(path: str, problems: list[Problem]) -> None:
+    """Log each kind of problem of a file or dataset once."""
+    for kind, group in grouped(problems).items():
+        message = f"{path}: {phrase(kind, group)}: {RULES[kind].then}"
+        level = logging.INFO if RULES[kind].action == "note" else logging.WARNING
+        log_first_n(level, one_line(message, LINE_LIMIT), name=__name__, key="message")
+
+
+def raise_if_fatal(path: str, problems: list[Problem], options: str) -> None:
+    """Raise a UserError if there is a problem that stops training and evaluation.
+
+    Args:
+        path: of the file or dataset.
+        problems: of it.
+        options: of ``gpvit check-data``, to list all of them.
+    """
+    reasons = []
+    for kind, group in grouped(problems).items():
+        if RULES[kind].action == "stop":
+            reasons.append(f"{phrase(kind, group)}: {RULES[kind].then}")
+    if reasons:
+        command = f"gpvit check-data {options}"
+        raise UserError(f"{path}: {'; '.join(reasons)}. All problems: {command}")

@@ -10,7 +10,6 @@ numbers of pixels by value are cached.
 """
 
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 
 from ...utils.errors import UserError, preview
@@ -39,7 +37,7 @@ from . import custom
 from .cache import cached_folder
 from .class_lists import FILES, MOST_CLASSES, ClassList, find_class_list
 from .coco import images_in_both
-from .coco_rules import RULES, Problem, grouped, ordered, phrase
+from .coco_rules import RULES, Problem, ordered, raise_if_fatal
 from .label_folders import Pairs, find_pairs
 from .summary import NAME_LIMIT
 
@@ -69,13 +67,6 @@ class SemanticSplit:
     ignored: np.ndarray
     problems: list[Problem] = field(default_factory=list)
 
-    def log_problems(self) -> None:
-        """Log each kind of problem once."""
-        for kind, problems in grouped(self.problems).items():
-            message = f"{self.path}: {phrase(kind, problems)}: {RULES[kind].then}"
-            level = logging.INFO if RULES[kind].action == "note" else logging.WARNING
-            log_first_n(level, one_line(message, LINE_LIMIT), name=__name__, key="message")
-
     def summary(self) -> str:
         return (
             f"{one_line(self.path, PATH_LIMIT)}: {len(self.records)} images with label maps, "
@@ -84,13 +75,7 @@ class SemanticSplit:
 
     def raise_if_fatal(self, data: str) -> None:
         """Raise a UserError if there is a problem that stops training; ``data`` is the dataset."""
-        reasons = []
-        for kind, problems in grouped(self.problems).items():
-            if RULES[kind].action == "stop":
-                reasons.append(f"{phrase(kind, problems)}: {RULES[kind].then}")
-        if reasons:
-            command = f"gpvit check-data --semantic --data {data}"
-            raise UserError(f"{self.path}: {'; '.join(reasons)}. All problems: {command}")
+        raise_if_fatal(self.path, self.problems, f"--semantic --data {data}")
 
 
 class SemanticData(NamedTuple):

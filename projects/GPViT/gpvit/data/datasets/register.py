@@ -19,6 +19,7 @@ from . import (
     custom,
     semantic,  # noqa: F401 (registers ADE20K)
 )
+from .coco_rules import log_problems
 from .custom_semantic import SemanticData, balanced_weights, find_semantic, ignore_value_of
 
 BALANCED = "balanced"  # class weights by the pixels of a custom dataset
@@ -104,8 +105,9 @@ def _register_semantic(data: SemanticData, split: str, summary: str = "") -> str
     def records() -> list[dict[str, Any]]:
         if summary:
             log_first_n(logging.INFO, summary, name=__name__, key="message")
-        data.splits[split].log_problems()
-        return data.splits[split].records
+        part = data.splits[split]
+        log_problems(part.path, part.problems)
+        return part.records
 
     name = _new_dataset(data.data, split, records)
     MetadataCatalog.get(name).set(
