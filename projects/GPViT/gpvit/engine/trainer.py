@@ -161,6 +161,7 @@ class Trainer(TrainerBase):
                 if reason:
                     raise ProcessError(reason) from error
                 raise
+            stop_workers(batches)  # they need memory, which the evaluation may need, too
             self.iter = self.done
             waiting = self._data_seconds / max(self._total_seconds, 1e-9)
             logger.info(f"{waiting:.0%} of the time was spent waiting for data")
