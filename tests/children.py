@@ -1,12 +1,17 @@
-"""Running a function that may crash, or exhaust the memory, in a child process."""
+"""Running functions in child processes: one that may crash, or several that communicate."""
 
+import multiprocessing as mp
 import os
 import pickle
 import resource
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
+from detectron2.utils import comm
 
 MEMORY = 4 << 30  # bytes
 
@@ -45,3 +50,32 @@ def _work_and_exit(work: Callable[[], Any], result_file: Path, memory: int) -> N
         result_file.write_bytes(pickle.dumps(f"{type(error).__name__}: {error}"))
     finally:
         os._exit(code)  # without the exit handlers and finally blocks of the parent
+
+
+def in_processes(work: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    """Call a function in forked processes of one process group; return the results by rank.
+
+    Args:
+        work: the function, which may use Detectron2's ``comm``.
+        arguments: of each process.
+    """
+    context = mp.get_context("fork")
+    queue = context.Queue()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"tcp://localhost:{free.getsockname()[1]}"
+
+    def run(rank: int) -> None:
+        dist.init_process_group("gloo", address, rank=rank, world_size=len(arguments))
+        comm.create_local_process_group(len(arguments))
+        queue.put((rank, work(arguments[rank])))
+        dist.destroy_process_group()
+
+    workers = [context.Process(target=run, args=(rank,)) for rank in range(len(arguments))]
+    for worker in workers:
+        worker.start()
+    results = dict(queue.get(timeout=60) for _ in workers)
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    return [results[rank] for rank in range(len(arguments))]

@@ -1,19 +1,16 @@
 """Semantic evaluation: the official figures, and figures by the definition of each metric."""
 
-import multiprocessing as mp
-import socket
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import official
 import pytest
 import torch
-import torch.distributed as dist
+from children import in_processes
 from detectron2.data import MetadataCatalog
-from detectron2.utils import comm
 from gpvit.data.label_maps import save_labels
 from gpvit.evaluation.semantic_evaluation import (
     PixelCounts,
@@ -127,25 +124,8 @@ def test_evaluation_is_exact_over_two_processes(tmp_path: Path) -> None:
         save_labels(tmp_path / f"{number}.png", labels)
         np.save(tmp_path / f"{number}.npy", predicted)
     alone = evaluate_files(tmp_path, range(5))
-    process = mp.get_context("fork")
-    port = comm_port()
-    queue = process.Queue()
-    workers = []
-    for rank, numbers in enumerate(((0, 2, 4), (1, 3))):
-        arguments = (rank, port, tmp_path, numbers, queue)
-        workers.append(process.Process(target=evaluate_in_process, args=arguments))
-        workers[-1].start()
-    results = dict(queue.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
-    assert results == {0: alone, 1: {}}
-
-
-def comm_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
+    results = in_processes(partial(evaluate_files, tmp_path), [(0, 2, 4), (1, 3)])
+    assert results == [alone, {}]
 
 
 def evaluate_files(folder: Path, numbers: Iterable[int]) -> dict:
@@ -156,15 +136,6 @@ def evaluate_files(folder: Path, numbers: Iterable[int]) -> dict:
         predicted = torch.from_numpy(np.load(folder / f"{number}.npy"))
         evaluator.process([record], [{"sem_seg": predicted}])
     return evaluator.evaluate()
-
-
-def evaluate_in_process(
-    rank: int, port: int, folder: Path, numbers: Iterable[int], queue: Any
-) -> None:
-    dist.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
-    comm.create_local_process_group(2)
-    queue.put((rank, evaluate_files(folder, numbers)))
-    dist.destroy_process_group()
 
 
 def test_counts_of_several_images_add_up() -> None:

@@ -7,13 +7,12 @@ object changes or drops that object, in training and evaluation alike, and the l
 
 import contextlib
 import gc
-import hashlib
 import io
 import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +37,7 @@ from .coco_rules import (
     ordered,
     raise_if_fatal,
 )
+from .copies import find_copies
 
 LARGEST_ID = 2**53  # IDs from here on are not exact as floats, which the evaluation uses for them
 # A box contradicts its mask if its IoU with the bounding box of the mask is below MIN_IOU, and a
@@ -370,7 +370,7 @@ def images_in_both(train: CocoFile, val: CocoFile, *, copies: bool = False) -> l
     """
     train_paths, val_paths = train.real_paths(), val.real_paths()
     # Training path -> validation path of the same image; without copies, they are equal.
-    same = _copies(train_paths.values(), val_paths.values()) if copies else {}
+    same = find_copies(train_paths.values(), val_paths.values()) if copies else {}
     same |= {path: path for path in val_paths.values()}
     problems = []
     for image_id, path in train_paths.items():
@@ -380,41 +380,6 @@ def images_in_both(train: CocoFile, val: CocoFile, *, copies: bool = False) -> l
                 detail += f", the same as {one_line(same[path], PATH_LIMIT)}"
             problems.append(Problem("both splits", image_id, detail=detail))
     return problems
-
-
-def _copies(paths: Iterable[str], others: Iterable[str]) -> dict[str, str]:
-    """Return the paths whose files have the same bytes as one of the others, with that one.
-
-    Files that cannot be read are skipped, and so are images of a single color.
-    """
-    by_size: dict[int, list[str]] = {}
-    for path in others:
-        with contextlib.suppress(OSError, ValueError):
-            by_size.setdefault(os.path.getsize(path), []).append(path)
-    digests: dict[str, bytes] = {}
-
-    def digest(path: str) -> bytes:
-        if path not in digests:
-            digests[path] = hashlib.sha256(Path(path).read_bytes()).digest()
-        return digests[path]
-
-    found = {}
-    for path in paths:
-        with contextlib.suppress(OSError, ValueError):
-            for other in by_size.get(os.path.getsize(path), ()):
-                same = path != other and digest(path) == digest(other)
-                if same and not _has_one_color(path):
-                    found[path] = other
-                    break
-    return found
-
-
-def _has_one_color(path: str) -> bool:
-    try:
-        image = read_image(path)
-    except UserError:
-        return False
-    return bool((image == image[0, 0]).all())
 
 
 def _read_annotations(data: CocoFile, entries: list[dict], masks: bool) -> list[Problem]:

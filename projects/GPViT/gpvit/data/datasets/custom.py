@@ -83,6 +83,20 @@ class Layout(NamedTuple):
         file.raise_if_fatal()
         return file
 
+    def read_all(self, splits: Iterable[str], *, masks: bool = True) -> dict[str, coco.CocoFile]:
+        """Read splits, see :func:`read`; raise a UserError if their classes differ, too."""
+        files = {split: self.read(split, masks=masks) for split in splits}
+        first, *others = files.values()
+        classes = list(first.categories.values())
+        for other in others:
+            other_classes = list(other.categories.values())
+            if other_classes != classes:
+                raise UserError(
+                    f"--data {self.data}: {first.path} and {other.path} declare different classes: "
+                    f"{preview(classes)} and {preview(other_classes)}"
+                )
+        return files
+
     def refer_to_user_files(self, split: str, file: coco.CocoFile) -> None:
         """Make the problems of a converted split refer to the files of the user.
 

@@ -369,14 +369,8 @@ def _from_objects(data: str) -> SemanticData:
         raise UserError(
             f"{error}; nor are there label maps, images of the same names in a folder such as masks"
         ) from None
-    files = {split: layout.read(split) for split in layout.splits}
-    first, *others = files.values()
-    names = list(first.categories.values())
-    for other in others:
-        if list(other.categories.values()) != names:
-            raise UserError(
-                f"--data {data}: {first.path} and {other.path} declare different classes"
-            )
+    files = layout.read_all(layout.splits)
+    names = list(next(iter(files.values())).categories.values())
     classes = ClassList([BACKGROUND, *map(one_line, names)])
     ignore_value = ignore_value_of(len(classes.names))
     splits = {}
