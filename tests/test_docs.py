@@ -4,7 +4,6 @@ Further overrides make models narrow and runs short. What else is changed, or no
 below.
 """
 
-import json
 import re
 import runpy
 import shlex
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import gpvit
+import numpy as np
 import official
 import pytest
 import torch
@@ -38,6 +38,7 @@ QUICKSTART = "python train_net.py --config-file configs/quickstart.py"
 WANDB = f"{QUICKSTART} --data my_data train.wandb"
 PUBLISHED = "python train_net.py --config-file configs/published/mask_rcnn_gpvit_l1_1x.py"
 SEGMENTATION = "python train_net.py --config-file configs/published/segformer_gpvit_l1.py"
+CLASSIFIER = "python train_net.py --config-file configs/published/classifier_gpvit_l1.py"
 COCO = "python train_net.py --config-file configs/mask_rcnn_gpvit_l1.py --eval-only"
 ELSEWHERE = {
     "make ": ".ci/run",
@@ -59,6 +60,7 @@ ELSEWHERE = {
     COCO: "tests/engine/test_train_net.py",
     PUBLISHED: "tests/engine/test_train_net.py",
     SEGMENTATION: "tests/engine/test_semantic_training.py",
+    CLASSIFIER: "tests/engine/test_classification_training.py",
 }
 HERE = [
     "train.device=cpu",
@@ -80,6 +82,7 @@ SEMANTIC_MODEL = [
     "model.sem_seg_head.channels=16",
     "model.train_size=96",
 ]
+CLASSIFICATION = "configs/quickstart_classifier.py"
 SMALL += ["dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
 
 
@@ -136,6 +139,16 @@ def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Pat
     command += [*SEMANTIC_MODEL, *HERE, *SMALL]
     command += [f"train.output_dir={folder / 'output' / 'quickstart_semantic'}"]
     train_net.main(argument_parser().parse_intermixed_args(command))
+    command = ["--config-file", str(REPOSITORY / CLASSIFICATION), "--data", str(synthetic_data)]
+    command += [*HERE, *for_classifier(SMALL)]
+    command += [f"train.output_dir={folder / 'output' / 'quickstart_classifier'}"]
+    train_net.main(argument_parser().parse_intermixed_args(command))
+    for number in range(10):
+        for name in ("ant", "bee"):
+            path = folder / "my_classes" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((8, 8, 3), 20 * number, np.uint8))
+    shutil.copytree(folder / "my_classes", folder / "digits")
     shutil.copytree(quickstart, folder / "output" / "fine_tuned")  # another run
     shutil.copytree(quickstart, folder / "output" / "my_training")  # a run to resume
     for link in (quickstart / "data", folder / "my_data"):
@@ -192,13 +205,24 @@ def shortened(words: list[str], folder: Path) -> list[str]:
     weights = next((word for word in words if word.startswith("train.init_checkpoint=")), "")
     replaced = ("train.max_iter", "train.eval_period", "train.checkpointer")
     words = [word for word in words if not word.startswith(replaced)]
+    if CLASSIFICATION in words:
+        small = for_classifier(SMALL)
+        return [*words, *HERE, *small, f"train.output_dir={folder / 'output'}"]
     if SEMANTIC in words:
         words += SEMANTIC_MODEL
     else:
-        words += [override for override in TINY if override.startswith("model")]
+        keeps_backbone = "quickstart_classifier" in weights
+        for override in TINY:
+            if override.startswith("model") and not (keeps_backbone and "backbone" in override):
+                words.append(override)
     if not weights:
         words.append("train.init_checkpoint=''")
     return [*words, *HERE, *SMALL, f"train.output_dir={folder / 'output'}"]
+
+
+def for_classifier(overrides: list[str]) -> list[str]:
+    """Without those that the config of a classifier does not have."""
+    return [override for override in overrides if "max_size" not in override]
 
 
 def published_file(folder: Path) -> str:
@@ -213,6 +237,7 @@ def test_python_code_in_documentation_runs(
     page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"state_dict": official.weights("classifier", "L1")}, "classifier.pth")
+    official.save(Path("gpvit_l1_in1k_300e.pth"), "classifier", "L1")
     monkeypatch.setitem(gpvit.published.IMAGENET_WEIGHTS, "L1", "classifier.pth")
     official.save(Path("gpvit_l1_segformer.pth"), "segformer", "L1")
     names: dict[str, object] = {}
@@ -229,15 +254,6 @@ def test_configs_state_published_ap() -> None:
         assert f"{expected}." in (configs / f"{name}.py").read_text(), name
     for name in ("mask_rcnn_gpvit_l1_1x", "retinanet_gpvit_l1_1x"):
         assert detector_address(name) in (configs / f"{name}.py").read_text()
-
-
-def test_parameters_of_backbones_in_readme_are_counted() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    counts = json.loads((official.FOLDER / "complexity.json").read_text())["parameters"]
-    for size in gpvit.SIZES:
-        count = counts["classifier"][size.lower()]
-        backbone, total = count["backbone"] / 1e6, count["total"] / 1e6
-        assert f"| {size} | {backbone:.2f} | {total:.2f} | *" in readme
 
 
 def test_files_and_keys_in_documentation_exist() -> None:

@@ -110,7 +110,7 @@ def test_official_classifier_loads_into_every_backbone_variant(
     with caplog.at_level(logging.INFO, logger="gpvit"):
         checkpoint.load(model, classifier_file)
     assert summary in caplog.messages[-1]
-    expected = checkpoint.read(str(classifier_file)).weights
+    expected = checkpoint.read(str(classifier_file)).backbone_alone().weights
     for key, tensor in model.backbone.net.state_dict().items():
         assert torch.equal(tensor, expected[key]), key
 
@@ -118,7 +118,7 @@ def test_official_classifier_loads_into_every_backbone_variant(
 def test_frozen_batch_norm_loads_into_batch_norm_with_step_counters(
     classifier_file: Path, tmp_path: Path, caplog
 ) -> None:
-    weights = checkpoint.read(str(classifier_file)).weights
+    weights = checkpoint.read(str(classifier_file)).backbone_alone().weights
     for key in list(weights):
         if "num_batches" in key:
             del weights[key]
@@ -555,9 +555,11 @@ def test_saved_weights_and_classes_are_loaded(tmp_path: Path) -> None:
         checkpoint.load(nn.Linear(4, 2), str(tmp_path / "model.pth"))
 
 
-def test_classifier_has_no_detector_classes(classifier_file: Path) -> None:
-    with pytest.raises(UserError, match="is not a checkpoint of a detector with class names"):
-        checkpoint.read(str(classifier_file)).require_classes()
+def test_backbone_alone_has_no_classes(classifier_file: Path) -> None:
+    file = checkpoint.read(str(classifier_file))
+    assert len(file.require_classes()) == 1000
+    with pytest.raises(UserError, match="is not a checkpoint of a model with class names"):
+        file.backbone_alone().require_classes()
 
 
 def test_metadata_written_by_numpy_1_is_read(tmp_path: Path) -> None:
@@ -617,7 +619,7 @@ def test_official_files_with_all_metadata_types_are_read(
     }
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     file = checkpoint.read(str(tmp_path / "a.pth"))
-    assert file.is_backbone and len(file.weights) + len(file.dropped) == len(weights)
+    assert len(file.weights) == len(weights) and not file.dropped
     meta = checkpoint.read_content(str(tmp_path / "a.pth"))["meta"]
     assert meta["CLASSES"] == ("a", "b") and meta["epoch"] == 12
     for key in ("seed", "array", "args", "date"):  # stand-ins, which ignore what the file contains

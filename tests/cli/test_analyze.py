@@ -98,7 +98,7 @@ def test_model_of_a_checkpoint_is_analyzed(
     assert total[0] == pytest.approx(parameters / 1e6, abs=0.006)
 
 
-@pytest.mark.parametrize("table", ["models", "segmentation", "published"])
+@pytest.mark.parametrize("table", ["models", "segmentation", "classification", "published"])
 def test_table_in_documentation_matches_output(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, table: str
 ) -> None:

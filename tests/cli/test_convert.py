@@ -65,7 +65,7 @@ def test_invalid_conversion_raises_and_keeps_existing_files(weights: Path, tmp_p
     out = tmp_path / "out.pth"
     with pytest.raises(
         UserError,
-        match="only Mask R-CNN and RetinaNet with the adapter, and the segmentation models",
+        match="only Mask R-CNN and RetinaNet with the adapter, the segmentation models",
     ):
         convert(weights, out, "--to-published")
     with pytest.raises(UserError, match="give an --output that ends in .pth"):

@@ -15,6 +15,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from gpvit.checkpoint import published
 from gpvit.config import load_config, save_config
+from gpvit.model_zoo import IMAGENET_ACCURACY
 from gpvit.utils.errors import UserError
 from omegaconf import DictConfig
 from torch import nn
@@ -53,6 +54,7 @@ SEGMENTATION = [
     f"published/{head}_gpvit_{size}"
     for head, size in itertools.product(("segformer", "upernet"), ("l1", "l2", "l3", "l4"))
 ]
+CLASSIFIERS = [f"published/classifier_gpvit_{size}" for size in ("l1", "l2", "l3", "l4")]
 
 
 def config(name: str, *overrides: str) -> DictConfig:
@@ -230,7 +232,7 @@ def test_one_override_enables_large_scale_jitter() -> None:
 
 def test_all_published_configs_are_tested() -> None:
     files = (REPOSITORY / "configs" / "published").glob("*.py")
-    names = sorted(PUBLISHED + SEGMENTATION)
+    names = sorted(PUBLISHED + SEGMENTATION + CLASSIFIERS)
     assert names == [f"published/{file.stem}" for file in sorted(files)]
 
 
@@ -258,6 +260,35 @@ def test_segmentation_config_has_official_recipe(name: str) -> None:
     assert (fit.short_side, fit.long_side, tuple(fit.ratio_range)) == (512, 2048, (1, 1))
     assert stretch.multiple == 32
     assert len((REPOSITORY / "configs" / f"{name}.py").read_text().splitlines()) <= 20
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifier_config_has_official_recipe(name: str) -> None:
+    cfg, size = config(name), name[-2:]
+    net, train = cfg.model.backbone, cfg.train
+    assert {key: net[key] for key in ("embed_dim", "stem_convs")} == gpvit.SIZES[size.upper()]
+    is_small = size in ("l1", "l2")
+    assert net.drop_path_rate == (0.2 if is_small else 0.3) and net.norm == "BN"
+    assert cfg.model.pooling == ("attention" if is_small else "mean")
+    assert (cfg.model.label_smoothing, cfg.model.mixup, cfg.model.cutmix) == (0.1, 0.8, 1.0)
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (2e-3, 0.05)
+    assert "eps" not in cfg.optimizer and list(cfg.optimizer.betas) == [0.9, 0.999]
+    assert cfg.dataloader.train.total_batch_size == 2048 and train.max_iter == 300 * 625
+    assert (cfg.lr_multiplier.warmup_iters, cfg.lr_multiplier.warmup_factor) == (15 * 625, 1e-3)
+    assert (train.eval_period, train.clip_norm, train.ema_decay) == (5 * 625, 1.0, 0.0)
+    assert (train.amp.dtype, train.init_checkpoint) == ("float16", "")
+    assert train.output_dir == f"output/{name}"
+    assert type_names(instantiate(cfg.dataloader.train.mapper.augmentations)) == [
+        "RandomResizedCrop", "RandomFlip", "RandAugment", "RandomErasing"
+    ]  # fmt: skip
+    resize, crop = instantiate(cfg.dataloader.test.mapper.augmentations)
+    assert (type_names([resize, crop]), resize.size, crop.size) == (
+        ["ResizeShorterSide", "CenterCrop"], 256, 224
+    )  # fmt: skip
+    text = (REPOSITORY / "configs" / f"{name}.py").read_text()
+    top1, top5 = IMAGENET_ACCURACY[name.removeprefix("published/")]
+    assert f"Top-1 / top-5 as published: {top1} / {top5}." in text
+    assert len(text.splitlines()) <= 20
 
 
 @ALL_PUBLISHED

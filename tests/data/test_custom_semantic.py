@@ -473,7 +473,7 @@ def test_config_gets_datasets_classes_and_weights(tmp_path: Path) -> None:
 
 def test_missing_split_raises(tmp_path: Path) -> None:
     write_pairs(tmp_path, "images/val/{}.jpg", "labels/val/{}.png", "ab")
-    with pytest.raises(UserError, match="no label maps for train, only for val"):
+    with pytest.raises(UserError, match="no images for train, only for val"):
         register_semantic_folder(str(tmp_path), "train")
 
 

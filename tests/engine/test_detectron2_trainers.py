@@ -20,12 +20,18 @@ from detectron2.engine import SimpleTrainer, create_ddp_model, default_writers, 
 from detectron2.evaluation import inference_on_dataset
 from gpvit.config import with_overrides
 from gpvit.data import use_folder
+from gpvit.data.datasets.register import task_of
 from omegaconf import DictConfig
 from torch import nn
 
 pytestmark = pytest.mark.long
 
 FAST = ("quickstart.py", "published/retinanet_gpvit_l1_1x.py")
+METRICS = {
+    "detection": "bbox/AP",
+    "segmentation": "sem_seg/mIoU",
+    "classification": "classification/top1",
+}
 # Overrides that shorten a run.
 SHORT = [override for override in TINY if override.startswith("dataloader.")]
 SHORT += [
@@ -37,11 +43,11 @@ SHORT += [
 
 
 def configs() -> list[Any]:
-    """The LazyConfigs but those of official segmentation models; most of them are slow."""
+    """The LazyConfigs but those of other official models; most of them are slow."""
     parameters = []
     for path in sorted((REPOSITORY / "configs").rglob("*.py")):
-        is_segmentation = path.name.startswith(("segformer", "upernet"))
-        if not is_segmentation and not {"common", "yacs"} & set(path.parts):
+        is_other = path.name.startswith(("segformer", "upernet", "classifier"))
+        if not is_other and not {"common", "yacs"} & set(path.parts):
             name = str(path.relative_to(REPOSITORY / "configs"))
             marks = () if name in FAST else pytest.mark.slow
             parameters.append(pytest.param(name, marks=marks))
@@ -82,6 +88,8 @@ def test_detectron2_script_trains_and_evaluates_each_config(
     cfg = LazyConfig.load(str(REPOSITORY / "configs" / name))
     use_folder(cfg, str(synthetic_data), train=True)
     overrides = [*SHORT, "train.device=cpu", "train.amp.enabled=False"]
+    if "crop_size" in cfg.dataloader:
+        overrides.remove("dataloader.max_size=96")
     if "proposal_generator" in cfg.model:
         overrides.append("model.proposal_generator.post_nms_topk=[50,20]")
         overrides.append("model.roi_heads.batch_size_per_image=16")
@@ -93,7 +101,7 @@ def test_detectron2_script_trains_and_evaluates_each_config(
     latest = trainer.storage.latest()
     losses = [value for key, (value, _) in latest.items() if "loss" in key]
     assert losses and torch.tensor(losses).isfinite().all()
-    metric = "sem_seg/mIoU" if "sem_seg_head" in cfg.model else "bbox/AP"
+    metric = METRICS[task_of(cfg.model)]
     assert metric in latest and (tmp_path / "model_final.pth").is_file()
 
 

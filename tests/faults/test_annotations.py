@@ -1004,6 +1004,8 @@ def test_check_data_prints_rules_and_each_rule_has_test(capsys) -> None:
     # In test_custom_semantic.py.
     tested |= {"no label map", "no image", "label map", "colors", "value", "0 and 255"}
     tested |= {"one class", "unlabeled", "unused class"}
+    # In test_classification_data.py.
+    tested |= {"outside classes", "untrained class", "single image", "unvalidated class"}
     assert tested == set(RULES)
 
 

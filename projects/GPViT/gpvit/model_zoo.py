@@ -1,6 +1,10 @@
 """Addresses of the official weights, classes and accuracy of the official models as published."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
+from torchvision.models import ResNet50_Weights
 
 from .modeling import SIZES
 
@@ -40,6 +44,30 @@ ADE20K_MIOU = {
     "upernet_gpvit_l4": 52.5,
 }
 ADE20K_CLASSES = [name.strip() for name in ADE20K_SEM_SEG_CATEGORIES]  # " toilet" in Detectron2
+
+# Top-1 and top-5 accuracy on ImageNet-1k's validation set as published, in percent, by the name of
+# the config.
+IMAGENET_ACCURACY = {
+    "classifier_gpvit_l1": (80.5, 95.4),
+    "classifier_gpvit_l2": (83.4, 96.6),
+    "classifier_gpvit_l3": (84.1, 96.9),
+    "classifier_gpvit_l4": (84.3, 96.9),
+}
+# WordNet IDs of the classes whose names repeat in some versions of torchvision.
+WORDNET_IDS = {134: "n02012849", 517: "n03126707", 638: "n03710637", 639: "n03710721"}
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return ImageNet's class names, those that repeat with their WordNet ID."""
+    counts = Counter(names)
+    unique = []
+    for index, name in enumerate(names):
+        unique.append(name if counts[name] == 1 else f"{name} ({WORDNET_IDS[index]})")
+    return unique
+
+
+# In the order of their WordNet IDs, which is the official one.
+IMAGENET_CLASSES = unique_names(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
 def detector_address(config: str) -> str:

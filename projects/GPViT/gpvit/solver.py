@@ -1,5 +1,6 @@
 """Learning-rate schedules and parameter groups of the official recipes, and layer-wise decay."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -44,11 +45,10 @@ def layer_decay(rate: float, num_layers: int) -> Callable[[str], float]:
     return partial(get_vit_lr_decay_rate, lr_decay_rate=rate, num_layers=num_layers)
 
 
-class LinearSchedule(ParamScheduler):
-    """Factor of the learning rate: linear decay to 0, multiplied by a linear warmup.
+class WarmupSchedule(ParamScheduler):
+    """Factor of the learning rate: a decay, multiplied by a linear warmup.
 
-    Detectron2's warmup interpolates to the value at its end instead. This is the schedule of the
-    official segmentation models.
+    Detectron2's warmup interpolates to the value at its end instead.
 
     Args:
         max_iter: length of the run in iterations.
@@ -60,16 +60,34 @@ class LinearSchedule(ParamScheduler):
         self.warmup_length = min(warmup_iters / max_iter, 0.1)  # fraction of the run
         self.warmup_factor = warmup_factor
 
+    def decay(self, where: float) -> float:
+        """Return the factor without warmup at a fraction of the run, from 0 to 1."""
+        raise NotImplementedError
+
     def __call__(self, where: float) -> float:
         """Return the factor at a fraction of the run, from 0 to 1."""
-        decay = 1 - where
+        decay = self.decay(where)
         if where >= self.warmup_length:
             return decay
         return decay * (1 - (1 - where / self.warmup_length) * (1 - self.warmup_factor))
 
 
+class LinearSchedule(WarmupSchedule):
+    """Linear decay to 0: the schedule of the official segmentation models."""
+
+    def decay(self, where: float) -> float:
+        return 1 - where
+
+
+class CosineSchedule(WarmupSchedule):
+    """Half a cosine from 1 to 0.01: the schedule of the official classifiers."""
+
+    def decay(self, where: float) -> float:
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * where)) / 2
+
+
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-WITHOUT_DECAY = ("pos_embed", "group_token", "level_embed")
+WITHOUT_DECAY = ("pos_embed", "group_token", "level_embed", "query")
 DECAY_RULES = ("norms_and_biases", "layer_norms", "named_norms_and_biases")
 
 
@@ -83,16 +101,18 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups of the official models.
 
-    Embeddings and group tokens have no weight decay, nor what ``no_decay`` names.
+    Embeddings, group tokens and the query of attention pooling have no weight decay, nor what
+    ``no_decay`` names.
 
     Args:
-        model: a segmentation model or detector.
+        model: a detector, segmentation model or classifier.
         base_lr: learning rate of the backbone.
         weight_decay: of all other parameters.
-        no_decay: "norms_and_biases" (SegFormer): of all layers but depthwise convolutions, whose
-            biases decay; "layer_norms" (UPerNet): all but the one after the last block; or
-            "named_norms_and_biases" (detectors): biases, and the norms whose official names contain
-            "norm", which are the layer norms and those of the adapter's maps.
+        no_decay: "norms_and_biases" (SegFormer, classifiers): of all layers but depthwise
+            convolutions, whose biases decay; "layer_norms" (UPerNet): all but the one after the
+            last block; or "named_norms_and_biases" (detectors): biases, and the norms whose
+            official names contain "norm", which are the layer norms and those of the adapter's
+            maps.
         head_lr_factor: factor of the learning rate of a segmentation head. If it is not 1, all
             parameters of the head decay.
         lr_factor_func: returns another factor of the learning rate by a parameter's name, such as

@@ -17,7 +17,7 @@ class Architecture(NamedTuple):
         prefix: of parameter names that only this architecture has; the first match in
             :data:`ARCHITECTURES` decides.
         class_layers: matches the names of the parameters whose shape depends on the classes.
-        task: "detection" or "segmentation".
+        task: "detection", "segmentation" or "classification".
         optional: prefix of the parameters that a file need not have, since they are for training
             only; "" if there are none.
     """
@@ -37,7 +37,7 @@ class Architecture(NamedTuple):
 _RCNN_LAYERS = re.compile(
     r"roi_heads\.(box_predictor(\.\d)?\.(cls_score|bbox_pred)|mask_head\.predictor)\..*"
 )
-RETINANET = Architecture("RetinaNet", "head.", re.compile(r"head\.cls_score\..*"))
+RETINANET = Architecture("RetinaNet", "head.cls_", re.compile(r"head\.cls_score\..*"))
 CASCADE_MASK_RCNN = Architecture("Cascade Mask R-CNN", "roi_heads.box_predictor.0.", _RCNN_LAYERS)
 MASK_RCNN = Architecture("Mask R-CNN", "roi_heads.box_predictor.", _RCNN_LAYERS)
 _SEGMENTATION_LAYERS = re.compile(r"sem_seg_head\.(auxiliary_)?predictor\..*")
@@ -60,8 +60,15 @@ SEMANTIC_FPN = Architecture(
     _SEGMENTATION_LAYERS,
     "segmentation",
 )
+CLASSIFIER = Architecture(
+    "an image classifier", "head.weight", re.compile(r"head\.(weight|bias)"), "classification"
+)
 # Cascade Mask R-CNN comes before Mask R-CNN, whose prefix matches its names as well.
-ARCHITECTURES = (RETINANET, CASCADE_MASK_RCNN, MASK_RCNN, SEGFORMER, UPERNET, SEMANTIC_FPN)
+ARCHITECTURES = (
+    *(RETINANET, CASCADE_MASK_RCNN, MASK_RCNN),
+    *(SEGFORMER, UPERNET, SEMANTIC_FPN),
+    CLASSIFIER,
+)
 
 
 def width(weights: Mapping[str, Tensor]) -> int:
@@ -94,6 +101,9 @@ def architecture(weights: Mapping[str, Tensor]) -> str:
     if "pos_embed" in weights:
         return "a backbone alone"
     found = architecture_of(weights)
+    if found is CLASSIFIER:
+        pooling = "attention" if "neck.query" in weights else "mean"
+        return f"{found.name} with {pooling} pooling"
     if found and found.task == "segmentation":
         return found.name
     name = found.name if found else "a detector"

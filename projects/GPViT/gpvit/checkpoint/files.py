@@ -92,7 +92,7 @@ class File:
         path: of the file, also if its folder was given.
         weights: tensors under this project's names, of a complete model or of a backbone alone.
         classes: class names of a complete model, if they are known.
-        dropped: names of tensors in the file that are not used.
+        dropped: names of tensors that were in the file, see :meth:`backbone_alone`.
         kind: of an official file; None for a checkpoint of this project.
         config: from :func:`gpvit.config.inference_config`, if the file contains one.
         about: optional facts: "versions" (a dict of strings), "license" and "source" (strings),
@@ -134,8 +134,8 @@ class File:
         """Return the class names. Raise a UserError if the file is not a model with classes."""
         if not self.classes:
             raise UserError(
-                f"{self.path} is not a checkpoint of a detector with class names; give one, such "
-                "as OUTPUT_DIR/model_final.pth or a published Mask R-CNN or RetinaNet"
+                f"{self.path} is not a checkpoint of a model with class names; give one, such as "
+                "OUTPUT_DIR/model_final.pth or a published model"
             )
         return self.classes
 
@@ -185,15 +185,12 @@ def _official_file(path: str, content: dict[str, Any]) -> File:
         weights = published.converted(state_dict, kind)
     except ValueError as error:
         raise UserError(f"cannot use {path}: {error}") from None
-    classes = None
-    if kind.is_complete:
-        classes = published.classes_of(state_dict, meta if isinstance(meta, dict) else {})
-    dropped = [name for name in state_dict if name.startswith(kind.dropped)]
+    classes = published.classes_of(state_dict, meta if isinstance(meta, dict) else {})
     about = {}
     palette = meta.get("PALETTE") if isinstance(meta, dict) else None
-    if kind.is_complete and _is_palette(palette):
+    if _is_palette(palette):
         about["palette"] = palette
-    return File(path, weights, classes, dropped, kind, about=about)
+    return File(path, weights, classes, kind=kind, about=about)
 
 
 # What a tensor of weights may hold. Complex numbers would lose their imaginary part when loaded.

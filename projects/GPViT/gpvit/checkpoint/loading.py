@@ -29,11 +29,10 @@ def load(
 ) -> None:
     """Load a file into a model and log which tensors were loaded, dropped or randomly initialized.
 
-    A backbone, such as that of an official ImageNet classifier, is loaded into the GPViT inside the
-    model; everything around it stays randomly initialized. So is the backbone of a segmentation
-    model, if the model is a detector. A file of the same task must match the complete model, except
-    for the layers that depend on the classes: these stay randomly initialized if the classes
-    differ.
+    A backbone is loaded into the GPViT inside the model; everything around it stays randomly
+    initialized. So is the backbone of a model for another task, such as that of a classifier for a
+    detector. A file of the same task must match the complete model, except for the layers that
+    depend on the classes: these stay randomly initialized if the classes differ.
 
     Args:
         model: the model.
@@ -87,7 +86,7 @@ class _Match(NamedTuple):
 
 def _match(model: nn.Module, file: File, classes: Sequence[str] | None) -> _Match:
     theirs, ours = architecture_of(file.weights), architecture_of(model.state_dict())
-    # A detector and a segmentation model give each other their backbones.
+    # Models for different tasks give each other their backbones.
     if theirs and theirs.task != (ours.task if ours else "detection"):
         file = file.backbone_alone()
     target = _backbone_in(model, file) if file.is_backbone else model

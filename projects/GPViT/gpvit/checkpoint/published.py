@@ -28,7 +28,8 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
-from ..model_zoo import ADE20K_CLASSES
+from ..model_zoo import ADE20K_CLASSES, IMAGENET_CLASSES
+from ..modeling.classifier import POOLING_OF_SIZES
 from ..utils.errors import preview
 from ..utils.text import short_repr
 from . import describe
@@ -233,7 +234,16 @@ UPERNET: Names = {
 }
 
 
-SEGMENTATION_HEADS = ("decode_head.", "auxiliary_head.")  # prefixes of official names
+CLASSIFIER: Names = {
+    **_below("backbone.", "backbone.", BACKBONE),
+    "neck.group_token": "neck.query",
+    "neck.norm_query.*": "neck.norm_query.*",
+    "neck.attn.k_proj.*": "neck.key.*",
+    "head.fc.*": "head.*",
+}
+
+# Prefixes of official names outside of the backbones of segmentation models and classifiers.
+HEADS = ("decode_head.", "auxiliary_head.", "neck.", "head.")
 
 
 @dataclass(frozen=True)
@@ -243,40 +253,25 @@ class Kind:
     Attributes:
         name: for messages.
         prefix: of names that only files of this kind contain.
-        names: the table of names: of the complete model if it has an architecture, else of the
-            backbone.
-        architecture: of a model that is loaded completely; None if only the backbone is used.
-        dropped: prefixes of the tensors that have no counterpart here.
+        names: the table of names.
+        architecture: of the model.
         config: template of the matching config in configs/published, filled with the size in lower
-            case; "" if there is none.
+            case.
     """
 
     name: str
     prefix: str
     names: Names
-    architecture: Architecture | None = None
-    dropped: tuple[str, ...] = ()
-    config: str = ""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the complete model is loaded, not only the backbone."""
-        return self.architecture is not None
+    architecture: Architecture
+    config: str
 
 
-_BACKBONE_ONLY = _below("backbone.", "", BACKBONE)
 KINDS = (
-    Kind("Mask R-CNN", "roi_head.", MASK_RCNN, describe.MASK_RCNN, config="mask_rcnn_gpvit_{}_1x"),
-    Kind("RetinaNet", "bbox_head.", RETINANET, describe.RETINANET, config="retinanet_gpvit_{}_1x"),
-    Kind(
-        "UPerNet",
-        "decode_head.psp_modules.",
-        UPERNET,
-        describe.UPERNET,
-        config="upernet_gpvit_{}",
-    ),
-    Kind("SegFormer", "decode_head.", SEGFORMER, describe.SEGFORMER, config="segformer_gpvit_{}"),
-    Kind("ImageNet classifier", "head.fc.", _BACKBONE_ONLY, dropped=("neck.", "head.")),
+    Kind("Mask R-CNN", "roi_head.", MASK_RCNN, describe.MASK_RCNN, "mask_rcnn_gpvit_{}_1x"),
+    Kind("RetinaNet", "bbox_head.", RETINANET, describe.RETINANET, "retinanet_gpvit_{}_1x"),
+    Kind("UPerNet", "decode_head.psp_modules.", UPERNET, describe.UPERNET, "upernet_gpvit_{}"),
+    Kind("SegFormer", "decode_head.", SEGFORMER, describe.SEGFORMER, "segformer_gpvit_{}"),
+    Kind("ImageNet classifier", "head.fc.", CLASSIFIER, describe.CLASSIFIER, "classifier_gpvit_{}"),
 )
 
 
@@ -300,13 +295,12 @@ def _kind(state_dict: Mapping[str, Tensor]) -> Kind | None:
 
 
 def converted(state_dict: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
-    """Return official tensors under this project's names, without those that are dropped.
+    """Return official tensors under this project's names.
 
     Raises:
         ValueError: a name that this kind of model does not have.
     """
-    kept = _without(state_dict, kind.dropped)
-    return _reorder_anchors(rename(kept, kind.names, what=kind.name))
+    return _reorder_anchors(rename(state_dict, kind.names, what=kind.name))
 
 
 def _without(tensors: Mapping[str, Tensor], prefixes: str | tuple[str, ...]) -> dict[str, Tensor]:
@@ -319,8 +313,8 @@ def from_published(state_dict: Mapping[str, Tensor], part: str = "backbone") -> 
     Args:
         state_dict: of an official detector, segmentation model, classifier or backbone, whose names
             may begin with ``backbone.`` or not.
-        part: "backbone", for :class:`gpvit.GPViT`; or "model", for the complete detector or
-            segmentation model of ``configs/published``.
+        part: "backbone", for :class:`gpvit.GPViT`; or "model", for the complete model of
+            ``configs/published``.
 
     Raises:
         ValueError: there is no such part, or a name that a model of this kind does not have. The
@@ -329,14 +323,13 @@ def from_published(state_dict: Mapping[str, Tensor], part: str = "backbone") -> 
     if part not in ("backbone", "model"):
         raise ValueError(f'part must be "backbone" or "model", got {short_repr(part)}')
     kind = _kind(state_dict)
-    detector = kind is not None and kind.architecture is not None and kind.architecture.is_detector
-    if kind is not None and kind.is_complete and (part == "model" or detector):
-        weights = converted(state_dict, kind)
-        return weights if part == "model" else backbone_of(weights)
     if part == "model":
-        name = f"a published {kind.name}" if kind else "a backbone alone"
-        raise ValueError(f'{name} has no part "model" here; use part="backbone"')
-    kept = _without(state_dict, (kind.dropped or SEGMENTATION_HEADS) if kind else ())
+        if kind is None:
+            raise ValueError('a backbone alone has no part "model"; use part="backbone"')
+        return converted(state_dict, kind)
+    if kind is not None and kind.architecture.is_detector:
+        return backbone_of(converted(state_dict, kind))
+    kept = _without(state_dict, HEADS if kind else ())
     prefix = "backbone." if any(key.startswith("backbone.") for key in kept) else ""
     names = _below(prefix, "", BACKBONE)
     if kind is None:  # the backbone of a detector may come with its adapter
@@ -363,6 +356,7 @@ def backbone_prefix(weights: Mapping[str, Tensor]) -> str:
 
 # Layers of official models, and their number of outputs for each class.
 _OUTPUTS_PER_CLASS = {
+    "head.fc.weight": 1,
     "decode_head.conv_seg.weight": 1,
     "roi_head.bbox_head.fc_reg.weight": 4,  # a box; fc_cls has one more class, the background
     "bbox_head.retina_cls.weight": 9,  # a score for each anchor
@@ -370,11 +364,12 @@ _OUTPUTS_PER_CLASS = {
 
 
 def classes_of(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[str] | None:
-    """Return the class names of an official detector or segmentation model.
+    """Return the class names of an official model.
 
-    A segmentation model with 150 classes has those of ADE20K, as Detectron2 names them. The names
-    of others are those in the metadata of the file if their number fits, else those of COCO if
-    theirs does, else None.
+    A segmentation model with 150 classes has those of ADE20K, as Detectron2 names them, and a
+    classifier with 1000 those of ImageNet, as torchvision names them. The names of others are those
+    in the metadata of the file if their number fits, else for a detector those of COCO if theirs
+    does, else None.
     """
     counts = set()
     for key, outputs in _OUTPUTS_PER_CLASS.items():
@@ -383,11 +378,15 @@ def classes_of(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> lis
     is_segmentation = "decode_head.conv_seg.weight" in state_dict
     if is_segmentation and counts == {len(ADE20K_CLASSES)}:
         return ADE20K_CLASSES
+    is_classifier = "head.fc.weight" in state_dict
+    if is_classifier and counts == {len(IMAGENET_CLASSES)}:
+        return IMAGENET_CLASSES
     names: Any = meta.get("CLASSES")
     number_fits = isinstance(names, list | tuple) and counts == {len(names)}
     if number_fits and all(isinstance(name, str) for name in names):
         return list(names)
-    return COCO_CLASSES if counts == {len(COCO_CLASSES)} and not is_segmentation else None
+    is_detector = not is_segmentation and not is_classifier
+    return COCO_CLASSES if counts == {len(COCO_CLASSES)} and is_detector else None
 
 
 def to_published(weights: Mapping[str, Tensor], classes: Sequence[str] | None) -> dict[str, Any]:
@@ -399,14 +398,14 @@ def to_published(weights: Mapping[str, Tensor], classes: Sequence[str] | None) -
     architecture = architecture_of(weights)
     matching = None
     for kind in KINDS:
-        if kind.is_complete and kind.architecture is architecture:
+        if kind.architecture is architecture:
             matching = kind
     has_adapter = "backbone.bottom_up.level_embed" in weights
     needs_adapter = architecture is not None and architecture.is_detector
     if matching is None or (needs_adapter and not has_adapter):
         raise ValueError(
-            "only Mask R-CNN and RetinaNet with the adapter, and the segmentation models, have a "
-            "counterpart in the official code"
+            "only Mask R-CNN and RetinaNet with the adapter, the segmentation models with a "
+            "SegFormer or UPerNet head, and the classifiers have a counterpart in the official code"
         )
     group_blocks = set()
     for key in weights:
@@ -415,6 +414,9 @@ def to_published(weights: Mapping[str, Tensor], classes: Sequence[str] | None) -
             group_blocks.add(int(match[1]))
     if group_blocks != GROUP_BLOCKS or not size_name(weights):
         raise ValueError("its GPViT is none of the published sizes")
+    pooling = "attention" if "neck.query" in weights else "mean"
+    if architecture is describe.CLASSIFIER and pooling != POOLING_OF_SIZES[size_name(weights)]:
+        raise ValueError(f"a published classifier of its size has no {pooling} pooling")
     state_dict = rename(_reorder_anchors(weights), matching.names, inverse=True)
     for key in list(state_dict):
         if key.endswith("running_var"):  # frozen batch norm has no step counter

@@ -4,6 +4,7 @@
     gpvit analyze --weights output/quickstart --image 480x640
     gpvit analyze --table models       parameters and FLOPs of all detectors of configs/
     gpvit analyze --table segmentation ... of all segmentation models
+    gpvit analyze --table classification  ... of all classifiers
     gpvit analyze --table published    AP and checkpoints of the published detectors
 
 All tables are in Markdown. gpvit/utils/analysis.py defines what is counted as a FLOP.
@@ -17,8 +18,8 @@ from omegaconf import DictConfig
 
 from .. import checkpoint
 from ..config import CONFIGS, load_config, with_overrides
-from ..data.datasets.register import set_num_classes
-from ..model_zoo import ADE20K_MIOU, COCO_AP, detector_address
+from ..data.datasets.register import set_num_classes, task_of
+from ..model_zoo import ADE20K_MIOU, COCO_AP, IMAGENET_ACCURACY, detector_address
 from ..modeling import SIZES
 from ..predictor import config_of
 from ..utils.analysis import PARTS, build_on_meta, costs, flops, parameters
@@ -34,6 +35,7 @@ MODEL_CONFIGS = (
 )
 SEGMENTATION_CONFIGS = ("published/segformer_gpvit_{}", "published/upernet_gpvit_{}")
 SEMANTIC_FPN = "semantic_fpn_gpvit_l1"
+CLASSIFIER_CONFIG = "published/classifier_gpvit_{}"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     source.add_argument(
         "--table",
-        choices=("models", "segmentation", "published"),
+        choices=("models", "segmentation", "classification", "published"),
         help="table to print instead of one model",
     )
     parser.add_argument(
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
         type=image_size,
         metavar="HEIGHTxWIDTH",
         help="image size in pixels (default: 3:2 at the resolution of the config; 800x1280 with "
-        "--table models, 512x512 with --table segmentation)",
+        "--table models, 512x512 with --table segmentation, 224x224 with --table classification)",
     )
     add_device(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str]) -> None:
         print_models(*(args.image or (800, 1280)))
     elif args.table == "segmentation":
         print_segmentation_models(*(args.image or (512, 512)))
+    elif args.table == "classification":
+        print_classifiers(*(args.image or (224, 224)))
     elif args.table == "published":
         print_published()
     else:
@@ -89,7 +93,7 @@ def print_model(
         detector_costs, *source, height, width, device, environment=RETURN_MEMORY
     )
     total_seconds = sum(seconds.values())
-    found = f"{detections} detections, " if "sem_seg_head" not in cfg.model else ""
+    found = f"{detections} detections, " if task_of(cfg.model) == "detection" else ""
     print(
         f"{config_file or weights}, one image of {height}x{width}, random weights, {found}"
         f"{device_name(device)}\n"
@@ -137,7 +141,12 @@ def detector_config(
 
 
 def default_size(cfg: DictConfig) -> tuple[int, int]:
-    """Return height and width of a 3:2 image after resizing and padding to multiples of 32."""
+    """Return the size of the crop of a classifier.
+
+    For other models, height and width of a 3:2 image after resizing and padding to multiples of 32.
+    """
+    if "crop_size" in cfg.dataloader:
+        return cfg.dataloader.crop_size, cfg.dataloader.crop_size
     height = cfg.dataloader.short_side
     width = min(round(1.5 * height), cfg.dataloader.max_size)
     # -(-n // 32) is n / 32 rounded up.
@@ -207,6 +216,24 @@ def print_segmentation_models(height: int, width: int) -> None:
             f"| `{name}` | {sum(parameters(model).values()) / 1e6:.1f} "
             f"| {sum(gflops.values()):.0f} | {gflops['backbone']:.0f} "
             f"| {'—' if miou is None else f'*{miou}*'} |"
+        )
+
+
+def print_classifiers(height: int, width: int) -> None:
+    """Print the cost of each classifier, and its accuracy as published, in italics."""
+    print(
+        f"| config | parameters (M) | of these, backbone | GFLOPs at {height}x{width} "
+        "| top-1 / top-5 on ImageNet |"
+    )
+    print("|---|---:|---:|---:|---:|")
+    for size in SIZES:
+        name = CLASSIFIER_CONFIG.format(size.lower())
+        model = build_on_meta(load_config(str(CONFIGS / f"{name}.py")).model)
+        counts = parameters(model)
+        accuracy = " / ".join(map(str, IMAGENET_ACCURACY[name.removeprefix("published/")]))
+        print(
+            f"| `{name}` | {sum(counts.values()) / 1e6:.2f} | {counts['backbone'] / 1e6:.2f} "
+            f"| {sum(flops(model, height, width).values()):.1f} | *{accuracy}* |"
         )
 
 

@@ -6,15 +6,19 @@
 
 Prints a summary of the dataset and its problems by kind, each with the first IDs and with how
 training and evaluation handle it. The exit code is 1 if a problem stops training. A dataset of
-label maps is recognized; --semantic checks the objects of another one as label maps.
+label maps is recognized, and so is one of class folders; --semantic checks the objects of another
+one as label maps.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from ..data.datasets import custom as layouts
+from ..data.datasets.class_folders import ClassificationSplit, find_class_folders
+from ..data.datasets.class_folders import read_all_images as read_all_images_of_classes
 from ..data.datasets.coco import CocoFile, images_in_both, read
 from ..data.datasets.coco_rules import RULES, WHOLE_FILE, Problem, grouped
 from ..data.datasets.custom_semantic import SemanticSplit, find_semantic, read_all_images
@@ -23,6 +27,8 @@ from ..utils.errors import UserError, preview
 from ..utils.files import atomic_write
 from ..utils.text import PATH_LIMIT, one_line
 from .options import DATA_HELP, IMAGES_HELP, add_semantic, command_parser, is_semantic
+
+CheckedSplit: TypeAlias = CocoFile | SemanticSplit | ClassificationSplit
 
 # Action of a rule -> how it is printed.
 MEANING = {"stop": "stops training", "drop": "dropped", "fix": "fixed", "note": "note"}
@@ -35,11 +41,19 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if args.json and args.data:
         refuse_to_replace_data(args.json, args.data)
-    files: Sequence[CocoFile | SemanticSplit]
+    files: Sequence[CheckedSplit]
+    class_folders = find_class_folders(str(args.data)) if args.data else None
     if args.data and is_semantic(args):
         if args.images or args.boxes:
             raise UserError("--images and --boxes do not apply to label maps; leave them out")
         files = check_semantic(args.data, not args.annotations_only)
+    elif class_folders:
+        if args.images or args.boxes:
+            raise UserError("--images and --boxes do not apply to class folders; leave them out")
+        if not args.annotations_only:
+            read_all_images_of_classes(class_folders)
+        print(class_folders.summary())
+        files = list(class_folders.splits.values())
     else:
         files = check(args.data, args.images, not args.boxes, not args.annotations_only)
     for data in files:
@@ -91,7 +105,7 @@ def refuse_to_replace_data(json_file: Path, data: Path) -> None:
         )
 
 
-def write_json(path: Path, files: Sequence[CocoFile | SemanticSplit]) -> None:
+def write_json(path: Path, files: Sequence[CheckedSplit]) -> None:
     """Write all problems to a JSON file: a list of objects with the fields of ``Problem``."""
     rows = []
     for data in files:
@@ -103,7 +117,7 @@ def write_json(path: Path, files: Sequence[CocoFile | SemanticSplit]) -> None:
     print(f"\n{len(rows)} problems written to {one_line(path, PATH_LIMIT)}")
 
 
-def stops_training(data: CocoFile | SemanticSplit) -> bool:
+def stops_training(data: CheckedSplit) -> bool:
     return any(RULES[problem.kind].action == "stop" for problem in data.problems)
 
 
@@ -166,7 +180,7 @@ def detected(path: Path) -> layouts.Layout:
         ) from None
 
 
-def print_problems(data: CocoFile | SemanticSplit) -> None:
+def print_problems(data: CheckedSplit) -> None:
     """Print a file's problems by kind."""
     print(f"\n{data.summary()}")
     groups = grouped(data.problems)

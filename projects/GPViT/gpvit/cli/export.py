@@ -3,9 +3,9 @@ r"""Export a trained model to ONNX (.onnx) or torch.export's format (.pt2).
     gpvit export --weights output/quickstart --output model.onnx \
         --input 'output/quickstart/data/images/val_*.png'
 
-The exported file runs without this project. It takes one image of any size; gpvit/export/graph.py
-describes its inputs and outputs. The file is written only if its outputs for the images of --input
-agree with PyTorch's.
+The exported file runs without this project. It takes one image of any size, that of a classifier a
+batch of images of one size; gpvit/export/graph.py describes inputs and outputs. The file is written
+only if its outputs for the images of --input agree with PyTorch's.
 """
 
 import io
@@ -64,12 +64,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def metadata(predictor: Predictor) -> dict[str, int | list[str]]:
     """Return the class names and the image sizes to resize to, for users of the exported file."""
-    return {
+    metadata: dict[str, int | list[str]] = {
         "classes": predictor.classes,
         "smallest_side": graph.smallest_side(predictor.model),
-        "short_side": predictor.cfg.dataloader.short_side,
-        "max_size": predictor.cfg.dataloader.max_size,
     }
+    for key in ("short_side", "max_size", "crop_size"):
+        if key in predictor.cfg.dataloader:
+            metadata[key] = predictor.cfg.dataloader[key]
+    return metadata
 
 
 def write(predictor: Predictor, path: Path, metadata: dict[str, int | list[str]]) -> None:

@@ -1,4 +1,4 @@
-r"""Detect objects or segment classes in images and videos, and draw them.
+r"""Detect objects in images and videos, segment or classify them, and draw the results.
 
     gpvit predict --weights output/my_run --input images clip.mp4 'more/*.jpg' --json --cutouts
     gpvit predict --weights output/my_run --webcam
@@ -26,7 +26,10 @@ written to --output; existing files are only replaced with --overwrite:
         Each object cropped, with its score in percent; transparent outside its mask. The complete
         box is kept if the detector predicts no masks.
 
-A segmentation model draws its classes with a legend, and takes neither --json nor --cutouts.
+A segmentation model draws its classes with a legend, and takes neither --json nor --cutouts. A
+classifier draws the five best classes with their scores below an image, and the best one into the
+frames of a video; with --json, it writes predictions.json only: a list of file_name (NAME), frame
+(in a video) and predictions (class and score, the best first).
 
 Inputs that cannot be read are skipped and listed at the end; the exit code is then 1.
 """
@@ -51,13 +54,16 @@ from ..data.image_io import read_image, save_image
 from ..data.label_maps import LABEL_MAPS, label_map_name, save_labels
 from ..data.sources import InputImage, Source, sources_of
 from ..data.video_io import VideoReader, VideoWriter
+from ..evaluation.classification_evaluation import TOP
+from ..evaluation.classification_results import ScoresWriter
 from ..evaluation.coco_results import ResultsWriter
-from ..modeling import SemanticSegmentor
+from ..modeling import ImageClassifier, SemanticSegmentor
 from ..predictor import Output, Predictor
 from ..utils.errors import UserError
 from ..utils.files import check_overwrite, make_folder, truncate_name
 from ..utils.signals import stop_signals_to
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
+from ..visualization.classification_drawing import draw_label, draw_scores
 from ..visualization.drawing import cut_outs, draw_predictions
 from ..visualization.label_drawing import draw_labels, with_legend
 from .options import COUNT, SCORE, add_detector, add_output, command_parser, detector
@@ -83,6 +89,8 @@ def main(arguments: Sequence[str]) -> int:
             images = [source for source in sources if not source.is_video]
             check_targets(images, args, labels=True)
             run = SegmentationRun(predictor, args)
+        elif isinstance(predictor.model, ImageClassifier):
+            run = ClassificationRun(predictor, args)
         else:
             run = Run(predictor, args)
         with stop_signals_to(run.stop), run:
@@ -215,7 +223,11 @@ class Run:
         self.stopped, self.exit_code = False, 0
         self.cutouts: defaultdict[Path, set[str]] = defaultdict(set)  # folder -> files written
         make_folder(args.output)
-        self.results = ResultsWriter(args.output, predictor.classes) if args.json else None
+        self.results = self.open_results() if args.json else None
+
+    def open_results(self) -> Any:
+        """Return what writes the files of --json."""
+        return ResultsWriter(self.args.output, self.predictor.classes)
 
     def __enter__(self) -> "Run":
         return self
@@ -239,8 +251,7 @@ class Run:
             self.counts["image"] += 1
             if bar.disable:
                 progress = f"[{numbers[image.source]}/{len(sources)}]"
-                content = counted(self.count(found), self.noun)
-                line = f"{progress} {image.source.path}: {content} -> {target}"
+                line = f"{progress} {image.source.path}: {self.describe(found)} -> {target}"
                 print(one_line(line, LINE_LIMIT), flush=True)
             self.show(drawn, hold=True)
 
@@ -326,9 +337,9 @@ class Run:
         """Describe what was found in a video, by the counts of it alone."""
         return f"{counted(counts['object'], 'object')} in {counted(counts['frame'], 'frame')}"
 
-    def count(self, found: Any) -> int:
-        """Return how many of :attr:`noun` were found in an image."""
-        return len(found)
+    def describe(self, found: Any) -> str:
+        """Describe what was found in an image."""
+        return counted(len(found), self.noun)
 
     def cut_out(self, image: InputImage, instances: Instances) -> None:
         """Write each object as an image."""
@@ -393,10 +404,7 @@ class SegmentationRun(Run):
     noun = "class"
 
     def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
-        options = {"--json": args.json, "--cutouts": args.cutouts}
-        for option, given in (options | {"--score-threshold": args.score_threshold}).items():
-            if given not in (None, False):
-                raise UserError(f"{option}: {predictor.path} is a segmentation model, no detector")
+        refuse(predictor, "a segmentation model", args, "--json", "--cutouts", "--score-threshold")
         assert isinstance(predictor.model, SemanticSegmentor)
         predictor.model.class_map = True
         super().__init__(predictor, args)
@@ -423,8 +431,53 @@ class SegmentationRun(Run):
     def of_video(self, counts: Counter[str]) -> str:
         return counted(counts["frame"], "frame")
 
-    def count(self, found: np.ndarray) -> int:
-        return len(np.unique(found))
+    def describe(self, found: np.ndarray) -> str:
+        return counted(len(np.unique(found)), self.noun)
+
+
+class ClassificationRun(Run):
+    """A run of a classifier."""
+
+    noun = "class"
+
+    def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
+        refuse(predictor, "a classifier", args, "--cutouts", "--score-threshold")
+        super().__init__(predictor, args)
+        self.seen: set[int] = set()  # classes that are the best of an image
+
+    def open_results(self) -> ScoresWriter:
+        return ScoresWriter(self.args.output, self.predictor.classes)
+
+    def take(self, image: InputImage, output: Output) -> tuple[list[int], list[float]]:
+        """Return the best classes and their scores."""
+        assert isinstance(output, Tensor)
+        best = output.topk(min(TOP, len(output)))
+        indices, scores = best.indices.tolist(), best.values.tolist()
+        self.seen.add(indices[0])
+        self.counts[self.noun] = len(self.seen)
+        if self.results:
+            self.results.add(image, indices, scores)
+        return indices, scores
+
+    def draw(self, image: InputImage, found: tuple[list[int], list[float]]) -> np.ndarray:
+        if image.frame is None:
+            return draw_scores(image.image, self.predictor.classes, *found)
+        return draw_label(image.image, self.describe(found), resize=False)
+
+    def describe(self, found: tuple[list[int], list[float]]) -> str:
+        """Return the best class with its score, such as "cat 93%"."""
+        indices, scores = found
+        return f"{one_line(self.predictor.classes[indices[0]])} {scores[0]:.0%}"
+
+    def of_video(self, counts: Counter[str]) -> str:
+        return counted(counts["frame"], "frame")
+
+
+def refuse(predictor: Predictor, model: str, args: argparse.Namespace, *options: str) -> None:
+    """Raise a UserError if one of these options of detectors is given."""
+    for option in options:
+        if getattr(args, option[2:].replace("-", "_")) not in (None, False):
+            raise UserError(f"{option}: {predictor.path} is {model}, no detector")
 
 
 def counted(number: int, noun: str) -> str:

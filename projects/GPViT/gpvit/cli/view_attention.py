@@ -9,7 +9,7 @@ the group tokens (ungrouping), averaged over heads and relative to uniform atten
 its own color scale. In the leftmost column, each patch of 8 x 8 pixels has the color of the group
 token that it attends to most. By default, the tokens that most patches attend to most are shown.
 NAME_features.png shows the feature maps, with their first three principal components as red, green
-and blue.
+and blue. Of an image that is classified, the part in the center is shown, which the model sees.
 """
 
 import sys
@@ -21,7 +21,7 @@ from ..data.sources import expand_globs
 from ..utils.errors import UserError
 from ..utils.files import atomic_write, check_overwrite, make_folder
 from ..utils.text import LINE_LIMIT, one_line
-from ..visualization.attention import inspect
+from ..visualization.attention import inspect, visible_part
 from ..visualization.attention_sheet import draw_features, draw_groups
 from ..visualization.style import DPI
 from .options import INDEX, add_detector, add_output, command_parser, detector
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
             failed = True
             continue
         inspection = inspect(predictor, image)
+        image = visible_part(predictor, image)
         figures = {
             groups: draw_groups(image, inspection, path.name, args.tokens),
             features: draw_features(image, inspection, path.name),

@@ -7,21 +7,23 @@
 
 Writes a drawing of each image, and sheet.png with all of them. Images that cannot be read are
 skipped and listed at the end; the exit code is then 1. Label maps are drawn with a legend, also
-those of a dataset's objects with --semantic.
+those of a dataset's objects with --semantic, and the images of class folders with their class.
 """
 
 import argparse
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..data.classification_mapper import read_classified
 from ..data.datasets import coco as annotations
 from ..data.datasets import custom as layouts
+from ..data.datasets.class_folders import ClassificationData, find_class_folders
 from ..data.datasets.custom_semantic import find_semantic, ignore_value_of
 from ..data.datasets.image_root import find_image_root
 from ..data.image_io import read_annotated_image, save_image
@@ -31,6 +33,7 @@ from ..utils.files import atomic_write, check_overwrite, make_folder, truncate_n
 from ..utils.fonts import draw_all_characters
 from ..utils.text import LINE_LIMIT, cut_in_the_middle, one_line
 from ..visualization import style
+from ..visualization.classification_drawing import draw_label
 from ..visualization.drawing import draw_annotations, reduced
 from ..visualization.label_drawing import draw_labels, with_legend
 from .options import (
@@ -52,8 +55,11 @@ GAP = 30  # pixels between drawings
 def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
     painter: Painter
+    class_folders = None if is_semantic(args) else find_class_folders(str(args.data))
     if is_semantic(args):
         source, records, painter = load_semantic(args)
+    elif class_folders:
+        source, records, painter = load_classification(class_folders, args)
     else:
         json_file, images = locate(args.data, args.images, args.split)
         source = str(json_file)
@@ -208,14 +214,9 @@ def draw(
     for number, (record, target) in enumerate(zip(records, targets), start=1):
         path = record["file_name"]
         try:
-            image = read_annotated_image(path, record["height"], record["width"])
+            drawing, content = painter.draw(record)
         except UserError as error:
             errors.append(f"{error} (image id {record['image_id']})")
-            continue
-        try:
-            drawing, content = painter.draw(image, record)
-        except UserError as error:
-            errors.append(str(error))
             continue
         save_image(target, drawing)
         title = f"{record['image_id']}: {one_line(Path(path).name)}, {content}"
@@ -230,8 +231,9 @@ class ObjectPainter(NamedTuple):
 
     classes: list[str]
 
-    def draw(self, image: np.ndarray, record: dict[str, Any]) -> tuple[np.ndarray, str]:
+    def draw(self, record: dict[str, Any]) -> tuple[np.ndarray, str]:
         """Return the drawing, (h, w, 3), and what it shows."""
+        image = read_annotated_image(record["file_name"], record["height"], record["width"])
         count = len(record["annotations"])
         drawing = draw_annotations(image, record, self.classes)
         return drawing, f"{count} object{'' if count == 1 else 's'}"
@@ -245,8 +247,9 @@ class LabelPainter(NamedTuple):
     ignore_value: int
     drawn: frozenset[int]
 
-    def draw(self, image: np.ndarray, record: dict[str, Any]) -> tuple[np.ndarray, str]:
+    def draw(self, record: dict[str, Any]) -> tuple[np.ndarray, str]:
         """Return the drawing, (h, w, 3), and what it shows."""
+        image = read_annotated_image(record["file_name"], record["height"], record["width"])
         labels = labels_of(record, self.ignore_value).astype(np.int64)
         if labels.shape != image.shape[:2]:
             raise UserError(f"{record['sem_seg_file_name']}: differs in size from its image")
@@ -257,19 +260,52 @@ class LabelPainter(NamedTuple):
         return drawing, f"{len(found)} class{'' if len(found) == 1 else 'es'}"
 
 
-Painter: TypeAlias = ObjectPainter | LabelPainter
+class ClassPainter(NamedTuple):
+    """Draws images with their classes."""
+
+    classes: list[str]
+
+    def draw(self, record: dict[str, Any]) -> tuple[np.ndarray, str]:
+        """Return the drawing, (h, w, 3), and what it shows."""
+        name = one_line(self.classes[record["label"]])
+        return draw_label(read_classified(record), name), name
+
+
+Painter: TypeAlias = ObjectPainter | LabelPainter | ClassPainter
+
+
+def chosen_split(splits: Mapping[str, Any], args: argparse.Namespace, what: str) -> Any:
+    """Return the split that --split selects, by default train if there is one.
+
+    Args:
+        splits: "train" and "val", or one of them.
+        args: of the command line.
+        what: of the dataset is drawn, for errors.
+    """
+    if args.images:
+        raise UserError(f"--images does not apply to {what}; give the folder by --data")
+    split = args.split or next(name for name in ("train", "val") if name in splits)
+    if split not in splits:
+        raise UserError(f"{args.data} has no {what} for {split}")
+    return splits[split]
+
+
+def load_classification(
+    data: ClassificationData, args: argparse.Namespace
+) -> tuple[str, list[dict[str, Any]], ClassPainter]:
+    """Return the name of a split of class folders, its records, and how to draw them."""
+    part = chosen_split(data.splits, args, "class folders")
+    records = part.records
+    if args.classes:
+        require_classes(args.classes, data.classes)
+        records = [record for record in records if data.classes[record["label"]] in args.classes]
+    return part.path, records, ClassPainter(data.classes)
 
 
 def load_semantic(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]], LabelPainter]:
     """Return the name of a split with label maps, its records, and how to draw them."""
-    if args.images:
-        raise UserError("--images does not apply to label maps; give the folder by --data")
     data = find_semantic(str(args.data))
-    splits = [split for split in ("train", "val") if split in data.splits]
-    split = args.split or splits[0]
-    if split not in splits:
-        raise UserError(f"{args.data} has no label maps for {split}")
-    part = data.splits[split]
+    part = chosen_split(data.splits, args, "label maps")
     chosen = set(range(len(data.classes)))
     records = part.records
     if args.classes:

@@ -15,6 +15,10 @@ With --report, a self-contained report.html is written next to the results. It c
 precision-recall curves, the confusion matrix, calibration, the score threshold of the best F1, and
 the worst images.
 
+For a classifier, the input is a folder with classification_results.json. Images with a wrong
+prediction are drawn, those with the highest score first; the report contains the accuracy by class,
+the confusion matrix and calibration.
+
 For a segmentation model, the input is a folder with predicted label maps, which an evaluation
 writes with dataloader.evaluator.output_dir=FOLDER. Images are drawn with their errors, ranked by
 the fraction of wrong pixels; the report contains IoU and boundary IoU by class and the confusion
@@ -25,10 +29,12 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from ..config.values import MOST_DETECTIONS
+from ..evaluation.classification_results import has_classification, read_classification_results
 from ..evaluation.coco_evaluation import RESULTS
 from ..evaluation.coco_results import Inputs, read_inputs
 from ..evaluation.matching import IOU, match, outcomes
@@ -38,6 +44,9 @@ from ..utils.errors import UserError
 from ..utils.files import atomic_write, check_overwrite, make_folder
 from ..utils.kinds import argument, integer
 from ..utils.text import LINE_LIMIT, one_line
+from ..visualization.classification_drawing import confident_mistakes, describe
+from ..visualization.classification_report import classification_page
+from ..visualization.classification_report import collect as collect_classification
 from ..visualization.comparison import drawings, sheet, to_image, worst_first
 from ..visualization.report import collect, page, percent, read_limit
 from ..visualization.semantic_comparison import worst_cases
@@ -52,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
     if has_label_maps(args.input):
         return semantic(args)
+    if has_classification(args.input):
+        return classification(args)
     inputs = read_inputs(args.input, args.data, args.split, args.images)
     return report(inputs, args) if args.report else draw(inputs, args)
 
@@ -99,7 +110,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="PATH",
-        help=f"folder with {RESULTS} or with label maps, or a file in the format of the former",
+        help=f"folder of a training run or an evaluation, or a file in the format of {RESULTS}",
     )
     parser.add_argument(
         "--data",
@@ -148,27 +159,11 @@ def draw(inputs: Inputs, args: argparse.Namespace) -> int:
 
 def semantic(args: argparse.Namespace) -> int:
     """Draw or report the results of a segmentation model; return the exit code."""
-    detectors_only = {
-        "--score-threshold": args.score_threshold,
-        "--max-detections": args.max_detections,
-        "--images": args.images,
-    }
-    for option, value in detectors_only.items():
-        if value is not None:
-            raise UserError(
-                f"{option} applies to detectors, {args.input} is of a segmentation model"
-            )
-    output = args.output or args.input / ("report.html" if args.report else "predictions")
-    targets = [output / f"{rank:02}.png" for rank in range(1, args.number + 1)]
-    check_overwrite([output] if args.report else [*targets, output / SHEET], args.overwrite)
+    output, targets = outputs(args, "a segmentation model")
     results = read_semantic_results(args.input, args.data, args.split)
     if args.report:
         content = collect_semantic(results)
-        with atomic_write(output) as partial:
-            partial.write_text(semantic_page(content), encoding="utf-8")
-        figures = [f"{heading} {percent(value)}" for heading, value in content["overall"].items()]
-        print(one_line(f"{output}: {', '.join(figures)}, {content['worst_note']}", LINE_LIMIT))
-        return 0
+        return save_report(output, semantic_page(content), content)
     print(
         one_line(f"{args.input}, on {results.truth.data}: {len(results.cases)} images", LINE_LIMIT)
     )
@@ -179,6 +174,53 @@ def semantic(args: argparse.Namespace) -> int:
             yield figure, f"{case.name}: {case.error:.1%} of the pixels wrong"
 
     return save_drawings(output, targets, drawn(), failures)
+
+
+def classification(args: argparse.Namespace) -> int:
+    """Draw or report the results of a classifier; return the exit code."""
+    output, targets = outputs(args, "a classifier")
+    results = read_classification_results(args.input, args.data, args.split)
+    if args.report:
+        content = collect_classification(results)
+        return save_report(output, classification_page(content), content)
+    counts = f"{len(results.mistakes)} of {len(results.cases)} images are predicted wrongly"
+    print(one_line(f"{args.input}, on {results.truth.data}: {counts}", LINE_LIMIT))
+    failures: list[str] = []
+
+    def drawn() -> Iterator[tuple[Figure, str]]:
+        for case, figure in confident_mistakes(results, args.number, failures):
+            yield figure, f"{case.name}: {describe(results, case)}"
+
+    return save_drawings(output, targets, drawn(), failures)
+
+
+def outputs(args: argparse.Namespace, model: str) -> tuple[Path, list[Path]]:
+    """Return the output folder, or the file of the report, and the paths of the drawings.
+
+    Raises:
+        UserError: an option is for detectors only, or a file exists.
+    """
+    detectors_only = {
+        "--score-threshold": args.score_threshold,
+        "--max-detections": args.max_detections,
+        "--images": args.images,
+    }
+    for option, value in detectors_only.items():
+        if value is not None:
+            raise UserError(f"{option} applies to detectors, {args.input} is of {model}")
+    output = args.output or args.input / ("report.html" if args.report else "predictions")
+    targets = [output / f"{rank:02}.png" for rank in range(1, args.number + 1)]
+    check_overwrite([output] if args.report else [*targets, output / SHEET], args.overwrite)
+    return output, targets
+
+
+def save_report(output: Path, text: str, content: dict[str, Any]) -> int:
+    """Write the report of a segmentation model or a classifier; return the exit code."""
+    with atomic_write(output) as partial:
+        partial.write_text(text, encoding="utf-8")
+    figures = [f"{heading} {percent(value)}" for heading, value in content["overall"].items()]
+    print(one_line(f"{output}: {', '.join(figures)}, {content['worst_note']}", LINE_LIMIT))
+    return 0
 
 
 def save_drawings(

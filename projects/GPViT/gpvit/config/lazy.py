@@ -131,7 +131,8 @@ def inference_config(cfg: DictConfig) -> str:
     everything = _plain(OmegaConf.to_container(cfg, resolve=False))
     data = everything["dataloader"]
     dataloader = {}
-    for key in ("short_side", "max_size", "max_detections"):  # which model and mapper refer to
+    # Keys that the model and the mapper refer to.
+    for key in ("short_side", "max_size", "crop_size", "max_detections"):
         if key in data:
             dataloader[key] = data[key]
     dataloader["test"] = {"mapper": data["test"]["mapper"]}
@@ -240,9 +241,9 @@ def _known_keys(node: object) -> list[str]:
 
 
 def add_gpvit_config(cfg: CfgNode) -> None:
-    """Add MODEL.GPVIT, the options of the two registered backbones, to a yacs config.
+    """Add the options of the registered backbones and of ImageClassifier to a yacs config.
 
-    Each option is the constructor argument of the same name.
+    Each option in MODEL.GPVIT and MODEL.CLASSIFIER is the constructor argument of the same name.
     """
     cfg.MODEL.GPVIT = CfgNode()
     cfg.MODEL.GPVIT.SIZE = "L1"
@@ -257,3 +258,10 @@ def add_gpvit_config(cfg: CfgNode) -> None:
     cfg.MODEL.GPVIT.PYRAMID.SCALE_FACTORS = [2.0, 1.0, 0.5, 0.25]
     cfg.MODEL.GPVIT.PYRAMID.NORM = "LN"
     cfg.MODEL.GPVIT.PYRAMID.SQUARE_PAD = 0
+    cfg.MODEL.CLASSIFIER = CfgNode()
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 1000
+    cfg.MODEL.CLASSIFIER.POOLING = "attention"
+    cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
+    cfg.MODEL.CLASSIFIER.MIXUP = 0.0
+    cfg.MODEL.CLASSIFIER.CUTMIX = 0.0
+    cfg.MODEL.CLASSIFIER.LINEAR_PROBING = False

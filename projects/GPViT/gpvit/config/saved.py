@@ -58,11 +58,18 @@ def move_keys(cfg: DictConfig) -> None:
 MODELS = frozenset(
     {
         "detectron2.modeling.GeneralizedRCNN",
+        "gpvit.modeling.ImageClassifier",
         "gpvit.modeling.RetinaNet",
         "gpvit.modeling.SemanticSegmentor",
     }
 )
-MAPPERS = frozenset({"gpvit.data.InstanceMapper", "gpvit.data.SemanticMapper"})
+MAPPERS = frozenset(
+    {
+        "gpvit.data.ClassificationMapper",
+        "gpvit.data.InstanceMapper",
+        "gpvit.data.SemanticMapper",
+    }
+)
 MODEL_CALLS = (
     MODELS
     | MAPPERS
@@ -89,8 +96,10 @@ MODEL_CALLS = (
         "gpvit.GPViT",
         "gpvit.GPViTAdapter",
         "gpvit.SimpleFeaturePyramid",
+        "gpvit.data.CenterCrop",
         "gpvit.data.FitResize",
         "gpvit.data.OpenCVResize",
+        "gpvit.data.ResizeShorterSide",
         "gpvit.data.StretchToMultiple",
         "gpvit.modeling.ClampedBox2BoxTransform",
         "gpvit.modeling.LastLevelNormP6P7",
@@ -124,11 +133,16 @@ RUN_CALLS = MODEL_CALLS | {
     "fvcore.common.param_scheduler.MultiStepParamScheduler",
     "gpvit.data.CropWithSeveralClasses",
     "gpvit.data.PhotometricDistortion",
+    "gpvit.data.RandAugment",
+    "gpvit.data.RandomErasing",
+    "gpvit.data.RandomResizedCrop",
     "gpvit.data.build_train_loader",
     "gpvit.data.multi_scale_crop",
     "gpvit.data.train_augmentations",
     "gpvit.evaluation.COCOEvaluator",
+    "gpvit.evaluation.ClassificationEvaluator",
     "gpvit.evaluation.SemanticEvaluator",
+    "gpvit.solver.CosineSchedule",
     "gpvit.solver.LinearSchedule",
     "gpvit.solver.layer_decay",
     "gpvit.solver.multistep_schedule",

@@ -50,6 +50,7 @@ DECAY = number(0, below=1)
 POSITIVE = number(above=0)
 NOT_NEGATIVE = number(0)
 ITERATIONS = integer(1, of="iterations")
+FRACTIONS = several(FRACTION, "two numbers from 0 to 1", length=2)
 MILESTONES = several(
     number(above=0, below=1),
     "a list of increasing fractions of train.max_iter between 0 and 1",
@@ -174,6 +175,18 @@ KINDS: dict[str, Kind] = {
     "dataloader.evaluator.use_fast_impl": FLAG,
     "dataloader.evaluator.allow_cached_coco": FLAG,
     "dataloader.evaluator.kpt_oks_sigmas": several(POSITIVE, "a list of numbers above 0", least=0),
+    # Options of classifiers.
+    "dataloader.crop_size": PIXELS,
+    "dataloader.*.mapper.augmentations.#.area": FRACTIONS,
+    "dataloader.*.mapper.augmentations.#.ratio": several(POSITIVE, "two numbers above 0", length=2),
+    "dataloader.*.mapper.augmentations.#.magnitude": integer(0, 10),
+    "dataloader.*.mapper.augmentations.#.deviation": NOT_NEGATIVE,
+    "model.num_classes": integer(1, of="classes"),
+    "model.pooling": choice("attention", "mean"),
+    "model.label_smoothing": DECAY,
+    "model.mixup": number(0, note="0: no mixup"),
+    "model.cutmix": number(0, note="0: no CutMix"),
+    "model.linear_probing": FLAG,
     # Options of segmentation models.
     "model.train_size": integer(0, MAX_SIDE, of="pixels", note="0: the largest image of a batch"),
     "model.class_map": free(FLAG),

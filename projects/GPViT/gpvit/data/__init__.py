@@ -1,5 +1,13 @@
 """Datasets, dataset mapper, data loader and augmentations."""
 
+from .classification_mapper import ClassificationMapper
+from .classification_transforms import (
+    CenterCrop,
+    RandAugment,
+    RandomErasing,
+    RandomResizedCrop,
+    ResizeShorterSide,
+)
 from .datasets.register import (
     check_classes,
     class_names,
@@ -21,11 +29,17 @@ from .semantic_transforms import (
 from .transforms import OpenCVResize, multi_scale_crop, train_augmentations
 
 __all__ = [
+    "CenterCrop",
+    "ClassificationMapper",
     "CropWithSeveralClasses",
     "FitResize",
     "InstanceMapper",
     "OpenCVResize",
     "PhotometricDistortion",
+    "RandAugment",
+    "RandomErasing",
+    "RandomResizedCrop",
+    "ResizeShorterSide",
     "SemanticMapper",
     "StretchToMultiple",
     "build_train_loader",

@@ -258,7 +258,7 @@ def evaluate(
     Args:
         cfg: the config of the run.
         sets: its :func:`.validation_sets`.
-        model: the detector.
+        model: the model.
         about: :func:`describe_results`, in rank 0.
 
     Returns:
@@ -312,13 +312,16 @@ def evaluate_set(cfg: DictConfig, model: nn.Module) -> SetResults:
         if reason:
             raise ProcessError(f"evaluation: {reason}") from error
         raise
+    dataset: Any = loader.dataset  # PyTorch's Dataset is typed without a length
+    seconds = times[1] - times[0]
     if comm.is_main_process():
         print_csv_format(results)
-    dataset: Any = loader.dataset  # PyTorch's Dataset is typed without a length
+        speed = f"{len(dataset)} images in {seconds:.1f} s, {len(dataset) / seconds:.1f} images/s"
+        logger.info(f"evaluated {speed}")
     return SetResults(
         results,
         images=len(dataset),
-        seconds=(times[1] - times[0]) * comm.get_world_size(),
+        seconds=seconds * comm.get_world_size(),
         unwritten=getattr(evaluator, "unwritten", ""),
         max_detections=getattr(evaluator, "max_detections", None),
     )

@@ -265,12 +265,13 @@ def evaluated_data(name: str, *, masks: bool) -> dict[str, Any]:
 
     Returns:
         "name"; "file", the path of the annotations; "masks", whether they were read with masks;
-        "fingerprint", see :func:`coco_fingerprint`. For semantic segmentation, "name" and
-        "fingerprint". Only "name" for other datasets without a COCO file.
+        "fingerprint", see :func:`coco_fingerprint`. For semantic segmentation and classification,
+        "name" and "fingerprint". Only "name" for other datasets without a COCO file.
     """
     metadata = MetadataCatalog.get(name).as_dict()
-    if metadata.get("evaluator_type") == "sem_seg":
-        classes = [class_name.strip() for class_name in metadata["stuff_classes"]]
+    if metadata.get("evaluator_type") in ("sem_seg", "classification"):
+        names = metadata.get("stuff_classes") or metadata["thing_classes"]
+        classes = [class_name.strip() for class_name in names]
         fingerprint = dataset_fingerprint(DatasetCatalog.get(name), classes)
         return {"name": name, "fingerprint": fingerprint}
     file: CocoFile | None = metadata.get("coco_file")

@@ -299,13 +299,13 @@ def curve(matching: Matching) -> Curve:
 
 
 class Calibration(NamedTuple):
-    """How well scores predict the precision of detections.
+    """How well scores predict the precision of detections, or the accuracy of a classifier.
 
     Attributes:
-        counts: (bins,), detections in each bin of scores.
+        counts: (bins,), predictions in each bin of scores.
         score: (bins,), their mean score; NaN in an empty bin.
-        precision: (bins,), the fraction of true positives among them; NaN in an empty bin.
-        error: expected calibration error, the mean of |score - precision| over all detections.
+        precision: (bins,), the fraction of correct ones among them; NaN in an empty bin.
+        error: expected calibration error, the mean of |score - precision| over all predictions.
     """
 
     counts: np.ndarray
@@ -314,14 +314,25 @@ class Calibration(NamedTuple):
     error: float
 
 
-def calibration(matching: Matching, bins: int = 10) -> Calibration:
-    """Calibration in bins of equal width over scores from 0 to 1, without ignored detections."""
+def calibration(matching: Matching) -> Calibration:
+    """Calibration of detections, without ignored ones."""
     counted = matching.detections[~matching.detections["ignored"]]
+    return calibration_of(counted["score"], counted["object"] > 0)
+
+
+def calibration_of(scores: np.ndarray, is_correct: np.ndarray, bins: int = 10) -> Calibration:
+    """Calibration in bins of equal width over scores from 0 to 1.
+
+    Args:
+        scores: (N,), of the predictions.
+        is_correct: (N,), bool.
+        bins: number of bins.
+    """
     # A score of 1 belongs to the last bin.
-    bin_of = np.clip(counted["score"] * bins, 0, bins - 1).astype(int)
+    bin_of = np.clip(scores * bins, 0, bins - 1).astype(int)
     count = np.bincount(bin_of, minlength=bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 in empty bins
-        score = np.bincount(bin_of, counted["score"], bins) / count
-        precision = np.bincount(bin_of, counted["object"] > 0, bins) / count
+        score = np.bincount(bin_of, scores, bins) / count
+        precision = np.bincount(bin_of, is_correct, bins) / count
     error = np.nansum(count * np.abs(score - precision)) / count.sum() if count.sum() else math.nan
     return Calibration(count, score, precision, float(error))

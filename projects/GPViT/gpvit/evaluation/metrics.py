@@ -40,7 +40,9 @@ COCO = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medi
 # In the order of display. The last one that a model has sums up an evaluation.
 SEMANTIC = {"mIoU": "mIoU", "mACC": "mean accuracy", "pACC": "pixel accuracy", "mF1": "mean F1"}
 SEMANTIC |= {"fwIoU": "weighted IoU", "mBoundaryIoU": "boundary mIoU"}
+CLASSIFICATION = {"top1": "top-1", "top5": "top-5", "mACC": "mean class accuracy"}
 TASKS = {
+    "classification": Task("images", CLASSIFICATION, "top1-", ("top1", "top5")),
     "sem_seg": Task("classes", SEMANTIC, "IoU-", ("mIoU", "mACC", "pACC")),
     "bbox": Task("boxes", COCO, "AP-", ("AP", "AP50", "AP75")),
     "segm": Task("masks", COCO, "AP-", ("AP", "AP50", "AP75")),

@@ -6,16 +6,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from omegaconf import OmegaConf
 
-from ..config import load_config
 from ..data.datasets.custom_semantic import find_semantic, ignore_value_of
-from ..data.datasets.register import folder_of, require_files
 from ..data.label_maps import IGNORED, LABEL_MAPS, Color, class_palette, labels_of, read_labels
-from ..utils.errors import UserError, preview
-from ..utils.events import read_evaluation, results_folders
-from ..utils.fingerprint import dataset_fingerprint
+from ..utils.errors import UserError
+from ..utils.events import results_folders
 from ..utils.text import PATH_LIMIT, one_line
+from .evaluated_dataset import (
+    evaluated_tasks,
+    require_same_data,
+    require_single_set,
+    validation_dataset,
+)
 from .semantic_evaluation import PixelCounts, prediction_path
 
 
@@ -86,12 +88,7 @@ def has_label_maps(path: Path) -> bool:
         return False
     if (path / LABEL_MAPS).is_dir() or results_folders(path, LABEL_MAPS):
         return True
-    results = read_evaluation(path / "evaluation.json").get("results")
-    if not isinstance(results, dict):
-        return False
-    # With several validation sets, the results of each are one level deeper.
-    parts = [results, *(part for part in results.values() if isinstance(part, dict))]
-    return any("sem_seg" in part for part in parts)
+    return "sem_seg" in evaluated_tasks(path)
 
 
 def read_semantic_results(folder: Path, data: Path | None, split: str | None) -> SemanticResults:
@@ -105,18 +102,14 @@ def read_semantic_results(folder: Path, data: Path | None, split: str | None) ->
     Raises:
         UserError: something is missing or does not belong together.
     """
-    if isinstance(read_evaluation(folder / "evaluation.json").get("data"), list):
-        raise UserError(
-            f"{folder} has results of several validation sets: give the folder of one of them, "
-            f"{preview(results_folders(folder, LABEL_MAPS))}"
-        )
+    require_single_set(folder, LABEL_MAPS)
     if not (folder / LABEL_MAPS).is_dir():
         raise UserError(
             f"{folder} has no predicted label maps: evaluate with "
             f"dataloader.evaluator.output_dir={folder}"
         )
-    truth = _from_config(folder / "config.yaml") if data is None else _custom(str(data), split)
-    _check_data(folder, truth)
+    truth = _from_config(folder) if data is None else _custom(str(data), split)
+    require_same_data(folder, truth.records, truth.classes, truth.data)
     total = PixelCounts(len(truth.classes))
     cases = []
     for record in truth.records:
@@ -149,19 +142,6 @@ def _label_maps(
     return labels, predicted
 
 
-def _check_data(folder: Path, truth: Truth) -> None:
-    """Raise a UserError if evaluation.json shows that the predictions are for other data."""
-    evaluated = read_evaluation(folder / "evaluation.json").get("data")
-    if not isinstance(evaluated, dict) or not isinstance(evaluated.get("fingerprint"), str):
-        return
-    if dataset_fingerprint(truth.records, truth.classes) != evaluated["fingerprint"]:
-        raise UserError(
-            f"the predictions in {folder} belong to other data than {truth.data}: to "
-            f"{one_line(evaluated.get('name'))} at the time of the evaluation; give that by "
-            "--data, or evaluate again"
-        )
-
-
 def _custom(root: str, split: str | None) -> Truth:
     data, name = find_semantic(root), split or "val"
     if name not in data.splits:
@@ -177,20 +157,13 @@ def _custom(root: str, split: str | None) -> Truth:
     )
 
 
-def _from_config(config: Path) -> Truth:
-    hint = "give the dataset by --data"
-    if not config.is_file():
-        raise UserError(f"{config} does not exist: {hint}")
-    cfg = load_config(str(config))
-    name = OmegaConf.select(cfg, "dataloader.test.dataset.names")
-    if not isinstance(name, str):
-        raise UserError(f"{config} names no validation dataset: {hint}")
-    if root := folder_of(cfg, name):
+def _from_config(folder: Path) -> Truth:
+    name, root = validation_dataset(folder)
+    if root is not None:
         return _custom(root, "val")
-    require_files(cfg.dataloader.test)
     metadata = MetadataCatalog.get(name)
     if not metadata.get("stuff_classes"):
-        raise UserError(f"dataset {name} has no label maps: {hint}")
+        raise UserError(f"dataset {name} has no label maps: give the dataset by --data")
     classes = [name.strip() for name in metadata.stuff_classes]
     return Truth(
         DatasetCatalog.get(name),

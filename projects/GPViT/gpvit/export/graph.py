@@ -19,6 +19,10 @@ score:
 A segmentation model has one output, at the size of the image:
 
     logits (K, H, W)
+
+A classifier takes a batch of B images of one size, and has one output, probabilities:
+
+    images (B, 3, H, W) -> scores (B, K)
 """
 
 from collections.abc import Sequence
@@ -33,15 +37,15 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import SymInt, Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..modeling import SemanticSegmentor
+from ..modeling import ImageClassifier, SemanticSegmentor
 from ..modeling.deformable_attention import sampling_by_grid
 from ..utils.errors import UserError
 
 OUTPUTS = ["boxes", "scores", "classes", "masks"]
-SEGMENTATION_OUTPUTS = ["logits"]
+SEGMENTATION_OUTPUTS, CLASSIFIER_OUTPUTS = ["logits"], ["scores"]
 Side = int | SymInt
 # Type checkers resolve this to Any, because Detectron2 has no types. With nn.Module, they would
-# take every attribute for a Tensor or a Module.
+# take every attribute for a Tensor or a Module. An ImageClassifier, too, may be meant.
 Detector: TypeAlias = "GeneralizedRCNN | RetinaNet | SemanticSegmentor"
 
 
@@ -56,7 +60,9 @@ def smallest_side(model: Detector) -> int:
 
 
 def export(model: Detector) -> ExportedProgram:
-    """Export a model in evaluation mode; its input is an image (3, H, W), RGB, uint8.
+    """Export a model in evaluation mode.
+
+    Its input is an image (3, H, W), or for a classifier a batch (B, 3, H, W), RGB, uint8.
 
     Raises:
         UserError: models of this type cannot be exported.
@@ -66,6 +72,11 @@ def export(model: Detector) -> ExportedProgram:
     # Height and width of the example differ, so that torch.export does not assume square images.
     example = torch.zeros(3, smallest + 31, smallest + 63, dtype=torch.uint8, device=model.device)
     shapes = {"image": {1: Dim("height", min=smallest), 2: Dim("width", min=smallest)}}
+    if isinstance(model, ImageClassifier):
+        # Not one image, for which torch.export would specialize the graph.
+        example = torch.stack([example, example])
+        height, width = shapes["image"].values()
+        shapes = {"images": {0: Dim("batch"), 2: height, 3: width}}
     with torch.no_grad():
         return torch.export.export(
             graph_of(model),
@@ -80,16 +91,22 @@ def export_onnx(model: Detector) -> torch.onnx.ONNXProgram:
     with sampling_by_grid(model):
         program = export(model)
     names = program.graph_signature.user_outputs
-    outputs = SEGMENTATION_OUTPUTS if isinstance(model, SemanticSegmentor) else OUTPUTS
+    outputs, inputs = OUTPUTS, ["image"]
+    if isinstance(model, SemanticSegmentor):
+        outputs = SEGMENTATION_OUTPUTS
+    elif isinstance(model, ImageClassifier):
+        outputs, inputs = CLASSIFIER_OUTPUTS, ["images"]
     onnx_program = torch.onnx.export(
-        program, input_names=["image"], output_names=outputs[: len(names)], verbose=False
+        program, input_names=inputs, output_names=outputs[: len(names)], verbose=False
     )
     assert onnx_program is not None  # None is returned by the TorchScript exporter only
     return onnx_program
 
 
-def graph_of(model: Detector) -> "Graph":
-    """Return the module to export for a detector."""
+def graph_of(model: Detector) -> nn.Module:
+    """Return the module to export for a model."""
+    if isinstance(model, ImageClassifier):
+        return ClassifierGraph(model).eval()
     if model.backbone.padding_constraints.get("square_size"):
         raise UserError(
             "a pyramid with square_pad cannot be exported; set model.backbone.square_pad=0"
@@ -107,7 +124,7 @@ def graph_of(model: Detector) -> "Graph":
         return SegmentationGraph(model).eval()
     raise UserError(
         f"{type(model).__name__} cannot be exported; use Mask R-CNN, Cascade Mask R-CNN, RetinaNet "
-        "or a segmentation model"
+        "a segmentation model or a classifier"
     )
 
 
@@ -129,14 +146,8 @@ class Graph(nn.Module):
         Returns:
             The outputs described in this module's docstring.
         """
-        height, width = image.shape[-2:]
-        divisor = self.model.backbone.size_divisibility
-        # Up to the next multiple of the divisor.
-        bottom = (height + divisor - 1) // divisor * divisor - height
-        right = (width + divisor - 1) // divisor * divisor - width
-        normalized = (image - self.model.pixel_mean) / self.model.pixel_std
-        batch = F.pad(normalized, (0, right, 0, bottom))[None]  # (1, 3, H + bottom, W + right)
-        return self.predict(self.model.backbone(batch), (height, width))
+        batch = normalized_and_padded(self.model, image[None])
+        return self.predict(self.model.backbone(batch), image.shape[-2:])
 
     def predict(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
         """Return the outputs from feature maps (1, C, h, w); ``size`` is (H, W)."""
@@ -243,6 +254,30 @@ class SegmentationGraph(Graph):
         logits, _ = self.model.sem_seg_head(features)
         height, width = size
         return {"logits": logits[0, :, :height, :width]}
+
+
+class ClassifierGraph(nn.Module):
+    """Classifiers."""
+
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the probabilities: (B, 3, H, W), from 0 to 255 -> {"scores": (B, K)}."""
+        logits = self.model.logits(normalized_and_padded(self.model, images))
+        return {"scores": logits.softmax(-1)}
+
+
+def normalized_and_padded(model: Detector, images: Tensor) -> Tensor:
+    """Normalize images (B, 3, H, W), and pad them at the bottom and on the right."""
+    height, width = images.shape[-2:]
+    divisor = model.backbone.size_divisibility
+    # Up to the next multiple of the divisor.
+    bottom = (height + divisor - 1) // divisor * divisor - height
+    right = (width + divisor - 1) // divisor * divisor - width
+    normalized = (images - model.pixel_mean) / model.pixel_std
+    return F.pad(normalized, (0, right, 0, bottom))
 
 
 def by_anchor(x: Tensor, num_anchors: int) -> Tensor:

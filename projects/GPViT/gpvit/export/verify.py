@@ -11,7 +11,7 @@ import torchvision  # noqa: F401 (registers the operators that a .pt2 file conta
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
-from ..modeling import SemanticSegmentor
+from ..modeling import ImageClassifier, SemanticSegmentor
 from ..utils.errors import UserError
 
 Detections = dict[str, Tensor]
@@ -29,16 +29,25 @@ def load(path: Path) -> Callable[[Tensor], Detections]:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
+    [input_name] = [node.name for node in session.get_inputs()]  # "image", "images" of a classifier
 
     def run(image: Tensor) -> Detections:
-        outputs = session.run(names, {"image": image.numpy()})
+        outputs = session.run(names, {input_name: image.numpy()})
         return dict(zip(names, map(torch.from_numpy, outputs)))
 
     return run
 
 
 def eager(model: nn.Module, image: Tensor) -> Detections:
-    """Return the detections of the PyTorch model in the format of an exported one."""
+    """Return the detections of the PyTorch model in the format of an exported one.
+
+    Args:
+        model: the PyTorch model.
+        image: (3, H, W); for a classifier a batch, (B, 3, H, W).
+    """
+    if isinstance(model, ImageClassifier):
+        outputs = model([{"image": item} for item in image])
+        return {"scores": torch.stack([output["scores"] for output in outputs])}
     inputs = [{"image": image}]
     if isinstance(model, SemanticSegmentor):
         model.class_map = False
@@ -66,14 +75,48 @@ def check(model: nn.Module, exported: Callable[[Tensor], Detections], images: li
     Raises:
         UserError: there are no detections, or the outputs differ.
     """
-    if isinstance(model, SemanticSegmentor):
+    num_images = len(images)
+    if isinstance(model, ImageClassifier):
+        images = batches(images)
+        agreement = compare_scores(model, exported, images)
+    elif isinstance(model, SemanticSegmentor):
         agreement = compare_logits(model, exported, images)
     else:
         agreement = compare_detections(model, exported, images)
     return (
-        f"on {len(images)} images, {agreement}; takes "
+        f"on {num_images} images, {agreement}; takes "
         f"{time_ratio(model, exported, images[:TIMED_IMAGES]):.2f} of PyTorch's time "
         f"({torch.get_num_threads()} threads)"
+    )
+
+
+def batches(images: list[Tensor]) -> list[Tensor]:
+    """Return the first image alone, and all images of each size together."""
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for image in images:
+        by_shape.setdefault(image.shape, []).append(image)
+    return [images[0][None], *map(torch.stack, by_shape.values())]
+
+
+def compare_scores(
+    model: nn.Module, exported: Callable[[Tensor], Detections], batches: list[Tensor]
+) -> str:
+    """Return how many images have the same class; raise a UserError if too few do."""
+    equal, total, largest = 0, 0, 0.0
+    for batch in batches:
+        first, second = eager(model, batch)["scores"], exported(batch)["scores"]
+        equal += int((first.argmax(1) == second.argmax(1)).sum())
+        total += len(batch)
+        largest = max(largest, float((first - second).abs().max()))
+    if equal < MIN_AGREEMENT * total or largest > TOLERANCE:
+        raise UserError(
+            f"not exported: {1 - equal / total:.1%} of the images have another class in the "
+            f"exported model, and scores differ by up to {largest:.1e}; please report this with "
+            "the versions of torch and onnxruntime"
+        )
+    return (
+        f"{equal / total:.1%} of the images have PyTorch's class, largest difference of the scores "
+        f"{largest:.1e}"
     )
 
 
@@ -130,7 +173,7 @@ def time_ratio(
     exported_times: list[float] = []
     for image in images * REPEATS:
         start = time.perf_counter()
-        model([{"image": image}])
+        eager(model, image)
         middle = time.perf_counter()
         exported(image)
         model_times.append(middle - start)

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .. import checkpoint
-from ..checkpoint.describe import size_name
+from ..checkpoint.describe import architecture_of, size_name
 from ..config import load_config
 from ..evaluation.metrics import TASKS, parse_metric
 from ..utils.errors import UserError
@@ -24,6 +24,14 @@ EXAMPLE_OF_OBJECTS = """instances = predictor("image.jpg")
 print([predictor.classes[index] for index in instances.pred_classes], instances.scores)"""
 EXAMPLE_OF_CLASSES = """logits = predictor("image.jpg")  # (K, H, W)
 print({predictor.classes[index] for index in logits.argmax(0).unique()})"""
+EXAMPLE_OF_SCORES = """scores = predictor("image.jpg")  # (K,), probabilities
+print({predictor.classes[index]: scores[index].item() for index in scores.topk(3).indices})"""
+EXAMPLES = {
+    "detection": EXAMPLE_OF_OBJECTS,
+    "segmentation": EXAMPLE_OF_CLASSES,
+    "classification": EXAMPLE_OF_SCORES,
+}
+METRIC_TYPES = {"detection": "mAP", "segmentation": "mIoU", "classification": "accuracy"}
 VALIDATION = "the validation dataset"  # if its name is not known
 
 
@@ -133,7 +141,7 @@ def model_card(
     name = address.rpartition("/")[2]
     sections = (
         _summary(file, name),
-        _usage(cfg, address, EXAMPLE_OF_CLASSES if is_segmentation(file) else EXAMPLE_OF_OBJECTS),
+        _usage(cfg, address, EXAMPLES[task_of(file)]),
         _classes(file, run),
         _results(file, run),
         _versions(file),
@@ -149,9 +157,10 @@ def versions(file: checkpoint.File) -> dict[str, str]:
     return file.about.get("versions") or checkpoint.versions()
 
 
-def is_segmentation(file: checkpoint.File) -> bool:
-    """Whether the model is for semantic segmentation."""
-    return any(key.startswith("sem_seg_head.") for key in file.weights)
+def task_of(file: checkpoint.File) -> str:
+    """Return the task of the model, see :class:`.Architecture`."""
+    architecture = architecture_of(file.weights)
+    return architecture.task if architecture else "detection"
 
 
 def has_masks(file: checkpoint.File) -> bool:
@@ -163,8 +172,10 @@ def _header(file: checkpoint.File, license_id: str, name: str, run: TrainingRun)
     pipeline, task_tags = "object-detection", ["object-detection"]
     if has_masks(file):
         pipeline, task_tags = "image-segmentation", ["object-detection", "instance-segmentation"]
-    elif is_segmentation(file):
+    elif task_of(file) == "segmentation":
         pipeline, task_tags = "image-segmentation", ["semantic-segmentation"]
+    elif task_of(file) == "classification":
+        pipeline, task_tags = "image-classification", ["image-classification"]
     results = []
     for task_name, task in TASKS.items():
         value = run.metrics.get(f"{task_name}/{task.main}")
@@ -175,8 +186,10 @@ def _header(file: checkpoint.File, license_id: str, name: str, run: TrainingRun)
                 task_type=pipeline,
                 dataset_type=dataset_type,
                 dataset_name=run.val_data or VALIDATION,
-                metric_type="mIoU" if is_segmentation(file) else "mAP",
-                metric_name=task.main if is_segmentation(file) else f"COCO AP ({task.label})",
+                metric_type=METRIC_TYPES[task_of(file)],
+                metric_name=f"COCO AP ({task.label})"
+                if task.main == "AP"
+                else task.metrics[task.main],
                 metric_value=round(value, 1),
             )
             results.append(result)
@@ -193,7 +206,14 @@ def _header(file: checkpoint.File, license_id: str, name: str, run: TrainingRun)
 def _summary(file: checkpoint.File, name: str) -> str:
     size = size_name(file.weights)
     backbone = f"[GPViT]({PAPER})" + (f"-{size}" if size else "")
-    if is_segmentation(file):
+    if task_of(file) == "classification":
+        kind = checkpoint.architecture(file.weights)  # "an image classifier with mean pooling"
+        return (
+            f"# {markdown(name)}\n\n"
+            f"{kind[0].upper()}{kind[1:]} and a {backbone} backbone. It assigns one of "
+            f"{len(file.classes or [])} classes to an image."
+        )
+    if task_of(file) == "segmentation":
         return (
             f"# {markdown(name)}\n\n"
             f"A model for {checkpoint.architecture(file.weights)} and a {backbone} backbone. It "
@@ -212,11 +232,17 @@ def _summary(file: checkpoint.File, name: str) -> str:
 
 
 def _usage(cfg: DictConfig, address: str, example: str) -> str:
-    short_side, max_size = (
-        markdown(cfg.dataloader.get(key) or "") for key in ("short_side", "max_size")
+    short_side, max_size, crop_size = (
+        markdown(cfg.dataloader.get(key) or "") for key in ("short_side", "max_size", "crop_size")
     )
     resizing = ""
-    if short_side and max_size:
+    if short_side and crop_size:
+        resizing = (
+            f"Images of any size are accepted. They are resized so that the shorter side is "
+            f"{short_side} pixels, and the {crop_size} x {crop_size} pixels in the center are "
+            "classified. "
+        )
+    elif short_side and max_size:
         resizing = (
             f"Images of any size are accepted. They are resized so that the shorter side is "
             f"{short_side} pixels, or less if the longer side would exceed {max_size} pixels. "
@@ -286,9 +312,10 @@ def _results(file: checkpoint.File, run: TrainingRun) -> str:
     data = markdown(run.val_data) if run.val_data else VALIDATION
     if run.images:
         data = f"{run.images} images of {data}"
+    metrics = "COCO AP" if task_of(file) == "detection" else "Metrics"
     evaluated = (
-        f"{'Metrics' if is_segmentation(file) else 'COCO AP'} in percent, evaluated on {data} "
-        "during training. Results on images from other sources may differ."
+        f"{metrics} in percent, evaluated on {data} during training. Results on images from other "
+        "sources may differ."
     )
     return f"## Training and results\n\n{trained} {evaluated}\n\n" + _table(["", *headings], rows)
 

@@ -1,6 +1,7 @@
-"""Backbones, heads for semantic segmentation, and parts of detectors."""
+"""Backbones, heads for semantic segmentation, the classifier, and parts of detectors."""
 
 from .backbone import SIZES, GPViT, GPViTAdapter, SimpleFeaturePyramid
+from .classifier import ImageClassifier
 from .detectors import ClampedBox2BoxTransform, LastLevelNormP6P7, RetinaNet
 from .segmentation import SegFormerHead, SemanticSegmentor, UPerNetHead
 
@@ -9,6 +10,7 @@ __all__ = [
     "ClampedBox2BoxTransform",
     "GPViT",
     "GPViTAdapter",
+    "ImageClassifier",
     "LastLevelNormP6P7",
     "RetinaNet",
     "SegFormerHead",

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs, run time and memory of each part of a detector or segmentation model.
+"""Parameters, FLOPs, run time and memory of each part of a model.
 
 A FLOP is one multiplication or one addition, so a multiply-accumulate is two FLOPs (papers often
 call it one). Matrix products, convolutions, attention and the sampling of deformable attention are
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..modeling import GPViT, SemanticSegmentor
+from ..modeling import GPViT, ImageClassifier, SemanticSegmentor
 from .errors import UserError
 from .profiler import Meter
 
 PARTS = (
     *("backbone", "adapter", "pyramid", "decode head"),
-    *("dense head", "box head", "mask head", "rest"),
+    *("dense head", "box head", "mask head", "classifier head", "rest"),
 )
 RUNS = 5
 
@@ -33,9 +33,9 @@ def parts_of(model: Any) -> dict[str, list[nn.Module]]:
     """Return the modules of each part, outer parts first.
 
     Parts are nested: a module inside a module of a later part belongs to that later part. The
-    dense head is the RPN or RetinaNet's head. "rest" is everything around the other parts: image
-    normalization and padding, RetinaNet's box selection, pasting masks into the image, resizing
-    logits.
+    dense head is the RPN or RetinaNet's head, the classifier head pooling and linear layer. "rest"
+    is everything around the other parts: image normalization and padding, RetinaNet's box
+    selection, pasting masks into the image, resizing logits.
 
     Raises:
         UserError: the model is not one of this project.
@@ -51,6 +51,8 @@ def parts_of(model: Any) -> dict[str, list[nn.Module]]:
     parts = {"rest": [model], "pyramid": pyramid, "adapter": [adapter] if adapter else []}
     # An adapter calls the stem and the blocks one by one and never the backbone's own forward.
     parts["backbone"] = [net, net.patch_embed, *net.blocks]
+    if isinstance(model, ImageClassifier):
+        return parts | {"classifier head": [model.neck, model.head]}
     if hasattr(model, "sem_seg_head"):
         # In inference, the layers of the head are called one by one and not its own forward.
         return parts | {"decode head": list(model.sem_seg_head.modules())}
@@ -110,6 +112,9 @@ def flops(model: Any, height: int, width: int) -> dict[str, float]:
     for part in ("adapter", "pyramid"):
         for module in parts[part]:
             counts[part] = gflops(module) - sum(counts.values())
+    if isinstance(model, ImageClassifier):
+        head = nn.Sequential(model.neck, model.head)
+        return counts | {"classifier head": count(head, levels[model.in_feature])}
     if hasattr(model, "sem_seg_head"):
         return counts | {"decode head": count(model.sem_seg_head.layers, levels)}
     return counts | head_flops(model, list(levels.values()))

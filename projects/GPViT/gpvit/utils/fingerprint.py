@@ -13,8 +13,8 @@ def dataset_fingerprint(records: Iterable[dict[str, Any]], classes: Sequence[str
     """Return a hash of a dataset's content, which does not depend on the folders of its files.
 
     It covers the file names, ids and sizes of the images in their order, the names of their label
-    files, the class names in their order, and each object's class, box, mask and crowd flag. The
-    pixels of the images are not covered.
+    files, the classes and boxes of classified images, the class names in their order, and each
+    object's class, box, mask and crowd flag. The pixels of the images are not covered.
 
     Args:
         records: in Detectron2's dataset format.
@@ -43,6 +43,9 @@ def _parts(record: dict[str, Any]) -> Iterator[bytes]:
         len(objects),
     )
     yield repr(image).encode(errors="surrogatepass")
+    if "label" in record:  # of a classified image
+        yield b"%d" % record["label"]
+        yield _numbers(record.get("box"))
     for item in objects:
         mode = item.get("bbox_mode")
         crowd = bool(item.get("iscrowd"))

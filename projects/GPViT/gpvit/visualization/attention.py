@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..modeling import ImageClassifier
 from ..modeling.backbone.gpvit import GPViT, GroupPropagationBlock
 from ..predictor import ImageInput, Predictor, as_rgb
 from ..utils.errors import UserError
@@ -70,6 +72,22 @@ def inspect(predictor: Predictor, image: ImageInput) -> Inspection:
     strides = {name: shape.stride for name, shape in model.backbone.output_shape().items()}
     levels = {name: cropped(level, strides[name]) for name, level in features.items()}
     return Inspection((height, width), groups, levels, strides)
+
+
+def visible_part(predictor: Predictor, image: np.ndarray) -> np.ndarray:
+    """Return what the maps of :func:`inspect` cover: the image, or the center for a classifier.
+
+    Args:
+        predictor: of the inspection.
+        image: (H, W, 3), RGB, uint8.
+
+    Returns:
+        (h, w, 3), RGB, uint8.
+    """
+    if not isinstance(predictor.model, ImageClassifier):
+        return image
+    resized = predictor.resize(image).permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
+    return resized[:, :, predictor.channels]  # RGB -> RGB, BGR -> RGB
 
 
 def gpvit_in(model: nn.Module) -> GPViT:

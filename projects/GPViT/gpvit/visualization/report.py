@@ -399,8 +399,8 @@ def _thinned(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, POINTS).astype(int))
 
 
-def calibration_chart(calibrated: Calibration) -> Markup:
-    """Precision over the score (reliability diagram)."""
+def calibration_chart(calibrated: Calibration, predictions: str = "detections") -> Markup:
+    """Precision over the score (reliability diagram); ``predictions`` names them."""
     edges = np.linspace(0, 1, len(calibrated.counts) + 1)
     left, width = edges[:-1], edges[1] - edges[0]
     filled = calibrated.counts > 0
@@ -411,14 +411,14 @@ def calibration_chart(calibrated: Calibration) -> Markup:
             calibrated.precision[filled],
             0.92 * width,
             align="edge",
-            label="detections",
+            label=predictions,
             color=style.SERIES[0],
             alpha=0.6,
         )
         axes.plot([0, 1], [0, 1], "--", label="perfect calibration", color=style.INK, linewidth=1)
         unit_axes(axes, "score", "precision")
 
-    return chart(draw, "precision of detections over their score", legend=True)
+    return chart(draw, f"precision of {predictions} over their score", legend=True)
 
 
 def confusions(ground_truth: COCO, counts: np.ndarray) -> dict[str, Any]:

@@ -16,9 +16,7 @@ MAX_DETECTIONS = 100
 # and height count both border pixels.
 SLACK = 1.0
 RECOMPUTED = "recomputed from the mask; dropped without a mask"
-CHECKED_LATER = (
-    "fix them; training of a detector stops at the first one, or skips them with train.skip_budget"
-)
+CHECKED_LATER = "fix them; training stops at the first one, or skips them with train.skip_budget"
 MORE_DETECTIONS = (
     f"at most {MAX_DETECTIONS} of them are detected and counted by AP, unless "
     "dataloader.max_detections is raised"
@@ -106,6 +104,18 @@ RULES = {
     "unlabeled": Rule("note", "images have no labeled pixel", "used without effect"),
     "unused class": Rule(
         "note", "classes have no pixel", "not learned; the mean IoU leaves them out"
+    ),
+    "outside classes": Rule(
+        "drop", "images are in no class folder", "not used; move them into that of their class"
+    ),
+    "untrained class": Rule(
+        "stop", "classes have no training image", "add some, or remove their other images"
+    ),
+    "single image": Rule(
+        "note", "classes have a single image", "trained on or evaluated, not both; add images"
+    ),
+    "unvalidated class": Rule(
+        "note", "classes have no validation image", "trained on, but not evaluated"
     ),
     "unreadable": Rule("stop", "images cannot be read", CHECKED_LATER),
     "size differs": Rule("stop", "images differ in size from their annotations", CHECKED_LATER),

@@ -17,8 +17,10 @@ from ..label_maps import Color, class_palette
 from . import (
     coco,
     custom,
+    imagenet,  # noqa: F401 (registers ImageNet)
     semantic,  # noqa: F401 (registers ADE20K)
 )
+from .class_folders import ClassificationData, find_classification
 from .coco_rules import log_problems
 from .custom_semantic import SemanticData, balanced_weights, find_semantic, ignore_value_of
 
@@ -90,10 +92,28 @@ def register_semantic_folder(root: str, split: str) -> str:
     return _register_semantic(data, split)
 
 
-def _require_split(data: SemanticData, split: str) -> None:
+def register_classification_folder(root: str, split: str) -> str:
+    """Register a split of a custom dataset for classification with Detectron2.
+
+    Args:
+        root: a folder or file, see :func:`.find_classification`.
+        split: "train" or "val".
+
+    Returns:
+        The name of the dataset in Detectron2's catalog. Its metadata has ``thing_classes``.
+
+    Raises:
+        UserError: files are missing, or have a problem that stops training.
+    """
+    data = find_classification(root)
+    _require_split(data, split)
+    return _register_classification(data, split)
+
+
+def _require_split(data: SemanticData | ClassificationData, split: str) -> None:
     if split not in data.splits:
         raise UserError(
-            f"--data {data.data}: there are no label maps for {split}, only for "
+            f"--data {data.data}: there are no images for {split}, only for "
             f"{', '.join(data.splits)}"
         )
     data.splits[split].raise_if_fatal(data.data)
@@ -101,15 +121,7 @@ def _require_split(data: SemanticData, split: str) -> None:
 
 def _register_semantic(data: SemanticData, split: str, summary: str = "") -> str:
     """Register a split that was already read; the summary is logged before its first use."""
-
-    def records() -> list[dict[str, Any]]:
-        if summary:
-            log_first_n(logging.INFO, summary, name=__name__, key="message")
-        part = data.splits[split]
-        log_problems(part.path, part.problems)
-        return part.records
-
-    name = _new_dataset(data.data, split, records)
+    name = _new_dataset(data.data, split, _records_of(data, split, summary))
     MetadataCatalog.get(name).set(
         stuff_classes=data.classes,
         stuff_colors=data.palette,
@@ -118,6 +130,32 @@ def _register_semantic(data: SemanticData, split: str, summary: str = "") -> str
         evaluator_type="sem_seg",
     )
     return name
+
+
+def _register_classification(data: ClassificationData, split: str, summary: str = "") -> str:
+    """Register a split that was already read; the summary is logged before its first use."""
+    name = _new_dataset(data.data, split, _records_of(data, split, summary))
+    MetadataCatalog.get(name).set(
+        thing_classes=data.classes,
+        image_root=data.image_root,
+        evaluator_type="classification",
+    )
+    return name
+
+
+def _records_of(
+    data: SemanticData | ClassificationData, split: str, summary: str
+) -> Callable[[], list[dict[str, Any]]]:
+    """Return a function that logs the summary and the problems of a split, once, and returns it."""
+
+    def records() -> list[dict[str, Any]]:
+        if summary:
+            log_first_n(logging.INFO, summary, name=__name__, key="message")
+        part = data.splits[split]
+        log_problems(part.path, part.problems)
+        return part.records
+
+    return records
 
 
 def _new_dataset(root: str, split: str, records: Callable[[], list[dict[str, Any]]]) -> str:
@@ -157,26 +195,40 @@ def use_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     Raises:
         UserError: as :func:`register_folder`, or the splits have different classes.
     """
-    if "sem_seg_head" in cfg.model:
+    task = task_of(cfg.model)
+    if task == "segmentation":
         _use_semantic_folder(cfg, root, train=train)
+        return
+    if task == "classification":
+        _use_classification_folder(cfg, root, train=train)
         return
     layout = custom.find_layout(root)
     masks = cfg.dataloader.train.mapper.use_instance_mask
-    files = {}
-    for split in ("train", "val") if train else ("val",):
-        files[split] = layout.read(split, masks=masks)
+    files = layout.read_all(("train", "val") if train else ("val",), masks=masks)
     classes = list(files["val"].categories.values())
     if train:
-        train_classes = list(files["train"].categories.values())
-        if train_classes != classes:
-            raise UserError(
-                f"--data {root}: {files['train'].path} and {files['val'].path} declare different "
-                f"classes: {preview(train_classes)} and {preview(classes)}"
-            )
         files["train"].problems += coco.images_in_both(files["train"], files["val"])
     summary = layout.summary(files)
     names = {split: _register(root, split, data, summary) for split, data in files.items()}
     _set_datasets(cfg, root, names, len(classes))
+
+
+def task_of(model: DictConfig) -> str:
+    """Return the task of a model, given its config, as in :class:`.Architecture`."""
+    if "sem_seg_head" in model:
+        return "segmentation"
+    return "classification" if "pooling" in model else "detection"
+
+
+def _use_classification_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
+    """As :func:`use_folder`, for classification."""
+    data = find_classification(root)
+    splits = ("train", "val") if train else ("val",)
+    for split in splits:
+        _require_split(data, split)
+    summary = data.summary()
+    names = {split: _register_classification(data, split, summary) for split in splits}
+    _set_datasets(cfg, root, names, len(data.classes))
 
 
 def _use_semantic_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
@@ -251,13 +303,14 @@ def require_files(loader: DictConfig) -> None:
                 "add --data DIR"
             )
         metadata = MetadataCatalog.get(name)
-        if metadata.get("evaluator_type") != "sem_seg":
+        if metadata.get("evaluator_type") not in ("sem_seg", "classification"):
             continue
         for folder in (metadata.get("image_root"), metadata.get("sem_seg_root")):
             if folder and not os.path.isdir(folder):
                 raise UserError(
                     f"{folder} of dataset {name} does not exist: put it there, or set "
-                    "DETECTRON2_DATASETS to the folder with ADEChallengeData2016/"
+                    "DETECTRON2_DATASETS to the folder with "
+                    f"{metadata.get('root_folder', 'ADEChallengeData2016')}/"
                 )
 
 

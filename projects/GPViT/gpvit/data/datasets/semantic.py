@@ -97,6 +97,7 @@ def register_ade20k(root: str) -> None:
             evaluator_type="sem_seg",
             image_root=str(images),
             sem_seg_root=str(labels),
+            root_folder="ADEChallengeData2016",
         )
 
 

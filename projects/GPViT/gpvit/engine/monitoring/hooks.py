@@ -17,6 +17,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig
 from torch import nn
 
+from ...data.classification_mapper import read_classified
 from ...data.datasets.coco_rules import MAX_DETECTIONS
 from ...data.image_io import read_image
 from ...data.label_maps import labels_of
@@ -28,6 +29,7 @@ from ...utils.logger import has_terminal
 from ...utils.paths import utf8_path
 from ...utils.seed import seeded
 from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line
+from ...visualization.classification_drawing import draw_label
 from ...visualization.curves import save_curves
 from ...visualization.drawing import draw_annotations, draw_predictions, reduced, save_sheet
 from ...visualization.label_drawing import draw_labels
@@ -249,9 +251,10 @@ class PeriodicWriters(MonitorHook):
 class ValidationImages(MonitorHook):
     """Draws ground truth and predictions for a few validation images at each evaluation.
 
-    Of a detector, all detections with a score of at least :data:`DRAWN_SCORE` are drawn. Since
-    there are few of them in the beginning, the best others are drawn as well, up to the number of
-    objects. The drawings are written to TensorBoard, and together to ``pictures/ITERATIONS.png``.
+    Of a classifier, the class is written into the image. Of a detector, all detections with a score
+    of at least :data:`DRAWN_SCORE` are drawn. Since there are few of them in the beginning, the
+    best others are drawn as well, up to the number of objects. The drawings are written to
+    TensorBoard, and together to ``pictures/ITERATIONS.png``.
 
     Args:
         records: the validation images; ``count`` of them are drawn, always the same.
@@ -296,9 +299,16 @@ class ValidationImages(MonitorHook):
 
     def _draw(self, model: Any, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Draw ground truth and prediction: (H, W, 3), RGB, both of the same size."""
-        image = read_image(record["file_name"])
         with predicting_class_maps(model):
             (output,) = model([self.mapper(record)])
+        if "scores" in output:
+            classified = read_classified(record)
+            score, index = output["scores"].max(0)
+            texts = self.classes[record["label"]], f"{self.classes[int(index)]} {score:.0%}"
+            drawings = [draw_label(classified, text) for text in texts]
+            scale = LARGEST_SIDE / max(drawings[0].shape[:2])
+            return reduced(drawings[0], scale), reduced(drawings[1], scale)
+        image = read_image(record["file_name"])
         if "sem_seg" in output:
             truth = labels_of(record, model.sem_seg_head.ignore_value)
             drawings = []

@@ -17,6 +17,8 @@ from torch import nn
 
 from ... import checkpoint
 from ...data.datasets.register import folder_of
+from ...data.label_maps import LABEL_MAPS
+from ...evaluation.classification_evaluation import RESULTS as CLASSIFICATION_RESULTS
 from ...evaluation.coco_evaluation import RESULTS
 from ...evaluation.metrics import TASKS, main_metrics, parse_metric
 from ...utils.errors import UserError
@@ -41,14 +43,16 @@ FILES = {
     "`--resume` uses the latest checkpoint of all",
     "config.yaml": "complete config, including overrides; can be given to `--config-file`",
     "log.txt*": "log of all starts, one file per process",
-    "metrics.json": "losses, AP, learning rate and times, as JSON lines",
-    "curves.png": "losses and AP over the iterations",
+    "metrics.json": "losses, metrics, learning rate and times, as JSON lines",
+    "curves.png": "losses and metrics over the iterations",
     "pictures": "ground truth and predictions for a few validation images, "
     "named by completed iterations",
-    "evaluation.json": "last evaluation: AP, number of images, seconds per image, dataset",
+    "evaluation.json": "last evaluation: metrics, number of images, seconds per image, dataset",
     RESULTS_OF_SETS: "the same for each validation set, in a folder of its own, "
-    "with the detections",
+    "with the predictions",
     RESULTS: "detections of the last evaluation, in COCO format",
+    CLASSIFICATION_RESULTS: "best classes of each image in the last evaluation",
+    LABEL_MAPS: "predicted label maps of the last evaluation",
     "instances_predictions.pth": "the same detections, saved by PyTorch",
     "events.out.tfevents.*": "for TensorBoard",
     "not_finite_*.json": "reports of failed iterations; `gpvit replay --input FILE` repeats one",
@@ -57,7 +61,8 @@ FILES = {
     ".lock": "prevents a second run in this folder; it is an operating system lock, "
     "so it need not be removed after a crash",
 }
-FILES_OF_ONE_SET = (RESULTS, "instances_predictions.pth")
+PREDICTIONS = (RESULTS, CLASSIFICATION_RESULTS, LABEL_MAPS)  # which `gpvit view-results` reads
+FILES_OF_ONE_SET = (*PREDICTIONS, "instances_predictions.pth")
 
 
 class RunReadme(MonitorHook):
@@ -238,7 +243,7 @@ class RunReadme(MonitorHook):
             f"    train.init_checkpoint={folder} train.output_dir={folder}/evaluation",
         ]
         for results in self.results:
-            if (results / RESULTS).exists():
+            if any((results / name).exists() for name in PREDICTIONS):
                 path = one_line(shlex.quote(str(results)), PATH_LIMIT)
                 lines.append(f"gpvit view-results --input {path}")
                 lines.append(f"gpvit view-results --input {path} --report")

@@ -358,13 +358,13 @@ class Group(nn.Module):
     def forward(self, groups: Tensor, x: Tensor) -> Tensor:
         """(1, n, C), (B, H, W, C) -> (B, n, C)."""
         x = self.norm_key(x)
-        query = self.norm_query(groups).expand(len(x), -1, -1)
+        query = self.norm_query(groups).expand(x.shape[0], -1, -1)
         return attention(query, self.key(x).flatten(1, 2), x.flatten(1, 2), self.num_heads)
 
     def attention_weights(self, groups: Tensor, x: Tensor) -> Tensor:
         """The attention weights of each group token: (B, heads, n, H, W), sum 1 over the map."""
         x = self.norm_key(x)
-        query = self.norm_query(groups).expand(len(x), -1, -1)
+        query = self.norm_query(groups).expand(x.shape[0], -1, -1)
         weights = attention_weights(query, self.key(x).flatten(1, 2), self.num_heads)
         return weights.unflatten(-1, x.shape[1:3])  # (B, heads, n, H W) -> (B, heads, n, H, W)
 

@@ -1,0 +1,13 @@
+"""Official classifier GPViT-L2, ImageNet-1k, 300 epochs. Top-1 / top-5 as published: 83.4 / 96.6.
+
+    python train_net.py --config-file configs/published/classifier_gpvit_l2.py --num-gpus 16
+
+16 GPUs, 128 images each. Everything that is not set here is as in classifier_gpvit_l1.py.
+"""
+
+from gpvit import SIZES
+
+from .common.classifier import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.update(**SIZES["L2"])
+train.output_dir = "output/published/classifier_gpvit_l2"
