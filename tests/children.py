@@ -66,16 +66,29 @@ def in_processes(work: Callable[[Any], Any], arguments: Sequence[Any]) -> list[A
         address = f"tcp://localhost:{free.getsockname()[1]}"
 
     def run(rank: int) -> None:
-        dist.init_process_group("gloo", address, rank=rank, world_size=len(arguments))
-        comm.create_local_process_group(len(arguments))
-        queue.put((rank, work(arguments[rank])))
-        dist.destroy_process_group()
+        try:
+            dist.init_process_group("gloo", address, rank=rank, world_size=len(arguments))
+            comm.create_local_process_group(len(arguments))
+            queue.put((rank, work(arguments[rank])))
+            dist.destroy_process_group()
+        except BaseException as error:
+            queue.put((rank, error))
+            raise
 
     workers = [context.Process(target=run, args=(rank,)) for rank in range(len(arguments))]
-    for worker in workers:
-        worker.start()
-    results = dict(queue.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    results = {}
+    try:
+        for worker in workers:
+            worker.start()
+        for _ in workers:
+            rank, result = queue.get(timeout=60)
+            if isinstance(result, BaseException):
+                raise result
+            results[rank] = result
+        for worker in workers:
+            worker.join(60)
+            assert worker.exitcode == 0
+    finally:
+        for worker in workers:
+            worker.kill()
     return [results[rank] for rank in range(len(arguments))]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from gpvit import SIZES, GPViT
 from gpvit.checkpoint import published
+from gpvit.checkpoint.published import POOLING_OF_SIZES
 from gpvit.modeling import ImageClassifier, SegFormerHead, SemanticSegmentor, UPerNetHead
-from gpvit.modeling.classifier import POOLING_OF_SIZES
 from gpvit.solver import CosineSchedule, LinearSchedule, WarmupSchedule, parameter_groups
 from torch import nn
 

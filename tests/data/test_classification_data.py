@@ -3,9 +3,11 @@
 import json
 import math
 import random
+import shutil
+import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -35,10 +37,13 @@ from gpvit.data.datasets.class_folders import (
     find_classification,
 )
 from gpvit.data.datasets.register import register_classification_folder, use_folder
+from gpvit.model_zoo import IMAGENET_CLASSES
 from gpvit.utils.errors import UserError
 from gpvit.utils.fingerprint import dataset_fingerprint
 from gpvit.utils.seed import seed_everything
 from PIL import Image
+from timm.data import ImageNetInfo
+from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS
 from torchvision.transforms import functional as torchvision_functional
 
 DRAWS = 10_000
@@ -73,12 +78,21 @@ def test_test_transform_is_that_of_torchvision(size: tuple[int, int]) -> None:
     assert np.array_equal(ours, np.asarray(expected))
 
 
-def test_image_that_would_become_too_long_raises() -> None:
-    mapper = ClassificationMapper(False, augmentations=[ResizeShorterSide(256)], image_format="RGB")
-    path = Path("thin.png")
-    with pytest.raises(ValueError, match="its sides would be 256 and 1280000 pixels long"):
-        ResizeShorterSide(256).get_transform(np.zeros((1, 5000, 3), np.uint8))
-    assert mapper.image_format == "RGB" and not path.exists()
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (3, 100_000)])
+def test_center_of_a_very_long_image_is_resized(size: tuple[int, int]) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    rows, columns = (
+        slice(0, side) if side < 9 else slice(side // 2 - 2, side // 2 + 2) for side in size
+    )
+    image[rows, columns] = 200
+    resized = apply(ResizeShorterSide(64), image)
+    assert resized.shape[:2] in ((64, 2048), (2048, 64))
+    assert apply(CenterCrop(64), resized)[32, 32].tolist() == [200] * 3
+
+
+def test_size_that_takes_gigabytes_raises() -> None:
+    with pytest.raises(ValueError, match="its sides would be 10000 and 20000 pixels long"):
+        ResizeShorterSide(10_000).get_transform(np.zeros((10, 20, 3), np.uint8))
 
 
 def test_center_crop_keeps_a_shorter_side() -> None:
@@ -144,7 +158,6 @@ def test_tiny_image_is_not_erased() -> None:
 
 def test_two_of_fifteen_operations_are_drawn_with_half_the_probability() -> None:
     """Of timm, with the magnitudes of the recipe."""
-    timm = pytest.importorskip("timm.data.auto_augment")
     augmentation = RandAugment()
     drawn: Counter[str] = Counter()
     levels: dict[str, list[float]] = {}
@@ -165,7 +178,7 @@ def test_two_of_fifteen_operations_are_drawn_with_half_the_probability() -> None
     image = np.zeros((4, 4, 3), np.uint8)
     for _ in range(DRAWS):
         apply(augmentation, image)
-    assert drawn.keys() == set(timm._RAND_INCREASING_TRANSFORMS) and len(drawn) == 15
+    assert drawn.keys() == set(_RAND_INCREASING_TRANSFORMS) and len(drawn) == 15
     for name, count in drawn.items():
         assert count == pytest.approx(2 * DRAWS * 0.5 / 15, rel=0.15), name
     # Magnitudes are normal(9, 0.5), cut at 10: 30 degrees times 0.9 for a rotation.
@@ -179,13 +192,12 @@ def test_two_of_fifteen_operations_are_drawn_with_half_the_probability() -> None
 def test_rand_augment_without_timm_raises_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "timm.data.auto_augment", None)
+    monkeypatch.setitem(sys.modules, "timm.data.auto_augment", None)
     with pytest.raises(UserError, match="RandAugment needs timm: `python -m pip install timm`"):
         RandAugment()
 
 
 def test_recipe_repeats_with_the_seed_and_flips_half_of_the_images() -> None:
-    pytest.importorskip("timm")
     cfg = load_config(str(REPOSITORY / "configs/published/classifier_gpvit_l1.py"))
     cfg.dataloader.crop_size = 32
     recipe = T.AugmentationList(instantiate(cfg.dataloader.train.mapper.augmentations))
@@ -214,7 +226,7 @@ def test_recipe_repeats_with_the_seed_and_flips_half_of_the_images() -> None:
 
 @pytest.fixture(scope="module")
 def wordnet_ids() -> list[str]:
-    return pytest.importorskip("timm.data").ImageNetInfo().label_names()
+    return ImageNetInfo().label_names()
 
 
 def write(path: Path, pixels: np.ndarray | None = None) -> Path:
@@ -256,7 +268,9 @@ def test_flat_validation_set_has_the_labels_of_its_list(tmp_path: Path, place: s
     labels = [65, 970, 0, 999, 65]
     (tmp_path / place).mkdir(exist_ok=True)
     lines = [f"{name} {label}" for name, label in zip(names, labels)]
-    (tmp_path / place / "val.txt").write_text("\n".join(reversed(lines)) + "\n")
+    (tmp_path / "val" / ".thumbnails").mkdir()
+    text = "\ufeff" + "\n".join(reversed(lines)) + "\n\n"  # with a byte order mark
+    (tmp_path / place / "val.txt").write_text(text)
     records = imagenet.read_imagenet(tmp_path / "val", 5)
     assert [Path(record["file_name"]).name for record in records] == names
     assert [record["label"] for record in records] == labels
@@ -278,7 +292,7 @@ def test_list_of_kaggle_is_read(tmp_path: Path, wordnet_ids: list[str]) -> None:
     [
         ([(1, 5), (2, 6)], "does not list 1 images of .*val_00000003"),
         ([(1, 5), (2, 6), (3, 7), (4, 8)], "lacks 1 images of .*val_00000004"),
-        ([(1, 5), (2, 6), (3, 1000)], r"val.txt: cannot be used \(class 1000\); get it again"),
+        ([(1, 5), (2, 6), (3, 1000)], r"val.txt: cannot be used \(ValueError: class 1000\); get"),
         ([(1, 5), (2, 6), (3, "x")], "val.txt: cannot be used .*; get it again"),
     ],
 )
@@ -290,6 +304,15 @@ def test_wrong_list_raises_one_line(
     (tmp_path / "val.txt").write_text(text)
     with pytest.raises(UserError, match=message) as error:
         imagenet.read_imagenet(tmp_path / "val", 3)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("row", ["ILSVRC2012_val_00000001,", "ILSVRC2012_val_00000001", ",,,"])
+def test_damaged_list_of_kaggle_raises_one_line(tmp_path: Path, row: str) -> None:
+    write_flat(tmp_path, 1)
+    (tmp_path / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n{row}\n")
+    with pytest.raises(UserError, match="LOC_val_solution.csv: cannot be used") as error:
+        imagenet.read_imagenet(tmp_path / "val", 1)
     assert "\n" not in str(error.value)
 
 
@@ -311,7 +334,7 @@ def test_imagenet_is_registered_with_its_classes() -> None:
     for name in ("imagenet_1k_train", "imagenet_1k_val"):
         assert name in DatasetCatalog.list()
         metadata = MetadataCatalog.get(name)
-        assert len(metadata.thing_classes) == 1000
+        assert metadata.thing_classes == IMAGENET_CLASSES
         assert metadata.evaluator_type == "classification"
 
 
@@ -337,15 +360,23 @@ def contents(data: ClassificationData) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "Validation", "test"])
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train", "val"), ("Train", "Validation"), ("train", "test"), ("training_set", "test_set"),
+        ("train2017", "val2017"), ("pets_train", "pets_valid"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("prefix", ["", "flowers/", "a/b/"])
-def test_folders_of_splits_are_recognized(tmp_path: Path, val: str, prefix: str) -> None:
-    for folder in (f"{prefix}train/dog", f"{prefix}train/cat", f"{prefix}{val}/cat"):
+def test_folders_of_splits_are_recognized(
+    tmp_path: Path, train: str, val: str, prefix: str
+) -> None:
+    for folder in (f"{prefix}{train}/dog", f"{prefix}{train}/cat", f"{prefix}{val}/cat"):
         write_folders(tmp_path, folder)
     data = find_classification(str(tmp_path))
     assert data.classes == ["cat", "dog"]
     assert contents(data) == {
-        "train": [(f"{prefix}train/cat/0.png", "cat"), (f"{prefix}train/dog/0.png", "dog")],
+        "train": [(f"{prefix}{train}/cat/0.png", "cat"), (f"{prefix}{train}/dog/0.png", "dog")],
         "val": [(f"{prefix}{val}/cat/0.png", "cat")],
     }
 
@@ -357,8 +388,8 @@ def test_a_fifth_of_each_class_is_held_out(tmp_path: Path) -> None:
     assert data.splits["train"].counts() == [8, 8, 1]
     assert data.splits["val"].counts() == [2, 2, 0]
     assert "4 of 21 images are held out for validation, 20% of each class" in data.summary()
-    again = find_classification(str(tmp_path))
-    assert contents(again) == contents(data)
+    moved = shutil.copytree(tmp_path, tmp_path.with_name("moved"))
+    assert contents(find_classification(str(moved))) == contents(data)
 
 
 def test_train_alone_is_split(tmp_path: Path) -> None:
@@ -386,8 +417,12 @@ def test_test_images_are_not_used_next_to_val(tmp_path: Path) -> None:
 def test_class_may_be_named_like_a_split(tmp_path: Path, folders: Sequence[str]) -> None:
     write_folders(tmp_path, *folders, number=5)
     data = find_classification(str(tmp_path))
-    expected = {"train", "car"} if "train/train" in folders else {f.split("/")[0] for f in folders}
-    assert set(data.classes) == expected
+    if "train/train" in folders:
+        assert data.classes == ["car", "train"]
+        assert [part.counts() for part in data.splits.values()] == [[5, 5], [0, 5]]
+    else:
+        assert set(data.classes) == {folder.split("/")[0] for folder in folders}
+        assert data.splits["val"].counts() == [1] * len(folders)
 
 
 @pytest.mark.parametrize(
@@ -411,9 +446,11 @@ def test_annotated_dataset_is_no_dataset_of_class_folders(
     assert find_class_folders(str(tmp_path)) is None
 
 
-def test_unrelated_json_files_do_not_matter(tmp_path: Path) -> None:
-    write_folders(tmp_path, "cat", "dog", number=2)
+def test_unrelated_files_do_not_matter(tmp_path: Path) -> None:
+    write_folders(tmp_path, "pets/cat", "pets/dog", number=2)
+    write(tmp_path / "logo.png")
     (tmp_path / "index.json").write_text('{"0": "cat"}')
+    (tmp_path / "config.yaml").write_text("seed: 1")
     assert find_classification(str(tmp_path)).classes == ["cat", "dog"]
 
 
@@ -424,6 +461,40 @@ def test_images_outside_of_class_folders_are_left_out(tmp_path: Path) -> None:
     problems = [problem.detail for problem in data.splits["train"].problems]
     assert problems == ["0.png", "samples/0.png", "train/0.png"] and data.classes == ["cat", "dog"]
     data.splits["train"].raise_if_fatal(str(tmp_path))
+
+
+def test_splits_next_to_another_folder_raise(tmp_path: Path) -> None:
+    write_folders(tmp_path, "pets/train/cat", "pets/train/dog", "pets/val/cat", "notes")
+    with pytest.raises(UserError, match=r"pets has folders of splits, .*; give --data .*/pets$"):
+        find_classification(str(tmp_path))
+
+
+def test_folders_of_pascal_voc_are_no_classes(tmp_path: Path) -> None:
+    write_folders(tmp_path, "JPEGImages", "SegmentationClass", number=2)
+    assert find_class_folders(str(tmp_path)) is None
+
+
+def test_names_that_look_the_same_raise(tmp_path: Path) -> None:
+    write_folders(tmp_path, "cat", "cat ", "dog")
+    with pytest.raises(UserError, match="several classes are called cat; rename"):
+        find_classification(str(tmp_path))
+
+
+@pytest.mark.parametrize("folders", [("cat", "dog"), ("val/cat", "val/dog", "train/x")])
+def test_nothing_to_validate_or_train_on_stops(tmp_path: Path, folders: Sequence[str]) -> None:
+    write_folders(tmp_path, *folders)
+    data = find_classification(str(tmp_path))
+    split = "val" if "cat" in folders else "train"
+    kind = "there is no image: add some" if split == "val" else "no training image, first cat"
+    with pytest.raises(UserError, match=kind):
+        data.splits[split].raise_if_fatal("x")
+
+
+def test_table_sums_up_the_rarest_of_many_classes(tmp_path: Path) -> None:
+    for number in range(43):
+        write_folders(tmp_path, f"class {number:02}", number=3 if number else 2)
+    summary = find_classification(str(tmp_path)).summary()
+    assert "and 3 more classes" in summary and "class 00" not in summary
 
 
 def test_numbers_as_class_names_are_sorted_as_text(tmp_path: Path) -> None:
@@ -579,16 +650,12 @@ def test_mapper_returns_image_and_label(tmp_path: Path) -> None:
     assert mapped["label"] == 2 and "image" not in record
 
 
-@pytest.fixture
-def thin(tmp_path: Path) -> Iterator[dict[str, object]]:
-    path = write(tmp_path / "thin.png", np.zeros((1, 5000, 3), np.uint8))
-    yield {"file_name": str(path), "image_id": 1, "label": 0}
-
-
-def test_mapper_raises_one_line_with_the_path(tmp_path: Path, thin: dict[str, object]) -> None:
-    mapper = ClassificationMapper(False, augmentations=[ResizeShorterSide(256)], image_format="RGB")
-    with pytest.raises(UserError, match=r"thin.png: cannot be used \(.*1280000 pixels long"):
-        mapper(thin)
+def test_mapper_raises_one_line_with_the_path(tmp_path: Path) -> None:
+    large = [ResizeShorterSide(10_000)]
+    mapper = ClassificationMapper(False, augmentations=large, image_format="RGB")
+    path = write(tmp_path / "a.png", noise(8, 16))
+    with pytest.raises(UserError, match=r"a.png: cannot be used \(.*20000 pixels long"):
+        mapper({"file_name": str(path), "label": 0})
     (tmp_path / "b.png").write_bytes(b"")
     with pytest.raises(UserError, match="b.png: cannot be read"):
         mapper({"file_name": str(tmp_path / "b.png"), "label": 0})

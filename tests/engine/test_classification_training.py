@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from gpvit import Predictor, checkpoint
 from gpvit.cli.train import argument_parser
 from gpvit.data.datasets.imagenet import NUM_IMAGES, register_imagenet
+from gpvit.data.datasets.synthetic import make_dataset
 from gpvit.model_zoo import IMAGENET_CLASSES
 from gpvit.utils.errors import UserError
 from PIL import Image
 from sklearn.datasets import load_digits
+from timm.data import ImageNetInfo
 
 pytestmark = pytest.mark.long
 
@@ -57,7 +60,7 @@ def remove_imagenet() -> None:
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """ImageNet's layout: an image for each class, and a flat validation set of five."""
     root = tmp_path_factory.mktemp("datasets")
-    wordnet_ids = pytest.importorskip("timm.data").ImageNetInfo().label_names()
+    wordnet_ids = ImageNetInfo().label_names()
     rng = np.random.default_rng(0)
     for label, wordnet_id in enumerate(wordnet_ids):
         folder = root / "imagenet" / "train" / wordnet_id
@@ -107,22 +110,27 @@ def test_training_resumes_bitwise_in_the_middle_of_an_epoch(imagenet: Path, tmp_
 def test_stand_in_of_published_file_is_evaluated(
     imagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The classes of the list are, by rank of the prediction, the first, third, first, last."""
     weights = official.save(tmp_path / "weights.pth", "classifier", "L1")
+    size = ["dataloader.short_side=72", "dataloader.crop_size=64"]
+    predictor = Predictor.from_checkpoint(weights, "cpu", overrides=size)
+    lines = []
+    images = sorted((imagenet / "imagenet" / "val").iterdir())
+    for path, rank in zip(images, (0, 2, 0, 999, 5)):
+        scores = predictor(path)
+        assert isinstance(scores, torch.Tensor)
+        label = scores.argsort(descending=True)[rank]
+        lines.append(f"{path.name} {label}\n")
+    (imagenet / "imagenet" / "val.txt").write_text("".join(lines))
     arguments = ["--config-file", PUBLISHED, "--eval-only", f"train.init_checkpoint={weights}"]
-    arguments += ["dataloader.short_side=72", "dataloader.crop_size=64", "train.device=cpu"]
+    arguments += [*size, "train.device=cpu"]
     arguments += ["dataloader.test.num_workers=0", "dataloader.test.batch_size=2"]
     call(*arguments, f"train.output_dir={tmp_path / 'out'}")
     output = capsys.readouterr().out
     assert "evaluated 5 images in " in output and " images/s" in output
     assert "has 5 images instead of 50000" in output
     results = results_of(tmp_path / "out")
-    predictor = Predictor.from_checkpoint(weights, "cpu", overrides=arguments[4:6])
-    found = []
-    for number, label in enumerate((0, 7, 7, 500, 999), start=1):
-        scores = predictor(imagenet / "imagenet" / "val" / f"ILSVRC2012_val_{number:08}.JPEG")
-        assert isinstance(scores, torch.Tensor)
-        found.append(label in scores.topk(5).indices.tolist())
-    assert results["top5"] == pytest.approx(100 * np.mean(found))
+    assert (results["top1"], results["top5"]) == pytest.approx((40, 60))
 
 
 def test_missing_imagenet_raises_one_line(tmp_path: Path) -> None:
@@ -138,18 +146,14 @@ def test_missing_imagenet_raises_one_line(tmp_path: Path) -> None:
         register_imagenet("datasets")
 
 
-def write_colors(folder: Path, number: int = 12, *, shuffled: bool = False) -> Path:
-    """Write images of three classes, which differ in color; training labels may be shuffled."""
+def write_colors(folder: Path, number: int = 12) -> Path:
+    """Write images of three classes, which differ in color."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
-        names = ["blue", "green", "red"] * number
-        labels = names.copy()
-        if shuffled and split == "train":
-            random.Random(0).shuffle(labels)
-        for index, (name, label) in enumerate(zip(names, labels)):
+        for index, name in enumerate(["blue", "green", "red"] * number):
             pixels = rng.integers(0, 150, (40, 48, 3), np.uint8)
             pixels[..., ["red", "green", "blue"].index(name)] += 60
-            path = folder / split / label / f"{index}.png"
+            path = folder / split / name / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
     return folder
@@ -208,17 +212,39 @@ def test_linear_probing_trains_nothing_but_the_head(colors_run: Path, tmp_path: 
     assert changed == {"head.weight", "head.bias"}
 
 
+def test_unreadable_image_stops_unless_it_may_be_skipped(tmp_path: Path) -> None:
+    data = write_colors(tmp_path / "data", 2)
+    (data / "train" / "red" / "broken.png").write_bytes(b"no image")
+    arguments = ["--config-file", QUICKSTART, "--data", str(data), *SMALL, "train.max_iter=5"]
+    arguments += ["dataloader.train.total_batch_size=6", "train.eval_period=0"]
+    with pytest.raises(UserError, match="broken.png: cannot be read"):
+        call(*arguments, f"train.output_dir={tmp_path / 'a'}")
+    call(*arguments, "train.skip_budget=9", f"train.output_dir={tmp_path / 'b'}")
+    assert (tmp_path / "b" / "model_final.pth").is_file()
+
+
 @pytest.mark.slow
-def test_training_on_shuffled_labels_stays_at_chance(tmp_path: Path) -> None:
+def test_training_on_shuffled_classes_stays_at_chance(tmp_path: Path) -> None:
+    """On crops of synthetic objects, as in the quick start; there are three classes."""
+    make_dataset(tmp_path / "right", train=120, val=60)
+    shutil.copytree(tmp_path / "right", tmp_path / "shuffled")
+    path = tmp_path / "shuffled" / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    classes = [item["category_id"] for item in content["annotations"]]
+    random.Random(0).shuffle(classes)
+    for item, category_id in zip(content["annotations"], classes):
+        item["category_id"] = category_id
+    path.write_text(json.dumps(content))
     accuracies = {}
     for kind in ("right", "shuffled"):
-        data = write_colors(tmp_path / kind, 40, shuffled=kind == "shuffled")
-        arguments = ["--config-file", QUICKSTART, "--data", str(data), *SMALL]
-        arguments += ["train.max_iter=80", "train.eval_period=0", "optimizer.lr=3e-3"]
-        call(*arguments, f"train.output_dir={tmp_path / 'output' / kind}")
+        arguments = ["--config-file", QUICKSTART, "--data", str(tmp_path / kind)]
+        arguments += ["train.device=cpu", "train.max_iter=250", "train.pictures=0"]
+        arguments += ["dataloader.short_side=32", "dataloader.crop_size=32"]
+        arguments += ["train.eval_period=0", f"train.output_dir={tmp_path / 'output' / kind}"]
+        call(*arguments)
         accuracies[kind] = results_of(tmp_path / "output" / kind)["top1"]
-    assert accuracies["right"] > 90, accuracies
-    assert 10 < accuracies["shuffled"] < 60, accuracies
+    assert accuracies["right"] > 60, accuracies
+    assert 22 < accuracies["shuffled"] < 46, accuracies
 
 
 @pytest.mark.slow
@@ -230,8 +256,8 @@ def test_handwritten_digits_are_read(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 15).astype(np.uint8)).save(path)
     arguments = ["--config-file", QUICKSTART, "--data", str(tmp_path / "digits")]
-    arguments += ["dataloader.train.mapper.augmentations.1.prob=0.0", "train.max_iter=200"]
+    arguments += ["dataloader.train.mapper.augmentations.1.prob=0.0", "train.max_iter=300"]
     arguments += ["dataloader.short_side=32", "dataloader.crop_size=32"]
     arguments += ["train.device=cpu", f"train.output_dir={tmp_path / 'run'}"]
     call(*arguments)
-    assert results_of(tmp_path / "run")["top1"] > 90
+    assert results_of(tmp_path / "run")["top1"] > 97

@@ -91,7 +91,7 @@ def test_confused_pairs_are_logged_worst_first(caplog: pytest.LogCaptureFixture)
     label, predicted = np.unravel_index(matrix.argmax(), matrix.shape)
     first = f"class {label} as class {predicted} ({matrix.max()})"
     assert message.startswith(f"most frequent confusions: {first}, ")
-    assert message.count(" as ") == 10
+    assert message.count(" as ") == min(10, (matrix > 1).sum())
 
 
 def test_few_classes_have_no_top_5() -> None:

@@ -1006,6 +1006,7 @@ def test_check_data_prints_rules_and_each_rule_has_test(capsys) -> None:
     tested |= {"one class", "unlabeled", "unused class"}
     # In test_classification_data.py.
     tested |= {"outside classes", "untrained class", "single image", "unvalidated class"}
+    tested |= {"unlearned class", "empty split"}
     assert tested == set(RULES)
 
 

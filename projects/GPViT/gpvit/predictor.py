@@ -1,4 +1,4 @@
-"""Inference with a trained detector on images of any source."""
+"""Inference with a trained model on images of any source."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,12 +28,12 @@ Output: TypeAlias = Instances | Tensor | dict[str, Instances | Tensor]
 
 
 class Predictor:
-    """Run a detector on images.
+    """Run a model on images.
 
     Args:
         cfg: a config of this project, whose test-time resizing is used.
-        weights: a checkpoint of a run, an official detector, or the folder of a run; it contains
-            the class names as well.
+        weights: a checkpoint of a run, an official model, or the folder of a run; it contains the
+            class names as well.
         device: "cpu", "cuda" or any other device of PyTorch; None for a GPU if there is one.
 
     Raises:
@@ -70,7 +70,7 @@ class Predictor:
         config_file: str | None = None,
         overrides: Sequence[str] = (),
     ) -> "Predictor":
-        """Build a detector with the config in its checkpoint, or that of an official detector.
+        """Build a model with the config in its checkpoint, or that of an official model.
 
         Args:
             path: file, folder or address of a checkpoint.
@@ -94,9 +94,7 @@ class Predictor:
         except UserError:
             raise
         except Exception as error:  # values of the config may cause exceptions of any type
-            raise UserError(
-                f"cannot build the detector of {file.path}: {reason_of(error)}"
-            ) from error
+            raise UserError(f"cannot build the model of {file.path}: {reason_of(error)}") from error
 
     @overload
     def __call__(self, images: ImageInput, batch_size: int = ...) -> Output: ...  # type: ignore[overload-overlap]
@@ -226,10 +224,10 @@ def as_rgb(image: ImageInput) -> np.ndarray:
 
 
 def config_of(file: checkpoint.File) -> DictConfig:
-    """Return the config of a detector, given its checkpoint.
+    """Return the config of a model, given its checkpoint.
 
     Raises:
-        UserError: the checkpoint contains no config and is not an official detector.
+        UserError: the checkpoint contains no config and is not an official model.
     """
     if file.config is not None:
         return config_from_yaml(file.config, f"the config in {file.path}")

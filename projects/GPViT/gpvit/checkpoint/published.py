@@ -29,7 +29,6 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from ..model_zoo import ADE20K_CLASSES, IMAGENET_CLASSES
-from ..modeling.classifier import POOLING_OF_SIZES
 from ..utils.errors import preview
 from ..utils.text import short_repr
 from . import describe
@@ -241,6 +240,8 @@ CLASSIFIER: Names = {
     "neck.attn.k_proj.*": "neck.key.*",
     "head.fc.*": "head.*",
 }
+
+POOLING_OF_SIZES = {"L1": "attention", "L2": "attention", "L3": "mean", "L4": "mean"}
 
 # Prefixes of official names outside of the backbones of segmentation models and classifiers.
 HEADS = ("decode_head.", "auxiliary_head.", "neck.", "head.")

@@ -141,9 +141,10 @@ def detector_config(
 
 
 def default_size(cfg: DictConfig) -> tuple[int, int]:
-    """Return the size of the crop of a classifier.
+    """Return height and width of what the model sees.
 
-    For other models, height and width of a 3:2 image after resizing and padding to multiples of 32.
+    That is the crop of a classifier; for other models, a 3:2 image after resizing and padding to
+    multiples of 32.
     """
     if "crop_size" in cfg.dataloader:
         return cfg.dataloader.crop_size, cfg.dataloader.crop_size

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..data.datasets import custom as layouts
-from ..data.datasets.class_folders import ClassificationSplit, find_class_folders
+from ..data.datasets.class_folders import NO_CLASS_FOLDERS, ClassificationSplit, find_class_folders
 from ..data.datasets.class_folders import read_all_images as read_all_images_of_classes
 from ..data.datasets.coco import CocoFile, images_in_both, read
 from ..data.datasets.coco_rules import RULES, WHOLE_FILE, Problem, grouped
@@ -42,8 +42,11 @@ def main(arguments: Sequence[str]) -> int:
     if args.json and args.data:
         refuse_to_replace_data(args.json, args.data)
     files: Sequence[CheckedSplit]
-    class_folders = find_class_folders(str(args.data)) if args.data else None
-    if args.data and is_semantic(args):
+    class_folders = None
+    semantic = bool(args.data) and is_semantic(args)
+    if args.data and not semantic:
+        class_folders = find_class_folders(str(args.data))
+    if semantic:
         if args.images or args.boxes:
             raise UserError("--images and --boxes do not apply to label maps; leave them out")
         files = check_semantic(args.data, not args.annotations_only)
@@ -173,6 +176,8 @@ def detected(path: Path) -> layouts.Layout:
     try:
         return layouts.find_layout(str(path))
     except UserError as error:
+        if path.is_dir():
+            raise UserError(f"{error}; {NO_CLASS_FOLDERS}") from None
         if path.suffix.lower() != ".json":
             raise
         raise UserError(

@@ -476,7 +476,8 @@ class ClassificationRun(Run):
 def refuse(predictor: Predictor, model: str, args: argparse.Namespace, *options: str) -> None:
     """Raise a UserError if one of these options of detectors is given."""
     for option in options:
-        if getattr(args, option[2:].replace("-", "_")) not in (None, False):
+        value = getattr(args, option[2:].replace("-", "_"))
+        if value is not None and value is not False:
             raise UserError(f"{option}: {predictor.path} is {model}, no detector")
 
 

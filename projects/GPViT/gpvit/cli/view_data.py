@@ -55,8 +55,9 @@ GAP = 30  # pixels between drawings
 def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
     painter: Painter
-    class_folders = None if is_semantic(args) else find_class_folders(str(args.data))
-    if is_semantic(args):
+    semantic = is_semantic(args)
+    class_folders = None if semantic else find_class_folders(str(args.data))
+    if semantic:
         source, records, painter = load_semantic(args)
     elif class_folders:
         source, records, painter = load_classification(class_folders, args)

@@ -47,7 +47,7 @@ from ..utils.text import LINE_LIMIT, one_line
 from ..visualization.classification_drawing import confident_mistakes, describe
 from ..visualization.classification_report import classification_page
 from ..visualization.classification_report import collect as collect_classification
-from ..visualization.comparison import drawings, sheet, to_image, worst_first
+from ..visualization.comparison import COLUMNS, drawings, sheet, to_image, worst_first
 from ..visualization.report import collect, page, percent, read_limit
 from ..visualization.semantic_comparison import worst_cases
 from ..visualization.semantic_report import collect as collect_semantic
@@ -191,7 +191,7 @@ def classification(args: argparse.Namespace) -> int:
         for case, figure in confident_mistakes(results, args.number, failures):
             yield figure, f"{case.name}: {describe(results, case)}"
 
-    return save_drawings(output, targets, drawn(), failures)
+    return save_drawings(output, targets, drawn(), failures, columns=4)
 
 
 def outputs(args: argparse.Namespace, model: str) -> tuple[Path, list[Path]]:
@@ -228,6 +228,7 @@ def save_drawings(
     targets: list[Path],
     drawn: Iterable[tuple[Figure, str]],
     failures: list[str],
+    columns: int = COLUMNS,
 ) -> int:
     """Write drawings and the sheet of all of them; return the exit code.
 
@@ -236,6 +237,7 @@ def save_drawings(
         targets: at least as many paths as drawings.
         drawn: the drawings, and what each shows.
         failures: messages of images that cannot be read, complete once all are drawn.
+        columns: of the sheet.
     """
     make_folder(output)
     pictures = []
@@ -248,7 +250,7 @@ def save_drawings(
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if pictures:
-        all_pictures = sheet(pictures)
+        all_pictures = sheet(pictures, columns)
         with atomic_write(output / SHEET) as partial:
             all_pictures.save(partial)
         print(one_line(f"{output / SHEET}: all drawings", LINE_LIMIT))

@@ -261,6 +261,7 @@ def add_gpvit_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFIER = CfgNode()
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 1000
     cfg.MODEL.CLASSIFIER.POOLING = "attention"
+    cfg.MODEL.CLASSIFIER.NUM_HEADS = 6
     cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
     cfg.MODEL.CLASSIFIER.MIXUP = 0.0
     cfg.MODEL.CLASSIFIER.CUTMIX = 0.0

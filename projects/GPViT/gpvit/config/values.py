@@ -50,7 +50,7 @@ DECAY = number(0, below=1)
 POSITIVE = number(above=0)
 NOT_NEGATIVE = number(0)
 ITERATIONS = integer(1, of="iterations")
-FRACTIONS = several(FRACTION, "two numbers from 0 to 1", length=2)
+RANGE_OF_FRACTIONS = several(FRACTION, "two increasing numbers from 0 to 1", length=2, ordered=True)
 MILESTONES = several(
     number(above=0, below=1),
     "a list of increasing fractions of train.max_iter between 0 and 1",
@@ -177,8 +177,10 @@ KINDS: dict[str, Kind] = {
     "dataloader.evaluator.kpt_oks_sigmas": several(POSITIVE, "a list of numbers above 0", least=0),
     # Options of classifiers.
     "dataloader.crop_size": PIXELS,
-    "dataloader.*.mapper.augmentations.#.area": FRACTIONS,
-    "dataloader.*.mapper.augmentations.#.ratio": several(POSITIVE, "two numbers above 0", length=2),
+    "dataloader.*.mapper.augmentations.#.area": RANGE_OF_FRACTIONS,
+    "dataloader.*.mapper.augmentations.#.ratio": several(
+        POSITIVE, "two increasing numbers above 0", length=2, ordered=True
+    ),
     "dataloader.*.mapper.augmentations.#.magnitude": integer(0, 10),
     "dataloader.*.mapper.augmentations.#.deviation": NOT_NEGATIVE,
     "model.num_classes": integer(1, of="classes"),

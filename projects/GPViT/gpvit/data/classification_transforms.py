@@ -4,7 +4,7 @@ They draw from the global generators of Python, NumPy and PyTorch, all of which 
 seeds for each image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -16,13 +16,15 @@ from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from ..utils.errors import UserError
 from .image_io import MAX_PIXELS
 
+MOST_ELONGATED = 32
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's pixels, RGB
 
 
 class ResizeShorterSide(T.Augmentation):
     """Resize an image by Pillow's bicubic interpolation so that its shorter side has this length.
 
-    The longer side is rounded down, as in torchvision.
+    The longer side is rounded down, as in torchvision. Of an image that is more than
+    :data:`MOST_ELONGATED` times as long as wide, the part in the center is resized.
 
     Args:
         size: in pixels.
@@ -35,6 +37,13 @@ class ResizeShorterSide(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
         shorter, longer = min(height, width), max(height, width)
+        if longer > MOST_ELONGATED * shorter:
+            longer = MOST_ELONGATED * shorter
+            cropped_height, cropped_width = min(height, longer), min(width, longer)
+            top, left = (height - cropped_height) // 2, (width - cropped_width) // 2
+            crop = T.CropTransform(left, top, cropped_width, cropped_height)
+            rest = self.get_transform(crop.apply_image(image))
+            return T.TransformList([crop, rest])
         if shorter == self.size:
             return T.NoOpTransform()
         new_longer = int(self.size * longer / shorter)
@@ -144,23 +153,18 @@ class RandAugment(T.Augmentation):
     def __init__(self, magnitude: int = 9, deviation: float = 0.5) -> None:
         super().__init__()
         self._init(locals())
-        self.augment = rand_augment(magnitude, deviation)
+        try:
+            from timm.data.auto_augment import rand_augment_transform
+        except ImportError:
+            raise UserError(
+                "RandAugment needs timm: `python -m pip install timm`, or remove it from "
+                "dataloader.train.mapper.augmentations"
+            ) from None
+        options = {
+            "img_mean": tuple(map(round, MEAN)),  # fills what an operation leaves empty
+            "interpolation": Image.Resampling.BICUBIC,
+        }
+        self.augment = rand_augment_transform(f"rand-m{magnitude}-mstd{deviation}-inc1", options)
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         return T.PILColorTransform(self.augment)  # draws while it is applied
-
-
-def rand_augment(magnitude: int, deviation: float) -> Callable[[Image.Image], Image.Image]:
-    """Return timm's RandAugment, see :class:`RandAugment`."""
-    try:
-        from timm.data.auto_augment import rand_augment_transform
-    except ImportError:
-        raise UserError(
-            "RandAugment needs timm: `python -m pip install timm`, or remove it from "
-            "dataloader.train.mapper.augmentations"
-        ) from None
-    options = {
-        "img_mean": tuple(map(round, MEAN)),  # fills what an operation leaves empty
-        "interpolation": Image.Resampling.BICUBIC,
-    }
-    return rand_augment_transform(f"rand-m{magnitude}-mstd{deviation}-inc1", options)

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS = "classification_results.json"
 TOP = 5  # predictions that are kept of each image
+NAME_LIMIT = 40  # characters of a class name in the log
 MOST_PAIRS = 10  # pairs of confused classes that are logged
 
 
@@ -108,7 +109,7 @@ class ClassificationEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
         self.class_names = list(MetadataCatalog.get(dataset_name).thing_classes)
-        self.output_dir, self.unwritten = output_dir, ""
+        self.dataset_name, self.output_dir, self.unwritten = dataset_name, output_dir, ""
         self.reset()
 
     def reset(self) -> None:
@@ -128,18 +129,26 @@ class ClassificationEvaluator(DatasetEvaluator):
             self.images.append(ImageScores(item["image_id"], item["label"], classes, best_scores))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Return the metrics of all processes: {"classification": ...}; {} in other processes."""
+        """Return the metrics of all processes: {"classification": ...}; {} in other processes.
+
+        Raises:
+            UserError: there are no images.
+        """
         parts = comm.gather(self.images)
         if not comm.is_main_process():
             return {}
-        images = sorted(image for part in parts for image in part)
+        images: list[ImageScores] = []
+        for part in parts:
+            images += part
+        images.sort()
+        if not images:
+            raise UserError(f"dataset {self.dataset_name} has no images to evaluate")
         self._write(images)
         pairs = []
-        for label, predicted, count in confused_pairs(
-            confusion_matrix(images, len(self.class_names))
-        ):
-            names = self.class_names[label], self.class_names[predicted]
-            pairs.append(f"{one_line(names[0])} as {one_line(names[1])} ({count})")
+        names = [one_line(name, NAME_LIMIT) for name in self.class_names]
+        for label, predicted, count in confused_pairs(confusion_matrix(images, len(names))):
+            if count > 1:
+                pairs.append(f"{names[label]} as {names[predicted]} ({count})")
         if pairs:
             logger.info(f"most frequent confusions: {', '.join(pairs)}")
         return {"classification": metrics_of(images, self.class_names)}

@@ -166,7 +166,9 @@ def _read_predictions(path: Path, num_classes: int) -> dict[int, tuple[list[int]
         rows = json.loads(path.read_text(encoding="utf-8"))
         for row in rows:
             classes, scores = row["classes"], row["scores"]
-            valid = 0 < len(classes) == len(scores) <= TOP and all(map(is_number, scores))
+            valid = 0 < len(set(classes)) == len(classes) == len(scores) <= TOP
+            for score in scores:
+                valid = valid and is_number(score) and 0 <= score <= 1
             for index in classes:
                 valid = valid and type(index) is int and 0 <= index < num_classes
             if not valid or type(row["image_id"]) is not int:
@@ -179,7 +181,8 @@ def _read_predictions(path: Path, num_classes: int) -> dict[int, tuple[list[int]
 
 
 def _custom(root: str, split: str | None) -> Truth:
-    data, name = find_classification(root), split or "val"
+    name = split or "val"
+    data = find_classification(root, [name])
     if name not in data.splits:
         raise UserError(f"{root} has no images for {name}, only for {', '.join(data.splits)}")
     data.splits[name].raise_if_fatal(root)

@@ -123,8 +123,8 @@ def graph_of(model: Detector) -> nn.Module:
             )
         return SegmentationGraph(model).eval()
     raise UserError(
-        f"{type(model).__name__} cannot be exported; use Mask R-CNN, Cascade Mask R-CNN, RetinaNet "
-        "a segmentation model or a classifier"
+        f"{type(model).__name__} cannot be exported; use Mask R-CNN, Cascade Mask R-CNN, "
+        "RetinaNet, a segmentation model or a classifier"
     )
 
 

@@ -285,7 +285,8 @@ def _classes(file: checkpoint.File, run: TrainingRun) -> str:
     for task_name, task in TASKS.items():
         values = [metrics.get(_class_metric(task_name, name)) for name in names]
         if any(value is not None for value in values):
-            columns[f"{task.of_class.rstrip('-')} ({task.label})"] = values
+            heading = task.of_class.rstrip("-")
+            columns[f"{task.metrics.get(heading, heading)} ({task.label})"] = values
     if not columns:
         return "## Classes\n\n" + ", ".join(map(markdown, names))
     rows = []

@@ -20,7 +20,6 @@ from torch.distributions import Beta
 from .layers import Linear, attention
 
 POOLINGS = ("attention", "mean")
-POOLING_OF_SIZES = {"L1": "attention", "L2": "attention", "L3": "mean", "L4": "mean"}  # published
 
 
 class AttentionPooling(nn.Module):
@@ -30,11 +29,16 @@ class AttentionPooling(nn.Module):
 
     Args:
         dim: C.
-        num_heads: of the attention.
+        num_heads: of the attention; divides C.
+
+    Raises:
+        ValueError: it does not.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} must divide the {dim} channels of the map")
         self.num_heads = num_heads
         self.query = nn.Parameter(torch.zeros(1, 1, dim))
         self.norm_query = nn.LayerNorm(dim)
@@ -74,7 +78,7 @@ class ImageClassifier(nn.Module):
             batch norm statistics and drop path.
 
     Raises:
-        ValueError: there is no such pooling.
+        ValueError: there is no such pooling, or the heads do not divide the channels.
     """
 
     pixel_mean: Tensor
@@ -122,6 +126,7 @@ class ImageClassifier(nn.Module):
             "backbone": build_backbone(cfg),
             "num_classes": options.NUM_CLASSES,
             "pooling": options.POOLING,
+            "num_heads": options.NUM_HEADS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "label_smoothing": options.LABEL_SMOOTHING,
@@ -138,7 +143,6 @@ class ImageClassifier(nn.Module):
         super().train(mode)
         if self.linear_probing:
             self.backbone.eval()
-            self.neck.eval()
         return self
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:

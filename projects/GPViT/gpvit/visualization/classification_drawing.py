@@ -20,7 +20,7 @@ DPI = 100
 NARROWEST = 480  # pixels, of a drawing with scores
 PIXELATED = 4  # an image that is enlarged by more shows its pixels
 ROW = 1.7  # height of a row of scores, in font sizes
-MARGIN = 0.25  # above and below the rows, in rows
+ROW_MARGIN = 0.25  # above and below the rows, in rows
 TITLE, TITLE_LINE = 64, 28  # pixels above a drawing: for two lines, and for the first of them
 NAMES = 0.42  # fraction of the width for the names of classes
 
@@ -49,9 +49,13 @@ def draw_label(image: np.ndarray, text: str, *, resize: bool = True) -> np.ndarr
     if resize:
         image = enlarged(image, drawing_scale(*image.shape[:2]))
     visualizer = Visualizer(image)
-    margin = visualizer._default_font_size / 2
+    size = 2 * visualizer._default_font_size
     output = visualizer.draw_text(
-        one_line(text, 2 * NAME_LIMIT), (margin, margin), color="w", horizontal_alignment="left"
+        one_line(text, 2 * NAME_LIMIT),
+        (size / 4, size / 4),
+        font_size=size,
+        color="w",
+        horizontal_alignment="left",
     )
     for label in output.ax.texts:
         label.set_parse_math(False)  # a name may contain $
@@ -77,13 +81,13 @@ def with_scores(
     sides = (margin // 2, margin - margin // 2)
     drawing = np.pad(drawing, ((0, 0), sides, (0, 0)), constant_values=255)
     width = drawing.shape[1]
-    height = round((len(names) + 2 * MARGIN) * ROW * style.TEXT * DPI / 72)
+    height = round((len(names) + 2 * ROW_MARGIN) * ROW * style.TEXT * DPI / 72)
     with style.figure_style():
         # A hundredth of a pixel keeps matplotlib from rounding a side down.
         figure = Figure(figsize=((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.axis("off")
-        axes.set(xlim=(0, 1), ylim=(len(names) + MARGIN, -MARGIN))
+        axes.set(xlim=(0, 1), ylim=(len(names) + ROW_MARGIN, -ROW_MARGIN))
         room = max(8, int(NAMES * width / (0.62 * style.TEXT * DPI / 72)))
         longest = 1 - NAMES - 0.12  # of a bar; the rest is for the number
         for row, (name, score, color) in enumerate(zip(names, scores, colors)):
@@ -165,7 +169,7 @@ def draw_case(results: ClassificationResults, case: Case, rank: int, pane: int =
 
 
 def describe(results: ClassificationResults, case: Case) -> str:
-    """Describe the prediction of an image in one line, such as "cat, predicted as dog, 98.0 %"."""
+    """Describe the prediction of an image in one line, such as "cat, predicted as dog, 98.0%"."""
     classes, scores = results.truth.classes, case.scores
     label, predicted = one_line(classes[scores.label]), one_line(classes[scores.classes[0]])
     return f"{label}, predicted as {predicted}, {scores.scores[0]:.1%}"

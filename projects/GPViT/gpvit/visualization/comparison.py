@@ -268,23 +268,24 @@ def to_image(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def sheet(rendered: list[Image.Image]) -> Image.Image:
+def sheet(rendered: list[Image.Image], columns: int = COLUMNS) -> Image.Image:
     """Arrange rendered drawings in rows, row by row, all reduced by the same factor."""
-    scale = (SHEET_WIDTH - SHEET_GAP) / max(drawing.width for drawing in rendered)
+    cell_width = SHEET_WIDTH * COLUMNS // columns
+    scale = (cell_width - SHEET_GAP) / max(drawing.width for drawing in rendered)
     scaled = []
     for drawing in rendered:
         size = round(drawing.width * scale), round(drawing.height * scale)
         scaled.append(drawing.resize(size))
-    columns = min(COLUMNS, len(scaled))
+    columns = min(columns, len(scaled))
     rows = [scaled[start : start + columns] for start in range(0, len(scaled), columns)]
     heights = []
     for row in rows:
         heights.append(SHEET_GAP + max(drawing.height for drawing in row))
-    page = Image.new("RGB", (SHEET_WIDTH * columns, sum(heights)), style.BACKGROUND)
+    page = Image.new("RGB", (cell_width * columns, sum(heights)), style.BACKGROUND)
     top = SHEET_GAP // 2
     for row, height in zip(rows, heights):
         for column, drawing in enumerate(row):
-            left = column * SHEET_WIDTH + (SHEET_WIDTH - drawing.width) // 2
+            left = column * cell_width + (cell_width - drawing.width) // 2
             page.paste(drawing, (left, top))
         top += height
     return page

@@ -27,6 +27,7 @@ from pycocotools.coco import COCO
 
 from ..config.values import MOST_DETECTIONS
 from ..data.datasets.coco_rules import MAX_DETECTIONS
+from ..evaluation.classification_evaluation import confused_pairs
 from ..evaluation.coco_evaluation import (
     RESULTS,
     check_max_detections,
@@ -442,11 +443,9 @@ def confusion_table(names: list[str], counts: np.ndarray, others: list[str]) -> 
     """
     single, num_others = len(names), len(others)
     between = counts[:single, :single] * (1 - np.eye(single, dtype=np.int64))  # no diagonal
-    top = np.argsort(-between, axis=None, kind="stable")[:10]
     pairs = []
-    for row, column in zip(*np.unravel_index(top, between.shape)):
-        if between[row, column]:
-            pairs.append((names[row], names[column], int(between[row, column])))
+    for row, column, count in confused_pairs(counts[:single, :single]):
+        pairs.append((names[row], names[column], count))
     if single > MANY_CLASSES:
         most = np.argsort(-(between.sum(0) + between.sum(1)), kind="stable")[:MANY_CLASSES]
         # New index of each old row and column: the most confused classes, the rest of the classes

@@ -2,7 +2,7 @@
 
 Layouts of folders; a class may have subfolders::
 
-    train/cat/1.jpg     val/cat/2.jpg      val: or valid, validation, test
+    train/cat/1.jpg     val/cat/2.jpg      names with the words of SPLIT_WORDS: training_set, ...
     cat/1.jpg           dog/2.jpg          a fifth of each class is held out for validation
 
 If there are annotations instead, in any format of :mod:`.custom`, the objects are classified: the
@@ -11,10 +11,10 @@ part of an image in the box of an object is an image of its class.
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from detectron2.structures import BoxMode
@@ -23,13 +23,18 @@ from tabulate import tabulate
 from ...utils.errors import UserError, preview
 from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..image_io import read_image
-from . import custom
+from . import coco, custom
 from .coco_rules import Problem, ordered, raise_if_fatal
 from .copies import find_copies
-from .file_tree import SPLIT_WORDS, Tree
+from .file_tree import Tree, split_of
+from .label_folders import IMAGE_FOLDERS
 from .splits import SEED, VAL_FRACTION, hold_out
 from .summary import NAME_LIMIT
 
+SPLITS = ("train", "val")
+NO_CLASS_FOLDERS = (
+    "nor is there a folder of images for each of several classes, as train/cat or cat"
+)
 MAX_CLASSES = 40  # rows of a table; the rarer classes are summed up
 SMALLEST_SIDE = 2  # pixels of the box of an object that is classified
 
@@ -111,31 +116,39 @@ class ClassificationData(NamedTuple):
         return tabulate(rows, headers=headers, tablefmt="simple", preserve_whitespace=True)
 
 
-def find_classification(data: str) -> ClassificationData:
+def find_classification(data: str, splits: Sequence[str] = SPLITS) -> ClassificationData:
     """Return a custom dataset for classification, with all of its problems.
 
     Args:
         data: a folder of class folders; or objects, in a format of :mod:`.custom`.
+        splits: of the objects that are read, if they exist.
 
     Raises:
         UserError: nothing is found, or there is one class only.
     """
-    return find_class_folders(data) or _from_objects(data)
+    return find_class_folders(data) or _from_objects(data, splits)
 
 
 def find_class_folders(data: str) -> ClassificationData | None:
-    """Return a dataset of class folders; None if there are annotations, or other folders."""
+    """Return a dataset of class folders.
+
+    Returns:
+        The dataset; None if there are annotations, if there are not at least two folders of images,
+        or if their names are those of other formats.
+
+    Raises:
+        UserError: folders of splits are inside of one of several folders, or two classes have the
+            same name.
+    """
     if not Path(data).is_dir():
         return None
     tree = Tree(Path(data))
     if _has_annotations(tree):
         return None
-    paths = list(tree.images)
-    prefix = _common_folder(paths)
-    by_split = _by_split(paths, prefix)
-    if by_split is None:
+    layout = _find_layout(data, list(tree.images))
+    if layout is None:
         return None
-    stated, outside = by_split
+    stated, outside = layout
     notes = []
     if "val" in stated and "test" in stated:
         notes.append(f"not used: {sum(map(len, stated['test'].values()))} test images")
@@ -151,7 +164,7 @@ def find_class_folders(data: str) -> ClassificationData | None:
     if tree.unread:
         formats = f"{len(tree.unread)} images in formats that are not supported"
         notes.append(f"not used: {formats} ({preview(list(tree.unread))})")
-    classes = list(map(one_line, names))
+    classes = _displayed(data, names)
     splits = {}
     for split, by_class in parts.items():
         records: list[dict[str, Any]] = []
@@ -163,77 +176,103 @@ def find_class_folders(data: str) -> ClassificationData | None:
         splits[split] = ClassificationSplit(f"{data}, {split}", records, classes)
     first = next(iter(splits.values()))
     first.problems += [Problem("outside classes", detail=path) for path in outside]
-    _judge(splits)
+    _judge(splits, "untrained class")
     return ClassificationData(data, "class folders", classes, splits, str(tree.root), notes)
 
 
 def _has_annotations(tree: Tree) -> bool:
-    """Whether the files include annotations of objects, or files that may be such."""
-    return bool(tree.yaml_files()) or any(tree.kind(path) != "other" for path in tree.json_files())
+    """Whether there are annotations of objects, or JSON files that may be such but are broken."""
+    described, _ = custom.yolo_descriptions(tree.yaml_files())
+    return bool(described) or any(tree.kind(path) != "other" for path in tree.json_files())
 
 
-def _common_folder(paths: Sequence[str]) -> str:
-    """Return the folder around all class folders, such as "flowers/"; "" for none.
-
-    The folder of a split or a class is not part of it.
-    """
-    prefix = ""
-    while True:
-        rest = [path.removeprefix(prefix).split("/") for path in paths]
-        folders = {parts[0] for parts in rest}
-        if len(folders) != 1 or _split_named(*folders) or min(map(len, rest)) < 3:
-            return prefix
-        prefix += f"{folders.pop()}/"
+def _displayed(data: str, names: Sequence[str]) -> list[str]:
+    """Return class names as they are displayed; raise a UserError if two of them are equal."""
+    classes = [one_line(name).strip() for name in names]
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated:
+        raise UserError(f"--data {data}: several classes are called {preview(repeated)}; rename")
+    return classes
 
 
-def _split_named(folder: str) -> str | None:
-    """Return the split that a folder is named after: "train", "val" or "test"."""
-    for split, words in SPLIT_WORDS.items():
-        if folder.lower() in words:
-            return split
-    return None
-
-
-def _by_split(
-    paths: Sequence[str], prefix: str
+def _find_layout(
+    data: str, paths: Sequence[str]
 ) -> tuple[dict[str, dict[str, list[str]]], list[str]] | None:
     """Assign images to splits and classes.
 
-    Folders of splits are recognized by their names, and by having folders themselves: a class may
-    be called "train".
-
     Args:
-        paths: of images.
-        prefix: the folder around the classes or splits, with a slash at its end.
+        data: path of the dataset, for errors.
+        paths: of its images, relative to it.
 
     Returns:
         The images by class by split, and those that are in no class; None for other layouts. If
         there are no splits, all images are of "train".
     """
-    places = {path: path.removeprefix(prefix).split("/") for path in paths}
-    with_folders = {parts[0] for parts in places.values() if len(parts) > 2}
-    flat = {parts[0] for parts in places.values() if len(parts) == 2}
-    splits = {}
-    for folder in with_folders:
-        split = _split_named(folder)
-        if split:
-            splits[folder] = split
-    if "train" not in splits.values() and (with_folders | flat) - splits.keys():
-        splits = {}  # a class named "val" or "test"
-    all_are_words = all(map(_split_named, flat | with_folders))
-    if not splits and all_are_words:  # the folders of other datasets, such as images/train
-        return None
+    prefix = _common_folder(paths)
+    places = {}
+    for path in paths:
+        places[path] = path.removeprefix(prefix).split("/") if path.startswith(prefix) else [path]
+    folders = _split_folders(places.values())
+    if not folders:
+        classes = {parts[0] for parts in places.values() if len(parts) > 1}
+        if all(split_of(PurePath(name)) for name in classes):  # images/train of other formats
+            return None
+        if IMAGE_FOLDERS & {name.lower() for name in classes}:  # the same
+            return None
+        for name in classes:
+            inside = [parts[1:] for parts in places.values() if parts[0] == name]
+            if len(set(_split_folders(inside).values())) > 1:
+                raise UserError(
+                    f"--data {data}: {prefix}{name} has folders of splits, and there are images "
+                    f"next to it; give --data {Path(data, prefix, name)}"
+                )
     found: dict[str, dict[str, list[str]]] = {}
     outside = []
     for path, parts in places.items():
         split, class_parts = "train", parts
-        if splits:
-            split, class_parts = splits.get(parts[0], ""), parts[1:]
+        if folders:
+            split, class_parts = folders.get(parts[0], ""), parts[1:]
         if not split or len(class_parts) < 2:
             outside.append(path)
         else:
             found.setdefault(split, {}).setdefault(class_parts[0], []).append(path)
     return found, outside
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    """Return the folder around all class folders, such as "flowers/"; "" for none.
+
+    Images that are directly in a folder around it do not count. The folder of a split or a class is
+    not part of it.
+    """
+    prefix = ""
+    while True:
+        rest = [path.removeprefix(prefix).split("/") for path in paths if path.startswith(prefix)]
+        rest = [parts for parts in rest if len(parts) > 1]
+        folders = {parts[0] for parts in rest}
+        if len(folders) != 1 or max(map(len, rest)) < 3 or split_of(PurePath(*folders)):
+            return prefix
+        prefix += f"{folders.pop()}/"
+
+
+def _split_folders(places: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Return the folders of splits, such as {"training_set": "train"}.
+
+    They are recognized by a word in their names, and by having folders themselves. A class may be
+    called "test", too: folders of other names are next to it, and those of other splits are not.
+
+    Args:
+        places: paths of images, as lists of their parts.
+    """
+    others, found = set(), {}
+    for parts in places:
+        split = split_of(PurePath(parts[0])) if len(parts) > 2 else None
+        if split:
+            found[parts[0]] = split
+        elif len(parts) > 1:
+            others.add(parts[0])
+    is_alone = not others - found.keys()
+    return found if is_alone or len(set(found.values())) > 1 else {}
 
 
 def _hold_out(by_class: dict[str, list[str]]) -> tuple[dict[str, dict[str, list[str]]], str]:
@@ -250,25 +289,25 @@ def _hold_out(by_class: dict[str, list[str]]) -> tuple[dict[str, dict[str, list[
             parts[split][name] = sorted(selected)
         count += len(held_out.get("val", ()))
     note = (
-        f"{count} of {total} images are held out for validation, {VAL_FRACTION:.0%} of each class, "
-        f"by seed {SEED} and their names"
+        f"{count} of {total} images are held out for validation, {VAL_FRACTION:.0%} of each class "
+        f"(at least one of two), by seed {SEED} and their names"
     )
     return parts, note
 
 
-def _from_objects(data: str) -> ClassificationData:
+def _from_objects(data: str, wanted: Sequence[str]) -> ClassificationData:
     """Return the objects of an instance dataset as images."""
     try:
         layout = custom.find_layout(data)
     except UserError as error:
-        raise UserError(
-            f"{error}; nor is there a folder of images for each of several classes, such as "
-            "train/cat or cat"
-        ) from None
-    files = layout.read_all(layout.splits, masks=False)
-    names = list(map(one_line, next(iter(files.values())).categories.values()))
+        raise UserError(f"{error}; {NO_CLASS_FOLDERS}") from None
+    existing = [split for split in wanted if split in layout.splits]
+    files = layout.read_all(existing or layout.splits, masks=False)
+    names = _displayed(data, list(next(iter(files.values())).categories.values()))
     if len(names) < 2:
         raise UserError(f"--data {data}: there is one class only, {preview(names)}; add another")
+    if files.keys() == set(SPLITS):
+        files["train"].problems += coco.images_in_both(files["train"], files["val"])
     splits = {}
     for split, file in files.items():
         objects: list[dict[str, Any]] = []
@@ -277,6 +316,7 @@ def _from_objects(data: str) -> ClassificationData:
         for number, item in enumerate(objects, start=1):
             item["image_id"] = number
         splits[split] = ClassificationSplit(f"{data}, {split}", objects, names, file.problems)
+    _judge(splits, "unlearned class")
     image_root = os.path.commonpath([os.path.abspath(file.image_root) for file in files.values()])
     notes = [*layout.notes, "the objects are classified, each with a margin around its box"]
     return ClassificationData(data, layout.name, names, splits, image_root, notes)
@@ -295,19 +335,27 @@ def _objects_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return objects
 
 
-def _judge(splits: Mapping[str, ClassificationSplit]) -> None:
-    """Add the problems of the classes, and sort all problems."""
+def _judge(splits: Mapping[str, ClassificationSplit], untrained: str) -> None:
+    """Add the problems of the classes, and sort all problems.
+
+    Args:
+        splits: of the dataset.
+        untrained: kind of the problem that a class is in val only.
+    """
     counts = {split: part.counts() for split, part in splits.items()}
     first = next(iter(splits.values()))
     for index, name in enumerate(first.classes):
         numbers = {split: count[index] for split, count in counts.items()}
-        if numbers.get("train") == 0:
-            first.problems.append(Problem("untrained class", detail=name))
-        elif sum(numbers.values()) == 1:
+        total = sum(numbers.values())
+        if total and numbers.get("train") == 0:
+            first.problems.append(Problem(untrained, detail=name))
+        elif total == 1:
             first.problems.append(Problem("single image", detail=name))
-        elif numbers.get("val") == 0:
+        elif total and numbers.get("val") == 0:
             first.problems.append(Problem("unvalidated class", detail=name))
     for part in splits.values():
+        if not part.records:
+            part.problems.append(Problem("empty split"))
         part.problems = ordered(part.problems)
 
 
@@ -333,10 +381,8 @@ def _image_fault(path: str) -> Problem | None:
 
 def _in_both(train: ClassificationSplit, val: ClassificationSplit) -> list[Problem]:
     """Return a problem for each training image that is also a validation image."""
-    train_paths, val_paths = (
-        {os.path.realpath(record["file_name"]) for record in split.records}
-        for split in (train, val)
-    )
+    train_paths = {os.path.realpath(record["file_name"]) for record in train.records}
+    val_paths = {os.path.realpath(record["file_name"]) for record in val.records}
     same = find_copies(sorted(train_paths), sorted(val_paths))
     same |= {path: path for path in train_paths & val_paths}
     problems = []

@@ -80,7 +80,9 @@ RULES = {
         "used for one of them: for train if it has no other images, else for val",
     ),
     "both splits": Rule(
-        "note", "images are in both train and val", "used in both; the metrics are too high"
+        "note",
+        "images are in both train and val",
+        "used in both, so that the metrics are too high; remove one of each",
     ),
     "no label map": Rule(
         "drop", "images have no label map", "not used; add the label maps, or remove the images"
@@ -110,6 +112,14 @@ RULES = {
     ),
     "untrained class": Rule(
         "stop", "classes have no training image", "add some, or remove their other images"
+    ),
+    "unlearned class": Rule(
+        "note", "classes have objects in val only", "evaluated, but hardly ever predicted"
+    ),
+    "empty split": Rule(
+        "stop",
+        "there is no image",
+        "add some; of a class with two or more images, at least one is held out",
     ),
     "single image": Rule(
         "note", "classes have a single image", "trained on or evaluated, not both; add images"
@@ -202,7 +212,7 @@ RULES = {
 # Of a file or split as a whole; not counted.
 WHOLE_FILE = (
     *("format", "no categories", "no images", "no objects", "classes differ"),
-    *("0 and 255", "one class"),
+    *("0 and 255", "one class", "empty split"),
 )
 
 

@@ -256,11 +256,11 @@ def _search(data: str) -> Layout:
     yaml_files = tree.yaml_files()
     in_root = [path for path in yaml_files if path.parent == tree.root]
     in_subfolders = [path for path in yaml_files if path.parent != tree.root]
-    yolo_files, reasons = _yolo_descriptions(in_root)
+    yolo_files, reasons = yolo_descriptions(in_root)
     by_format = {"COCO": json_files["COCO"], "labelme": json_files["labelme"], "YOLO": yolo_files}
     found = {name: paths for name, paths in by_format.items() if paths}
     if not found:
-        yolo_files, more_reasons = _yolo_descriptions(in_subfolders)
+        yolo_files, more_reasons = yolo_descriptions(in_subfolders)
         reasons += more_reasons
         if yolo_files:
             found = {"YOLO": yolo_files}
@@ -282,7 +282,7 @@ def _search(data: str) -> Layout:
     return _converted_layout(data, tree, format_name, paths)
 
 
-def _yolo_descriptions(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+def yolo_descriptions(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """Return the YAML files that describe a YOLO dataset, and the reasons why others do not."""
     found, reasons = [], []
     for path in paths:

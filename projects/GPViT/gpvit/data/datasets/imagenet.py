@@ -23,7 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...model_zoo import IMAGENET_CLASSES
 from ...utils.errors import UserError, preview
-from ...utils.text import PATH_LIMIT, one_line
+from ...utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..image_io import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,8 @@ def read_imagenet(folder: Path, num_images: int) -> list[dict[str, Any]]:
         UserError: the folders are not those of the 1000 classes, an image is not listed or a listed
             image does not exist.
     """
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    classes = [entry.name for entry in entries if entry.is_dir()]
-    if classes:
+    classes = [entry.name for entry in _entries(folder) if entry.is_dir()]
+    if classes and not _images_in(folder):
         _require_wordnet_ids(classes, folder)
         labels = {}
         for label, wordnet_id in enumerate(classes):
@@ -68,11 +67,20 @@ def read_imagenet(folder: Path, num_images: int) -> list[dict[str, Any]]:
     return records
 
 
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the sorted entries of a folder that are not hidden; raise a UserError if it cannot."""
+    try:
+        entries = [entry for entry in os.scandir(folder) if entry.name[0] not in ".@"]
+    except OSError as error:
+        raise UserError(f"{_shown(folder)}: cannot be listed ({error.strerror})") from None
+    return sorted(entries, key=lambda entry: entry.name)
+
+
 def _images_in(folder: Path) -> list[str]:
     names = []
-    for name in sorted(os.listdir(folder)):
-        if os.path.splitext(name)[1].lower() in SUFFIXES:
-            names.append(name)
+    for entry in _entries(folder):
+        if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            names.append(entry.name)
     return names
 
 
@@ -110,21 +118,23 @@ def _read_list(path: Path) -> dict[str, int]:
         if path.suffix == ".csv":
             return _read_kaggle(path)
         labels = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8-sig").splitlines():
+            if not line.strip():
+                continue
             image, label = line.split()
             if not 0 <= int(label) < len(IMAGENET_CLASSES):
                 raise ValueError(f"class {label}")
             labels[image] = int(label)
         return labels
-    except (OSError, ValueError, KeyError) as error:
-        reason = one_line(error)
+    except (OSError, ValueError, LookupError, AttributeError, csv.Error) as error:
+        reason = one_line(f"{type(error).__name__}: {error}", LINE_LIMIT)
         raise UserError(f"{_shown(path)}: cannot be used ({reason}); get it again") from None
 
 
 def _read_kaggle(path: Path) -> dict[str, int]:
     """Read lines such as ``ILSVRC2012_val_00048981,n03995372 85 1 499 272``, a class and boxes."""
     wordnet_ids = {}
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
             wordnet_ids[f"{row['ImageId']}.JPEG"] = row["PredictionString"].split()[0]
     classes = sorted(set(wordnet_ids.values()))

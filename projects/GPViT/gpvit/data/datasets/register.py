@@ -105,7 +105,7 @@ def register_classification_folder(root: str, split: str) -> str:
     Raises:
         UserError: files are missing, or have a problem that stops training.
     """
-    data = find_classification(root)
+    data = find_classification(root, [split])
     _require_split(data, split)
     return _register_classification(data, split)
 
@@ -146,7 +146,7 @@ def _register_classification(data: ClassificationData, split: str, summary: str 
 def _records_of(
     data: SemanticData | ClassificationData, split: str, summary: str
 ) -> Callable[[], list[dict[str, Any]]]:
-    """Return a function that logs the summary and the problems of a split, once, and returns it."""
+    """Return a function that returns a split's records, after logging its summary and problems."""
 
     def records() -> list[dict[str, Any]]:
         if summary:
@@ -222,8 +222,8 @@ def task_of(model: DictConfig) -> str:
 
 def _use_classification_folder(cfg: DictConfig, root: str, *, train: bool) -> None:
     """As :func:`use_folder`, for classification."""
-    data = find_classification(root)
     splits = ("train", "val") if train else ("val",)
+    data = find_classification(root, splits)
     for split in splits:
         _require_split(data, split)
     summary = data.summary()
