@@ -78,7 +78,9 @@ class Sabotage:
         if strikes("disk_emptied", self.iter):
             resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
         if strikes("folder_removed", self.iter):
-            shutil.rmtree(self.output_dir)
+            # Renamed first: TensorBoard's thread may create a file while the folder is removed.
+            os.rename(self.output_dir, f"{self.output_dir}-removed")
+            shutil.rmtree(f"{self.output_dir}-removed", ignore_errors=True)
         super().run_step(batches)
 
     def _send(self, name: str) -> None:
