@@ -163,6 +163,8 @@ def _shared_memory_is_full() -> bool:
 def share_batches(loader: DataLoader) -> DataLoader:
     """Make the data-loading processes of a loader from elsewhere report full shared memory.
 
+    They print no traceback if the job stops while they send a batch.
+
     Raises:
         ProcessError: shared memory is too full to start them.
     """
@@ -170,6 +172,7 @@ def share_batches(loader: DataLoader) -> DataLoader:
         return loader
     _require_room(loader)
     loader.collate_fn = partial(into_shared_memory, collate=loader.collate_fn)
+    loader.worker_init_fn = loader.worker_init_fn or _hide_lost_connections
     return loader
 
 
@@ -284,8 +287,11 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgid(0, 0)
-    # If the trainer stops while it receives a batch, the sending thread loses its connection. Its
-    # traceback is not printed.
+    _hide_lost_connections(worker)
+
+
+def _hide_lost_connections(worker: int) -> None:
+    """Print no traceback in a data-loading process that sends a batch when the job stops."""
     original_hook = sys.excepthook
 
     def hook(kind: type[BaseException], *rest: Any) -> None:
