@@ -9,11 +9,10 @@ from matplotlib.figure import Figure
 
 from ..data.classification_mapper import read_classified
 from ..evaluation.classification_results import Case, ClassificationResults
-from ..utils.errors import UserError
 from ..utils.fonts import draw_all_characters
 from ..utils.text import cut_in_the_middle, one_line
 from . import style
-from .comparison import DOTS_PER_INCH, PANE, to_image
+from .comparison import DOTS_PER_INCH, PANE, draw_readable, to_image
 from .drawing import NAME_LIMIT, drawing_scale
 
 DPI = 100
@@ -186,14 +185,8 @@ def confident_mistakes(
         failures: receives the error messages of images that cannot be read.
         pane: as for :func:`draw_case`.
     """
-    rank = 0
-    for case in results.mistakes:
-        if rank == number:
-            return
-        try:
-            figure = draw_case(results, case, rank + 1, pane)
-        except UserError as error:
-            failures.append(str(error))
-            continue
-        rank += 1
-        yield case, figure
+
+    def draw(case: Case, rank: int) -> Figure:
+        return draw_case(results, case, rank, pane)
+
+    return draw_readable(results.mistakes, draw, number, failures)

@@ -1,7 +1,7 @@
 """Ground truth next to predictions, with true positives, false positives and false negatives."""
 
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +21,8 @@ from ..utils.fonts import draw_all_characters
 from ..utils.text import cut_in_the_middle, one_line
 from . import style
 from .drawing import NAME_LIMIT
+
+AnyCase = TypeVar("AnyCase")
 
 DOTS_PER_INCH = 100
 PANE = 640  # pixels: the longer side of an image in a drawing
@@ -259,6 +261,33 @@ def drawings(
             continue
         rank += 1
         yield case, draw(image, case, inputs.ground_truth, found, masks=masks, rank=rank, pane=pane)
+
+
+def draw_readable(
+    cases: Iterable[AnyCase],
+    draw: Callable[[AnyCase, int], Figure],
+    number: int,
+    failures: list[str],
+) -> Iterator[tuple[AnyCase, Figure]]:
+    """Draw the first images that can be read.
+
+    Args:
+        cases: images in the order of their rank.
+        draw: takes an image and its rank, from 1; raises a UserError if it cannot be read.
+        number: maximum number of drawings.
+        failures: receives these errors.
+    """
+    rank = 0
+    for case in cases:
+        if rank == number:
+            return
+        try:
+            figure = draw(case, rank + 1)
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        rank += 1
+        yield case, figure
 
 
 def to_image(figure: Figure) -> Image.Image:

@@ -58,7 +58,7 @@ def draw_curve(axes: Axes, points: Points, label: str, **options: Any) -> None:
 
 
 def save_curves(metrics: Path, path: Path) -> None:
-    """Draw losses and AP over the iterations of a training run from its ``metrics.json``."""
+    """Draw losses and main metrics over the iterations of a run from its ``metrics.json``."""
     rows = list(read_metrics(metrics))
     with style.figure_style():
         figure = Figure(figsize=SIZE, layout="constrained")
@@ -71,7 +71,7 @@ def save_curves(metrics: Path, path: Path) -> None:
             draw_curve(quality, points, label, linewidth=2)
         last = max((row["iteration"] for row in rows), default=0)
         limits = (0, last + 1)
-        quality.set(xlabel="iteration", ylabel="validation AP (%)", xlim=limits, ylim=(0, None))
+        quality.set(xlabel="iteration", ylabel="validation (%)", xlim=limits, ylim=(0, None))
         for axes in (losses, quality):
             if axes.lines:
                 style.legend_below(axes, 72 * 0.45 * SIZE[0])

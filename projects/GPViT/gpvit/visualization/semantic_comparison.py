@@ -14,7 +14,7 @@ from ..utils.errors import UserError
 from ..utils.fonts import draw_all_characters
 from ..utils.text import cut_in_the_middle
 from . import style
-from .comparison import DOTS_PER_INCH, GAP, HEADER, LEGEND_ROW, PANE
+from .comparison import DOTS_PER_INCH, GAP, HEADER, LEGEND_ROW, PANE, draw_readable
 from .drawing import reduced
 from .label_drawing import class_patches, draw_labels
 
@@ -137,14 +137,8 @@ def worst_cases(
         failures: receives the error messages of images that cannot be read.
         pane: as for :func:`draw_case`.
     """
-    rank = 0
-    for case in results.cases:
-        if rank == number:
-            return
-        try:
-            figure = draw_case(results, case, rank + 1, pane)
-        except UserError as error:
-            failures.append(str(error))
-            continue
-        rank += 1
-        yield case, figure
+
+    def draw(case: Case, rank: int) -> Figure:
+        return draw_case(results, case, rank, pane)
+
+    return draw_readable(results.cases, draw, number, failures)

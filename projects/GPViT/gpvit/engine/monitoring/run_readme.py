@@ -51,9 +51,9 @@ FILES = {
     RESULTS_OF_SETS: "the same for each validation set, in a folder of its own, "
     "with the predictions",
     RESULTS: "detections of the last evaluation, in COCO format",
+    "instances_predictions.pth": "the same detections, saved by PyTorch",
     CLASSIFICATION_RESULTS: "best classes of each image in the last evaluation",
     LABEL_MAPS: "predicted label maps of the last evaluation",
-    "instances_predictions.pth": "the same detections, saved by PyTorch",
     "events.out.tfevents.*": "for TensorBoard",
     "not_finite_*.json": "reports of failed iterations; `gpvit replay --input FILE` repeats one",
     "wandb": "for Weights & Biases; `wandb_id` is the ID of the run there",
