@@ -479,6 +479,16 @@ def test_old_key_names_are_accepted(tmp_path: Path) -> None:
         assert set(cfg.train.checkpointer) == {"period", "max_to_keep"}
 
 
+def test_function_in_a_config_file_is_saved_by_name_and_not_called_from_yaml(
+    tmp_path: Path,
+) -> None:
+    saved = tmp_path / "config.yaml"
+    save_config(config("ablation/unmixed"), str(saved))
+    assert "_target_: unmixed_gpvit\n" in saved.read_text()
+    with pytest.raises(UserError, match="would call unmixed_gpvit, which a YAML config may not"):
+        load_config(str(saved))
+
+
 def test_missing_config_file_raises_with_its_name() -> None:
     with pytest.raises(UserError, match="configs/nothing.py does not exist"):
         load_config("configs/nothing.py")

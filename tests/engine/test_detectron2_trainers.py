@@ -93,7 +93,7 @@ def test_detectron2_script_trains_and_evaluates_each_config(
     if "proposal_generator" in cfg.model:
         overrides.append("model.proposal_generator.post_nms_topk=[50,20]")
         overrides.append("model.roi_heads.batch_size_per_image=16")
-    if not re.search("quickstart|_l1", name):  # L2 to L4 differ from L1 by numbers only
+    if not re.search("quickstart|_l1|ablation", name):  # L2 to L4 differ from L1 by numbers only
         backbone = "backbone.bottom_up" if "bottom_up" in cfg.model.backbone else "backbone"
         overrides.append(f"model.{backbone}.net.embed_dim=24")
     cfg = with_overrides(cfg, [*overrides, f"train.output_dir={tmp_path}"])

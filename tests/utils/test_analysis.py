@@ -8,6 +8,7 @@ import torch
 from conftest import REPOSITORY
 from gpvit.config import load_config
 from gpvit.utils import analysis, profiler
+from gpvit.utils.errors import UserError
 
 
 @pytest.mark.long
@@ -47,3 +48,21 @@ def test_nested_meters_do_not_count_anything_twice(monkeypatch: pytest.MonkeyPat
     assert (inner.seconds, inner.own_seconds) == ([2], [2])
     assert (outer.peaks, outer.own_peaks) == ([25], [15])
     assert (inner.peaks, inner.own_peaks) == ([24], [25])
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone"), [("resnet", "bottom_up"), ("swin", "bottom_up"), ("vit", "net")]
+)
+def test_backbone_of_detectron2_is_a_part_of_its_own(name: str, backbone: str) -> None:
+    cfg = load_config(str(REPOSITORY / "configs" / "ablation" / f"{name}.py"))
+    model = analysis.build_on_meta(cfg.model)
+    counts, gflops = analysis.parameters(model), analysis.flops(model, 128, 192)
+    expected = sum(weight.numel() for weight in getattr(model.backbone, backbone).parameters())
+    assert counts["backbone"] == expected
+    assert sum(counts.values()) == sum(weight.numel() for weight in model.parameters())
+    assert gflops["backbone"] > gflops["pyramid"] > 0 and gflops["adapter"] == 0
+
+
+def test_model_without_backbone_is_rejected() -> None:
+    with pytest.raises(UserError, match="Linear has no backbone; use a model from configs/"):
+        analysis.parameters(torch.nn.Linear(1, 1))

@@ -155,7 +155,10 @@ def _plain(node: Any) -> Any:
         return {key: _plain(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return list(map(_plain, node))
-    return _convert_target_to_string(node) if callable(node) else node
+    if not callable(node):
+        return node
+    # LazyConfig executes a file without a module name, which the functions in it therefore lack.
+    return _convert_target_to_string(node) if node.__module__ else node.__qualname__
 
 
 def flattened(cfg: DictConfig) -> dict[str, str]:

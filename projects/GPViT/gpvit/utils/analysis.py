@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..modeling import GPViT, ImageClassifier, SemanticSegmentor
+from ..modeling import GPViT, GPViTAdapter, ImageClassifier, SemanticSegmentor
 from .errors import UserError
 from .profiler import Meter
 
@@ -40,17 +40,21 @@ def parts_of(model: Any) -> dict[str, list[nn.Module]]:
     Raises:
         UserError: the model is not one of this project.
     """
-    outer = getattr(model, "backbone", None)  # the pyramid, or GPViT itself
-    adapter = getattr(outer, "bottom_up", None)
-    net = outer if isinstance(outer, GPViT) else getattr(adapter or outer, "net", None)
-    if net is None:
-        raise UserError(
-            f"{type(model).__name__} is not a model with a GPViT backbone; use one from configs/"
-        )
-    pyramid = [] if outer is net else [outer]
-    parts = {"rest": [model], "pyramid": pyramid, "adapter": [adapter] if adapter else []}
-    # An adapter calls the stem and the blocks one by one and never the backbone's own forward.
-    parts["backbone"] = [net, net.patch_embed, *net.blocks]
+    outer = getattr(model, "backbone", None)  # the pyramid, or the backbone itself
+    if outer is None:
+        raise UserError(f"{type(model).__name__} has no backbone; use a model from configs/")
+    inner = getattr(outer, "bottom_up", None) or getattr(outer, "net", None)
+    adapter = inner if isinstance(inner, GPViTAdapter) else None
+    net = adapter.net if adapter else inner or outer
+    parts = {
+        "rest": [model],
+        "pyramid": [outer] if inner else [],
+        "adapter": [adapter] if adapter else [],
+        "backbone": [net],
+    }
+    if isinstance(net, GPViT):
+        # An adapter calls the stem and the blocks one by one and never the backbone's own forward.
+        parts["backbone"] += [net.patch_embed, *net.blocks]
     if isinstance(model, ImageClassifier):
         return parts | {"classifier head": [model.neck, model.head]}
     if hasattr(model, "sem_seg_head"):
@@ -88,7 +92,10 @@ def flops(model: Any, height: int, width: int) -> dict[str, float]:
         model: on the device "meta", where only shapes are computed.
         height, width: of the image, in pixels, before padding.
     """
-    divisor = model.backbone.size_divisibility
+    backbone = model.backbone
+    divisor = (
+        backbone.padding_constraints.get("size_divisibility") or backbone.size_divisibility or 1
+    )
     # -(-n // divisor) is n / divisor rounded up.
     padded_height, padded_width = -(-height // divisor) * divisor, -(-width // divisor) * divisor
     image = torch.empty(1, 3, padded_height, padded_width, device="meta")
@@ -107,7 +114,8 @@ def flops(model: Any, height: int, width: int) -> dict[str, float]:
         return sum(counted[paths[module]].values()) / 1e9
 
     parts, counts = parts_of(model), dict.fromkeys(PARTS, 0.0)
-    counts["backbone"] = sum(map(gflops, parts["backbone"][1:]))
+    net, *net_parts = parts["backbone"]
+    counts["backbone"] = sum(map(gflops, net_parts or [net]))
     # From the inside out: each part is what its module has more than all parts inside it.
     for part in ("adapter", "pyramid"):
         for module in parts[part]:
@@ -176,8 +184,11 @@ def bag_flops(
 
 def build_on_meta(model_config: DictConfig) -> nn.Module:
     """Build a detector on the device "meta" (shapes without data), in evaluation mode."""
-    with torch.device("meta"):
-        return instantiate(model_config).eval()
+    try:
+        with torch.device("meta"):
+            return instantiate(model_config).eval()
+    except RuntimeError:  # Detectron2's Swin and ViT read values of tensors when they are built
+        return instantiate(model_config).to("meta").eval()
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ LIBRARY_WARNINGS = (
     "Grad strides do not match bucket view strides",
     "`broadcast_buffers` is deprecated",
     "torch.meshgrid: in an upcoming release",
+    "Importing from timm.models.layers is deprecated",
 )
 
 

@@ -1,0 +1,307 @@
+"""tools/ablate.py: its variants differ as they say, and complete runs are kept."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ablate
+import pytest
+import torch
+from ablation import costs, plan, runner
+from conftest import REPOSITORY
+from detectron2.config import instantiate
+from gpvit.config import flattened, load_config
+from gpvit.modeling.backbone.gpvit import GroupPropagationBlock, TokenMixer
+from gpvit.utils.errors import UserError
+from torch import nn
+
+VARIANTS = REPOSITORY / "tools" / "ablation" / "variants.yaml"
+
+# Stands in for train_net.py: writes an evaluation whose mask AP is best at a learning rate of 0.2.
+STUB = """
+import json, os, pathlib, signal, sys, time
+
+options = dict(word.split("=", 1) for word in sys.argv if "=" in word)
+folder = pathlib.Path(options["train.output_dir"])
+rate, seed = float(options["optimizer.lr"]), int(options["train.seed"])
+if os.path.exists("HANG"):
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "saved").touch() or sys.exit(143))
+    (folder / "started").touch()
+    time.sleep(60)
+if os.path.exists("FAIL"):
+    print("a line")
+    sys.exit("error: the image is broken")
+ap = 50 - 100 * abs(rate - 0.2) + seed
+metrics = {"AP": ap, "APs": ap - 10, "APm": ap, "APl": "nan", "AP-disc": 1.0}
+(folder / "evaluation.json").write_text(json.dumps({"results": {"segm": metrics}}))
+(folder / "model_final.pth").touch()
+with open("STARTED", "a") as file:
+    file.write(f"{folder.name}\\n")
+"""
+TABLE = {
+    "title": "Detection",
+    "data": "synthetic",
+    "best_by": "segm/AP",
+    "metrics": ["segm/AP", "segm/APs"],
+    "variants": [
+        {
+            "name": "reference",
+            "config": "configs/ablation/mask_rcnn.py",
+            "learning_rates": [0.1, 0.2],
+        },
+        {
+            "name": "off",
+            "group": "Group propagation",
+            "overrides": ["model.backbone.net.group_tokens=[0,0,0,0]"],
+        },
+    ],
+}
+CONTENT = {"seeds": [0, 1], "synthetic": {"train": 2, "val": 2}, "tables": [TABLE]}
+
+
+@pytest.fixture
+def ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Runs the command with a stub of train_net.py; returns the names of the runs it trained."""
+    stub = tmp_path / "stub.py"
+    stub.write_text(STUB)
+    monkeypatch.setattr(runner, "TRAIN", stub)
+    monkeypatch.setattr(ablate, "in_a_process", lambda function, runs, **_: fake_costs(runs))
+    monkeypatch.chdir(tmp_path)
+
+    def run(content: dict[str, Any] = CONTENT, *options: str) -> list[str]:
+        (tmp_path / "variants.yaml").write_text(json.dumps(content))
+        arguments = ["--variants", "variants.yaml", "--output", str(tmp_path / "out"), *options]
+        monkeypatch.setattr(sys, "argv", ["ablate.py", *arguments])
+        started = tmp_path / "STARTED"
+        started.unlink(missing_ok=True)
+        ablate.main()
+        return started.read_text().split() if started.exists() else []
+
+    yield run
+
+
+def fake_costs(runs: list[plan.Run]) -> dict[str, dict[str, Any]]:
+    return {run.variant: {"parameters": 1e6, "gflops": 2.0, "seconds": 0.5} for run in runs}
+
+
+def test_best_learning_rate_of_the_reference_is_used_for_all_variants_and_seeds(
+    ablation: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    trained = [name.rpartition("-")[0] for name in ablation()]
+    assert sorted(trained) == [
+        "detection-off-0.2-seed0",
+        "detection-off-0.2-seed1",
+        "detection-reference-0.1-seed0",
+        "detection-reference-0.2-seed0",
+        "detection-reference-0.2-seed1",
+    ]
+    tables = (tmp_path / "out" / "ablation.md").read_text()
+    assert "| reference | 1.00 | 2.00 | 0.50 | 0.2 | 50.5 ± 0.7 | 40.5 ± 0.7 |" in tables
+    assert "<svg" in (tmp_path / "out" / "ablation.svg").read_text()
+    assert not list(tmp_path.glob("out/runs/*/*.pth"))
+    assert "[2/2] Detection, reference, learning rate 0.2, seed 0: " in capsys.readouterr().out
+
+
+def test_complete_runs_are_kept_and_others_are_trained(
+    ablation: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    ablation()
+    results = tmp_path / "out" / "ablation.json"
+    content = json.loads(results.read_text())
+    assert ablation() == []
+    assert json.loads(results.read_text()) == content
+    content["runs"] = [run for run in content["runs"] if run["variant"] != "off" or run["seed"]]
+    results.write_text(json.dumps(content))
+    assert [name.rpartition("-")[0] for name in ablation()] == ["detection-off-0.2-seed0"]
+
+
+@pytest.mark.parametrize(
+    "override", ["model.roi_heads.batch_size_per_image=8", "dataloader.short_side=100"]
+)
+def test_runs_with_other_settings_are_trained_again(
+    ablation: Callable[..., list[str]], override: str
+) -> None:
+    before = ablation()
+    table = TABLE | {"overrides": [override]}
+    assert len(ablation(CONTENT | {"tables": [table]})) == len(before)
+
+
+def test_runs_on_other_data_are_trained_again(
+    ablation: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    before = ablation()
+    (tmp_path / "out" / "data").rename(tmp_path / "old")
+    assert len(ablation(CONTENT | {"synthetic": {"train": 3, "val": 2}})) == len(before)
+
+
+def test_failed_run_is_reported_with_its_last_line(
+    ablation: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "FAIL").touch()
+    with pytest.raises(UserError) as error:
+        ablation()
+    assert "learning rate 0.1, seed 0 ended with exit code 1: error: the image is broken" in str(
+        error.value
+    )
+    assert (tmp_path / "out" / "ablation.md").read_text() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_runs_save_their_state(
+    ablation: Callable[..., list[str]], tmp_path: Path, number: int
+) -> None:
+    (tmp_path / "HANG").touch()
+
+    def interrupt() -> None:
+        while len(list(tmp_path.glob("out/runs/*/started"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        ablation(CONTENT, "--jobs", "2")
+    assert len(list(tmp_path.glob("out/runs/*/saved"))) == 2
+    (tmp_path / "HANG").unlink()
+    assert len(ablation()) == 5
+
+
+def test_tables_without_data_are_left_out(
+    ablation: Callable[..., list[str]], capsys: pytest.CaptureFixture
+) -> None:
+    other = TABLE | {"title": "Nuclei", "data": "nuclei"}
+    assert len(ablation(CONTENT | {"tables": [TABLE, other]})) == 5
+    assert "Nuclei: left out; give --data nuclei=DIR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": [0]}, r"has unknown keys \(seed\); known: seeds, synthetic, tables"),
+        ({"tables": [{"title": "A"}]}, "a table: missing 4 required positional arguments"),
+        ({"tables": ["A"]}, "a table must be a mapping"),
+        ({"tables": [TABLE | {"metrics": ["segm/AB"]}]}, "Detection: segm/AB is not a metric"),
+        ({"tables": [TABLE | {"best_by": "bbox/AP"}]}, "bbox/AP is not among the metrics"),
+        (
+            {"tables": [TABLE | {"variants": TABLE["variants"] * 2}]},
+            "Detection: two variants have the same name",
+        ),
+        (
+            {"tables": [TABLE | {"variants": [{"name": "a", "config": "configs/no.py"}]}]},
+            "Detection, a: config configs/no.py does not exist",
+        ),
+        ({"tables": [TABLE | {"variants": [{"name": "a"}]}]}, r"config \(none\) does not exist"),
+    ],
+)
+def test_faults_of_the_table_of_variants_are_named(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "variants.yaml"
+    path.write_text(json.dumps(CONTENT | change))
+    with pytest.raises(UserError, match=message) as error:
+        plan.read_plan(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_damaged_results_are_reported(tmp_path: Path) -> None:
+    path = tmp_path / "ablation.json"
+    path.write_text('{"runs": [{}]}')
+    with pytest.raises(UserError, match=r"ablation.json cannot be read \(KeyError"):
+        runner.Results(path)
+
+
+def variant_configs(title: str) -> dict[str, Any]:
+    """Config of each variant of a table of the repository."""
+    (table,) = [table for table in plan.read_plan(VARIANTS).tables if table.title == title]
+    configs = {}
+    for variant in table.variants:
+        overrides = [*table.overrides, *variant.overrides]
+        configs[variant.name] = load_config(str(REPOSITORY / variant.config), overrides)
+    return configs
+
+
+@pytest.mark.long
+def test_variants_that_claim_equal_flops_have_them() -> None:
+    counts = {name: costs.count(cfg) for name, cfg in variant_configs("Detection").items()}
+    reference = counts["reference"]
+    for name in (
+        "stride 16, wider layers",
+        "Swin with FPN",
+        "ViT with ViTDet's pyramid",
+        "ResNet with FPN",
+    ):
+        assert counts[name]["gflops"] == pytest.approx(reference["gflops"], rel=0.04), name
+    wider = counts["off, wider layers"]
+    assert wider["gflops"] > reference["gflops"]
+    assert wider["parameters"] == pytest.approx(reference["parameters"], rel=0.02)
+    for name, count in counts.items():
+        assert count["image"] == reference["image"], name
+        assert count["head_parameters"] == reference["head_parameters"], name
+        assert count["head_gflops"] == pytest.approx(reference["head_gflops"]), name
+
+
+@pytest.mark.parametrize("title", [table.title for table in plan.read_plan(VARIANTS).tables])
+def test_variants_differ_in_their_backbone_only(title: str) -> None:
+    others = []
+    for cfg in variant_configs(title).values():
+        values = {}
+        for key, value in flattened(cfg).items():
+            if key.startswith(plan.SECTIONS) and not key.startswith("model.backbone"):
+                values[key] = value
+        others.append(values)
+    assert all(values == others[0] for values in others)
+
+
+def net_of(name: str) -> nn.Module:
+    return instantiate(variant_configs("Detection")[name].model.backbone).net.eval()
+
+
+def test_group_tokens_are_not_mixed_where_the_name_says_so() -> None:
+    names = ("reference", "group tokens not mixed", "off: window blocks")
+    blocks = {name: net_of(name).blocks for name in names}
+
+    def count(name: str, kind: type[nn.Module]) -> int:
+        return sum(isinstance(module, kind) for module in blocks[name].modules())
+
+    assert [count(name, GroupPropagationBlock) for name in names] == [2, 2, 0]
+    assert [count(name, TokenMixer) for name in names] == [2, 0, 0]
+
+
+def test_stride_16_means_a_quarter_of_the_tokens() -> None:
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        maps = {name: net_of(name)(image)["last_feat"] for name in ("reference", "stride 16")}
+    assert maps["reference"].shape == (1, 96, 8, 12)
+    assert maps["stride 16"].shape == (1, 96, 4, 6)
+
+
+@pytest.mark.long
+def test_iterations_are_timed_in_turns(synthetic_data: Path) -> None:
+    table = plan.read_plan(VARIANTS).tables[0]
+    table.overrides = ["dataloader.train.num_workers=0", "train.device=cpu"]
+    runs = []
+    for variant in table.variants[:2]:
+        runs.append(plan.build_run(table, variant, None, 0, synthetic_data))
+    measured = costs.measure(runs)
+    assert list(measured) == ["reference", table.variants[1].name]
+    assert all(0 < cost["seconds"] < 60 for cost in measured.values())
+
+
+@pytest.mark.slow
+def test_command_trains_evaluates_and_measures(tmp_path: Path) -> None:
+    table = TABLE | {"overrides": ["train.max_iter=2", "train.device=cpu"]}
+    (tmp_path / "variants.yaml").write_text(json.dumps(CONTENT | {"tables": [table]}))
+    command = [sys.executable, str(REPOSITORY / "tools" / "ablate.py")]
+    command += ["--variants", str(tmp_path / "variants.yaml"), "--output", str(tmp_path / "out")]
+    output = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert output.stderr == ""
+    results = runner.Results(tmp_path / "out" / "ablation.json")
+    assert len(results.runs) == 5
+    assert all({"bbox/AP", "segm/AP"} <= run["metrics"].keys() for run in results.runs.values())
+    assert set(results.costs["Detection"]) == {"reference", "off"}

@@ -1,0 +1,190 @@
+"""The table of variants, and the training runs that it asks for."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.data import DatasetCatalog
+from gpvit.cli.train import argument_parser, configure
+from gpvit.config import flattened
+from gpvit.config.values import may_change
+from gpvit.data.datasets.register import class_names
+from gpvit.engine.resume import settings as evaluation_settings
+from gpvit.evaluation.metrics import parse_metric
+from gpvit.utils.errors import UserError, preview
+from gpvit.utils.fingerprint import dataset_fingerprint
+from gpvit.utils.yaml_io import read_yaml
+from omegaconf import DictConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SYNTHETIC = "synthetic"
+SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")  # of a config
+ON_DEVICE = "train.amp.enabled"  # a value that depends on the device
+
+
+@dataclass
+class Variant:
+    """A model and how it is trained; what is not given is as in the table's first variant.
+
+    Attributes:
+        name: of the variant.
+        group: heading above it and the variants that follow.
+        config: path of the config file, relative to the repository.
+        overrides: of the config.
+        learning_rates: to choose the best from; none for that of the first variant.
+    """
+
+    name: str
+    group: str = ""
+    config: str = ""
+    overrides: list[str] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Table:
+    """Variants that are compared with each other.
+
+    Attributes:
+        title: of the table.
+        data: name of the dataset.
+        metrics: names of metrics, as in metrics.json.
+        best_by: the metric by which a learning rate is chosen.
+        variants: the first one is the reference.
+        overrides: of the configs of all variants.
+    """
+
+    title: str
+    data: str
+    metrics: list[str]
+    best_by: str
+    variants: list[Variant]
+    overrides: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.variants = [_build(Variant, variant, self.title) for variant in self.variants]
+        for name in (*self.metrics, self.best_by):
+            if parse_metric(name) is None:
+                raise UserError(f"{self.title}: {name} is not a metric")
+        if self.best_by not in self.metrics:
+            raise UserError(f"{self.title}: best_by {self.best_by} is not among the metrics")
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise UserError(f"{self.title}: two variants have the same name")
+        reference = self.variants[0]
+        for variant in self.variants:
+            variant.config = variant.config or reference.config
+            if not (REPOSITORY / variant.config).is_file():
+                raise UserError(
+                    f"{self.title}, {variant.name}: config {variant.config or '(none)'} does not "
+                    "exist"
+                )
+
+
+@dataclass
+class Images:
+    """Number of images of each split of the synthetic dataset."""
+
+    train: int
+    val: int
+
+
+@dataclass
+class Plan:
+    """The content of the file.
+
+    Attributes:
+        seeds: of the runs of each variant.
+        synthetic: size of the synthetic dataset.
+        tables: in the order of display.
+    """
+
+    seeds: list[int]
+    synthetic: Images
+    tables: list[Table]
+
+    def __post_init__(self) -> None:
+        self.synthetic = _build(Images, self.synthetic, "synthetic")
+        self.tables = [_build(Table, table, "a table") for table in self.tables]
+
+
+def read_plan(path: Path) -> Plan:
+    """Read the table of variants.
+
+    Raises:
+        UserError: the file cannot be read, or is not as described above.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    content = read_yaml(text, str(path))
+    try:
+        return _build(Plan, content, "the file")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _build(kind: Any, content: Any, where: str) -> Any:
+    """Build a dataclass from a mapping; raise a UserError for unknown and missing keys."""
+    known = [item.name for item in fields(kind)]
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where} must be a mapping with the keys {preview(known)}")
+    unknown = sorted(content.keys() - set(known), key=str)
+    if unknown:
+        raise UserError(f"{where} has unknown keys ({preview(unknown)}); known: {', '.join(known)}")
+    try:
+        return kind(**content)
+    except TypeError as error:  # names the missing arguments
+        raise UserError(f"{where}: {str(error).partition('() ')[2]}") from None
+
+
+class Run(NamedTuple):
+    """A training run.
+
+    Attributes:
+        table, variant: their titles.
+        learning_rate: None for that of the config.
+        seed: of the run.
+        arguments: of train_net.py, without the output folder.
+    """
+
+    table: str
+    variant: str
+    learning_rate: float | None
+    seed: int
+    arguments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate}"
+        return f"{self.table}, {self.variant}{rate}, seed {self.seed}"
+
+    def load_config(self) -> DictConfig:
+        """Return the config, with device and dataset filled in, as train_net.py does."""
+        return configure(argument_parser().parse_intermixed_args(self.arguments))
+
+    def digest(self) -> str:
+        """Return a hash of everything that determines the result: config and data."""
+        cfg = self.load_config()
+        values = {"evaluation": evaluation_settings(cfg)}
+        for key, value in flattened(cfg).items():
+            if key.partition(".")[0] in SECTIONS and not may_change(key) and key != ON_DEVICE:
+                values[key] = value
+        for split in ("train", "test"):
+            loader = cfg.dataloader[split]
+            records = DatasetCatalog.get(loader.dataset.names)
+            values[split] = dataset_fingerprint(records, class_names(loader))
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def build_run(
+    table: Table, variant: Variant, learning_rate: float | None, seed: int, data: Path
+) -> Run:
+    arguments = ["--config-file", str(REPOSITORY / variant.config), "--data", str(data)]
+    arguments += [*table.overrides, *variant.overrides, f"train.seed={seed}"]
+    if learning_rate is not None:
+        arguments.append(f"optimizer.lr={learning_rate}")
+    return Run(table.title, variant.name, learning_rate, seed, tuple(arguments))
