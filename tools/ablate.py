@@ -128,16 +128,20 @@ def train(
 
 
 def measure_costs(tables: Sequence[Table], data: Mapping[str, Path], results: Results) -> None:
-    """Measure the costs of the variants of each table, if that was not done."""
+    """Measure the costs of the variants of each table, unless they are known."""
     for table in tables:
-        names = {variant.name for variant in table.variants}
-        if results.costs.get(table.title, {}).keys() == names:
-            continue
-        print(f"{table.title}: measuring the time of an iteration", flush=True)
         runs: list[Run] = []
         for variant in table.variants:
             runs.append(build_run(table, variant, None, 0, data[table.data]))
-        results.costs[table.title] = in_a_process(measure, runs, environment=CACHE)
+        digests = {run.variant: run.digest() for run in runs}
+        known = results.costs.get(table.title, {})
+        if {name: cost["digest"] for name, cost in known.items()} == digests:
+            continue
+        print(f"{table.title}: measuring the time of an iteration", flush=True)
+        costs = in_a_process(measure, runs, environment=CACHE)
+        for name, digest in digests.items():
+            costs[name]["digest"] = digest
+        results.costs[table.title] = costs
         results.save()
 
 

@@ -72,7 +72,7 @@ def ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     stub = tmp_path / "stub.py"
     stub.write_text(STUB)
     monkeypatch.setattr(runner, "TRAIN", stub)
-    monkeypatch.setattr(ablate, "in_a_process", lambda function, runs, **_: fake_costs(runs))
+    monkeypatch.setattr(ablate, "in_a_process", fake_costs)
     monkeypatch.chdir(tmp_path)
 
     def run(content: dict[str, Any] = CONTENT, *options: str) -> list[str]:
@@ -87,7 +87,9 @@ def ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     yield run
 
 
-def fake_costs(runs: list[plan.Run]) -> dict[str, dict[str, Any]]:
+def fake_costs(function: object, runs: list[plan.Run], **_: object) -> dict[str, dict[str, Any]]:
+    assert function is costs.measure
+    Path("MEASURED").touch()
     return {run.variant: {"parameters": 1e6, "gflops": 2.0, "seconds": 0.5} for run in runs}
 
 
@@ -115,8 +117,10 @@ def test_complete_runs_are_kept_and_others_are_trained(
     ablation()
     results = tmp_path / "out" / "ablation.json"
     content = json.loads(results.read_text())
+    (tmp_path / "MEASURED").unlink()
     assert ablation() == []
     assert json.loads(results.read_text()) == content
+    assert not (tmp_path / "MEASURED").exists()
     content["runs"] = [run for run in content["runs"] if run["variant"] != "off" or run["seed"]]
     results.write_text(json.dumps(content))
     assert [name.rpartition("-")[0] for name in ablation()] == ["detection-off-0.2-seed0"]
@@ -125,12 +129,14 @@ def test_complete_runs_are_kept_and_others_are_trained(
 @pytest.mark.parametrize(
     "override", ["model.roi_heads.batch_size_per_image=8", "dataloader.short_side=100"]
 )
-def test_runs_with_other_settings_are_trained_again(
-    ablation: Callable[..., list[str]], override: str
+def test_runs_with_other_settings_are_trained_and_measured_again(
+    ablation: Callable[..., list[str]], tmp_path: Path, override: str
 ) -> None:
     before = ablation()
+    (tmp_path / "MEASURED").unlink()
     table = TABLE | {"overrides": [override]}
     assert len(ablation(CONTENT | {"tables": [table]})) == len(before)
+    assert (tmp_path / "MEASURED").exists()
 
 
 def test_runs_on_other_data_are_trained_again(
