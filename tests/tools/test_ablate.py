@@ -17,6 +17,7 @@ import torch
 from ablation import costs, plan, runner
 from conftest import REPOSITORY
 from detectron2.config import instantiate
+from detectron2.structures import ImageList
 from gpvit.config import flattened, load_config
 from gpvit.modeling.backbone.gpvit import GroupPropagationBlock, TokenMixer
 from gpvit.utils.errors import UserError
@@ -285,6 +286,16 @@ def test_stride_16_means_a_quarter_of_the_tokens() -> None:
         maps = {name: net_of(name)(image)["last_feat"] for name in ("reference", "stride 16")}
     assert maps["reference"].shape == (1, 96, 8, 12)
     assert maps["stride 16"].shape == (1, 96, 4, 6)
+
+
+@pytest.mark.parametrize("name", list(variant_configs("Detection")))
+def test_images_are_padded_to_whole_patches(name: str) -> None:
+    backbone = instantiate(variant_configs("Detection")[name].model.backbone)
+    image = torch.zeros(3, 128, 147)
+    images = ImageList.from_tensors(
+        [image], backbone.size_divisibility, padding_constraints=backbone.padding_constraints
+    )
+    assert images.tensor.shape[-2:] == (128, 160)
 
 
 @pytest.mark.long

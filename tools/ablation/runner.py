@@ -166,7 +166,8 @@ class Runner:
                 )
                 self.processes.add(process)
             code = process.wait()
-            self.processes.discard(process)
+            with self.lock:
+                self.processes.discard(process)
         if self.is_stopped:
             return None
         if code:
