@@ -29,6 +29,7 @@ VARIANTS = REPOSITORY / "tools" / "ablation" / "variants.yaml"
 STUB = """
 import json, os, pathlib, signal, sys, time
 
+assert "--resume" in sys.argv
 options = dict(word.split("=", 1) for word in sys.argv if "=" in word)
 folder = pathlib.Path(options["train.output_dir"])
 rate, seed = float(options["optimizer.lr"]), int(options["train.seed"])
@@ -177,6 +178,7 @@ def test_interrupted_runs_save_their_state(
     assert len(list(tmp_path.glob("out/runs/*/saved"))) == 2
     (tmp_path / "HANG").unlink()
     assert len(ablation()) == 5
+    assert len(list(tmp_path.glob("out/runs/*"))) == 5  # resumed in the same folders
 
 
 def test_tables_without_data_are_left_out(
@@ -248,7 +250,6 @@ def test_variants_that_claim_equal_flops_have_them() -> None:
     assert wider["gflops"] > reference["gflops"]
     assert wider["parameters"] == pytest.approx(reference["parameters"], rel=0.02)
     for name, count in counts.items():
-        assert count["image"] == reference["image"], name
         assert count["head_parameters"] == reference["head_parameters"], name
         assert count["head_gflops"] == pytest.approx(reference["head_gflops"]), name
 

@@ -143,7 +143,7 @@ def _build(kind: Any, content: Any, where: str) -> Any:
 
 
 class Run(NamedTuple):
-    """A training run.
+    """One run of train_net.py.
 
     Attributes:
         table, variant: their titles.
@@ -157,6 +157,11 @@ class Run(NamedTuple):
     learning_rate: float | None
     seed: int
     arguments: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[str, str, float | None, int]:
+        """Identifies the run among the results."""
+        return self.table, self.variant, self.learning_rate, self.seed
 
     def __str__(self) -> str:
         rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate}"

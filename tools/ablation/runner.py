@@ -52,7 +52,7 @@ class Results:
             raise UserError(f"{path} cannot be read ({reason}): remove it") from None
 
     def of(self, run: Run) -> dict[str, Any] | None:
-        return self.runs.get((run.table, run.variant, run.learning_rate, run.seed))
+        return self.runs.get(run.key)
 
     def best_rate(self, table: Table, variant: Variant, seed: int) -> float | None:
         """Return the best learning rate of a variant; None for that of its config."""
@@ -74,9 +74,8 @@ class Results:
         return [self.runs[key] for key in keys if key in self.runs]
 
     def add(self, run: Run, **values: Any) -> None:
-        key = (run.table, run.variant, run.learning_rate, run.seed)
         with self.lock:
-            self.runs[key] = dict(zip(KEY, key)) | values
+            self.runs[run.key] = dict(zip(KEY, run.key)) | values
             self.save()
 
     def save(self) -> None:
@@ -150,24 +149,24 @@ class Runner:
         """Train and evaluate one run; return its seconds, or None if it was stopped."""
         name = re.sub(r"[^\w.-]+", "_", f"{run.table}-{run.variant}-{run.learning_rate}").lower()
         output = self.folder / f"{name}-seed{run.seed}-{digest}"
-        output.mkdir(parents=True, exist_ok=True)
         log = output / "output.txt"
         command = [sys.executable, str(TRAIN), *run.arguments]
         command += ["--resume", f"train.output_dir={output}"]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         start = time.monotonic()
-        with log.open("a") as file:
-            with self.lock:
-                if self.is_stopped:
-                    return None
+        with self.lock:
+            if self.is_stopped:
+                return None
+            output.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as file:
                 # A session of its own: Ctrl-C in a terminal reaches only this process.
                 process = subprocess.Popen(
                     command, stdout=file, stderr=file, env=environment, start_new_session=True
                 )
-                self.processes.add(process)
-            code = process.wait()
-            with self.lock:
-                self.processes.discard(process)
+            self.processes.add(process)
+        code = process.wait()
+        with self.lock:
+            self.processes.discard(process)
         if self.is_stopped:
             return None
         if code:

@@ -38,7 +38,7 @@ def parts_of(model: Any) -> dict[str, list[nn.Module]]:
     selection, pasting masks into the image, resizing logits.
 
     Raises:
-        UserError: the model is not one of this project.
+        UserError: the model has no backbone.
     """
     outer = getattr(model, "backbone", None)  # the pyramid, or the backbone itself
     if outer is None:
