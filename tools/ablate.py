@@ -19,18 +19,18 @@ if __name__ == "__main__" or is_spawned():
     prepare_command()  # before PyTorch is imported
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from ablation import summary
 from ablation.costs import measure
-from ablation.plan import REPOSITORY, SYNTHETIC, Plan, Run, Table, build_run, read_plan
+from ablation.plan import REPOSITORY, SYNTHETIC, Plan, Run, Table, build_run, digest_of, read_plan
 from ablation.runner import Results, Runner
 from gpvit.cli.main import run_command
 from gpvit.cli.options import COUNT
 from gpvit.data.datasets.synthetic import make_dataset
+from gpvit.engine.launch import available_cores
 from gpvit.utils.errors import UserError
 from gpvit.utils.files import atomic_write, lock_folder
 from gpvit.utils.profiler import in_a_process
@@ -42,24 +42,46 @@ CACHE = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192"}
 def main() -> None:
     args = parse_arguments()
     plan = read_plan(args.variants)
-    args.output.mkdir(parents=True, exist_ok=True)
-    with lock_folder(args.output):
-        data = dict(args.data)
-        if any(table.data == SYNTHETIC for table in plan.tables):
-            data[SYNTHETIC] = args.output / "data"
-            make_dataset(data[SYNTHETIC], plan.synthetic.train, plan.synthetic.val)
-        results = Results(args.output / "ablation.json")
+    with lock_folder(args.output, "--output"):
+        data = find_data(plan, dict(args.data), args.output / "data")
         tables = []
         for table in plan.tables:
             if table.data in data:
                 tables.append(table)
             else:
                 print(f"{table.title}: left out; give --data {table.data}=DIR")
+        digests = {}
+        for table in tables:
+            for variant in table.variants:
+                digests[table.title, variant.name] = digest_of(table, variant, data[table.data])
+        results = Results(args.output / "ablation.json", digests)
+        runner = Runner(args.output / "runs", results, args.jobs)
         try:
-            train(plan, tables, data, results, Runner(args.output / "runs", results, args.jobs))
-            measure_costs(tables, data, results)
-        finally:
+            train(plan, tables, data, runner)
+        except KeyboardInterrupt:
             write_summary(plan, results, args.output)
+            print("interrupted; run the same command again to go on")
+            raise
+        measure_costs(tables, data, results)
+        write_summary(plan, results, args.output)
+    if runner.failures:
+        first = next(iter(runner.failures.values()))
+        number = len(runner.failures)
+        raise UserError(f"{number} of the runs failed; " * (number > 1) + first)
+
+
+def find_data(plan: Plan, data: dict[str, Path], synthetic: Path) -> dict[str, Path]:
+    """Return the folders of the datasets, the synthetic one created if it does not exist."""
+    if any(table.data == SYNTHETIC for table in plan.tables) and SYNTHETIC not in data:
+        try:
+            make_dataset(synthetic, plan.synthetic.train, plan.synthetic.val)
+        except FileExistsError:
+            raise UserError(
+                f"{synthetic} does not have {plan.synthetic.train} training and "
+                f"{plan.synthetic.val} validation images: set another --output"
+            ) from None
+        data[SYNTHETIC] = synthetic
+    return data
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--jobs",
         type=COUNT,
-        default=1 if torch.cuda.is_available() else os.cpu_count(),
+        default=1 if torch.cuda.is_available() else available_cores(),
         metavar="N",
         help="runs at a time (default: 1 with a GPU, else one per CPU core)",
     )
@@ -106,9 +128,7 @@ def named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder).resolve()
 
 
-def train(
-    plan: Plan, tables: Sequence[Table], data: Mapping[str, Path], results: Results, runner: Runner
-) -> None:
+def train(plan: Plan, tables: Sequence[Table], data: Mapping[str, Path], runner: Runner) -> None:
     """Choose learning rates with the first seed, then train every variant with every seed."""
     first_seed = plan.seeds[0]
     runs = []
@@ -122,25 +142,29 @@ def train(
     for seed in plan.seeds:
         for table in tables:
             for variant in table.variants:
-                rate = results.best_rate(table, variant, first_seed)
+                rate = runner.results.best_rate(table, variant, first_seed)
                 runs.append(build_run(table, variant, rate, seed, data[table.data]))
+                rates = variant.learning_rates
+                if seed == first_seed and len(rates) > 1 and rate in (min(rates), max(rates)):
+                    print(
+                        f"{table.title}, {variant.name}: the best learning rate, {rate}, is at the "
+                        "end of those tried"
+                    )
     runner.train(runs, "all variants and seeds")
 
 
 def measure_costs(tables: Sequence[Table], data: Mapping[str, Path], results: Results) -> None:
     """Measure the costs of the variants of each table, unless they are known."""
     for table in tables:
+        if all(results.costs_of(table, variant) for variant in table.variants):
+            continue
         runs: list[Run] = []
         for variant in table.variants:
             runs.append(build_run(table, variant, None, 0, data[table.data]))
-        digests = {run.variant: run.digest() for run in runs}
-        known = results.costs.get(table.title, {})
-        if {name: cost["digest"] for name, cost in known.items()} == digests:
-            continue
         print(f"{table.title}: measuring the time of an iteration", flush=True)
         costs = in_a_process(measure, runs, environment=CACHE)
-        for name, digest in digests.items():
-            costs[name]["digest"] = digest
+        for variant, cost in costs.items():
+            cost["digest"] = results.digests[table.title, variant]
         results.costs[table.title] = costs
         results.save()
 
@@ -154,15 +178,5 @@ def write_summary(plan: Plan, results: Results, output: Path) -> None:
     print(f"tables and plot are in {output}")
 
 
-def run() -> None:
-    try:
-        main()
-    except FileExistsError as error:
-        raise UserError(str(error)) from None
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on")
-        raise
-
-
 if __name__ == "__main__":
-    run_command(run)
+    run_command(main)

@@ -13,7 +13,7 @@ from .mask_rcnn import dataloader, lr_multiplier, model, optimizer, train
 pyramid = model.backbone
 pyramid.net.final_norm = False
 model.backbone = L(FPN)(
-    bottom_up=L(GPViTAdapter)(net=pyramid.net, num_interactions=1, stem_width=32, norm="BN"),
+    bottom_up=L(GPViTAdapter)(net=pyramid.net, num_interactions=2, stem_width=32, norm="BN"),
     in_features=["f2", "f3", "f4", "f5"],
     out_channels=pyramid.out_channels,
     norm="BN",

@@ -32,6 +32,6 @@ lr_multiplier = L(multistep_schedule)(
     max_iter="${train.max_iter}", milestones=[0.8, 0.95], warmup_iters=50, warmup_factor=0.01
 )
 train.update(
-    output_dir="output/ablation/run", max_iter=900, clip_norm=0.0, eval_period=0, pictures=0
+    output_dir="output/ablation/run", max_iter=600, clip_norm=0.0, eval_period=0, pictures=0
 )
-train.checkpointer.period = 300
+train.checkpointer.period = 200

@@ -8,7 +8,11 @@ from .mask_rcnn import dataloader, lr_multiplier, model, optimizer, train
 pyramid = model.backbone
 model.backbone = L(FPN)(
     bottom_up=L(SwinTransformer)(
-        embed_dim=38, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], drop_path_rate=0.0
+        embed_dim=42,
+        depths=[2, 2, 2, 2],
+        num_heads=[1, 2, 4, 8],
+        window_size=4,
+        drop_path_rate=0.0,
     ),
     in_features=["p0", "p1", "p2", "p3"],
     out_channels=pyramid.out_channels,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from detectron2.structures import ImageList
 from gpvit.config import flattened, load_config
 from gpvit.modeling.backbone.gpvit import GroupPropagationBlock, TokenMixer
 from gpvit.utils.errors import UserError
+from gpvit.utils.files import lock_folder
 from torch import nn
 
 VARIANTS = REPOSITORY / "tools" / "ablation" / "variants.yaml"
@@ -31,13 +33,14 @@ import json, os, pathlib, signal, sys, time
 
 assert "--resume" in sys.argv
 options = dict(word.split("=", 1) for word in sys.argv if "=" in word)
-folder = pathlib.Path(options["train.output_dir"])
+folder = pathlib.Path(options["train.output_dir"].strip('"'))
 rate, seed = float(options["optimizer.lr"]), int(options["train.seed"])
 if os.path.exists("HANG"):
-    signal.signal(signal.SIGTERM, lambda *_: (folder / "saved").touch() or sys.exit(143))
+    save = lambda *_: (folder / "saved").touch() or sys.exit(143)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if os.path.exists("DEAF") else save)
     (folder / "started").touch()
     time.sleep(60)
-if os.path.exists("FAIL"):
+if os.path.exists("FAIL") and pathlib.Path("FAIL").read_text() in folder.name:
     print("a line")
     sys.exit("error: the image is broken")
 ap = 50 - 100 * abs(rate - 0.2) + seed
@@ -77,9 +80,9 @@ def ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     monkeypatch.setattr(ablate, "in_a_process", fake_costs)
     monkeypatch.chdir(tmp_path)
 
-    def run(content: dict[str, Any] = CONTENT, *options: str) -> list[str]:
+    def run(content: dict[str, Any] = CONTENT, *options: str, output: str = "out") -> list[str]:
         (tmp_path / "variants.yaml").write_text(json.dumps(content))
-        arguments = ["--variants", "variants.yaml", "--output", str(tmp_path / "out"), *options]
+        arguments = ["--variants", "variants.yaml", "--output", str(tmp_path / output), *options]
         monkeypatch.setattr(sys, "argv", ["ablate.py", *arguments])
         started = tmp_path / "STARTED"
         started.unlink(missing_ok=True)
@@ -110,7 +113,10 @@ def test_best_learning_rate_of_the_reference_is_used_for_all_variants_and_seeds(
     assert "| reference | 1.00 | 2.00 | 0.50 | 0.2 | 50.5 ± 0.7 | 40.5 ± 0.7 |" in tables
     assert "<svg" in (tmp_path / "out" / "ablation.svg").read_text()
     assert not list(tmp_path.glob("out/runs/*/*.pth"))
-    assert "[2/2] Detection, reference, learning rate 0.2, seed 0: " in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "] Detection, reference, learning rate 0.2, seed 0: " in output
+    assert "[2/2] Detection, reference, learning rate 0." in output
+    assert "Detection, reference: the best learning rate, 0.2, is at the end of those" in output
 
 
 def test_complete_runs_are_kept_and_others_are_trained(
@@ -129,7 +135,14 @@ def test_complete_runs_are_kept_and_others_are_trained(
 
 
 @pytest.mark.parametrize(
-    "override", ["model.roi_heads.batch_size_per_image=8", "dataloader.short_side=100"]
+    "override",
+    [
+        "model.roi_heads.batch_size_per_image=8",
+        "dataloader.short_side=100",
+        "train.init_checkpoint=weights.pth",
+        "train.amp.enabled=True",
+        "dataloader.test.batch_size=3",
+    ],
 )
 def test_runs_with_other_settings_are_trained_and_measured_again(
     ablation: Callable[..., list[str]], tmp_path: Path, override: str
@@ -141,44 +154,136 @@ def test_runs_with_other_settings_are_trained_and_measured_again(
     assert (tmp_path / "MEASURED").exists()
 
 
+def test_settings_without_influence_on_the_result_leave_runs_complete(
+    ablation: Callable[..., list[str]],
+) -> None:
+    ablation()
+    overrides = ["dataloader.train.num_workers=0", "train.log_period=7"]
+    assert ablation(CONTENT | {"tables": [TABLE | {"overrides": overrides}]}) == []
+
+
+def test_code_in_a_config_file_counts_as_a_setting(
+    tmp_path: Path, synthetic_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    monkeypatch.setattr(plan, "REPOSITORY", tmp_path)
+    config = tmp_path / "configs" / "ablation" / "unmixed.py"
+    table = plan.Table(**TABLE | {"variants": [{"name": "a", "config": str(config)}]})
+
+    def digest() -> str:
+        return plan.digest_of(table, table.variants[0], synthetic_data)
+
+    first = digest()
+    config.write_text("# A comment.\n" + config.read_text())
+    assert digest() == first
+    config.write_text(config.read_text().replace("nn.Identity()", "nn.ReLU()"))
+    assert digest() != first
+
+
+def test_results_of_other_settings_are_kept_and_not_shown(
+    ablation: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    ablation()
+    (tmp_path / "FAIL").touch()
+    shorter = CONTENT | {"tables": [TABLE | {"overrides": ["train.max_iter=5"]}]}
+    with pytest.raises(UserError):
+        ablation(shorter)
+    assert "reference" not in (tmp_path / "out" / "ablation.md").read_text()
+    assert ablation() == []
+    assert "| reference | 1.00 |" in (tmp_path / "out" / "ablation.md").read_text()
+
+
 def test_runs_on_other_data_are_trained_again(
     ablation: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     before = ablation()
+    more = CONTENT | {"synthetic": {"train": 3, "val": 2}}
+    with pytest.raises(UserError, match="does not have 3 training and 2 validation images: set an"):
+        ablation(more)
     (tmp_path / "out" / "data").rename(tmp_path / "old")
-    assert len(ablation(CONTENT | {"synthetic": {"train": 3, "val": 2}})) == len(before)
+    assert len(ablation(more)) == len(before)
 
 
-def test_failed_run_is_reported_with_its_last_line(
+def test_failed_run_is_reported_with_its_last_line_and_the_others_are_trained(
     ablation: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    (tmp_path / "FAIL").touch()
-    with pytest.raises(UserError) as error:
+    (tmp_path / "FAIL").write_text("reference-0.2")  # the best one of the learning rates
+    message = "learning rate 0.2, seed 0 ended with exit code 1: error: the image is broken; see "
+    with pytest.raises(UserError, match=message) as error:
         ablation()
-    assert "learning rate 0.1, seed 0 ended with exit code 1: error: the image is broken" in str(
-        error.value
-    )
-    assert (tmp_path / "out" / "ablation.md").read_text() == ""
+    assert not str(error.value).startswith("1 of")
+    trained = [name.rpartition("-")[0] for name in (tmp_path / "STARTED").read_text().split()]
+    assert sorted(trained) == [
+        "detection-off-0.1-seed0",
+        "detection-off-0.1-seed1",
+        "detection-reference-0.1-seed0",
+        "detection-reference-0.1-seed1",
+    ]
+    assert "| reference | 1.00 |" in (tmp_path / "out" / "ablation.md").read_text()
+    (tmp_path / "FAIL").write_text("")
+    with pytest.raises(UserError, match="^5 of the runs failed; "):
+        ablation(output="new")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_without_metrics_has_failed(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"results": {"segm": {"AP": "nan"}}}))
+    with pytest.raises(UserError, match="evaluation.json has no metrics"):
+        runner.read_metrics(path)
+
+
+def test_output_folder_may_have_any_name(
+    ablation: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    assert len(ablation(output="a, {b} (c)=$d")) == 5
+    assert len(list(tmp_path.glob("a, {b} (c)=$d/runs/*/evaluation.json"))) == 5
+
+
+def test_output_folder_is_locked(ablation: Callable[..., list[str]], tmp_path: Path) -> None:
+    with (
+        lock_folder(tmp_path / "out"),
+        pytest.raises(UserError, match="another run writes to .*: wait .*, or set another --out"),
+    ):
+        ablation()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_runs_save_their_state(
     ablation: Callable[..., list[str]], tmp_path: Path, number: int
 ) -> None:
     (tmp_path / "HANG").touch()
-
-    def interrupt() -> None:
-        while len(list(tmp_path.glob("out/runs/*/started"))) < 2:
-            time.sleep(0.05)
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=interrupt, daemon=True).start()
+    interrupt_when_started(tmp_path, [number])
     with pytest.raises(KeyboardInterrupt):
         ablation(CONTENT, "--jobs", "2")
     assert len(list(tmp_path.glob("out/runs/*/saved"))) == 2
     (tmp_path / "HANG").unlink()
     assert len(ablation()) == 5
     assert len(list(tmp_path.glob("out/runs/*"))) == 5  # resumed in the same folders
+
+
+def test_second_interruption_ends_runs_that_do_not_react(
+    ablation: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "HANG").touch()
+    (tmp_path / "DEAF").touch()
+    start = time.monotonic()
+    interrupt_when_started(tmp_path, [signal.SIGINT, signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        ablation(CONTENT, "--jobs", "2")
+    assert time.monotonic() - start < 50  # the stub would take 60
+
+
+def interrupt_when_started(folder: Path, numbers: list[int]) -> None:
+    """Send signals to this process when two runs have started."""
+
+    def interrupt() -> None:
+        while len(list(folder.glob("out/runs/*/started"))) < 2:
+            time.sleep(0.05)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
+
+    threading.Thread(target=interrupt, daemon=True).start()
 
 
 def test_tables_without_data_are_left_out(
@@ -194,7 +299,7 @@ def test_tables_without_data_are_left_out(
     [
         ({"seed": [0]}, r"has unknown keys \(seed\); known: seeds, synthetic, tables"),
         ({"tables": [{"title": "A"}]}, "a table: missing 4 required positional arguments"),
-        ({"tables": ["A"]}, "a table must be a mapping"),
+        ({"tables": ["A"]}, "tables must be a list of mappings"),
         ({"tables": [TABLE | {"metrics": ["segm/AB"]}]}, "Detection: segm/AB is not a metric"),
         ({"tables": [TABLE | {"best_by": "bbox/AP"}]}, "bbox/AP is not among the metrics"),
         (
@@ -206,6 +311,18 @@ def test_tables_without_data_are_left_out(
             "Detection, a: config configs/no.py does not exist",
         ),
         ({"tables": [TABLE | {"variants": [{"name": "a"}]}]}, r"config \(none\) does not exist"),
+        ({"tables": [TABLE | {"variants": []}]}, "Detection: variants must be a list of mappings"),
+        ({"tables": []}, "tables must be a list of mappings"),
+        ({"seeds": []}, "seeds must be a list of whole numbers"),
+        ({"synthetic": {"train": 0, "val": 1}}, "synthetic: train must be a whole number"),
+        (
+            {"tables": [TABLE | {"variants": [{"name": "a", "learning_rates": ["1e-3"]}]}]},
+            "a: learning_rates must be a list of numbers above 0, such as 0.001 or 1.0e-3, got",
+        ),
+        (
+            {"tables": [TABLE | {"variants": [{"name": "a", "overrides": "a=1"}]}]},
+            "a: overrides must be a list of texts",
+        ),
     ],
 )
 def test_faults_of_the_table_of_variants_are_named(
@@ -220,7 +337,7 @@ def test_faults_of_the_table_of_variants_are_named(
 
 def test_damaged_results_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "ablation.json"
-    path.write_text('{"runs": [{}]}')
+    path.write_text('{"runs": [{}], "costs": {}}')
     with pytest.raises(UserError, match=r"ablation.json cannot be read \(KeyError"):
         runner.Results(path)
 
@@ -312,13 +429,23 @@ def test_iterations_are_timed_in_turns(synthetic_data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_command_trains_evaluates_and_measures(tmp_path: Path) -> None:
-    table = TABLE | {"overrides": ["train.max_iter=2", "train.device=cpu"]}
+def test_command_trains_goes_on_after_an_interruption_and_measures(tmp_path: Path) -> None:
+    table = TABLE | {"overrides": ["train.max_iter=40", "train.log_period=5", "train.device=cpu"]}
     (tmp_path / "variants.yaml").write_text(json.dumps(CONTENT | {"tables": [table]}))
     command = [sys.executable, str(REPOSITORY / "tools" / "ablate.py")]
     command += ["--variants", str(tmp_path / "variants.yaml"), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("out/runs/*/metrics.json")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode == 130
+    assert output.endswith("interrupted; run the same command again to go on\n")
     output = subprocess.run(command, capture_output=True, text=True, check=True)
     assert output.stderr == ""
+    logs = [path.read_text() for path in tmp_path.glob("out/runs/*/output.txt")]
+    assert any("resuming from" in log for log in logs)
     results = runner.Results(tmp_path / "out" / "ablation.json")
     assert len(results.runs) == 5
     assert all({"bbox/AP", "segm/AP"} <= run["metrics"].keys() for run in results.runs.values())

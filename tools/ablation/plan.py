@@ -1,8 +1,9 @@
 """The table of variants, and the training runs that it asks for."""
 
+import ast
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,19 +11,46 @@ from typing import Any, NamedTuple
 from detectron2.data import DatasetCatalog
 from gpvit.cli.train import argument_parser, configure
 from gpvit.config import flattened
-from gpvit.config.values import may_change
 from gpvit.data.datasets.register import class_names
 from gpvit.engine.resume import settings as evaluation_settings
-from gpvit.evaluation.metrics import parse_metric
+from gpvit.evaluation.metrics import TASKS
 from gpvit.utils.errors import UserError, preview
 from gpvit.utils.fingerprint import dataset_fingerprint
+from gpvit.utils.kinds import Kind, integer, number, several, text
 from gpvit.utils.yaml_io import read_yaml
 from omegaconf import DictConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYNTHETIC = "synthetic"
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")  # of a config
-ON_DEVICE = "train.amp.enabled"  # a value that depends on the device
+
+# Kinds of values in the file.
+NAME = text("text", "something")
+COUNT = integer(1, of="images")
+SEEDS = several(integer(0), "a list of whole numbers, at least 0")
+RATES = several(number(above=0), "a list of numbers above 0, such as 0.001 or 1.0e-3", least=0)
+TEXTS = several(NAME, "a list of texts", least=0)
+METRICS = several(NAME, "a list of metrics such as segm/AP")
+MAPPINGS = several(
+    Kind("a mapping", lambda value: isinstance(value, Mapping)), "a list of mappings"
+)
+
+# Settings without an influence on the result, and those that name a run among those of a variant.
+NO_SETTINGS = (
+    "dataloader.folders",  # the data count by their content
+    "dataloader.test.num_workers",
+    "dataloader.train.num_workers",
+    "dataloader.train.pin_memory",
+    "dataloader.train.prefetch_factor",
+    "dataloader.train.timeout",
+    "optimizer.lr",
+    "train.checkpointer",
+    "train.log_period",
+    "train.output_dir",
+    "train.pictures",
+    "train.seed",
+    "train.wandb",
+)
 
 
 @dataclass
@@ -42,6 +70,11 @@ class Variant:
     config: str = ""
     overrides: list[str] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _require(NAME, self.name, "the name of a variant")
+        _require(TEXTS, self.overrides, f"{self.name}: overrides")
+        _require(RATES, self.learning_rates, f"{self.name}: learning_rates")
 
 
 @dataclass
@@ -65,9 +98,15 @@ class Table:
     overrides: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        _require(NAME, self.title, "the title of a table")
+        _require(NAME, self.data, f"{self.title}: data")
+        _require(METRICS, self.metrics, f"{self.title}: metrics")
+        _require(TEXTS, self.overrides, f"{self.title}: overrides")
+        _require(MAPPINGS, self.variants, f"{self.title}: variants")
         self.variants = [_build(Variant, variant, self.title) for variant in self.variants]
-        for name in (*self.metrics, self.best_by):
-            if parse_metric(name) is None:
+        for name in self.metrics:
+            task, _, metric = name.partition("/")
+            if task not in TASKS or metric not in TASKS[task].metrics:
                 raise UserError(f"{self.title}: {name} is not a metric")
         if self.best_by not in self.metrics:
             raise UserError(f"{self.title}: best_by {self.best_by} is not among the metrics")
@@ -91,6 +130,10 @@ class Images:
     train: int
     val: int
 
+    def __post_init__(self) -> None:
+        _require(COUNT, self.train, "synthetic: train")
+        _require(COUNT, self.val, "synthetic: val")
+
 
 @dataclass
 class Plan:
@@ -107,6 +150,8 @@ class Plan:
     tables: list[Table]
 
     def __post_init__(self) -> None:
+        _require(SEEDS, self.seeds, "seeds")
+        _require(MAPPINGS, self.tables, "tables")
         self.synthetic = _build(Images, self.synthetic, "synthetic")
         self.tables = [_build(Table, table, "a table") for table in self.tables]
 
@@ -142,6 +187,11 @@ def _build(kind: Any, content: Any, where: str) -> Any:
         raise UserError(f"{where}: {str(error).partition('() ')[2]}") from None
 
 
+def _require(kind: Kind, value: Any, where: str) -> None:
+    if not kind.fits(value):
+        raise UserError(f"{where} {kind.fault(value)}")
+
+
 class Run(NamedTuple):
     """One run of train_net.py.
 
@@ -171,19 +221,6 @@ class Run(NamedTuple):
         """Return the config, with device and dataset filled in, as train_net.py does."""
         return configure(argument_parser().parse_intermixed_args(self.arguments))
 
-    def digest(self) -> str:
-        """Return a hash of everything that determines the result: config and data."""
-        cfg = self.load_config()
-        values = {"evaluation": evaluation_settings(cfg)}
-        for key, value in flattened(cfg).items():
-            if key.partition(".")[0] in SECTIONS and not may_change(key) and key != ON_DEVICE:
-                values[key] = value
-        for split in ("train", "test"):
-            loader = cfg.dataloader[split]
-            records = DatasetCatalog.get(loader.dataset.names)
-            values[split] = dataset_fingerprint(records, class_names(loader))
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
 
 def build_run(
     table: Table, variant: Variant, learning_rate: float | None, seed: int, data: Path
@@ -193,3 +230,32 @@ def build_run(
     if learning_rate is not None:
         arguments.append(f"optimizer.lr={learning_rate}")
     return Run(table.title, variant.name, learning_rate, seed, tuple(arguments))
+
+
+def digest_of(table: Table, variant: Variant, data: Path) -> str:
+    """Return a hash of what determines the results of a variant, except for learning rate and seed.
+
+    That is the config with device and precision, the code in the config file, and the dataset. Code
+    of the package is not covered.
+    """
+    cfg = build_run(table, variant, None, 0, data).load_config()
+    values = {"evaluation": evaluation_settings(cfg), "code": _code(REPOSITORY / variant.config)}
+    for key, value in flattened(cfg).items():
+        if key.startswith(SECTIONS) and not _is_below(key, NO_SETTINGS):
+            values[key] = value
+    for split in ("train", "test"):
+        loader = cfg.dataloader[split]
+        records = DatasetCatalog.get(loader.dataset.names)
+        values[split] = dataset_fingerprint(records, class_names(loader))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_below(key: str, sections: Sequence[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def _code(path: Path) -> str:
+    """Return the functions and classes of a config file, which the config has by name only."""
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return "\n".join(ast.unparse(node) for node in nodes if isinstance(node, kinds))

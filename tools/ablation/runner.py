@@ -8,14 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from ablation.plan import REPOSITORY, Run, Table, Variant
+from gpvit.config.values import hydra_text
+from gpvit.engine.launch import available_cores
 from gpvit.evaluation.metrics import TASKS
 from gpvit.utils.errors import UserError
 from gpvit.utils.events import is_number, read_evaluation
@@ -26,33 +27,49 @@ from gpvit.utils.text import one_line
 
 KEY = ("table", "variant", "learning_rate", "seed")
 TRAIN = REPOSITORY / "train_net.py"
+HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # not on Windows
 
 
 class Results:
     """``ablation.json``: {"runs": [...], "costs": {table: {variant: {...}}}}.
 
-    A run has the values of :data:`KEY`, "digest" (see :meth:`.Run.digest`), "metrics", "seconds"
-    (of its last start, if it was interrupted) and "threads" (None on a GPU).
+    A run has the values of :data:`KEY`, the "digest" of its variant, "metrics", "seconds" (of its
+    last start, if it was interrupted) and the "machine". Only runs and costs of the current
+    variants are used; those of earlier ones remain in the file.
+
+    Args:
+        path: of the file.
+        digests: of the current variants, by table and variant; by default those of the costs in the
+            file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, digests: Mapping[tuple[str, str], str] | None = None) -> None:
         self.path = path
         self.lock = threading.Lock()
         self.runs: dict[tuple, dict[str, Any]] = {}
+        self.earlier_runs: list[dict[str, Any]] = []
         self.costs: dict[str, dict[str, Any]] = {}
+        self.digests = dict(digests or {})
         if not path.exists():
             return
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.costs = content["costs"]
+            if digests is None:
+                for table, variants in self.costs.items():
+                    for variant, cost in variants.items():
+                        self.digests[table, variant] = cost["digest"]
             for run in content["runs"]:
-                self.runs[tuple(run[key] for key in KEY)] = run
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                key = tuple(run[name] for name in KEY)
+                if run["digest"] == self.digests.get(key[:2]):
+                    self.runs[key] = run
+                else:
+                    self.earlier_runs.append(run)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = one_line(f"{type(error).__name__}: {error}", 200)
-            raise UserError(f"{path} cannot be read ({reason}): remove it") from None
-
-    def of(self, run: Run) -> dict[str, Any] | None:
-        return self.runs.get(run.key)
+            raise UserError(
+                f"{path} cannot be read ({reason}): move it away to train all variants again"
+            ) from None
 
     def best_rate(self, table: Table, variant: Variant, seed: int) -> float | None:
         """Return the best learning rate of a variant; None for that of its config."""
@@ -73,15 +90,20 @@ class Results:
         keys = [(table.title, variant.name, rate, seed) for seed in seeds]
         return [self.runs[key] for key in keys if key in self.runs]
 
+    def costs_of(self, table: Table, variant: Variant) -> dict[str, Any] | None:
+        """Return the costs of a variant, None if they are unknown."""
+        costs = self.costs.get(table.title, {}).get(variant.name)
+        is_current = costs and costs["digest"] == self.digests.get((table.title, variant.name))
+        return costs if is_current else None
+
     def add(self, run: Run, **values: Any) -> None:
         with self.lock:
-            self.runs[run.key] = dict(zip(KEY, run.key)) | values
+            digest = self.digests[run.table, run.variant]
+            self.runs[run.key] = dict(zip(KEY, run.key)) | {"digest": digest} | values
             self.save()
 
     def save(self) -> None:
-        facts = machine()
-        facts.pop("threads")
-        content = {"machine": facts, "costs": self.costs, "runs": list(self.runs.values())}
+        content = {"costs": self.costs, "runs": [*self.runs.values(), *self.earlier_runs]}
         with atomic_write(self.path) as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -93,37 +115,46 @@ class Runner:
         folder: for the output folders of the runs.
         results: gets the results of each run as soon as it is complete.
         jobs: number of runs at a time.
+
+    Attributes:
+        failures: message of each run that failed.
     """
 
     def __init__(self, folder: Path, results: Results, jobs: int) -> None:
         self.folder = folder
         self.results = results
         self.jobs = jobs
-        self.threads = max((os.cpu_count() or 1) // jobs, 1)
+        self.threads = max(available_cores() // jobs, 1)
+        self.machine = machine() | {"threads": self.threads}
+        self.failures: dict[tuple, str] = {}
         self.processes: set[subprocess.Popen] = set()
         self.lock = threading.RLock()  # `stop` may interrupt itself
         self.is_stopped = False
 
     def train(self, runs: Sequence[Run], heading: str) -> None:
-        """Train those of the runs that have no results.
+        """Train those of the runs that have no results and did not fail before.
 
         Raises:
-            UserError: a run failed. The others were stopped.
             KeyboardInterrupt: after a signal, when all runs have saved their state.
         """
         to_do = []
         for run in runs:
-            digest, known = run.digest(), self.results.of(run)
-            if known is None or known["digest"] != digest:
-                to_do.append((run, digest))
-        done = len(runs) - len(to_do)
+            if run.key not in self.results.runs and run.key not in self.failures:
+                to_do.append(run)
+        done = sum(run.key in self.results.runs for run in runs)
         print(f"{heading}: {len(runs)} runs, {done} of them are complete", flush=True)
         minutes: list[float] = []
-        with stop_signals_to(self.stop), ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(self.train_one, run, digest) for run, digest in to_do]
-            for (run, _), future in zip(to_do, futures):
+        # A closed terminal (SIGHUP) does not reach the runs either, see `train_one`.
+        with stop_signals_to(self.stop, *HANGUP), ThreadPoolExecutor(self.jobs) as pool:
+            futures = {pool.submit(self.train_one, run): run for run in to_do}
+            for future in as_completed(futures):
+                run = futures[future]
                 try:
                     seconds = future.result()
+                except UserError as error:
+                    self.failures[run.key] = str(error)
+                    print(f"failed: {error}", flush=True)
+                    continue
                 except BaseException:
                     self.stop()
                     raise
@@ -131,7 +162,7 @@ class Runner:
                     raise KeyboardInterrupt
                 minutes.append(seconds / 60)
                 number = done + len(minutes)
-                left = mean(minutes) * (len(runs) - number) / self.jobs
+                left = mean(minutes) * (len(to_do) - len(minutes)) / self.jobs
                 print(
                     f"[{number}/{len(runs)}] {run}: {minutes[-1]:.1f} min; {left:.0f} min left",
                     flush=True,
@@ -145,13 +176,18 @@ class Runner:
             for process in self.processes:
                 process.send_signal(number)
 
-    def train_one(self, run: Run, digest: str) -> float | None:
-        """Train and evaluate one run; return its seconds, or None if it was stopped."""
+    def train_one(self, run: Run) -> float | None:
+        """Train and evaluate one run; return its seconds, or None if it was stopped.
+
+        Raises:
+            UserError: the run failed.
+        """
         name = re.sub(r"[^\w.-]+", "_", f"{run.table}-{run.variant}-{run.learning_rate}").lower()
+        digest = self.results.digests[run.table, run.variant]
         output = self.folder / f"{name}-seed{run.seed}-{digest}"
         log = output / "output.txt"
         command = [sys.executable, str(TRAIN), *run.arguments]
-        command += ["--resume", f"train.output_dir={output}"]
+        command += ["--resume", f"train.output_dir={hydra_text(str(output))}"]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         start = time.monotonic()
         with self.lock:
@@ -175,24 +211,24 @@ class Runner:
                 f"{run} ended with exit code {code}: {one_line(lines[-1], 300)}; see {log}"
             )
         seconds = time.monotonic() - start
-        threads = None if torch.cuda.is_available() else self.threads
-        self.results.add(
-            run,
-            digest=digest,
-            metrics=read_results(output),
-            seconds=round(seconds),
-            threads=threads,
-        )
+        metrics = read_metrics(output / "evaluation.json")
+        self.results.add(run, metrics=metrics, seconds=round(seconds), machine=self.machine)
         for checkpoint in output.glob("*.pth"):
             checkpoint.unlink()
         return seconds
 
 
-def read_results(output: Path) -> dict[str, float]:
-    """Return the metrics in the evaluation.json of a run, without those of single classes."""
+def read_metrics(path: Path) -> dict[str, float]:
+    """Return the metrics in the ``evaluation.json`` of a run, without those of single classes.
+
+    Raises:
+        UserError: it has none.
+    """
     metrics = {}
-    for task, values in read_evaluation(output / "evaluation.json")["results"].items():
+    for task, values in read_evaluation(path).get("results", {}).items():
         for name, value in values.items():
-            if name in TASKS[task].metrics and is_number(value):
+            if task in TASKS and name in TASKS[task].metrics and is_number(value):
                 metrics[f"{task}/{name}"] = round(value, 3)
+    if not metrics:
+        raise UserError(f"{path} has no metrics")
     return metrics

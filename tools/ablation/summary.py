@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 TASK_NAMES = {"bbox": "box ", "segm": "mask "}
 SIZES = ("APs", "APm", "APl")
 NOTHING = "—"
+NOTE = """\
+Mean ± standard deviation over the seeds, in %. Parameters and GFLOPs are those of backbone and
+pyramid, for inference on one image. The time of a training iteration is that of the whole model."""
 
 
 def label_of(metric: str) -> str:
@@ -26,30 +29,29 @@ def label_of(metric: str) -> str:
 
 def markdown(plan: Plan, results: Results) -> str:
     """Return all tables that have results."""
-    parts = []
+    parts = [NOTE]
     for table in plan.tables:
         if any(results.of_variant(table, variant, plan.seeds) for variant in table.variants):
             parts.append(f"**{table.title}**\n\n{table_of(table, plan.seeds, results)}")
-    return "\n".join(parts)
+    return "\n\n".join(parts) + "\n"
 
 
 def table_of(table: Table, seeds: Sequence[int], results: Results) -> str:
     """Return the table in Markdown, with a row for each variant."""
     columns = _columns(table.metrics)
-    costs = results.costs.get(table.title, {})
     head = ["variant", "parameters (M)", "GFLOPs", "s per iteration", "learning rate", *columns]
     lines = [_row(head), "|---|" + "---:|" * (len(head) - 1)]
     for variant in table.variants:
         if variant.group:
             lines.append(_row([f"*{variant.group}*", *[""] * (len(head) - 1)]))
         runs = results.of_variant(table, variant, seeds)
-        cells = [variant.name, *_cost_cells(costs.get(variant.name))]
+        cells = [variant.name, *_cost_cells(results.costs_of(table, variant))]
         rate = runs[0]["learning_rate"] if runs else None
         cells.append(NOTHING if rate is None else f"{rate:g}")
         for metrics in columns.values():
             cells.append(_metric_cell([values_of(runs, metric) for metric in metrics]))
         lines.append(_row(cells))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _columns(metrics: Sequence[str]) -> dict[str, list[str]]:

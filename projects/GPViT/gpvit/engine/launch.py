@@ -311,8 +311,11 @@ def _join_torchrun(device: str) -> None:
 def share_cores(device: str) -> None:
     """Divide the cores among CPU processes, which are slow with more threads than cores."""
     if device == "cpu" and comm.get_world_size() > 1:
-        if hasattr(os, "sched_getaffinity"):
-            cores = len(os.sched_getaffinity(0))
-        else:
-            cores = os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // comm.get_local_size()))
+        torch.set_num_threads(max(1, available_cores() // comm.get_local_size()))
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -41,12 +41,16 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
+def lock_folder(folder: str | os.PathLike, option: str = "train.output_dir") -> Iterator[None]:
     """Hold an exclusive lock on a folder, which is created if it does not exist.
 
     It is a lock of the operating system on the file ``.lock``, which is not removed afterwards.
     The lock ends with the process, however the process ends. If the file system does not support
     locks, a warning is logged and there is no lock.
+
+    Args:
+        folder: the folder.
+        option: with which the user gave it, for the message.
 
     Raises:
         UserError: another process holds the lock, or the folder is not writable.
@@ -61,14 +65,14 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
         ) from error
     _locks.add(descriptor)
     try:
-        _lock(descriptor, folder)
+        _lock(descriptor, folder, option)
         yield
     finally:
         _locks.discard(descriptor)
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: str | os.PathLike) -> None:
+def _lock(descriptor: int, folder: str | os.PathLike, option: str) -> None:
     if fcntl is None:
         return
     try:
@@ -77,8 +81,7 @@ def _lock(descriptor: int, folder: str | os.PathLike) -> None:
         holder = one_line(os.pread(descriptor, 200, 0).decode(errors="replace"))
         who = f" ({holder})" if holder else ""
         raise UserError(
-            f"another run writes to {folder}{who}: wait until it ends, or set another "
-            "train.output_dir"
+            f"another run writes to {folder}{who}: wait until it ends, or set another {option}"
         ) from None
     except OSError as error:
         logger.warning(

@@ -18,11 +18,10 @@ def interrupt(number: int, frame: object) -> NoReturn:
 
 
 @contextmanager
-def stop_signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle SIGTERM and SIGINT with ``handler``; restore the previous handlers at exit."""
-    previous = {
-        number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+def stop_signals_to(handler: Callable[[int, object], None], *others: int) -> Iterator[None]:
+    """Handle SIGTERM, SIGINT and ``others`` with ``handler``; restore the handlers at exit."""
+    numbers = (signal.SIGTERM, signal.SIGINT, *others)
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
