@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from ablation import summary
 from ablation.costs import measure
-from ablation.plan import REPOSITORY, SYNTHETIC, Plan, Run, Table, build_run, digest_of, read_plan
+from ablation.plan import REPOSITORY, SYNTHETIC, Plan, Table, build_run, read_plan
 from ablation.runner import Results, Runner
 from gpvit.cli.main import run_command
 from gpvit.cli.options import COUNT
@@ -53,17 +53,18 @@ def main() -> None:
         digests = {}
         for table in tables:
             for variant in table.variants:
-                digests[table.title, variant.name] = digest_of(table, variant, data[table.data])
+                run = build_run(table, variant, None, 0, data[table.data])
+                digests[table.title, variant.name] = run.digest()
         results = Results(args.output / "ablation.json", digests)
         runner = Runner(args.output / "runs", results, args.jobs)
         try:
             train(plan, tables, data, runner)
+            measure_costs(tables, data, runner)
         except KeyboardInterrupt:
-            write_summary(plan, results, args.output)
-            print("interrupted; run the same command again to go on")
+            print("\ninterrupted; run the same command again to go on")
             raise
-        measure_costs(tables, data, results)
-        write_summary(plan, results, args.output)
+        finally:
+            write_summary(plan, results, args.output)
     if runner.failures:
         first = next(iter(runner.failures.values()))
         number = len(runner.failures)
@@ -142,6 +143,8 @@ def train(plan: Plan, tables: Sequence[Table], data: Mapping[str, Path], runner:
     for seed in plan.seeds:
         for table in tables:
             for variant in table.variants:
+                if not runner.results.has_all_rates(table, variant, first_seed):
+                    continue  # one of those runs failed
                 rate = runner.results.best_rate(table, variant, first_seed)
                 runs.append(build_run(table, variant, rate, seed, data[table.data]))
                 rates = variant.learning_rates
@@ -153,16 +156,18 @@ def train(plan: Plan, tables: Sequence[Table], data: Mapping[str, Path], runner:
     runner.train(runs, "all variants and seeds")
 
 
-def measure_costs(tables: Sequence[Table], data: Mapping[str, Path], results: Results) -> None:
-    """Measure the costs of the variants of each table, unless they are known."""
+def measure_costs(tables: Sequence[Table], data: Mapping[str, Path], runner: Runner) -> None:
+    """Measure the costs of the trained variants of each table, unless they are known."""
+    results = runner.results
+    trained = {key[:2] for key in results.runs}
+    environment = CACHE | {"OMP_NUM_THREADS": str(runner.threads)}
     for table in tables:
-        if all(results.costs_of(table, variant) for variant in table.variants):
+        variants = [item for item in table.variants if (table.title, item.name) in trained]
+        if all(results.costs_of(table, variant) for variant in variants):
             continue
-        runs: list[Run] = []
-        for variant in table.variants:
-            runs.append(build_run(table, variant, None, 0, data[table.data]))
+        runs = [build_run(table, variant, None, 0, data[table.data]) for variant in variants]
         print(f"{table.title}: measuring the time of an iteration", flush=True)
-        costs = in_a_process(measure, runs, environment=CACHE)
+        costs = in_a_process(measure, runs, environment=environment)
         for variant, cost in costs.items():
             cost["digest"] = results.digests[table.title, variant]
         results.costs[table.title] = costs

@@ -1,7 +1,7 @@
 """Ablation: the adapter and the FPN of the published detectors instead of the simple pyramid.
 
-One interaction for the four blocks (published: one for every three), and a stem as narrow relative
-to the backbone as in L1.
+Two interactions for the four blocks (published: four for twelve), and a stem as narrow relative to
+the backbone as in L1.
 """
 
 from detectron2.config import LazyCall as L

@@ -1,5 +1,6 @@
 """tools/ablate.py: its variants differ as they say, and complete runs are kept."""
 
+import functools
 import json
 import os
 import shutil
@@ -92,6 +93,22 @@ def ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     yield run
 
 
+def test_hangup_that_nohup_ignores_is_ignored(
+    ablation: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    seen = []
+    stop_signals_to = runner.stop_signals_to
+    monkeypatch.setattr(
+        runner, "stop_signals_to", lambda *args: seen.append(args[1:]) or stop_signals_to(*args)
+    )
+    try:
+        assert len(ablation()) == 5
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert seen == [(), ()]
+
+
 def fake_costs(function: object, runs: list[plan.Run], **_: object) -> dict[str, dict[str, Any]]:
     assert function is costs.measure
     Path("MEASURED").touch()
@@ -171,7 +188,7 @@ def test_code_in_a_config_file_counts_as_a_setting(
     table = plan.Table(**TABLE | {"variants": [{"name": "a", "config": str(config)}]})
 
     def digest() -> str:
-        return plan.digest_of(table, table.variants[0], synthetic_data)
+        return plan.build_run(table, table.variants[0], None, 0, synthetic_data).digest()
 
     first = digest()
     config.write_text("# A comment.\n" + config.read_text())
@@ -193,6 +210,18 @@ def test_results_of_other_settings_are_kept_and_not_shown(
     assert "| reference | 1.00 |" in (tmp_path / "out" / "ablation.md").read_text()
 
 
+def test_name_of_the_folder_of_the_data_does_not_count(
+    synthetic_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(synthetic_data, tmp_path / "another")
+    table = plan.Table(**TABLE)
+    first, second = [
+        plan.build_run(table, table.variants[0], None, 0, data).digest()
+        for data in (synthetic_data, tmp_path / "another")
+    ]
+    assert first == second
+
+
 def test_runs_on_other_data_are_trained_again(
     ablation: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -207,22 +236,54 @@ def test_runs_on_other_data_are_trained_again(
 def test_failed_run_is_reported_with_its_last_line_and_the_others_are_trained(
     ablation: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    (tmp_path / "FAIL").write_text("reference-0.2")  # the best one of the learning rates
-    message = "learning rate 0.2, seed 0 ended with exit code 1: error: the image is broken; see "
-    with pytest.raises(UserError, match=message) as error:
+    (tmp_path / "FAIL").write_text("off-0.2-seed0")
+    message = "^Detection, off, learning rate 0.2, seed 0 ended with exit code 1: error: the image "
+    with pytest.raises(UserError, match=message):
         ablation()
-    assert not str(error.value).startswith("1 of")
+    assert len((tmp_path / "STARTED").read_text().split()) == 4
+    tables = (tmp_path / "out" / "ablation.md").read_text()
+    assert "| off (1 of 2 seeds) | 1.00 | 2.00 | 0.50 | 0.2 | 51.0 |" in tables
+    (tmp_path / "FAIL").unlink()
+    assert len(ablation()) == 1
+
+
+def test_variants_without_all_learning_rates_are_left_out(
+    ablation: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "FAIL").write_text("reference-0.1")
+    own_rates = TABLE["variants"][1] | {"name": "own", "learning_rates": [0.2]}
+    table = TABLE | {"variants": [*TABLE["variants"], own_rates]}
+    with pytest.raises(UserError, match="reference, learning rate 0.1, seed 0 ended"):
+        ablation(CONTENT | {"tables": [table]})
     trained = [name.rpartition("-")[0] for name in (tmp_path / "STARTED").read_text().split()]
     assert sorted(trained) == [
-        "detection-off-0.1-seed0",
-        "detection-off-0.1-seed1",
-        "detection-reference-0.1-seed0",
-        "detection-reference-0.1-seed1",
+        "detection-own-0.2-seed0",
+        "detection-own-0.2-seed1",
+        "detection-reference-0.2-seed0",
     ]
-    assert "| reference | 1.00 |" in (tmp_path / "out" / "ablation.md").read_text()
-    (tmp_path / "FAIL").write_text("")
-    with pytest.raises(UserError, match="^5 of the runs failed; "):
-        ablation(output="new")
+    tables = (tmp_path / "out" / "ablation.md").read_text()
+    assert "| reference | 1.00 | 2.00 | 0.50 | — | — | — |" in tables
+    assert "| off | — | — | — | — | — | — |" in tables
+    assert "| own | 1.00 |" in tables
+
+
+def test_number_of_failed_runs_is_reported(
+    ablation: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "FAIL").touch()
+    with pytest.raises(UserError, match="^2 of the runs failed; Detection, reference, "):
+        ablation()
+
+
+def test_run_whose_config_changes_meanwhile_does_not_count(
+    ablation: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = iter(["a", "b", "a", "changed", "changed"])
+    monkeypatch.setattr(plan.Run, "digest", lambda run: next(digests))
+    with pytest.raises(UserError, match="its config was changed meanwhile"):
+        ablation()
+    content = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert [run["digest"] for run in content["runs"]] == ["a"]
 
 
 def test_run_without_metrics_has_failed(tmp_path: Path) -> None:
@@ -247,12 +308,15 @@ def test_output_folder_is_locked(ablation: Callable[..., list[str]], tmp_path: P
         ablation()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGINT], [signal.SIGTERM, signal.SIGHUP], [signal.SIGHUP, signal.SIGTERM]],
+)
 def test_interrupted_runs_save_their_state(
-    ablation: Callable[..., list[str]], tmp_path: Path, number: int
+    ablation: Callable[..., list[str]], tmp_path: Path, numbers: list[int]
 ) -> None:
     (tmp_path / "HANG").touch()
-    interrupt_when_started(tmp_path, [number])
+    interrupt_when_started(tmp_path, numbers)
     with pytest.raises(KeyboardInterrupt):
         ablation(CONTENT, "--jobs", "2")
     assert len(list(tmp_path.glob("out/runs/*/saved"))) == 2
@@ -267,13 +331,13 @@ def test_second_interruption_ends_runs_that_do_not_react(
     (tmp_path / "HANG").touch()
     (tmp_path / "DEAF").touch()
     start = time.monotonic()
-    interrupt_when_started(tmp_path, [signal.SIGINT, signal.SIGINT])
+    interrupt_when_started(tmp_path, [signal.SIGINT, signal.SIGINT], pause=0.2)
     with pytest.raises(KeyboardInterrupt):
         ablation(CONTENT, "--jobs", "2")
     assert time.monotonic() - start < 50  # the stub would take 60
 
 
-def interrupt_when_started(folder: Path, numbers: list[int]) -> None:
+def interrupt_when_started(folder: Path, numbers: list[int], pause: float = 0) -> None:
     """Send signals to this process when two runs have started."""
 
     def interrupt() -> None:
@@ -281,7 +345,7 @@ def interrupt_when_started(folder: Path, numbers: list[int]) -> None:
             time.sleep(0.05)
         for number in numbers:
             os.kill(os.getpid(), number)
-            time.sleep(0.2)
+            time.sleep(pause)
 
     threading.Thread(target=interrupt, daemon=True).start()
 
@@ -416,16 +480,21 @@ def test_images_are_padded_to_whole_patches(name: str) -> None:
     assert images.tensor.shape[-2:] == (128, 160)
 
 
-@pytest.mark.long
-def test_iterations_are_timed_in_turns(synthetic_data: Path) -> None:
-    table = plan.read_plan(VARIANTS).tables[0]
-    table.overrides = ["dataloader.train.num_workers=0", "train.device=cpu"]
-    runs = []
-    for variant in table.variants[:2]:
-        runs.append(plan.build_run(table, variant, None, 0, synthetic_data))
+def test_iterations_are_timed_in_turns(
+    synthetic_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = plan.Table(**TABLE)
+    calls: list[str] = []
+    runs = [plan.build_run(table, item, None, 0, synthetic_data) for item in table.variants]
+    monkeypatch.setattr(costs, "count", lambda cfg: {})
+    monkeypatch.setattr(
+        costs,
+        "build_step",
+        lambda cfg: functools.partial(calls.append, str(cfg.model.backbone.net.group_tokens)),
+    )
     measured = costs.measure(runs)
-    assert list(measured) == ["reference", table.variants[1].name]
-    assert all(0 < cost["seconds"] < 60 for cost in measured.values())
+    assert calls == ["[0, 32, 0, 16]", "[0, 0, 0, 0]"] * (1 + costs.ROUNDS)
+    assert all(cost["seconds"] < 1 for cost in measured.values())
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def measure(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     Returns:
         For each variant, "parameters" and "gflops" of backbone and pyramid and of the "heads", for
         inference on one image of "image" (height x width), and "seconds", the median time of an
-        iteration on the same batch.
+        iteration on the same batch with "threads".
     """
     costs, steps = {}, {}
     seconds: dict[str, list[float]] = {}
@@ -44,6 +44,7 @@ def measure(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
                 seconds[variant].append(time.perf_counter() - start)
     for variant, times in seconds.items():
         costs[variant]["seconds"] = median(times[1:])  # [0] is the warm-up
+        costs[variant]["threads"] = torch.get_num_threads()
     return costs
 
 

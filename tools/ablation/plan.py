@@ -35,20 +35,22 @@ MAPPINGS = several(
     Kind("a mapping", lambda value: isinstance(value, Mapping)), "a list of mappings"
 )
 
-# Settings without an influence on the result, and those that name a run among those of a variant.
+# Settings without an influence on the result.
 NO_SETTINGS = (
-    "dataloader.folders",  # the data count by their content
+    # The data count by their content.
+    "dataloader.evaluator.dataset_name",
+    "dataloader.folders",
+    "dataloader.test.dataset.names",
+    "dataloader.train.dataset.names",
     "dataloader.test.num_workers",
     "dataloader.train.num_workers",
     "dataloader.train.pin_memory",
     "dataloader.train.prefetch_factor",
     "dataloader.train.timeout",
-    "optimizer.lr",
     "train.checkpointer",
     "train.log_period",
     "train.output_dir",
     "train.pictures",
-    "train.seed",
     "train.wandb",
 )
 
@@ -197,21 +199,29 @@ class Run(NamedTuple):
 
     Attributes:
         table, variant: their titles.
+        settings: arguments of train_net.py that all runs of the variant share.
         learning_rate: None for that of the config.
         seed: of the run.
-        arguments: of train_net.py, without the output folder.
     """
 
     table: str
     variant: str
+    settings: tuple[str, ...]
     learning_rate: float | None
     seed: int
-    arguments: tuple[str, ...]
 
     @property
     def key(self) -> tuple[str, str, float | None, int]:
         """Identifies the run among the results."""
         return self.table, self.variant, self.learning_rate, self.seed
+
+    @property
+    def arguments(self) -> list[str]:
+        """Arguments of train_net.py, without the output folder."""
+        arguments = [*self.settings, f"train.seed={self.seed}"]
+        if self.learning_rate is not None:
+            arguments.append(f"optimizer.lr={self.learning_rate}")
+        return arguments
 
     def __str__(self) -> str:
         rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate}"
@@ -221,33 +231,31 @@ class Run(NamedTuple):
         """Return the config, with device and dataset filled in, as train_net.py does."""
         return configure(argument_parser().parse_intermixed_args(self.arguments))
 
+    def digest(self) -> str:
+        """Return a hash of what determines the results of the variant.
+
+        That is the config with device and precision, the code in the config file, and the dataset.
+        Code of the package is not covered.
+        """
+        args = argument_parser().parse_intermixed_args(self.settings)
+        cfg = configure(args)
+        values = {"evaluation": evaluation_settings(cfg), "code": _code(Path(args.config_file))}
+        for key, value in flattened(cfg).items():
+            if key.startswith(SECTIONS) and not _is_below(key, NO_SETTINGS):
+                values[key] = value
+        for split in ("train", "test"):
+            loader = cfg.dataloader[split]
+            records = DatasetCatalog.get(loader.dataset.names)
+            values[split] = dataset_fingerprint(records, class_names(loader))
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
 
 def build_run(
     table: Table, variant: Variant, learning_rate: float | None, seed: int, data: Path
 ) -> Run:
-    arguments = ["--config-file", str(REPOSITORY / variant.config), "--data", str(data)]
-    arguments += [*table.overrides, *variant.overrides, f"train.seed={seed}"]
-    if learning_rate is not None:
-        arguments.append(f"optimizer.lr={learning_rate}")
-    return Run(table.title, variant.name, learning_rate, seed, tuple(arguments))
-
-
-def digest_of(table: Table, variant: Variant, data: Path) -> str:
-    """Return a hash of what determines the results of a variant, except for learning rate and seed.
-
-    That is the config with device and precision, the code in the config file, and the dataset. Code
-    of the package is not covered.
-    """
-    cfg = build_run(table, variant, None, 0, data).load_config()
-    values = {"evaluation": evaluation_settings(cfg), "code": _code(REPOSITORY / variant.config)}
-    for key, value in flattened(cfg).items():
-        if key.startswith(SECTIONS) and not _is_below(key, NO_SETTINGS):
-            values[key] = value
-    for split in ("train", "test"):
-        loader = cfg.dataloader[split]
-        records = DatasetCatalog.get(loader.dataset.names)
-        values[split] = dataset_fingerprint(records, class_names(loader))
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    settings = ["--config-file", str(REPOSITORY / variant.config), "--data", str(data)]
+    settings += [*table.overrides, *variant.overrides]
+    return Run(table.title, variant.name, tuple(settings), learning_rate, seed)
 
 
 def _is_below(key: str, sections: Sequence[str]) -> bool:

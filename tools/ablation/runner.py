@@ -27,7 +27,6 @@ from gpvit.utils.text import one_line
 
 KEY = ("table", "variant", "learning_rate", "seed")
 TRAIN = REPOSITORY / "train_net.py"
-HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # not on Windows
 
 
 class Results:
@@ -35,7 +34,7 @@ class Results:
 
     A run has the values of :data:`KEY`, the "digest" of its variant, "metrics", "seconds" (of its
     last start, if it was interrupted) and the "machine". Only runs and costs of the current
-    variants are used; those of earlier ones remain in the file.
+    variants are used; runs of earlier ones remain in the file.
 
     Args:
         path: of the file.
@@ -71,21 +70,27 @@ class Results:
                 f"{path} cannot be read ({reason}): move it away to train all variants again"
             ) from None
 
+    def has_all_rates(self, table: Table, variant: Variant, seed: int) -> bool:
+        """Return whether all learning rates that a variant chooses from have results."""
+        source = variant if variant.learning_rates else table.variants[0]
+        keys = [(table.title, source.name, rate, seed) for rate in source.learning_rates]
+        return all(key in self.runs for key in keys)
+
     def best_rate(self, table: Table, variant: Variant, seed: int) -> float | None:
         """Return the best learning rate of a variant; None for that of its config."""
-        if not variant.learning_rates:
-            reference = table.variants[0]
-            return self.best_rate(table, reference, seed) if reference.learning_rates else None
+        source = variant if variant.learning_rates else table.variants[0]
         values = {}
-        for rate in variant.learning_rates:
-            run = self.runs.get((table.title, variant.name, rate, seed))
-            values[rate] = run["metrics"].get(table.best_by, -1.0) if run else -1.0
-        return max(values, key=values.__getitem__)
+        for rate in source.learning_rates:
+            metrics = self.runs[table.title, source.name, rate, seed]["metrics"]
+            values[rate] = metrics.get(table.best_by, -1.0)
+        return max(values, key=values.__getitem__) if values else None
 
     def of_variant(
         self, table: Table, variant: Variant, seeds: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """Return the runs of a variant with its best learning rate."""
+        """Return the runs of a variant with its best learning rate, once that is known."""
+        if not self.has_all_rates(table, variant, seeds[0]):
+            return []
         rate = self.best_rate(table, variant, seeds[0])
         keys = [(table.title, variant.name, rate, seed) for seed in seeds]
         return [self.runs[key] for key in keys if key in self.runs]
@@ -144,10 +149,11 @@ class Runner:
         done = sum(run.key in self.results.runs for run in runs)
         print(f"{heading}: {len(runs)} runs, {done} of them are complete", flush=True)
         minutes: list[float] = []
-        # A closed terminal (SIGHUP) does not reach the runs either, see `train_one`.
-        with stop_signals_to(self.stop, *HANGUP), ThreadPoolExecutor(self.jobs) as pool:
+        # A closed terminal does not reach the runs either, see `train_one`. nohup ignores it.
+        hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+        with stop_signals_to(self.stop, *hangup), ThreadPoolExecutor(self.jobs) as pool:
             futures = {pool.submit(self.train_one, run): run for run in to_do}
-            for future in as_completed(futures):
+            for finished, future in enumerate(as_completed(futures), 1):
                 run = futures[future]
                 try:
                     seconds = future.result()
@@ -162,19 +168,24 @@ class Runner:
                     raise KeyboardInterrupt
                 minutes.append(seconds / 60)
                 number = done + len(minutes)
-                left = mean(minutes) * (len(to_do) - len(minutes)) / self.jobs
+                left = mean(minutes) * (len(to_do) - finished) / self.jobs
                 print(
                     f"[{number}/{len(runs)}] {run}: {minutes[-1]:.1f} min; {left:.0f} min left",
                     flush=True,
                 )
 
-    def stop(self, *_: object) -> None:
-        """Let the running processes save their state and end; at the second call, kill them."""
+    def stop(self, number: int = signal.SIGTERM, frame: object = None) -> None:
+        """Let the running processes save their state and end; kill them at a second Ctrl-C."""
         with self.lock:
-            number = signal.SIGKILL if self.is_stopped else signal.SIGTERM
+            if not self.is_stopped:
+                self._send(signal.SIGTERM)
+            elif number == signal.SIGINT:
+                self._send(signal.SIGKILL)
             self.is_stopped = True
-            for process in self.processes:
-                process.send_signal(number)
+
+    def _send(self, number: int) -> None:
+        for process in self.processes:
+            process.send_signal(number)
 
     def train_one(self, run: Run) -> float | None:
         """Train and evaluate one run; return its seconds, or None if it was stopped.
@@ -211,6 +222,10 @@ class Runner:
                 f"{run} ended with exit code {code}: {one_line(lines[-1], 300)}; see {log}"
             )
         seconds = time.monotonic() - start
+        with self.lock:  # loading a config is not thread-safe
+            is_changed = run.digest() != digest
+        if is_changed:
+            raise UserError(f"{run}: its config was changed meanwhile; run the same command again")
         metrics = read_metrics(output / "evaluation.json")
         self.results.add(run, metrics=metrics, seconds=round(seconds), machine=self.machine)
         for checkpoint in output.glob("*.pth"):

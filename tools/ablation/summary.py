@@ -45,7 +45,9 @@ def table_of(table: Table, seeds: Sequence[int], results: Results) -> str:
         if variant.group:
             lines.append(_row([f"*{variant.group}*", *[""] * (len(head) - 1)]))
         runs = results.of_variant(table, variant, seeds)
-        cells = [variant.name, *_cost_cells(results.costs_of(table, variant))]
+        is_partial = 0 < len(runs) < len(seeds)
+        name = variant.name + f" ({len(runs)} of {len(seeds)} seeds)" * is_partial
+        cells = [name, *_cost_cells(results.costs_of(table, variant))]
         rate = runs[0]["learning_rate"] if runs else None
         cells.append(NOTHING if rate is None else f"{rate:g}")
         for metrics in columns.values():
