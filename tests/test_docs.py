@@ -44,6 +44,7 @@ ELSEWHERE = {
     "make ": ".ci/run",
     "source ": ".ci/run, by what make installs",
     "python -m pytest": ".ci/run",
+    "python tools/ablate.py": "tests/tools/test_ablate.py",
     "python tools/quickstart.py": ".ci/run",
     "python tools/install.py": "tests/tools/test_install.py",
     "torchrun ": "tests/faults/test_launchers.py",

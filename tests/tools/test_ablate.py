@@ -16,7 +16,7 @@ from typing import Any
 import ablate
 import pytest
 import torch
-from ablation import costs, plan, runner
+from ablation import costs, plan, runner, summary
 from conftest import REPOSITORY
 from detectron2.config import instantiate
 from detectron2.structures import ImageList
@@ -495,6 +495,16 @@ def test_iterations_are_timed_in_turns(
     measured = costs.measure(runs)
     assert calls == ["[0, 32, 0, 16]", "[0, 0, 0, 0]"] * (1 + costs.ROUNDS)
     assert all(cost["seconds"] < 1 for cost in measured.values())
+
+
+def test_documented_tables_are_those_of_the_documented_runs() -> None:
+    page = (REPOSITORY / "docs" / "ablation.md").read_text()
+    results = runner.Results(REPOSITORY / "docs" / "ablation.json")
+    variants = plan.read_plan(VARIANTS)
+    for table in variants.tables:
+        assert summary.table_of(table, variants.seeds, results) in page
+        for variant in table.variants:
+            assert len(results.of_variant(table, variant, variants.seeds)) == len(variants.seeds)
 
 
 @pytest.mark.slow
