@@ -38,7 +38,7 @@ class Results:
 
     Args:
         path: of the file.
-        digests: of the current variants, by table and variant; by default those of the costs in the
+        digests: of the current variants, by table and variant; by default those of the runs in the
             file.
     """
 
@@ -54,12 +54,10 @@ class Results:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.costs = content["costs"]
-            if digests is None:
-                for table, variants in self.costs.items():
-                    for variant, cost in variants.items():
-                        self.digests[table, variant] = cost["digest"]
             for run in content["runs"]:
                 key = tuple(run[name] for name in KEY)
+                if digests is None:
+                    self.digests[key[:2]] = run["digest"]
                 if run["digest"] == self.digests.get(key[:2]):
                     self.runs[key] = run
                 else:
