@@ -16,21 +16,21 @@ from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from faster_coco_eval import COCOeval_faster
 from gpvit.config import check_config, config_from_yaml, flattened, inference_config, load_config
 from gpvit.config.values import check_values
 from gpvit.data import register_folder
 from gpvit.data.datasets.coco import read
 from gpvit.engine.resume import check_config_unchanged, settings
 from gpvit.evaluation.coco_evaluation import COCOEvaluator
+from gpvit.evaluation.cocoeval import COCOeval
 from gpvit.utils.errors import UserError
 from omegaconf import OmegaConf
+from pycocotools import cocoeval
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 
-@pytest.mark.parametrize("implementation", [COCOeval, COCOeval_faster])
+@pytest.mark.parametrize("implementation", [cocoeval.COCOeval, COCOeval])
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 def test_official_results_give_official_metrics(
     real_data: Path, task: str, implementation: type
@@ -81,9 +81,8 @@ def test_swapped_classes_and_flipped_masks_have_low_ap(synthetic_data: Path) -> 
 
 
 def test_evaluator_uses_fast_implementation() -> None:
-    assert COCOeval_faster is not COCOeval
-    assert coco_evaluation.COCOeval_opt is COCOeval_faster
-    assert coco_evaluation.COCOevalMaxDets is COCOeval_faster
+    assert coco_evaluation.COCOeval_opt is COCOeval
+    assert coco_evaluation.COCOevalMaxDets is COCOeval
 
 
 def perfect(image: dict, api: COCO, name: str) -> Instances:

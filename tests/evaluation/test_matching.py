@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.coco_evaluation import synthetic_results
-from faster_coco_eval import COCOeval_faster
+from gpvit.evaluation.cocoeval import COCOeval
 from gpvit.evaluation.matching import (
     UNMATCHED,
     Outcome,
@@ -23,9 +23,9 @@ from gpvit.evaluation.matching import (
     tasks_of,
 )
 from gpvit.utils.errors import UserError
+from pycocotools import cocoeval
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 CAT, DOG, BIRD = 3, 7, 8
 
@@ -143,7 +143,7 @@ def synthetic_data_of(task: str) -> tuple[COCO, COCO]:
 def marks_of_coco(ground_truth: COCO, found: COCO, task: str) -> tuple[dict, dict, set]:
     """Matches, scores of matched objects, and ignored detections at IoU 0.5 according to COCO."""
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(ground_truth, found, task)
+        evaluation = cocoeval.COCOeval(ground_truth, found, task)
         evaluation.evaluate()
     matches, ignored, objects = {}, set(), {}
     for entry in filter(None, evaluation.evalImgs):
@@ -206,7 +206,7 @@ def test_one_matching_is_valid_for_all_thresholds(threshold: float) -> None:
 def test_ap_from_precision_and_recall_equals_ap_of_coco(task: str) -> None:
     ground_truth, found = synthetic_data_of(task)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval_faster(ground_truth, found, task)
+        evaluation = COCOeval(ground_truth, found, task)
         evaluation.evaluate()
         evaluation.accumulate()
     matching = match(ground_truth, found, task)
@@ -402,7 +402,7 @@ def test_uncompressed_masks_are_compressed(size: list, counts: list) -> None:
     found = index(results, ground_truth, "segm")
     assert found.anns[1]["area"] == mask.sum()
     assert match(ground_truth, found, "segm").detections["object"].tolist() == [1]
-    evaluation = COCOeval_faster(ground_truth, found, "segm")
+    evaluation = COCOeval(ground_truth, found, "segm")
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()

@@ -24,7 +24,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
-from faster_coco_eval import COCOeval_faster
 from gpvit.cli import check_data
 from gpvit.data import InstanceMapper, register_folder
 from gpvit.data.datasets import coco as annotations
@@ -32,6 +31,7 @@ from gpvit.data.datasets.coco import read
 from gpvit.data.datasets.coco_rules import RULES, grouped
 from gpvit.data.masks import polygon_faults
 from gpvit.evaluation import COCOEvaluator
+from gpvit.evaluation.cocoeval import COCOeval
 from gpvit.utils.errors import UserError
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -1220,7 +1220,7 @@ def test_rules_do_not_change_official_metrics_of_real_annotations(real_data: Pat
         with contextlib.redirect_stdout(io.StringIO()):
             for ground_truth in (COCO(str(path)), read(path, "").coco()):
                 results = ground_truth.loadRes(predictions)
-                evaluation = COCOeval_faster(ground_truth, results, task)
+                evaluation = COCOeval(ground_truth, results, task)
                 evaluation.params.imgIds = sorted(ground_truth.getImgIds())[:100]
                 evaluation.evaluate()
                 evaluation.accumulate()

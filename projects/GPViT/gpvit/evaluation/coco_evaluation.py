@@ -17,7 +17,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
-from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
 
 from ..config.values import MOST_DETECTIONS
@@ -29,6 +28,7 @@ from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from ..utils.fingerprint import dataset_fingerprint
 from ..utils.text import PATH_LIMIT, one_line
+from .cocoeval import COCOeval
 
 RESULTS = "coco_instances_results.json"  # Detectron2's file name
 
@@ -50,9 +50,9 @@ class COCOFile(COCO):
 
 # Workaround for a Detectron2 that is installed without its compiled extension:
 # COCOeval_opt exists only with the extension; Detectron2 uses it for use_fast_impl=True.
-coco_evaluation.COCOeval_opt = COCOeval_faster
-# COCOevalMaxDets is used if max_dets_per_image is not 100; Detectron2's subclasses pycocotools.
-coco_evaluation.COCOevalMaxDets = COCOeval_faster
+coco_evaluation.COCOeval_opt = COCOeval
+# COCOevalMaxDets is used if max_dets_per_image is not 100.
+coco_evaluation.COCOevalMaxDets = COCOeval
 coco_evaluation.COCO = COCOFile
 
 
@@ -213,7 +213,7 @@ def check_masks(ground_truth: COCO, json_file: str) -> None:
 
 def summarize(
     ground_truth: COCO, detections: COCO, task: str, max_detections: int = MAX_DETECTIONS
-) -> COCOeval_faster:
+) -> COCOeval:
     """Run COCO's evaluation including its summary, without printing.
 
     Args:
@@ -223,7 +223,7 @@ def summarize(
             first.
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval_faster(ground_truth, detections, task)
+        evaluation = COCOeval(ground_truth, detections, task)
         evaluation.params.maxDets = max_dets(max_detections)
         evaluation.evaluate()
         evaluation.accumulate()

@@ -10,8 +10,7 @@ All detections take part, however many an image has; AP is limited to ``dataload
 per image and class.
 
 A detection never changes the match of one with a higher score, so one matching is valid for all
-score thresholds. pycocotools does the matching, because faster-coco-eval's matches count crowds as
-objects.
+score thresholds.
 """
 
 import contextlib
@@ -24,13 +23,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ..data.datasets.coco import load_json
 from ..data.masks import compressed, run_length_fault
 from ..utils.errors import UserError
 from ..utils.events import is_number
 from ..utils.text import one_line
+from .cocoeval import COCOeval
 
 IOU = 0.5
 SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # key of a result that each task needs

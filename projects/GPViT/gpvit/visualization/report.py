@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import detectron2
-import faster_coco_eval
+import hotcoco
 import jinja2
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ def collect(inputs: Inputs, threshold: float | None, limit: int) -> dict[str, An
         "worst": worst,
         "worst_note": worst_note,
         **about_run(inputs.folder),
-        "versions": versions(detectron2, torch, faster_coco_eval),
+        "versions": versions(detectron2, torch, hotcoco),
     }
 
 

@@ -1,0 +1,50 @@
+"""COCO's evaluation by hotcoco, with the interface of pycocotools and its figures."""
+
+import warnings
+from typing import Any
+
+import hotcoco
+from pycocotools.coco import COCO
+
+
+class COCOeval:
+    """What Detectron2 and this package use of pycocotools' class of this name.
+
+    The figures are those of pycocotools to the last bit. There are two differences: an object with
+    id 0 can be matched, and AP counts the last number of ``params.maxDets``, which pycocotools'
+    summary only does if that is 100.
+
+    Args:
+        ground_truth, detections: objects and detections.
+        task: "bbox" or "segm".
+    """
+
+    def __init__(self, ground_truth: COCO, detections: COCO, task: str) -> None:
+        self._evaluation = hotcoco.COCOeval(
+            hotcoco.COCO(ground_truth.dataset), hotcoco.COCO(detections.dataset), task
+        )
+        self.params = self._evaluation.params
+
+    def evaluate(self) -> None:
+        self._evaluation.evaluate()
+
+    def accumulate(self) -> None:
+        self._evaluation.accumulate()
+
+    def summarize(self) -> None:
+        with warnings.catch_warnings():
+            # Other limits than COCO's are intended where they are set.
+            warnings.filterwarnings("ignore", "hotcoco: max_dets differ")
+            self._evaluation.summarize()
+
+    @property
+    def eval(self) -> dict[str, Any]:
+        return self._evaluation.eval
+
+    @property
+    def evalImgs(self) -> list[dict[str, Any] | None]:
+        return self._evaluation.eval_imgs
+
+    @property
+    def stats(self) -> Any:
+        return self._evaluation.stats
