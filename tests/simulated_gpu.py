@@ -306,7 +306,8 @@ def backward(
             incoming = []
             for index, of in enumerate(metadata):
                 incoming.append(as_gradient_of(of, received.get(index)))
-            outgoing = node(*incoming)
+            # Nodes of Python, such as those of torchvision's operators, are not callable.
+            outgoing = node(*incoming) if callable(node) else node.apply(*incoming)
             outgoing = outgoing if isinstance(outgoing, tuple) else (outgoing,)
             for (following, index), value in zip(node.next_functions, outgoing):
                 if following is not None and value is not None:
