@@ -1,7 +1,6 @@
 """Where the published detectors differ from Detectron2's, as small subclasses."""
 
 import functools
-import math
 from typing import Any
 
 import torch
@@ -20,11 +19,12 @@ class ClampedBox2BoxTransform(Box2BoxTransform):
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """Args: deltas: (N, 4k), boxes: (N, 4). Returns: (N, 4k)."""
-        # dx and dy are unlimited; dw and dh are logarithms of factors, times their weights.
-        min_width, min_height = (-self.scale_clamp * weight for weight in self.weights[2:])
-        smallest = deltas.new_tensor([-math.inf, -math.inf, min_width, min_height])
-        deltas = torch.maximum(deltas.unflatten(1, (-1, 4)), smallest).flatten(1)
-        return super().apply_deltas(deltas, boxes)
+        dx, dy, dw, dh = deltas.unflatten(1, (-1, 4)).unbind(2)  # each (N, k)
+        # dx and dy are unlimited; dw and dh are logarithms of factors, times their weights. The
+        # limits are numbers: a tensor of them would be copied to the GPU at every call.
+        dw = dw.clamp(min=-self.scale_clamp * self.weights[2])
+        dh = dh.clamp(min=-self.scale_clamp * self.weights[3])
+        return super().apply_deltas(torch.stack([dx, dy, dw, dh], dim=2).flatten(1), boxes)
 
 
 class LastLevelNormP6P7(nn.Module):
