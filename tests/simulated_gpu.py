@@ -203,7 +203,7 @@ def calling_file(frame: FrameType | None) -> str:
     while frame is not None:
         path = frame.f_code.co_filename
         if path.startswith(PACKAGE):
-            return f"gpvit{path[len(PACKAGE):]}"
+            return f"gpvit{path[len(PACKAGE) :]}"
         if path != __file__ and "/torch/" not in path and not path.startswith("<"):
             return path.split("site-packages/")[-1]
         frame = frame.f_back
