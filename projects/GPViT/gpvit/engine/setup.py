@@ -49,6 +49,9 @@ def setup(cfg: DictConfig) -> None:
         logger.debug("Environment:\n%s", collect_env_info())
     logger.info(f"{comm.get_world_size()} x {cfg.train.device}; output folder: {shown_dir}")
     share_cores(cfg.train.device)
+    if cfg.train.deterministic and cfg.train.device == "cuda":
+        # Without it, cuBLAS may sum in another order in each call. Read at its first call.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
 
 

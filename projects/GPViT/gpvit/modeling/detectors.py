@@ -1,6 +1,7 @@
 """Where the published detectors differ from Detectron2's, as small subclasses."""
 
 import functools
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -50,6 +51,28 @@ class LastLevelNormP6P7(nn.Module):
         p6 = self.p6(p5)
         return [p6, self.p7(p6)]
 
+
+def roi_align(
+    features: Tensor,
+    boxes: Tensor,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """RoIAlign by torchvision's operator: (N, C, H, W), (K, 5) -> (K, C, height, width).
+
+    torchvision's function replaces the operator on GPUs under deterministic algorithms by Python
+    code that needs tens of GB (pytorch/vision issue 8168). The operator adds the gradients of
+    overlapping boxes in any order, so that they may differ in the last bits.
+    """
+    return torch.ops.torchvision.roi_align(
+        features, boxes, spatial_scale, *output_size, sampling_ratio, aligned
+    )
+
+
+# The name of the module is hidden by that of the function in detectron2.layers.
+import_module("detectron2.layers.roi_align").roi_align = roi_align  # type: ignore[attr-defined]
 
 # The first results of the scripted function differ from later ones in the last bits, so that a run
 # could not be resumed bitwise.
