@@ -40,13 +40,14 @@ def random_data(seed: int, task: str) -> tuple[COCO, COCO]:
             crowd = int(random.random() < 0.15)
             objects.append(item | ids(image) | {"area": area, "iscrowd": crowd})
             objects[-1]["id"] = len(objects)
+        present = [item for item in objects if item["image_id"] == image]
         for _ in range(random.integers(0, 10)):
-            item = shape()
-            if objects and random.random() < 0.6:
-                item = objects[random.integers(len(objects))]
-            key = "bbox" if task == "bbox" else "segmentation"
+            item = shape() | ids(image)
+            if present and random.random() < 0.6:
+                item = present[random.integers(len(present))]  # also twice
+            keys = ("image_id", "category_id", "bbox" if task == "bbox" else "segmentation")
             score = float(random.integers(1, 8) / 8)
-            results.append({key: item[key], "score": score} | ids(image))
+            results.append({key: item[key] for key in keys} | {"score": score})
     ground_truth = COCO()
     ground_truth.dataset = {
         "images": [{"id": id, "height": HEIGHT, "width": WIDTH} for id in range(1, IMAGES + 1)],
@@ -88,6 +89,7 @@ def test_matches_are_those_of_pycocotools(task: str, by_class: bool) -> None:
         for evaluator in (cocoeval.COCOeval, COCOeval):
             run = evaluator(*random_data(seed, task), task)
             run.params.iouThrs, run.params.useCats = np.array([0.5]), int(by_class)
+            run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
             run.params.maxDets = [1000]
             with contextlib.redirect_stdout(io.StringIO()):
                 run.evaluate()

@@ -42,8 +42,10 @@ class COCOeval:
         return self._evaluation.eval
 
     @property
-    def evalImgs(self) -> list[dict[str, Any] | None]:
-        return self._evaluation.eval_imgs
+    def evalImgs(self) -> list[dict[str, Any]]:
+        """Matches of each class and image that has any, in pycocotools' order."""
+        entries = filter(None, self._evaluation.eval_imgs)
+        return sorted(entries, key=lambda entry: (entry["category_id"], entry["image_id"]))
 
     @property
     def stats(self) -> Any:

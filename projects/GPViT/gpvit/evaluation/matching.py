@@ -197,8 +197,8 @@ def match(ground_truth: COCO, found: COCO, task: str, *, by_class: bool = True) 
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
     detections, objects = [], []
-    # One entry per class and image, or None if it has neither. [0] is the only IoU threshold.
-    for entry in filter(None, evaluation.evalImgs):
+    # One entry per class and image that has any. [0] is the only IoU threshold.
+    for entry in evaluation.evalImgs:
         for id, object, ignored in zip(entry["dtIds"], entry["dtMatches"][0], entry["dtIgnore"][0]):
             item = found.anns[id]
             detections.append(
