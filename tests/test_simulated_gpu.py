@@ -156,6 +156,6 @@ WAITS = {
     "published/retinanet_gpvit_l1_1x": 1,
     "published/segformer_gpvit_l1": 4,
     "published/upernet_gpvit_l1": 4,
-    "quickstart_semantic": 4,
+    "quickstart_semantic": 5,
     "quickstart_classifier": 3,
 }

@@ -20,7 +20,7 @@ class COCOeval:
     """
 
     def __init__(self, ground_truth: COCO, detections: COCO, task: str) -> None:
-        self._evaluation = hotcoco.COCOeval(
+        self._evaluation: Any = hotcoco.COCOeval(
             hotcoco.COCO(ground_truth.dataset), hotcoco.COCO(detections.dataset), task
         )
         self.params = self._evaluation.params
