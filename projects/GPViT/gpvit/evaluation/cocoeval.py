@@ -23,7 +23,7 @@ class COCOeval:
         self._evaluation: Any = hotcoco.COCOeval(
             hotcoco.COCO(ground_truth.dataset), hotcoco.COCO(detections.dataset), task
         )
-        self.params = self._evaluation.params
+        self.params: Any = self._evaluation.params
 
     def evaluate(self) -> None:
         self._evaluation.evaluate()
