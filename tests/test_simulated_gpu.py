@@ -3,12 +3,14 @@
 import contextlib
 import copy
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from conftest import REPOSITORY
 from detectron2.config import instantiate
+from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from gpvit.config import load_config
@@ -101,6 +103,22 @@ def test_autocast_follows_the_rules_of_cuda() -> None:
             y = layer(x.to("cuda"))
             assert y.dtype == torch.bfloat16
             assert y.softmax(1).dtype == torch.float32  # bfloat16 on the CPU
+
+
+def test_deterministic_algorithms_keep_the_operator_of_roi_align(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # torchvision's replacement in Python needs tens of GB.
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    replacement = import_module("torchvision.ops.roi_align")
+    monkeypatch.setattr(replacement, "_roi_align", lambda *_: pytest.fail("not the operator"))
+    pooler = ROIAlign((3, 5), spatial_scale=0.5, sampling_ratio=2)
+    features, boxes = torch.rand(1, 2, 8, 8), torch.tensor([[0, 1.0, 2, 9, 12]])
+    expected = pooler(features, boxes)
+    with simulated_gpu():
+        pooled = pooler(features.to("cuda"), boxes.to("cuda"))
+        torch.testing.assert_close(pooled.cpu(), expected)
+    assert expected.shape == (1, 2, 3, 5)
 
 
 def train(model: nn.Module, batch: Sequence[dict], device: str, *, amp: bool) -> dict[str, Tensor]:
