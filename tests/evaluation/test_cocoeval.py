@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from children import in_a_child
 from gpvit.evaluation.cocoeval import COCOeval
 from pycocotools import cocoeval
 from pycocotools import mask as mask_api
@@ -109,3 +110,14 @@ def test_ap_counts_the_last_limit_of_detections() -> None:
     run.summarize()
     precision = run.eval["precision"][:, :, :, 0, -1]
     assert run.stats[0] == pytest.approx(precision[precision > -1].mean())
+
+
+def test_process_forked_after_an_evaluation_raises_an_error() -> None:
+    """Its evaluation would wait forever for threads that it does not have."""
+
+    def evaluate() -> None:
+        COCOeval(*random_data(0, "bbox"), "bbox").evaluate()
+
+    evaluate()
+    with pytest.raises(AssertionError, match="forked after an evaluation cannot evaluate"):
+        in_a_child(evaluate)

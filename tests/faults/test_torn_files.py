@@ -297,6 +297,12 @@ def test_command_on_full_disk_reports_one_error_and_keeps_old_file(
 
 def run_command(command: str, options: list[str]) -> tuple[int, str]:
     """The exit code of a command on a full disk, and what it prints."""
+    if command == "view-results":  # it evaluates, which not every forked process can
+        line = [sys.executable, "-m", "gpvit", command, *options]
+        result = subprocess.run(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=fill_the_disk
+        )
+        return result.returncode, result.stdout
     source, sink = os.pipe()
 
     def run() -> None:

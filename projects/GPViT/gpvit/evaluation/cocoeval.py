@@ -1,10 +1,13 @@
 """COCO's evaluation by hotcoco, with the interface of pycocotools and its figures."""
 
+import os
 import warnings
 from typing import Any
 
 import hotcoco
 from pycocotools.coco import COCO
+
+_processes: set[int] = set()  # ids of this process and its parents in which hotcoco has threads
 
 
 class COCOeval:
@@ -17,9 +20,18 @@ class COCOeval:
     Args:
         ground_truth, detections: objects and detections.
         task: "bbox" or "segm".
+
+    Raises:
+        RuntimeError: the process was forked after an evaluation, whose threads it does not have;
+            hotcoco would wait for them forever.
     """
 
     def __init__(self, ground_truth: COCO, detections: COCO, task: str) -> None:
+        _processes.add(os.getpid())
+        if len(_processes) > 1:
+            raise RuntimeError(
+                "a process forked after an evaluation cannot evaluate: start it by 'spawn'"
+            )
         self._evaluation: Any = hotcoco.COCOeval(
             hotcoco.COCO(ground_truth.dataset), hotcoco.COCO(detections.dataset), task
         )
