@@ -4,13 +4,13 @@
     python tools/ablate.py --data nuclei=DIR
 
 It takes about three hours on two CPU cores, and uses a GPU if there is one. Each variant is trained
-with several seeds. After an interruption, the same command goes on: complete runs are kept. Without
+with several seeds. After an interruption, the same command resumes: complete runs are kept. Without
 --data, tables of other datasets than the synthetic one are left out. The output folder gets
 
-    ablation.json  metrics, settings and time of every run, and the costs of every variant
+    ablation.json  metrics, time and machine of every run, and the costs of every variant
     ablation.md    the tables: mean and standard deviation over the seeds
     ablation.svg   the first table as a plot
-    runs/          log and metrics of every run
+    runs/          config, log and metrics of every run
 """
 
 from gpvit.utils.environment import is_spawned, prepare_command
@@ -19,6 +19,7 @@ if __name__ == "__main__" or is_spawned():
     prepare_command()  # before PyTorch is imported
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from gpvit.cli.main import run_command
 from gpvit.cli.options import COUNT
 from gpvit.data.datasets.synthetic import make_dataset
 from gpvit.engine.launch import available_cores
-from gpvit.utils.errors import UserError
+from gpvit.utils.errors import UserError, reason_of
 from gpvit.utils.files import atomic_write, lock_folder
 from gpvit.utils.profiler import in_a_process
 
@@ -50,6 +51,8 @@ def main() -> None:
                 tables.append(table)
             else:
                 print(f"{table.title}: left out; give --data {table.data}=DIR")
+        if not tables:
+            raise UserError("no table is left")
         digests = {}
         for table in tables:
             for variant in table.variants:
@@ -58,30 +61,29 @@ def main() -> None:
         results = Results(args.output / "ablation.json", digests)
         runner = Runner(args.output / "runs", results, args.jobs)
         try:
-            train(plan, tables, data, runner)
-            measure_costs(tables, data, runner)
+            run_plan(plan, tables, data, runner, args.output)
         except KeyboardInterrupt:
-            print("\ninterrupted; run the same command again to go on")
+            print("interrupted; run the same command again to resume")
             raise
-        finally:
-            write_summary(plan, results, args.output)
     if runner.failures:
         first = next(iter(runner.failures.values()))
         number = len(runner.failures)
-        raise UserError(f"{number} of the runs failed; " * (number > 1) + first)
+        raise UserError(f"{number} failures; the first one: " * (number > 1) + first)
 
 
 def find_data(plan: Plan, data: dict[str, Path], synthetic: Path) -> dict[str, Path]:
     """Return the folders of the datasets, the synthetic one created if it does not exist."""
+    for name in sorted(data.keys() - {table.data for table in plan.tables}):
+        raise UserError(f"--data {name}={data[name]}: no table has data of this name")
     if any(table.data == SYNTHETIC for table in plan.tables) and SYNTHETIC not in data:
         try:
             make_dataset(synthetic, plan.synthetic.train, plan.synthetic.val)
         except FileExistsError:
             raise UserError(
                 f"{synthetic} does not have {plan.synthetic.train} training and "
-                f"{plan.synthetic.val} validation images: set another --output"
+                f"{plan.synthetic.val} validation images: remove it, or set another --output"
             ) from None
-        data[SYNTHETIC] = synthetic
+        return data | {SYNTHETIC: synthetic}
     return data
 
 
@@ -123,13 +125,26 @@ def parse_arguments() -> argparse.Namespace:
 
 def named_folder(text: str) -> tuple[str, Path]:
     """Parse --data."""
-    name, equals, folder = text.partition("=")
-    if not name or not equals or not Path(folder).exists():
+    name, _, folder = text.partition("=")
+    if not name or not folder or not os.path.exists(folder):
         raise argparse.ArgumentTypeError(f"must be NAME=DIR with an existing DIR, got {text}")
     return name, Path(folder).resolve()
 
 
-def train(plan: Plan, tables: Sequence[Table], data: Mapping[str, Path], runner: Runner) -> None:
+def run_plan(
+    plan: Plan, tables: Sequence[Table], data: Mapping[str, Path], runner: Runner, output: Path
+) -> None:
+    """Train and measure what is not complete, and write the summary of what is."""
+    try:
+        train_variants(plan, tables, data, runner)
+        measure_costs(tables, data, runner)
+    finally:
+        write_summary(plan, runner.results, output)
+
+
+def train_variants(
+    plan: Plan, tables: Sequence[Table], data: Mapping[str, Path], runner: Runner
+) -> None:
     """Choose learning rates with the first seed, then train every variant with every seed."""
     first_seed = plan.seeds[0]
     runs = []
@@ -149,9 +164,10 @@ def train(plan: Plan, tables: Sequence[Table], data: Mapping[str, Path], runner:
                 runs.append(build_run(table, variant, rate, seed, data[table.data]))
                 rates = variant.learning_rates
                 if seed == first_seed and len(rates) > 1 and rate in (min(rates), max(rates)):
+                    end = "smallest" if rate == min(rates) else "largest"
                     print(
-                        f"{table.title}, {variant.name}: the best learning rate, {rate}, is at the "
-                        "end of those tried"
+                        f"{table.title}, {variant.name}: the best learning rate, {rate}, is the "
+                        f"{end} one tried"
                     )
     runner.train(runs, "all variants and seeds")
 
@@ -167,7 +183,13 @@ def measure_costs(tables: Sequence[Table], data: Mapping[str, Path], runner: Run
             continue
         runs = [build_run(table, variant, None, 0, data[table.data]) for variant in variants]
         print(f"{table.title}: measuring the time of an iteration", flush=True)
-        costs = in_a_process(measure, runs, environment=environment)
+        try:
+            costs = in_a_process(measure, runs, environment=environment)
+        except Exception as error:  # such as too little memory
+            message = f"{table.title}: the costs cannot be measured: {reason_of(error)}"
+            runner.failures[table.title,] = message
+            print(f"failed: {message}", flush=True)
+            continue
         for variant, cost in costs.items():
             cost["digest"] = results.digests[table.title, variant]
         results.costs[table.title] = costs

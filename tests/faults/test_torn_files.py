@@ -300,7 +300,11 @@ def run_command(command: str, options: list[str]) -> tuple[int, str]:
     if command == "view-results":  # it evaluates, which not every forked process can
         line = [sys.executable, "-m", "gpvit", command, *options]
         result = subprocess.run(
-            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=fill_the_disk
+            line,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=fill_the_disk,
         )
         return result.returncode, result.stdout
     source, sink = os.pipe()

@@ -3,8 +3,9 @@
 import ast
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,15 +30,19 @@ NAME = text("text", "something")
 COUNT = integer(1, of="images")
 SEEDS = several(integer(0), "a list of whole numbers, at least 0")
 RATES = several(number(above=0), "a list of numbers above 0, such as 0.001 or 1.0e-3", least=0)
-TEXTS = several(NAME, "a list of texts", least=0)
+OVERRIDES = several(
+    Kind("an override", lambda value: isinstance(value, str) and value[:1] != "-" and "=" in value),
+    "a list of overrides such as train.max_iter=100",
+    least=0,
+)
 METRICS = several(NAME, "a list of metrics such as segm/AP")
 MAPPINGS = several(
     Kind("a mapping", lambda value: isinstance(value, Mapping)), "a list of mappings"
 )
 
-# Settings without an influence on the result.
-NO_SETTINGS = (
-    # The data count by their content.
+# Settings that do not affect the result.
+IRRELEVANT_SETTINGS = (
+    # Datasets are identified by their content.
     "dataloader.evaluator.dataset_name",
     "dataloader.folders",
     "dataloader.test.dataset.names",
@@ -75,8 +80,12 @@ class Variant:
 
     def __post_init__(self) -> None:
         _require(NAME, self.name, "the name of a variant")
-        _require(TEXTS, self.overrides, f"{self.name}: overrides")
+        for value, what in ((self.group, "group"), (self.config, "config")):
+            if value:
+                _require(NAME, value, f"{self.name}: {what}")
+        _require(OVERRIDES, self.overrides, f"{self.name}: overrides")
         _require(RATES, self.learning_rates, f"{self.name}: learning_rates")
+        _require_unique(self.learning_rates, f"{self.name}: learning_rates")
 
 
 @dataclass
@@ -103,7 +112,8 @@ class Table:
         _require(NAME, self.title, "the title of a table")
         _require(NAME, self.data, f"{self.title}: data")
         _require(METRICS, self.metrics, f"{self.title}: metrics")
-        _require(TEXTS, self.overrides, f"{self.title}: overrides")
+        _require_unique(self.metrics, f"{self.title}: metrics")
+        _require(OVERRIDES, self.overrides, f"{self.title}: overrides")
         _require(MAPPINGS, self.variants, f"{self.title}: variants")
         self.variants = [_build(Variant, variant, self.title) for variant in self.variants]
         for name in self.metrics:
@@ -112,13 +122,11 @@ class Table:
                 raise UserError(f"{self.title}: {name} is not a metric")
         if self.best_by not in self.metrics:
             raise UserError(f"{self.title}: best_by {self.best_by} is not among the metrics")
-        names = [variant.name for variant in self.variants]
-        if len(set(names)) < len(names):
-            raise UserError(f"{self.title}: two variants have the same name")
+        _require_unique([variant.name for variant in self.variants], f"{self.title}: variants")
         reference = self.variants[0]
         for variant in self.variants:
             variant.config = variant.config or reference.config
-            if not (REPOSITORY / variant.config).is_file():
+            if not os.path.isfile(REPOSITORY / variant.config):
                 raise UserError(
                     f"{self.title}, {variant.name}: config {variant.config or '(none)'} does not "
                     "exist"
@@ -153,9 +161,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         _require(SEEDS, self.seeds, "seeds")
+        _require_unique(self.seeds, "seeds")
         _require(MAPPINGS, self.tables, "tables")
         self.synthetic = _build(Images, self.synthetic, "synthetic")
         self.tables = [_build(Table, table, "a table") for table in self.tables]
+        _require_unique([table.title for table in self.tables], "tables")
 
 
 def read_plan(path: Path) -> Plan:
@@ -165,10 +175,10 @@ def read_plan(path: Path) -> Plan:
         UserError: the file cannot be read, or is not as described above.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    content = read_yaml(text, str(path))
+    content = read_yaml(source, str(path))
     try:
         return _build(Plan, content, "the file")
     except UserError as error:
@@ -183,10 +193,11 @@ def _build(kind: Any, content: Any, where: str) -> Any:
     unknown = sorted(content.keys() - set(known), key=str)
     if unknown:
         raise UserError(f"{where} has unknown keys ({preview(unknown)}); known: {', '.join(known)}")
-    try:
-        return kind(**content)
-    except TypeError as error:  # names the missing arguments
-        raise UserError(f"{where}: {str(error).partition('() ')[2]}") from None
+    for item in fields(kind):
+        is_required = item.default is MISSING and item.default_factory is MISSING
+        if is_required and item.name not in content:
+            raise UserError(f"{where} lacks the key {item.name}")
+    return kind(**content)
 
 
 def _require(kind: Kind, value: Any, where: str) -> None:
@@ -194,11 +205,18 @@ def _require(kind: Kind, value: Any, where: str) -> None:
         raise UserError(f"{where} {kind.fault(value)}")
 
 
+def _require_unique(values: Sequence[Any], where: str) -> None:
+    repeated = [value for value in values if values.count(value) > 1]
+    if repeated:
+        raise UserError(f"{where}: {preview(repeated[:1])} appears twice")
+
+
 class Run(NamedTuple):
     """One run of train_net.py.
 
     Attributes:
-        table, variant: their titles.
+        table: its title.
+        variant: its name.
         settings: arguments of train_net.py that all runs of the variant share.
         learning_rate: None for that of the config.
         seed: of the run.
@@ -234,14 +252,20 @@ class Run(NamedTuple):
     def digest(self) -> str:
         """Return a hash of what determines the results of the variant.
 
-        That is the config with device and precision, the code in the config file, and the dataset.
-        Code of the package is not covered.
+        That is the config with device and precision, the functions and classes of the config file,
+        and the dataset. Other code is not covered.
+
+        Raises:
+            UserError: the config cannot be loaded.
         """
         args = argument_parser().parse_intermixed_args(self.settings)
-        cfg = configure(args)
+        try:
+            cfg = configure(args)
+        except (UserError, OSError, SyntaxError) as error:
+            raise UserError(f"{self.table}, {self.variant}: {error}") from None
         values = {"evaluation": evaluation_settings(cfg), "code": _code(Path(args.config_file))}
         for key, value in flattened(cfg).items():
-            if key.startswith(SECTIONS) and not _is_below(key, NO_SETTINGS):
+            if key.startswith(SECTIONS) and not _is_below(key, IRRELEVANT_SETTINGS):
                 values[key] = value
         for split in ("train", "test"):
             loader = cfg.dataloader[split]
@@ -263,7 +287,7 @@ def _is_below(key: str, sections: Sequence[str]) -> bool:
 
 
 def _code(path: Path) -> str:
-    """Return the functions and classes of a config file, which the config has by name only."""
+    """Return the functions and classes of a config file; its config only has their names."""
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
     kinds = (ast.FunctionDef, ast.ClassDef)
     return "\n".join(ast.unparse(node) for node in nodes if isinstance(node, kinds))

@@ -1,5 +1,6 @@
 """Training runs in processes, and the file of their results."""
 
+import hashlib
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean
@@ -18,14 +19,15 @@ from ablation.plan import REPOSITORY, Run, Table, Variant
 from gpvit.config.values import hydra_text
 from gpvit.engine.launch import available_cores
 from gpvit.evaluation.metrics import TASKS
-from gpvit.utils.errors import UserError
+from gpvit.utils.errors import UserError, reason_of
 from gpvit.utils.events import is_number, read_evaluation
-from gpvit.utils.files import atomic_write
+from gpvit.utils.files import atomic_write, truncate_name
 from gpvit.utils.profiler import machine
 from gpvit.utils.signals import stop_signals_to
 from gpvit.utils.text import one_line
 
 KEY = ("table", "variant", "learning_rate", "seed")
+COSTS = ("parameters", "gflops", "seconds")
 TRAIN = REPOSITORY / "train_net.py"
 
 
@@ -54,8 +56,13 @@ class Results:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.costs = content["costs"]
+            for costs in self.costs.values():
+                for cost in costs.values():
+                    cost["digest"]
+                    _check_numbers(cost[name] for name in COSTS)
             for run in content["runs"]:
                 key = tuple(run[name] for name in KEY)
+                _check_numbers(run["metrics"].values())
                 if digests is None:
                     self.digests[key[:2]] = run["digest"]
                 if run["digest"] == self.digests.get(key[:2]):
@@ -63,9 +70,9 @@ class Results:
                 else:
                     self.earlier_runs.append(run)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            reason = one_line(f"{type(error).__name__}: {error}", 200)
             raise UserError(
-                f"{path} cannot be read ({reason}): move it away to train all variants again"
+                f"{path} cannot be read ({reason_of(error, 200)}): move it away to train all "
+                "variants again"
             ) from None
 
     def has_all_rates(self, table: Table, variant: Variant, seed: int) -> bool:
@@ -111,6 +118,12 @@ class Results:
             partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def _check_numbers(values: Iterable[Any]) -> None:
+    for value in values:
+        if not is_number(value):
+            raise ValueError(f"{value} is not a number")
+
+
 class Runner:
     """Trains what is not complete, several runs at a time.
 
@@ -150,27 +163,30 @@ class Runner:
         # A closed terminal does not reach the runs either, see `train_one`. nohup ignores it.
         hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
         with stop_signals_to(self.stop, *hangup), ThreadPoolExecutor(self.jobs) as pool:
-            futures = {pool.submit(self.train_one, run): run for run in to_do}
-            for finished, future in enumerate(as_completed(futures), 1):
-                run = futures[future]
-                try:
-                    seconds = future.result()
-                except UserError as error:
-                    self.failures[run.key] = str(error)
-                    print(f"failed: {error}", flush=True)
-                    continue
-                except BaseException:
-                    self.stop()
-                    raise
-                if seconds is None:
-                    raise KeyboardInterrupt
-                minutes.append(seconds / 60)
-                number = done + len(minutes)
-                left = mean(minutes) * (len(to_do) - finished) / self.jobs
-                print(
-                    f"[{number}/{len(runs)}] {run}: {minutes[-1]:.1f} min; {left:.0f} min left",
-                    flush=True,
-                )
+            try:
+                futures = {pool.submit(self.train_one, run): run for run in to_do}
+                for finished, future in enumerate(as_completed(futures), 1):
+                    run = futures[future]
+                    try:
+                        seconds = future.result()
+                    except UserError as error:
+                        self.failures[run.key] = str(error)
+                        print(f"failed: {error}", flush=True)
+                        continue
+                    if seconds is None:  # stopped
+                        continue
+                    minutes.append(seconds / 60)
+                    number = done + len(minutes)
+                    left = mean(minutes) * (len(to_do) - finished) / self.jobs
+                    print(
+                        f"[{number}/{len(runs)}] {run}: {minutes[-1]:.1f} min; {left:.0f} min left",
+                        flush=True,
+                    )
+            except BaseException:
+                self.stop()  # otherwise, leaving the pool would wait for all runs
+                raise
+        if self.is_stopped:
+            raise KeyboardInterrupt
 
     def stop(self, number: int = signal.SIGTERM, frame: object = None) -> None:
         """Let the running processes save their state and end; kill them at a second Ctrl-C."""
@@ -191,9 +207,8 @@ class Runner:
         Raises:
             UserError: the run failed.
         """
-        name = re.sub(r"[^\w.-]+", "_", f"{run.table}-{run.variant}-{run.learning_rate}").lower()
         digest = self.results.digests[run.table, run.variant]
-        output = self.folder / f"{name}-seed{run.seed}-{digest}"
+        output = self.folder / folder_name(run, digest)
         log = output / "output.txt"
         command = [sys.executable, str(TRAIN), *run.arguments]
         command += ["--resume", f"train.output_dir={hydra_text(str(output))}"]
@@ -223,12 +238,19 @@ class Runner:
         with self.lock:  # loading a config is not thread-safe
             is_changed = run.digest() != digest
         if is_changed:
-            raise UserError(f"{run}: its config was changed meanwhile; run the same command again")
+            raise UserError(f"{run}: its config changed during the run; run the same command again")
         metrics = read_metrics(output / "evaluation.json")
         self.results.add(run, metrics=metrics, seconds=round(seconds), machine=self.machine)
         for checkpoint in output.glob("*.pth"):
             checkpoint.unlink()
         return seconds
+
+
+def folder_name(run: Run, digest: str) -> str:
+    """Return a name that says which run it is, and is unique."""
+    name = re.sub(r"[^\w.-]+", "_", f"{run.table}-{run.variant}-{run.learning_rate}").lower()
+    unique = hashlib.sha256(repr((run.key, digest)).encode()).hexdigest()[:12]
+    return f"{truncate_name(name)}-seed{run.seed}-{unique}"
 
 
 def read_metrics(path: Path) -> dict[str, float]:

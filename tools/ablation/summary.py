@@ -8,6 +8,7 @@ from typing import Any
 from ablation.plan import Plan, Table
 from ablation.runner import Results
 from gpvit.evaluation.metrics import COCO, TASKS
+from gpvit.utils import text
 from gpvit.visualization import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,7 +33,8 @@ def markdown(plan: Plan, results: Results) -> str:
     parts = [NOTE]
     for table in plan.tables:
         if any(results.of_variant(table, variant, plan.seeds) for variant in table.variants):
-            parts.append(f"**{table.title}**\n\n{table_of(table, plan.seeds, results)}")
+            title = text.markdown(table.title)
+            parts.append(f"**{title}**\n\n{table_of(table, plan.seeds, results)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -43,10 +45,11 @@ def table_of(table: Table, seeds: Sequence[int], results: Results) -> str:
     lines = [_row(head), "|---|" + "---:|" * (len(head) - 1)]
     for variant in table.variants:
         if variant.group:
-            lines.append(_row([f"*{variant.group}*", *[""] * (len(head) - 1)]))
+            group = text.markdown(variant.group)
+            lines.append(_row([f"*{group}*", *[""] * (len(head) - 1)]))
         runs = results.of_variant(table, variant, seeds)
         is_partial = 0 < len(runs) < len(seeds)
-        name = variant.name + f" ({len(runs)} of {len(seeds)} seeds)" * is_partial
+        name = text.markdown(variant.name) + f" ({len(runs)} of {len(seeds)} seeds)" * is_partial
         cells = [name, *_cost_cells(results.costs_of(table, variant))]
         rate = runs[0]["learning_rate"] if runs else None
         cells.append(NOTHING if rate is None else f"{rate:g}")
@@ -62,11 +65,11 @@ def _columns(metrics: Sequence[str]) -> dict[str, list[str]]:
     for metric in metrics:
         task, _, name = metric.partition("/")
         if name in SIZES:
-            sizes = " / ".join(COCO[size] for size in SIZES if f"{task}/{size}" in metrics)
-            heading = f"{TASK_NAMES[task]}AP, {sizes}"
+            sizes = [size for size in SIZES if f"{task}/{size}" in metrics]
+            names = " / ".join(COCO[size] for size in sizes)
+            columns[f"{TASK_NAMES[task]}AP, {names}"] = [f"{task}/{size}" for size in sizes]
         else:
-            heading = label_of(metric)
-        columns.setdefault(heading, []).append(metric)
+            columns[label_of(metric)] = [metric]
     return columns
 
 
@@ -97,7 +100,7 @@ def _metric_cell(values: Sequence[Sequence[float]]) -> str:
 
 
 def save_plot(table: Table, seeds: Sequence[int], results: Results, path: Path) -> None:
-    """Draw each run of a table as a dot, a panel per metric, a row per variant."""
+    """Draw each run of a table as a dot: a panel per metric, a row per variant."""
     metrics = _plotted(table.metrics)
     rows, headings = _rows(table)
     with style.figure_style():
@@ -108,13 +111,15 @@ def save_plot(table: Table, seeds: Sequence[int], results: Results, path: Path) 
             for variant, row in zip(table.variants, rows):
                 runs = results.of_variant(table, variant, seeds)
                 _draw_row(axes, values_of(runs, metric), row, is_reference=row == rows[0])
+            axes.set_xlim(left=0)
             axes.set_xlabel(f"{label_of(metric)} (%)")
             axes.grid(axis="y", visible=False)
-        panels[0].set_yticks(rows, [variant.name for variant in table.variants])
+        names = [text.one_line(variant.name, 60) for variant in table.variants]
+        panels[0].set_yticks(rows, names, parse_math=False)
         panels[0].set_ylim(rows[-1] + 0.8, rows[0] - 0.8)  # the first row is at the top
-        for text, row in headings.items():
+        for heading, row in headings.items():
             panels[0].annotate(
-                text,
+                text.one_line(heading, 60),
                 (0, row),
                 (-8, 0),
                 xycoords=("axes fraction", "data"),
@@ -122,19 +127,27 @@ def save_plot(table: Table, seeds: Sequence[int], results: Results, path: Path) 
                 ha="right",
                 va="center",
                 weight="bold",
+                parse_math=False,
             )
+        figure.suptitle(
+            "dot: one seed; bar: mean over the seeds; dotted line: mean of the first variant",
+            fontsize="medium",
+        )
         figure.savefig(path)
 
 
 def _plotted(metrics: Sequence[str]) -> list[str]:
-    """Return the main metric of each task, and for the last task those by size."""
+    """Return the main metric of each task, and for the last task those by size.
+
+    If there are none of these, return all metrics.
+    """
     last_task = metrics[-1].partition("/")[0]
     chosen = []
     for metric in metrics:
         task, _, name = metric.partition("/")
         if name == TASKS[task].main or (task == last_task and name in SIZES):
             chosen.append(metric)
-    return chosen
+    return chosen or list(metrics)
 
 
 def _rows(table: Table) -> tuple[list[int], dict[str, int]]:
