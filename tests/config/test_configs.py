@@ -14,7 +14,7 @@ from detectron2.solver import LRMultiplier
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from gpvit.checkpoint import published
-from gpvit.config import load_config, save_config
+from gpvit.config import flattened, load_config, save_config
 from gpvit.model_zoo import IMAGENET_ACCURACY
 from gpvit.utils.errors import UserError
 from omegaconf import DictConfig
@@ -487,6 +487,12 @@ def test_function_in_a_config_file_is_saved_by_name_and_not_called_from_yaml(
     assert "_target_: unmixed_gpvit\n" in saved.read_text()
     with pytest.raises(UserError, match="would call unmixed_gpvit, which a YAML config may not"):
         load_config(str(saved))
+
+
+def test_class_in_an_imported_config_file_has_the_same_name_at_every_load() -> None:
+    first, second = [flattened(config("ablation/stride16_large")) for _ in range(2)]
+    assert first == second
+    assert first["model.backbone.net._target_"] == "CoarseGPViT"
 
 
 def test_missing_config_file_raises_with_its_name() -> None:

@@ -252,8 +252,8 @@ class Run(NamedTuple):
     def digest(self) -> str:
         """Return a hash of what determines the results of the variant.
 
-        That is the config with device and precision, the functions and classes of the config file,
-        and the dataset. Other code is not covered.
+        That is the config with device and precision, the functions and classes of the config file
+        and of those that it imports, and the dataset. Other code is not covered.
 
         Raises:
             UserError: the config cannot be loaded.
@@ -287,7 +287,15 @@ def _is_below(key: str, sections: Sequence[str]) -> bool:
 
 
 def _code(path: Path) -> str:
-    """Return the functions and classes of a config file; its config only has their names."""
-    nodes = ast.parse(path.read_text(encoding="utf-8")).body
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    return "\n".join(ast.unparse(node) for node in nodes if isinstance(node, kinds))
+    """Return the functions and classes of a config file and of those that it imports.
+
+    The config has only their names.
+    """
+    parts = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            parts.append(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom) and node.level and node.module:
+            folder = path.parents[node.level - 1]
+            parts.append(_code(folder.joinpath(*node.module.split(".")).with_suffix(".py")))
+    return "\n".join(filter(None, parts))

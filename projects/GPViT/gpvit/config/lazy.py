@@ -9,6 +9,7 @@ from typing import Any
 
 import detectron2
 from detectron2.config import CfgNode, LazyConfig
+from detectron2.config.lazy import _CFG_PACKAGE_NAME
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import _convert_target_to_string, locate
 from hydra.errors import HydraException
@@ -157,8 +158,10 @@ def _plain(node: Any) -> Any:
         return list(map(_plain, node))
     if not callable(node):
         return node
-    # LazyConfig executes a file without a module name, which the functions in it therefore lack.
-    return _convert_target_to_string(node) if node.__module__ else node.__qualname__
+    # LazyConfig executes a file without a module name, which the functions in it therefore lack;
+    # files that it imports have a random one.
+    is_in_config = not node.__module__ or node.__module__.startswith(_CFG_PACKAGE_NAME)
+    return node.__qualname__ if is_in_config else _convert_target_to_string(node)
 
 
 def flattened(cfg: DictConfig) -> dict[str, str]:
