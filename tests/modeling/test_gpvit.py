@@ -204,10 +204,11 @@ def test_final_norm_is_optional() -> None:
     torch.testing.assert_close(with_norm(x)["last_feat"], expected)
 
 
-def test_activation_checkpointing_leaves_outputs_gradients_and_statistics_unchanged() -> None:
+@pytest.mark.parametrize("option", ["use_act_checkpoint", "recompute_inputs"])
+def test_recomputation_leaves_outputs_gradients_and_statistics_unchanged(option: str) -> None:
     results = []
-    for use_act_checkpoint in (False, True):
-        net = tiny(use_act_checkpoint=use_act_checkpoint, drop_path_rate=0.5).train()
+    for value in (False, True):
+        net = tiny(**{option: value}, drop_path_rate=0.5).train()
         torch.manual_seed(1)
         out = net(torch.randn(2, 3, 64, 64))["last_feat"]
         out.square().sum().backward()
@@ -216,9 +217,12 @@ def test_activation_checkpointing_leaves_outputs_gradients_and_statistics_unchan
         assert torch.equal(plain, recomputed)
 
 
-def test_activation_checkpointing_saves_memory() -> None:
-    def saved_bytes(use_act_checkpoint: bool) -> int:
-        blocks = tiny(use_act_checkpoint=use_act_checkpoint).train().blocks
+@pytest.mark.parametrize(
+    ("option", "fraction"), [("use_act_checkpoint", 0.3), ("recompute_inputs", 0.7)]
+)
+def test_recomputation_saves_memory(option: str, fraction: float) -> None:
+    def saved_bytes(value: bool | None) -> int:
+        blocks = tiny(**{option: value}).train().blocks
         parameters = {parameter.untyped_storage().data_ptr() for parameter in blocks.parameters()}
         kept = {}
 
@@ -233,7 +237,9 @@ def test_activation_checkpointing_saves_memory() -> None:
             nn.Sequential(*blocks)(torch.randn(1, 16, 16, 24))
         return sum(size for size, _ in kept.values())
 
-    assert saved_bytes(True) < 0.3 * saved_bytes(False)
+    assert saved_bytes(True) < fraction * saved_bytes(False)
+    if option == "recompute_inputs":
+        assert saved_bytes(None) == saved_bytes(True)  # on a CPU
 
 
 def test_only_frozen_blocks_keep_their_weights() -> None:

@@ -195,7 +195,8 @@ class Trainer(TrainerBase):
         """Update the weights, and return losses and data time, averaged over the processes."""
         losses = self.forward_and_backward(batch)
         norm = self._clip_gradients()
-        data_time = losses["total_loss"].new_tensor(self._data_time)
+        # Not new_tensor, which copies the number to the GPU.
+        data_time = losses["total_loss"].new_full((), self._data_time)
         metrics = self._averaged(losses | {"data_time": data_time})
         # Total loss and norm are the same in all processes (DDP averages the gradients), and so is
         # the decision. With loss scaling, gradients overflow now and then: GradScaler skips such a

@@ -17,7 +17,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.distributions import Beta
 
-from .layers import Linear, attention
+from .layers import Linear, gather
 
 POOLINGS = ("attention", "mean")
 
@@ -48,8 +48,7 @@ class AttentionPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
         query = self.norm_query(self.query).expand(x.shape[0], -1, -1)  # (B, 1, C)
-        pooled = attention(query, self.key(x).flatten(1, 2), x.flatten(1, 2), self.num_heads)
-        return pooled[:, 0]
+        return gather(query, x, self.key, self.num_heads)[:, 0]
 
 
 class MeanPooling(nn.Module):

@@ -13,6 +13,10 @@ from torch.utils.checkpoint import checkpoint
 TOKENS_PER_PART = 2048
 
 
+# What the width of heads must be a multiple of for fused attention on GPUs.
+HEAD_MULTIPLES = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}
+
+
 class ConvNormReLU(nn.Conv2d):
     """Convolution without bias, batch norm, ReLU. With stride 1, the output has the input's size.
 
@@ -85,6 +89,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them, over the channels of a map."""
 
+    recompute: bool | None = None  # see `recomputed`
+
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
@@ -95,7 +101,7 @@ class Mlp(nn.Module):
 
     def activate_and_project(self, hidden: Tensor) -> Tensor:
         """fc2(gelu(hidden)), keeping ``hidden`` for the backward pass and not its GELU."""
-        return recomputed(lambda hidden: self.fc2(F.gelu(hidden)), hidden)
+        return recomputed(lambda hidden: self.fc2(F.gelu(hidden)), hidden, self.recompute)
 
 
 def add_mlp(x: Tensor, mlp: Mlp, *, norm: nn.Module, drop_path: nn.Module) -> Tensor:
@@ -104,7 +110,7 @@ def add_mlp(x: Tensor, mlp: Mlp, *, norm: nn.Module, drop_path: nn.Module) -> Te
     In inference on a CPU, computed in place and in parts that fit into the cache: x is modified.
     """
     if mlp.training or torch.is_grad_enabled() or not is_eager_on_cpu(x):
-        hidden = recomputed(lambda x: mlp.fc1(norm(x)), x)
+        hidden = recomputed(lambda x: mlp.fc1(norm(x)), x, mlp.recompute)
         return x + drop_path(mlp.activate_and_project(hidden))
     x = x.contiguous()
     rows = x.view(1, -1, *x.shape[2:])  # (1, B H, W, C)
@@ -113,13 +119,21 @@ def add_mlp(x: Tensor, mlp: Mlp, *, norm: nn.Module, drop_path: nn.Module) -> Te
     return x
 
 
-def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, recompute: bool | None) -> Tensor:
     """function(x), which must end in a linear layer, keeping only x for the backward pass.
 
     What precedes the linear layer is computed again there; the layer itself is not, since
     PyTorch's checkpointing stops once it has the layer's input.
+
+    Args:
+        function: the function.
+        x: its argument.
+        recompute: whether to do this; False keeps everything. None: on CPUs, where it saves
+            memory at no cost of time (measured); what it costs on GPUs is not known.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if recompute is None:
+        recompute = x.device.type == "cpu"
+    if not recompute or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(x)
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
@@ -138,14 +152,70 @@ def bicubic_weights(old_size: int, new_size: int, like: Tensor) -> Tensor:
     return F.interpolate(unit, (new_size, old_size), mode="bicubic", align_corners=False)[0, 0]
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-    """softmax(q kᵀ / sqrt(d)) v for each head of width d = C / num_heads.
+def head_padding(x: Tensor, width: int) -> int:
+    """Return how many zeros to append to each head of attention over x.
+
+    PyTorch's fused kernels for GPUs need heads whose width is a multiple of 4 in float32 and of 8
+    in bfloat16 and float16. With others, it holds the attention weights of all pairs of tokens in
+    memory, or copies queries, keys and values at every call. On a CPU any width is fused.
+    """
+    if x.device.type != "cuda":
+        return 0
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    return -width % HEAD_MULTIPLES.get(dtype, 1)
+
+
+def pad_heads(x: Tensor, num_heads: int, padding: int, dim: int = -1) -> Tensor:
+    """Append zeros to each head, in a dimension of heads * d: it becomes heads * (d + padding).
+
+    Padding the weights of a linear layer costs less than padding its output.
+    """
+    if not padding:
+        return x
+    dim %= x.dim()
+    heads = x.unflatten(dim, (num_heads, -1))
+    return F.pad(heads, [0, 0] * (x.dim() - 1 - dim) + [0, padding]).flatten(dim, dim + 1)
+
+
+def pad_outputs(
+    layer: nn.Linear | nn.Conv2d, num_heads: int, padding: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of a layer whose outputs are heads, padded by :func:`pad_heads`."""
+    weight = pad_heads(layer.weight, num_heads, padding, dim=0)
+    bias = None if layer.bias is None else pad_heads(layer.bias, num_heads, padding)
+    return weight, bias
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, padding: int = 0
+) -> Tensor:
+    """softmax(q kᵀ / sqrt(d)) v for each head of width d = C / num_heads - padding.
 
     (N, L, C), (N, M, C), (N, M, C) -> (N, L, C).
+
+    Args:
+        query, key, value: with ``padding`` zeros at the end of each head.
+        num_heads: number of heads.
+        padding: :func:`head_padding`.
     """
     query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
-    attended = F.scaled_dot_product_attention(query, key, value)
+    scale = (query.shape[-1] - padding) ** -0.5
+    attended = F.scaled_dot_product_attention(query, key, value, scale=scale)
     return attended.transpose(1, 2).flatten(2)  # (N, heads, L, d) -> (N, L, C)
+
+
+def gather(query: Tensor, x: Tensor, key: nn.Linear, num_heads: int) -> Tensor:
+    """Cross-attention from n tokens to a map, of which only the keys are projected.
+
+    (B, n, C), (B, H, W, C) -> (B, n, C).
+    """
+    padding = head_padding(x, x.shape[-1] // num_heads)
+    query, value = pad_heads(query, num_heads, padding), pad_heads(x, num_heads, padding)
+    keys = linear(x, *pad_outputs(key, num_heads, padding))
+    attended = attention(query, keys.flatten(1, 2), value.flatten(1, 2), num_heads, padding)
+    if padding:
+        attended = attended.unflatten(-1, (num_heads, -1))[..., :-padding].flatten(-2)
+    return attended
 
 
 def attention_weights(query: Tensor, key: Tensor, num_heads: int) -> Tensor:

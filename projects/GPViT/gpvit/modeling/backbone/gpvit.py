@@ -31,9 +31,13 @@ from ..layers import (
     attention,
     attention_weights,
     bicubic_weights,
+    gather,
+    head_padding,
     init_weights,
     is_eager_on_cpu,
     linear,
+    pad_heads,
+    pad_outputs,
     recomputed,
 )
 
@@ -65,6 +69,8 @@ class GPViT(Backbone):
         pretrain_img_size: side in pixels of the square images that the position embedding is for.
         use_act_checkpoint: recompute the blocks, but for their convolutions, in the backward pass
             to save memory.
+        recompute_inputs: recompute only norms, GELUs and copies before linear layers, which costs
+            little; None: on CPUs. See :func:`gpvit.modeling.layers.recomputed`.
         frozen_blocks: if positive, freeze patch embedding, position embedding and this many blocks:
             neither weights nor batch-norm statistics change, and drop path is off.
 
@@ -85,6 +91,7 @@ class GPViT(Backbone):
         out_features: Sequence[str] = ("last_feat",),
         pretrain_img_size: int = 224,
         use_act_checkpoint: bool = False,
+        recompute_inputs: bool | None = None,
         frozen_blocks: int = 0,
     ) -> None:
         super().__init__()
@@ -121,6 +128,9 @@ class GPViT(Backbone):
         self._out_feature_channels = dict.fromkeys(out_features, embed_dim)
         self._out_feature_strides = dict.fromkeys(out_features, 8)
         self.apply(init_weights)
+        for module in self.modules():
+            if isinstance(module, Mlp | StripeAttention | Ungroup):
+                module.recompute = recompute_inputs
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if frozen_blocks:
             self._freeze(frozen_blocks)
@@ -262,6 +272,8 @@ class StripeAttention(nn.Module):
     positional encoding (LePE): a depthwise 3x3 convolution of the values inside the stripe.
     """
 
+    recompute: bool | None = None  # see `recomputed`
+
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -273,29 +285,40 @@ class StripeAttention(nn.Module):
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Attention over norm(x): (B, H, W, C) -> (B, H, W, C)."""
         B, H, W, C = x.shape
+        heads = self.num_heads
+        padding = head_padding(x, C // 2 // heads)
 
         # x is an argument of both functions: it is all that `recomputed` keeps.
         def vertical_qkv(x: Tensor) -> Tensor:
             pairs = norm(x).view(B, H, W // 2, 2, C)  # of neighboring columns
             stripes = pairs.transpose(1, 2).contiguous()  # (B, W/2, H, 2, C)
-            return self.qkv(stripes.view(B * W // 2, H, 2, C), half=0)
+            return self.qkv(stripes.view(B * W // 2, H, 2, C), 0, heads, padding)
 
         def horizontal_qkv(x: Tensor) -> Tensor:
             stripes = norm(x).view(B * H // 2, 2, W, C)  # neighboring rows are adjacent in memory
-            return self.qkv(stripes, half=1)
+            return self.qkv(stripes, 1, heads, padding)
 
-        vertical = self.attend(recomputed(vertical_qkv, x), self.lepe_vertical)
-        vertical = vertical.view(B, W // 2, H, 2, C // 2).transpose(1, 2)  # (B, H, W/2, 2, C/2)
-        horizontal = self.attend(recomputed(horizontal_qkv, x), self.lepe_horizontal)
-        horizontal = horizontal.view_as(vertical)
-        return self.proj(torch.cat([vertical, horizontal], dim=-1).view(B, H, W, C))
+        qkv = recomputed(vertical_qkv, x, self.recompute)
+        vertical = self.attend(qkv, self.lepe_vertical, padding)
+        vertical = vertical.view(B, W // 2, H, 2, -1).transpose(1, 2)  # (B, H, W/2, 2, C/2)
+        qkv = recomputed(horizontal_qkv, x, self.recompute)
+        horizontal = self.attend(qkv, self.lepe_horizontal, padding)
+        attended = torch.cat([vertical, horizontal.view_as(vertical)], dim=-1).view(B, H, W, -1)
+        weight = pad_heads(self.proj.weight, 2 * heads, padding, dim=1)
+        return linear(attended, weight, self.proj.bias)
 
-    def attend(self, qkv: Tensor, lepe: nn.Conv2d) -> Tensor:
-        """Attention and LePE inside each of N stripes: (N, h, w, 3, C/2) -> (N, h, w, C/2)."""
+    def attend(self, qkv: Tensor, lepe: nn.Conv2d, padding: int) -> Tensor:
+        """Attention and LePE inside each of N stripes: (N, h, w, 3, C/2) -> (N, h, w, C/2).
+
+        C includes the padding of the heads.
+        """
         value_map = qkv[..., 2, :]  # (N, h, w, C/2): 0, 1 and 2 are queries, keys and values
         query, key, value = qkv.flatten(1, 2).unbind(2)  # each (N, h w, C/2)
-        attended = attention(query, key, value, self.num_heads).view(value_map.shape)
-        return attended + lepe(value_map.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        attended = attention(query, key, value, self.num_heads, padding).view(value_map.shape)
+        weight, bias = pad_outputs(lepe, self.num_heads, padding)
+        value_map = value_map.permute(0, 3, 1, 2)
+        encoding = F.conv2d(value_map, weight, bias, padding=1, groups=len(weight))
+        return attended + encoding.permute(0, 2, 3, 1)
 
 
 class StripeQKV(nn.Linear):
@@ -310,11 +333,22 @@ class StripeQKV(nn.Linear):
     def __init__(self, dim: int) -> None:
         super().__init__(dim, 3 * dim)
 
-    def forward(self, stripes: Tensor, half: int) -> Tensor:  # type: ignore[override]
-        """(N, h, w, C) -> (N, h, w, 3, C/2). ``half``: 0 for vertical, 1 for horizontal stripes."""
+    def forward(  # type: ignore[override]
+        self, stripes: Tensor, half: int, num_heads: int, padding: int
+    ) -> Tensor:
+        """(N, h, w, C) -> (N, h, w, 3, C/2), where C/2 includes the padding.
+
+        Args:
+            stripes: of one direction.
+            half: 0 for vertical, 1 for horizontal stripes.
+            num_heads: of this direction.
+            padding: zeros at the end of each head.
+        """
         # (3C, C) -> (3, 2, C/2, C) -> (3, C/2, C) -> (3C/2, C)
-        weight = self.weight.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1)
-        bias = self.bias.unflatten(0, (3, 2, -1))[:, half].flatten(0, 1)
+        weight, bias = (
+            pad_heads(x.unflatten(0, (3, 2, -1))[:, half], num_heads, padding, dim=1).flatten(0, 1)
+            for x in (self.weight, self.bias)
+        )
         return linear(stripes, weight, bias).unflatten(3, (3, -1))
 
 
@@ -359,7 +393,7 @@ class Group(nn.Module):
         """(1, n, C), (B, H, W, C) -> (B, n, C)."""
         x = self.norm_key(x)
         query = self.norm_query(groups).expand(x.shape[0], -1, -1)
-        return attention(query, self.key(x).flatten(1, 2), x.flatten(1, 2), self.num_heads)
+        return gather(query, x, self.key, self.num_heads)
 
     def attention_weights(self, groups: Tensor, x: Tensor) -> Tensor:
         """The attention weights of each group token: (B, heads, n, H, W), sum 1 over the map."""
@@ -395,6 +429,8 @@ class Ungroup(nn.Module):
     precedes the MLP; its name is that of the published layer.
     """
 
+    recompute: bool | None = None  # see `recomputed`
+
     def __init__(self, dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -412,9 +448,18 @@ class Ungroup(nn.Module):
     def forward(self, x: Tensor, groups: Tensor) -> Tensor:
         """(B, H, W, C), (B, n, C) -> (B, H, W, C)."""
         groups = self.norm_key(groups)
-        query = recomputed(lambda x: self.query(self.norm_query(x)), x).flatten(1, 2)
-        attended = attention(query, self.key(groups), self.value(groups), self.num_heads)
-        attended = self.drop_path(self.out(attended.view_as(x)))
+        heads = self.num_heads
+        padding = head_padding(x, x.shape[-1] // heads)
+
+        def queries(x: Tensor) -> Tensor:
+            return linear(self.norm_query(x), *pad_outputs(self.query, heads, padding))
+
+        key = pad_heads(self.key(groups), heads, padding)
+        value = pad_heads(self.value(groups), heads, padding)
+        query = recomputed(queries, x, self.recompute)
+        attended = attention(query.flatten(1, 2), key, value, heads, padding).view_as(query)
+        out_weight = pad_heads(self.out.weight, heads, padding, dim=1)
+        attended = self.drop_path(linear(attended, out_weight, self.out.bias))
         # join(cat([x, attended])), as two products without a map of 2C channels
         weight_of_x, weight_of_attended = self.join.weight.chunk(2, dim=1)
         x = linear(x, weight_of_x, self.join.bias) + linear(attended, weight_of_attended, None)
