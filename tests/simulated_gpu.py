@@ -69,6 +69,12 @@ class SimulatedTensor(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"SimulatedTensor({self.values!r})"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.values.__reduce_ex__(protocol)  # saved files have plain tensors
+
+    def tolist(self) -> Any:  # not supported for wrappers
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(
         cls,

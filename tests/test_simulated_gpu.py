@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+import gpvit
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -14,8 +15,13 @@ from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from gpvit.config import load_config
+from gpvit.modeling import layers
+from gpvit.modeling.backbone.gpvit import GroupPropagationBlock, WindowBlock
+from gpvit.modeling.classifier import AttentionPooling
+from gpvit.utils.precision import LAST_LAYERS, inference_in
 from simulated_gpu import simulated_gpu
 from torch import Tensor, nn
+from torch.nn import functional
 
 FEW_BOXES = [
     "model.proposal_generator.post_nms_topk=[20,10]",
@@ -121,6 +127,67 @@ def test_deterministic_algorithms_keep_the_operator_of_roi_align(
     assert expected.shape == (1, 2, 3, 5)
 
 
+def attention_blocks(size: str) -> nn.ModuleList:
+    """All kinds of attention of a size: in stripes, from and to the map, and pooling."""
+    torch.manual_seed(0)
+    dim = gpvit.SIZES[size]["embed_dim"]
+    blocks = [WindowBlock(dim, 6, 0.0), GroupPropagationBlock(dim, 6, 4, 0.0, "BN")]
+    return nn.ModuleList([*blocks, AttentionPooling(dim, 6)]).eval()
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C)."""
+    window, group_propagation, pooling = blocks
+    return pooling(group_propagation(window(x)).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("size", gpvit.SIZES)
+@pytest.mark.parametrize(
+    ("dtype", "multiple"), [(torch.float32, 4), (torch.bfloat16, 8), (torch.float16, 8)]
+)
+def test_heads_on_a_gpu_have_a_width_of_its_fused_kernels(
+    size: str, dtype: torch.dtype, multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = attention_blocks(size)
+    x = torch.randn(1, 4, 6, gpvit.SIZES[size]["embed_dim"])
+    widths = []
+    fused = functional.scaled_dot_product_attention
+
+    def attend(*args: Tensor, **options: float) -> Tensor:
+        widths.append({tensor.shape[-1] for tensor in args})
+        return fused(*args, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", attend)
+    with torch.no_grad():
+        expected = run_blocks(blocks, x)
+        of_heads = [width for (width,) in widths]
+        assert of_heads[:2] == [blocks[0].norm1.weight.numel() // 12] * 2  # on the CPU, as they are
+        widths.clear()
+        with simulated_gpu(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            pooled = run_blocks(blocks.to("cuda"), x.to("cuda")).float().cpu()
+    padded = [width for (width,) in widths]
+    assert padded == [-(-width // multiple) * multiple for width in of_heads]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(pooled, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", ["L1", "L2"])
+def test_padded_heads_are_exact(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(layers.HEAD_MULTIPLES, torch.float64, 16)
+    x = torch.randn(1, 4, 6, gpvit.SIZES[size]["embed_dim"], dtype=torch.float64)
+    results = []
+    for device in ("cpu", "cuda"):
+        with simulated_gpu() if device == "cuda" else contextlib.nullcontext():
+            blocks = attention_blocks(size).double().to(device)
+            pooled = run_blocks(blocks, x.to(device))
+            pooled.square().sum().backward()
+            gradients = [parameter.grad.cpu() for parameter in blocks.parameters()]
+            results.append([pooled.detach().cpu(), *gradients])
+    scale = max(expected.norm() for expected in results[0][1:])
+    for expected, found in zip(*results, strict=True):
+        assert (found - expected).norm() <= 1e-12 * scale
+
+
 def train(model: nn.Module, batch: Sequence[dict], device: str, *, amp: bool) -> dict[str, Tensor]:
     """Return losses, gradients and updated parameters of an iteration, on the CPU."""
     model = copy.deepcopy(model).to(device)
@@ -168,6 +235,95 @@ def test_gradients_on_the_gpu_are_those_on_the_cpu() -> None:
         assert (gradient - expected).norm() <= 1e-12 * scale
 
 
+def predict(
+    model: nn.Module, batch: Sequence[dict], device: str, dtype: torch.dtype
+) -> list[dict[str, Any]]:
+    """Return the outputs of a model on the CPU."""
+    model = copy.deepcopy(model).eval().to(device)
+    with torch.no_grad(), inference_in(dtype, model):
+        outputs = model(batch)
+    found = []
+    for output in outputs:
+        found.append({name: value.to("cpu") for name, value in output.items()})
+    return found
+
+
+def build_confident(name: str) -> nn.Module:
+    """A model whose scores differ: those of random weights are nearly equal."""
+    model = build(name)
+    for key, module in model.named_modules():
+        if key.rpartition(".")[2] in LAST_LAYERS and isinstance(module, nn.Linear | nn.Conv2d):
+            module.weight.data *= 30
+    return model
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS],
+)
+def test_predictions_on_the_gpu_are_those_on_the_cpu(name: str) -> None:
+    model, batch = build_confident(name), batch_for(name)
+    expected = predict(model, batch, "cpu", torch.float32)
+    with simulated_gpu() as gpu:
+        found = predict(model, batch, "cuda", torch.float32)
+    for theirs, ours in zip(expected, found, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if isinstance(value, Tensor):
+                torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-4)
+            else:
+                assert len(value) > 0
+                assert fraction_found(value, ours[key]) >= 0.98
+    assert sum(gpu.waits.values()) <= WAITS_OF_INFERENCE.get(name, 0)
+
+
+def fraction_found(expected: Instances, found: Instances) -> float:
+    """Return how many detections are found, within 0.05 pixels and 1e-3 of the score."""
+    number = 0
+    for index in range(len(expected)):
+        same = found.pred_classes == expected.pred_classes[index]
+        same &= (found.scores - expected.scores[index]).abs() < 1e-3
+        boxes = found.pred_boxes.tensor - expected.pred_boxes.tensor[index]
+        same &= (boxes.abs() < 0.05).all(dim=1)
+        number += bool(same.any())
+    return number / len(expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS],
+)
+def test_predictions_are_in_float32_whatever_the_body_runs_in(name: str, device: str) -> None:
+    model, batch = build_confident(name), batch_for(name)
+    seen = set()
+
+    def look(module: nn.Module, args: tuple, output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            seen.add(output.dtype)
+
+    with simulated_gpu() if device == "cuda" else contextlib.nullcontext():
+        model.eval().to(device)
+        hook = nn.modules.module.register_module_forward_hook(look)
+        with torch.no_grad(), inference_in(torch.bfloat16, model):
+            outputs = model(batch)
+        hook.remove()
+        for output in outputs:
+            values = []
+            for value in output.values():
+                values += value.get_fields().values() if isinstance(value, Instances) else [value]
+            tensors = [getattr(value, "tensor", value) for value in values]
+            assert {tensor.dtype for tensor in tensors} <= {
+                torch.float32,
+                torch.int64,
+                torch.bool,
+            }
+    assert torch.bfloat16 in seen
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 # Times that the package makes the host wait in a training iteration: it reads RetinaNet's
 # normalizer, and copies images and labels to the GPU.
 WAITS = {
@@ -176,4 +332,11 @@ WAITS = {
     "published/upernet_gpvit_l1": 4,
     "quickstart_semantic": 5,
     "quickstart_classifier": 3,
+}
+# The same for inference: it copies each of the two images to the GPU.
+WAITS_OF_INFERENCE = {
+    "published/segformer_gpvit_l1": 2,
+    "published/upernet_gpvit_l1": 2,
+    "quickstart_semantic": 2,
+    "quickstart_classifier": 2,
 }

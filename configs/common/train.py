@@ -10,6 +10,8 @@ train = dict(
     device="auto",  # "cuda", "cpu", or "auto": a GPU if there is one
     # Mixed precision. enabled: "auto" is True on GPUs. dtype: "float16" for GPUs before Ampere.
     amp=dict(enabled="auto", dtype="bfloat16"),
+    eval_dtype="auto",  # of evaluation; "auto": bfloat16 on GPUs that compute in it, else float32
+    compile=False,  # compile backbone and pyramid by torch.compile, which takes minutes
     clip_norm=0.0,  # maximum L2 norm of the gradients; 0: no clipping
     accumulate=1,  # parts of a batch whose gradients are accumulated: less memory, the same step
     ema_decay=0.0,  # of the moving average of the weights, also evaluated and saved; 0: no average

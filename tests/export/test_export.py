@@ -18,7 +18,7 @@ from gpvit.config import load_config
 from gpvit.data.image_io import read_image
 from gpvit.export import graph as export
 from gpvit.export import verify
-from gpvit.modeling.deformable_attention import sample_by_bag, sample_by_grid
+from gpvit.modeling.deformable_attention import sample_by_bag, sample_by_row
 from gpvit.utils.errors import UserError
 from torch import nn
 
@@ -249,4 +249,4 @@ def test_grid_sampling_equals_deformable_sampling() -> None:
     locations = torch.rand(2, 7, 3, 2, 4, 2, generator=generator) * 1.4 - 0.2
     weights = torch.rand(2, 7, 3, 2, 4, generator=generator)
     expected = sample_by_bag(value, shapes, locations, weights)
-    assert torch.allclose(sample_by_grid(value, shapes, locations, weights), expected, atol=1e-5)
+    assert torch.allclose(sample_by_row(value, shapes, locations, weights), expected, atol=1e-5)

@@ -22,6 +22,7 @@ from .data.label_maps import Color, class_palette
 from .data.transforms import AugmentedImage
 from .utils.environment import set_defaults
 from .utils.errors import UserError, reason_of
+from .utils.precision import choose_dtype, inference_in
 
 ImageInput = str | os.PathLike | np.ndarray | Image.Image
 Output: TypeAlias = Instances | Tensor | dict[str, Instances | Tensor]
@@ -35,10 +36,12 @@ class Predictor:
         weights: a checkpoint of a run, an official model, or the folder of a run; it contains the
             class names as well.
         device: "cpu", "cuda" or any other device of PyTorch; None for a GPU if there is one.
+        dtype: "float32", "bfloat16" or "float16"; "auto" for bfloat16 on GPUs that compute in it,
+            else float32. Scores, boxes and masks are computed in float32 in any case.
 
     Raises:
-        UserError: the checkpoint cannot be read or does not match the config, or the device cannot
-            be used.
+        UserError: the checkpoint cannot be read or does not match the config, or device or dtype
+            cannot be used.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Predictor:
         cfg: DictConfig,
         weights: str | os.PathLike | checkpoint.File,
         device: str | None = None,
+        dtype: str = "auto",
     ) -> None:
         # Limits oneDNN's cache of compiled operations, which grows with every new image size. This
         # has an effect only before oneDNN's first computation.
@@ -56,6 +60,7 @@ class Predictor:
         self.palette = _palette(file, len(self.classes))
         set_num_classes(cfg.model, len(self.classes))
         self.model = _to_device(instantiate(cfg.model), device).eval()
+        self.dtype = choose_dtype(dtype, next(self.model.parameters()).device)
         checkpoint.load(self.model, file, self.classes)
         mapper = cfg.dataloader.test.mapper
         self.augmentations = T.AugmentationList(instantiate(mapper.augmentations))
@@ -66,6 +71,7 @@ class Predictor:
         cls,
         path: str | os.PathLike,
         device: str | None = None,
+        dtype: str = "auto",
         *,
         config_file: str | None = None,
         overrides: Sequence[str] = (),
@@ -74,7 +80,7 @@ class Predictor:
 
         Args:
             path: file, folder or address of a checkpoint.
-            device: as above.
+            device, dtype: as above.
             config_file: a config to use instead.
             overrides: ``key=value`` changes to the config.
 
@@ -83,14 +89,14 @@ class Predictor:
         """
         file = checkpoint.read(str(path))
         if config_file:
-            return cls(with_overrides(load_config(config_file), overrides), file, device)
+            return cls(with_overrides(load_config(config_file), overrides), file, device, dtype)
         cfg = with_overrides(config_of(file), overrides)
         try:
             set_num_classes(cfg.model, len(file.require_classes()))
             # The config is not trusted: compare its model with the weights before memory is used.
             with torch.device("meta"):
                 checkpoint.require_fit(instantiate(cfg.model), file, file.classes)
-            return cls(cfg, file, device)
+            return cls(cfg, file, device, dtype)
         except UserError:
             raise
         except Exception as error:  # values of the config may cause exceptions of any type
@@ -146,7 +152,8 @@ class Predictor:
 
     def _run(self, batch: list[dict[str, Any]]) -> list[Output]:
         try:
-            return list(map(_on_cpu, self.model(batch)))
+            with inference_in(self.dtype, self.model):
+                return list(map(_on_cpu, self.model(batch)))
         except Exception as error:  # parts of the config do not match, or memory is exhausted
             height, width = batch[0]["image"].shape[1:]
             raise UserError(

@@ -86,7 +86,7 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, what: str, default
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
-def detector(args: argparse.Namespace) -> Predictor:
+def detector(args: argparse.Namespace, dtype: str = "auto") -> Predictor:
     return Predictor.from_checkpoint(
-        args.weights, args.device, config_file=args.config_file, overrides=args.overrides
+        args.weights, args.device, dtype, config_file=args.config_file, overrides=args.overrides
     )

@@ -61,6 +61,7 @@ from ..modeling import ImageClassifier, SemanticSegmentor
 from ..predictor import Output, Predictor
 from ..utils.errors import UserError
 from ..utils.files import check_overwrite, make_folder, truncate_name
+from ..utils.precision import DTYPES
 from ..utils.signals import stop_signals_to
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..visualization.classification_drawing import draw_label, draw_scores
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         sources = sources_of(args.input, args.output)
     check_targets(sources, args, labels=False)
-    predictor = detector(args)
+    predictor = detector(args, args.dtype)
     try:
         run: Run
         if isinstance(predictor.model, SemanticSegmentor):
@@ -110,6 +111,12 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("predict", __doc__)
     add_detector(parser)
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="precision (default: bfloat16 on GPUs that compute in it, else float32)",
+    )
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument(
         "--input", nargs="+", metavar="PATH", help="images, videos, folders or glob patterns"

@@ -21,6 +21,7 @@ from torch import nn
 
 from ..utils.errors import UserError
 from ..utils.kinds import FLAG, NULL, Kind, choice, either, integer, number, path, several, text
+from ..utils.precision import DTYPES
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 MAX_SIDE = 10_000  # pixels that an image may be resized to
@@ -83,6 +84,8 @@ KINDS: dict[str, Kind] = {
     "train.amp": SECTION,
     "train.amp.enabled": choice(True, False, "auto"),
     "train.amp.dtype": choice("bfloat16", "float16"),
+    "train.eval_dtype": free(choice(*DTYPES)),
+    "train.compile": free(FLAG),
     "train.clip_norm": number(0, note="0: no clipping"),
     "train.accumulate": free(integer(1, of="parts of a batch")),
     "train.ema_decay": number(0, below=1, note="0: no average"),
@@ -202,6 +205,7 @@ KINDS: dict[str, Kind] = {
     ),
     # Options of the model, wherever it has them.
     "**.use_act_checkpoint": free(FLAG),
+    "**.recompute_inputs": free(either(FLAG, NULL)),
     "**.test_score_thresh": free(number()),
     "**.test_nms_thresh": free(number()),
     "**.test_topk_per_image": free(integer(most=MOST_DETECTIONS)),

@@ -156,6 +156,11 @@ def _find(folder: str, patterns: tuple[str, ...]) -> list[Path]:
     return found
 
 
+def eval_dtype(cfg: DictConfig) -> str:
+    """Return the dtype of evaluation, which was float32 before configs had it."""
+    return cfg.train.get("eval_dtype") or "float32"
+
+
 def settings(cfg: DictConfig) -> str:
     """Return a hash of everything that evaluation results depend on, except weights and data."""
     text = inference_config(cfg)
@@ -167,6 +172,9 @@ def settings(cfg: DictConfig) -> str:
     counted = cfg.dataloader.evaluator.get("max_dets_per_image")
     if counted != cfg.dataloader.get("max_detections"):
         text += str(counted)
+    dtype = eval_dtype(cfg)
+    if dtype != "float32":
+        text += dtype
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -26,6 +26,7 @@ from ..utils.errors import ProcessError, UserError, preview
 from ..utils.events import save_evaluation
 from ..utils.files import lock_folder
 from ..utils.fingerprint import dataset_fingerprint, fingerprint_like
+from ..utils.precision import choose_dtype, inference_in
 from .checkpointer import Checkpointer
 from .ddp import build_ddp, unwrap_ddp
 from .eval_hook import EvalHook
@@ -34,6 +35,7 @@ from .monitoring.progress_bar import evaluation_bar
 from .resume import (
     DATA,
     check_config_unchanged,
+    eval_dtype,
     latest_checkpoint,
     require_no_evaluation,
     require_same_evaluation,
@@ -161,6 +163,7 @@ def _build_trainer(
     model = instantiate(cfg.model).to(cfg.train.device)
     if cfg.train.init_checkpoint and not from_checkpoint:
         checkpoint.load(model, cfg.train.init_checkpoint, classes, for_training=True)
+    _compile(cfg, model)
     ddp = build_ddp(model, **cfg.train.ddp)
     cfg.optimizer.params.model = model
     return Trainer(
@@ -174,6 +177,12 @@ def _build_trainer(
         ema_decay=cfg.train.ema_decay,
         skip_budget=cfg.train.skip_budget,
     )
+
+
+def _compile(cfg: DictConfig, model: nn.Module) -> None:
+    """Let backbone and pyramid be compiled at their first call, if ``train.compile`` is set."""
+    if cfg.train.get("compile"):  # older configs do not have it
+        model.get_submodule("backbone").compile()
 
 
 def do_test(cfg: DictConfig) -> nn.Module:
@@ -212,6 +221,7 @@ def _test(cfg: DictConfig, sets: Mapping[str, DictConfig]) -> nn.Module:
     setup(cfg)
     model = instantiate(cfg.model).to(cfg.train.device)
     checkpoint.load(model, file, classes)
+    _compile(cfg, model)
     if comm.is_main_process():
         # Written first, so that the files of an interrupted evaluation can be attributed. An
         # existing file is of the same evaluation and keeps its results until the end.
@@ -301,8 +311,13 @@ def evaluate_set(cfg: DictConfig, model: nn.Module) -> SetResults:
     def note_time() -> None:
         times.append(time.perf_counter())
 
+    dtype = choose_dtype(eval_dtype(cfg), cfg.train.device)
     try:
-        with evaluation_bar(loader) as batches, predicting_class_maps(model):
+        with (
+            evaluation_bar(loader) as batches,
+            predicting_class_maps(model),
+            inference_in(dtype, model),
+        ):
             callbacks = {"on_start": note_time, "on_end": note_time}
             results = inference_on_dataset(model, batches, evaluator, callbacks)
     except UserError as error:  # an image that this process loads

@@ -38,7 +38,7 @@ from torch import SymInt, Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..modeling import ImageClassifier, SemanticSegmentor
-from ..modeling.deformable_attention import sampling_by_grid
+from ..modeling.deformable_attention import sampling_by_row
 from ..utils.errors import UserError
 
 OUTPUTS = ["boxes", "scores", "classes", "masks"]
@@ -88,7 +88,7 @@ def export(model: Detector) -> ExportedProgram:
 
 def export_onnx(model: Detector) -> torch.onnx.ONNXProgram:
     """Export a detector to ONNX. Raises the same errors as :func:`export`."""
-    with sampling_by_grid(model):
+    with sampling_by_row(model):
         program = export(model)
     names = program.graph_signature.user_outputs
     outputs, inputs = OUTPUTS, ["image"]

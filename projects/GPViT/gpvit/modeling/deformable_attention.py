@@ -39,14 +39,51 @@ def sample_by_bag(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
     Returns:
         (B, L, C), summed over levels and points.
     """
+    rows, factors = [], []
+    for level_rows, level_factors in _samples(value, shapes, locations, weights):
+        rows.append(level_rows.flatten(3))  # (B, L, heads, 4 * points)
+        factors.append(level_factors.flatten(3))
+    samples = F.embedding_bag(
+        torch.cat(rows, dim=-1).flatten(0, 2),  # (B * L * heads, 4 * levels * points)
+        value.flatten(0, 2),  # (B * M * heads, C / heads)
+        mode="sum",
+        per_sample_weights=torch.cat(factors, dim=-1).flatten(0, 2),
+    )
+    return samples.view(*locations.shape[:2], -1)
+
+
+def sample_by_row(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """:func:`sample_by_bag` by operations that ONNX has. Stores a fourth of a level's rows.
+
+    There is no GridSample among them, which TensorRT computes wrongly (its issues 4646 and 4813).
+    """
+    table = value.flatten(0, 2)  # (B * M * heads, C / heads)
+    total = value.new_zeros(())
+    for rows, factors in _samples(value, shapes, locations, weights):
+        for neighbor in range(4):
+            cells = F.embedding(rows[..., neighbor], table)  # (B, L, heads, points, C / heads)
+            total = total + (cells * factors[..., neighbor, None]).sum(-2)
+    return total.flatten(2)  # (B, L, heads, C / heads) -> (B, L, C)
+
+
+def _samples(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows of ``value.flatten(0, 2)`` that each level's samples consist of.
+
+    Args:
+        value, shapes, locations, weights: as in :func:`sample_by_bag`.
+
+    Yields:
+        Rows (int32) and their factors, each (B, L, heads, points, 4).
+    """
     B, M, heads, _ = value.shape
     device = value.device
     # A cell's number in the batch is image * M + level's first cell + y * width + x, and its row in
     # the table (B * M * heads, C / heads) is number * heads + head. `first` is the number of each
     # image's first cell in the present level; it broadcasts to (B, L, heads, points, 2).
     first = torch.arange(0, B * M, M, device=device, dtype=torch.int32)[:, None, None, None, None]
-    head = torch.arange(heads, device=device, dtype=torch.int32)[:, None, None, None]
-    rows, factors = [], []
+    head = torch.arange(heads, device=device, dtype=torch.int32)[:, None, None]
     for level, (height, width) in enumerate(shapes):
         # The center of cell 0 is at 0.5 / width, so cell positions are x * width - 0.5.
         x, x_factor = _neighbors(locations[..., level, :, 0] * width - 0.5, width)
@@ -55,16 +92,8 @@ def sample_by_bag(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
         # Rows times columns: the four cells of each point, (B, L, heads, points, 2, 2).
         cell = (y * width + first)[..., :, None] + x[..., None, :]
         factor = y_factor[..., :, None] * x_factor[..., None, :]
-        rows.append((cell * heads + head).flatten(3))  # (B, L, heads, 4 * points)
-        factors.append(factor.flatten(3))
+        yield cell.flatten(-2) * heads + head, factor.flatten(-2)
         first = first + height * width
-    samples = F.embedding_bag(
-        torch.cat(rows, dim=-1).flatten(0, 2),  # (B * L * heads, 4 * levels * points)
-        value.flatten(0, 2),  # (B * M * heads, C / heads)
-        mode="sum",
-        per_sample_weights=torch.cat(factors, dim=-1).flatten(0, 2),
-    )
-    return samples.view(B, locations.shape[1], -1)
 
 
 def _neighbors(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -86,25 +115,7 @@ def _neighbors(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return cells.clamp(0, size - 1).to(torch.int32), factors
 
 
-def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """:func:`sample_by_bag` by an operation that ONNX has. Stores all samples of a level."""
-    heads = value.shape[2]
-    cells_per_level = [height * width for height, width in shapes]
-    total = None
-    for level, (x, shape) in enumerate(zip(value.split(cells_per_level, dim=1), shapes)):
-        # (B, h w, heads, C / heads) -> (B * heads, C / heads, h, w)
-        x = x.unflatten(1, shape).permute(0, 3, 4, 1, 2).flatten(0, 1)
-        # grid_sample's coordinates go from -1 to 1: (B * heads, L, points, 2)
-        grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
-        samples = F.grid_sample(x, grid, align_corners=False)  # (B * heads, C / heads, L, points)
-        factors = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
-        weighted = (samples * factors).sum(-1)  # (B * heads, C / heads, L)
-        total = weighted if total is None else total + weighted
-    assert total is not None, "no levels"
-    return total.unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)  # (B, L, C)
-
-
-SAMPLERS = {"bag": sample_by_bag, "grid": sample_by_grid}
+SAMPLERS = {"bag": sample_by_bag, "row": sample_by_row}
 
 
 class DeformableAttention(nn.Module):
@@ -114,7 +125,7 @@ class DeformableAttention(nn.Module):
     weights of these points. Under autocast it runs in float32, as published.
 
     Attributes:
-        sampler: a key of :data:`SAMPLERS`: "bag", which needs less memory, or "grid" for ONNX.
+        sampler: a key of :data:`SAMPLERS`: "bag", which needs less memory, or "row" for ONNX.
     """
 
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
@@ -151,12 +162,12 @@ class DeformableAttention(nn.Module):
 
 
 @contextmanager
-def sampling_by_grid(model: nn.Module) -> Iterator[None]:
-    """Set the sampler of all deformable attention in a model to "grid", as ONNX needs."""
+def sampling_by_row(model: nn.Module) -> Iterator[None]:
+    """Set the sampler of all deformable attention in a model to "row", as ONNX needs."""
     modules = [module for module in model.modules() if isinstance(module, DeformableAttention)]
     before = [module.sampler for module in modules]
     for module in modules:
-        module.sampler = "grid"
+        module.sampler = "row"
     try:
         yield
     finally:

@@ -1,0 +1,143 @@
+"""A run of train_net.py on the simulated GPU (simulated_gpu.py) is the run on the CPU."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from gpvit import Predictor
+from gpvit.cli.train import argument_parser, configure
+from gpvit.engine import run
+from gpvit.engine.trainer import Trainer
+from gpvit.utils.errors import UserError
+from simulated_gpu import simulated_gpu
+from torch import Tensor, nn
+
+pytestmark = pytest.mark.long
+
+OPTIONS = [
+    "dataloader.train.total_batch_size=6",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+    "train.accumulate=2",
+    "train.checkpointer.period=2",
+    "train.clip_norm=0.5",
+    "train.ema_decay=0.9",
+    "train.eval_period=0",
+    "train.log_period=1",
+    "train.max_iter=4",
+    "train.pictures=0",
+    "train.seed=1",
+]
+
+
+def train(data: Path, output: Path, device: str, *options: str, resume: bool = False) -> None:
+    arguments = ["--config-file", str(REPOSITORY / "configs" / "quickstart_classifier.py")]
+    arguments += ["--data", str(data), f"train.output_dir={output}", f"train.device={device}"]
+    args = argument_parser().parse_intermixed_args([*arguments, *OPTIONS, *options])
+    run.do_train(configure(args), resume=resume)
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def weights(output: Path, key: str = "model") -> dict[str, Tensor]:
+    return torch.load(output / "model_final.pth", weights_only=True)[key]
+
+
+@pytest.fixture(scope="module")
+def on_gpu(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("gpu") / "run"
+    with simulated_gpu():
+        train(synthetic_data, output, "cuda", "train.amp.enabled=False")
+    return output
+
+
+def test_losses_gradients_average_and_evaluation_are_those_of_the_cpu(
+    synthetic_data: Path, tmp_path: Path, on_gpu: Path
+) -> None:
+    train(synthetic_data, tmp_path / "run", "cpu")
+    expected, found = metrics(tmp_path / "run"), metrics(on_gpu)
+    assert len(found) == len(expected) >= 4
+    for theirs, ours in zip(expected, found):
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            if "loss" in name or "norm" in name or "classification" in name:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+    for key in ("model", "ema"):
+        theirs, ours = weights(tmp_path / "run", key), weights(on_gpu, key)
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert (ours[name] - value).abs().max() < 1e-3, name
+
+
+def test_run_is_resumed_bitwise(synthetic_data: Path, tmp_path: Path, on_gpu: Path) -> None:
+    output = tmp_path / "run"
+    with simulated_gpu():
+        train(synthetic_data, output, "cuda", "train.amp.enabled=False")
+        (output / "model_final.pth").unlink()
+        train(synthetic_data, output, "cuda", "train.amp.enabled=False", resume=True)
+    for key in ("model", "ema"):
+        expected, resumed = weights(on_gpu, key), weights(output, key)
+        assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_default_is_bfloat16(synthetic_data: Path, tmp_path: Path, on_gpu: Path) -> None:
+    seen: set[torch.dtype] = set()
+
+    def look(module: nn.Module, args: tuple, output: Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            seen.add(output.dtype)
+
+    hook = nn.modules.module.register_module_forward_hook(look)
+    with simulated_gpu():
+        train(synthetic_data, tmp_path / "run", "cuda")
+    hook.remove()
+    assert torch.bfloat16 in seen
+    for theirs, ours in zip(metrics(on_gpu), metrics(tmp_path / "run"), strict=True):
+        assert ours["total_loss"] == pytest.approx(theirs["total_loss"], rel=1e-2)
+
+
+def test_failed_iteration_is_undone(
+    synthetic_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory after the forward pass: batch norms are those of the iteration before."""
+    seen = []
+    step = Trainer._step
+
+    def fail_later(trainer: Trainer, batch: list) -> dict[str, Tensor]:
+        before = [buffer.cpu().clone() for buffer in trainer.model.buffers()]
+        trainer.forward_and_backward(batch)
+        if trainer.iter == 1:
+            after = [buffer.cpu() for buffer in trainer.model.buffers()]
+            assert not all(map(torch.equal, before, after))
+            seen.append((trainer, before))
+            raise torch.OutOfMemoryError
+        return step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "_step", fail_later)
+    with simulated_gpu():
+        with pytest.raises(UserError, match="out of memory in iteration 1 of process 0, with im"):
+            train(synthetic_data, tmp_path / "run", "cuda")
+        ((trainer, before),) = seen
+        after = [buffer.cpu() for buffer in trainer.model.buffers()]
+        assert all(map(torch.equal, before, after))
+        assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("auto", 1e-2)])
+def test_predictor_on_the_gpu_predicts_what_it_does_on_the_cpu(
+    on_gpu: Path, dtype: str, tolerance: float
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    expected = Predictor.from_checkpoint(on_gpu, "cpu")(image)
+    with simulated_gpu():
+        predictor = Predictor.from_checkpoint(on_gpu, "cuda", dtype)
+        scores = predictor(image)
+    assert predictor.dtype == (torch.float32 if dtype == "float32" else torch.bfloat16)
+    assert scores.device.type == "cpu" and scores.dtype == torch.float32
+    torch.testing.assert_close(scores, expected, rtol=tolerance, atol=tolerance)
