@@ -248,6 +248,12 @@ def test_exported_model_predicts_the_same(
     export.main(["--weights", str(weights), "--input", *paths, "--output", output])
     agreement = re.search(r"([\d.]+)% of the pixels have PyTorch's class", capsys.readouterr().out)
     assert agreement is not None and float(agreement[1]) > 99.5
+    if suffix == ".onnx":
+        exported = gpvit.Predictor.from_checkpoint(output)
+        expected = gpvit.Predictor.from_checkpoint(weights, "cpu")(paths[0])
+        torch.testing.assert_close(exported(paths[0]), expected, rtol=1e-3, atol=1e-3)
+        exported.model.class_map = True
+        assert (exported(paths[0]) == expected.argmax(0)).float().mean() > 0.995
 
 
 @pytest.mark.slow

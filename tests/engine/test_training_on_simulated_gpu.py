@@ -1,5 +1,6 @@
 """A run of train_net.py on the simulated GPU (simulated_gpu.py) is the run on the CPU."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import REPOSITORY
+from detectron2.utils import comm
 from gpvit import Predictor
 from gpvit.cli.train import argument_parser, configure
-from gpvit.engine import run
+from gpvit.engine import ddp, run, trainer
 from gpvit.engine.trainer import Trainer
 from gpvit.utils.errors import UserError
+from omegaconf import OmegaConf
 from simulated_gpu import simulated_gpu
 from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 pytestmark = pytest.mark.long
 
@@ -141,3 +146,59 @@ def test_predictor_on_the_gpu_predicts_what_it_does_on_the_cpu(
     assert predictor.dtype == (torch.float32 if dtype == "float32" else torch.bfloat16)
     assert scores.device.type == "cpu" and scores.dtype == torch.float32
     torch.testing.assert_close(scores, expected, rtol=tolerance, atol=tolerance)
+
+
+class StandInForDDP(nn.Module):
+    """DistributedDataParallel without its reducer, which needs kernels of a GPU."""
+
+    def __init__(self, module: nn.Module, device_ids: list[int], **options: Any) -> None:
+        super().__init__()
+        self.module = module
+        self.device_ids = device_ids
+        self.no_sync = contextlib.nullcontext
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return self.module(batch)
+
+
+@pytest.mark.parametrize("rank", [0, 15])
+def test_sixteen_processes_split_batches_and_share_tensors_on_the_gpu(
+    synthetic_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    batches, shared = [], []
+
+    def share(tensor: Tensor, *_: object, group: object = None) -> None:
+        if group is None:
+            shared.append(tensor.device.type)
+
+    step = Trainer._step
+
+    def look(self: Trainer, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batches.append([item["file_name"] for item in batch])
+        assert self.model.device_ids == [0]
+        assert self.optimizer.param_groups[0]["lr"] > 0
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", look)
+    monkeypatch.setattr(run, "evaluate", lambda *_: {})
+    for module in (ddp, trainer):
+        monkeypatch.setattr(module, "DistributedDataParallel", StandInForDDP)
+    for name in ("all_reduce", "broadcast"):
+        monkeypatch.setattr(dist, name, share)
+    monkeypatch.setattr(dist, "new_group", lambda **options: options["backend"])
+    for name in ("all_gather", "gather"):
+        monkeypatch.setattr(comm, name, lambda data, *_, **__: [data] * 16)
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=16)
+    try:
+        with simulated_gpu():
+            options = ["dataloader.train.total_batch_size=32", "train.accumulate=1"]
+            train(synthetic_data, tmp_path / "run", "cuda", *options)
+    finally:
+        dist.destroy_process_group()
+    assert [len(batch) for batch in batches] == [2] * 4
+    assert shared and set(shared) == {"cuda"}
+    assert (tmp_path / "run" / "metrics.json").exists() == (rank == 0)
+    if rank == 0:
+        config = OmegaConf.load(tmp_path / "run" / "config.yaml")
+        assert metrics(tmp_path / "run")[-1]["lr"] <= config.optimizer.lr

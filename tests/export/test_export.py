@@ -1,10 +1,13 @@
 """Exported detectors agree with the PyTorch model at all image sizes, and run without gpvit."""
 
+import copy
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gpvit
 import onnx
@@ -14,6 +17,7 @@ from conftest import REPOSITORY, TINY
 from detectron2.config import instantiate
 from gpvit import checkpoint
 from gpvit.cli import export as cli
+from gpvit.cli import predict, view_attention
 from gpvit.config import load_config
 from gpvit.data.image_io import read_image
 from gpvit.export import graph as export
@@ -111,6 +115,7 @@ def test_onnx_detections_agree_at_all_sizes(
     assert [path.name for path in output.parent.iterdir()] == ["model.onnx"]
     onnx.checker.check_model(output)
     properties = {prop.key: json.loads(prop.value) for prop in onnx.load(output).metadata_props}
+    assert "StandardROIHeads" in properties.pop("config")
     assert properties == {
         "classes": CLASSES,
         "smallest_side": 65,
@@ -124,6 +129,129 @@ def test_onnx_detections_agree_at_all_sizes(
         expected = verify.eager(model, image(*size))
         assert len(expected["scores"]) > 3 and expected["masks"].shape[1:] == (28, 28)
         assert verify.differences(expected, run(image(*size))).max() < 1e-3, size
+
+
+def test_predictor_runs_an_onnx_file(
+    weights: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "model.onnx"
+    run_export(weights, images, output)
+    options = [*MODELS["quickstart.py"], "dataloader.short_side=96"]
+    config = load_config(str(REPOSITORY / "configs" / "quickstart.py"), options)
+    predictors = [gpvit.Predictor(config, weights, "cpu"), gpvit.Predictor.from_checkpoint(output)]
+    paths = sorted(map(str, images.parent.glob(images.name)))
+    for expected, found in zip(*(predictor(paths) for predictor in predictors), strict=True):
+        assert len(found) == len(expected) > 3
+        assert found.image_size == expected.image_size
+        torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-3)
+        boxes = found.pred_boxes.tensor, expected.pred_boxes.tensor
+        torch.testing.assert_close(*boxes, rtol=1e-3, atol=0.01)
+        assert (found.pred_masks == expected.pred_masks).float().mean() > 0.999
+    arguments = ["--weights", str(output), "--input", paths[0], "--output", str(tmp_path / "out")]
+    predict.main([*arguments, "--score-threshold", "0.5"])
+    number = int((predictors[1](paths[0]).scores > 0.5).sum())
+    assert f"{number} objects" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has its own config and runs in float32"):
+        gpvit.Predictor.from_checkpoint(output, dtype="bfloat16")
+    with pytest.raises(UserError, match="does not run on device cuda; use cpu"):
+        gpvit.Predictor.from_checkpoint(output, "cuda")
+    with pytest.raises(UserError, match="is exported already"):
+        cli.main([*arguments[:4], "--output", str(tmp_path / "again.onnx")])
+    with pytest.raises(UserError, match="ONNX"):
+        view_attention.main(arguments)
+
+
+def onnx_model(**change: Any) -> onnx.ModelProto:
+    """A graph with the output of a classifier, scores = images + constant."""
+    constant = onnx.helper.make_tensor("constant", onnx.TensorProto.FLOAT, [1], [1.0])
+    node = onnx.helper.make_node("Add", ["images", "constant"], ["scores"])
+    images, scores = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])
+        for name in ("images", "scores")
+    ]
+    graph = onnx.helper.make_graph([node], "graph", [images], [scores], [constant])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    metadata = {"classes": ["a"], "smallest_side": 1, "config": "model: {}"} | change
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=json.dumps(value))
+    return model
+
+
+def other_files(model: onnx.ModelProto) -> None:
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "../secret")
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+
+
+def other_files_in_a_branch(model: onnx.ModelProto) -> None:
+    branch = copy.deepcopy(model.graph)
+    branch.ClearField("input")
+    other_files(onnx.helper.make_model(branch))
+    branch.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    attribute = onnx.helper.make_attribute("then_branch", branch)
+    model.graph.node.add(op_type="If", attribute=[attribute])
+
+
+def other_operator(model: onnx.ModelProto) -> None:
+    model.graph.node[0].domain = "com.example"
+
+
+def undefined_metadata(model: onnx.ModelProto) -> None:
+    del model.metadata_props[:]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (other_files, "refers to other files"),
+        (other_files_in_a_branch, "refers to other files"),
+        (other_operator, "has operators of 'com.example'"),
+        (undefined_metadata, "is not a model that gpvit export wrote.*KeyError"),
+        (lambda model: model.graph.output[0].ClearField("name"), "is not a model that gpvit exp"),
+        (lambda model: None, "config"),
+    ],
+)
+def test_onnx_files_of_strangers_are_refused_in_one_line(
+    tmp_path: Path, spoil: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    model = onnx_model()
+    spoil(model)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    (tmp_path.parent / "secret").write_bytes(bytes(4))
+    with pytest.raises(UserError, match=message) as caught:
+        gpvit.Predictor.from_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", bytes(100), None])
+def test_damaged_onnx_files_are_refused_in_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="model.onnx is not a model that gpvit export wrote"):
+        gpvit.Predictor.from_checkpoint(path)
+
+
+def test_config_in_an_onnx_file_calls_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    config = "model: {_target_: os.system, command: 'true'}"
+    path.write_bytes(onnx_model(config=config).SerializeToString())
+    with pytest.raises(UserError, match="would call os.system"):
+        gpvit.Predictor.from_checkpoint(path)
+
+
+@pytest.mark.slow
+def test_onnx_graph_of_the_adapter_has_no_grid_sample(tmp_path: Path) -> None:
+    model = tiny_model("published/retinanet_gpvit_l1_1x.py")
+    program = export.export_onnx(model)
+    operators = {node.op_type for node in program.model.graph.all_nodes()}
+    assert "Gather" in operators and "GridSample" not in operators
+    program.save(tmp_path / "model.onnx")
+    expected = verify.eager(model, image(160, 200))
+    found = verify.load(tmp_path / "model.onnx")(image(160, 200))
+    assert len(expected["scores"]) > 3
+    assert verify.differences(expected, found).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -241,7 +369,7 @@ def test_comparison_ignores_order_of_detections() -> None:
     assert len(verify.differences(empty, empty)) == 0
 
 
-def test_grid_sampling_equals_deformable_sampling() -> None:
+def test_sampling_for_onnx_equals_deformable_sampling() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(6, 8), (3, 4)]
     value = torch.randn(2, 60, 3, 5, generator=generator)  # (B, M, heads, C / heads)

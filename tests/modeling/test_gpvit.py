@@ -12,9 +12,11 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.structures import ImageList
 from gpvit.modeling import layers
 from gpvit.modeling.backbone.gpvit import StripeAttention
+from gpvit.modeling.backbone.pyramid import SimpleFeaturePyramid
 from gpvit.modeling.layers import attention
 from gpvit.solver import layer_decay
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torchvision.ops import StochasticDepth
 
 TINY = dict(embed_dim=24, group_tokens=(0, 8, 0, 4), pretrain_img_size=64)
@@ -344,3 +346,19 @@ def test_inference_in_parts_matches_complete_map(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(x, before)
     for name, output in parts.items():
         torch.testing.assert_close(output, whole[name].detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("training", [True, False])
+def test_backbone_and_pyramid_are_compiled_at_most_twice_for_two_sizes(training: bool) -> None:
+    torch.compiler.reset()
+    pyramid = SimpleFeaturePyramid(
+        net=tiny(), in_feature="last_feat", out_channels=8, scale_factors=(2.0, 1.0), norm="LN"
+    )
+    compiler = CompileCounter()
+    pyramid.train(training).compile(backend=compiler, fullgraph=True)  # no graph break
+    with torch.set_grad_enabled(training):
+        for size in ((64, 96), (128, 160)):
+            pyramid(torch.randn(2, 3, *size))
+    assert compiler.frame_count == 2
+    torch.compiler.reset()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import detectron2.data.transforms as T
@@ -55,13 +56,17 @@ class Predictor:
         # has an effect only before oneDNN's first computation.
         set_defaults()
         file = weights if isinstance(weights, checkpoint.File) else checkpoint.read(str(weights))
-        self.path, self.cfg = file.path, cfg
-        self.classes: list[str] = file.require_classes()
-        self.palette = _palette(file, len(self.classes))
-        set_num_classes(cfg.model, len(self.classes))
-        self.model = _to_device(instantiate(cfg.model), device).eval()
-        self.dtype = choose_dtype(dtype, next(self.model.parameters()).device)
-        checkpoint.load(self.model, file, self.classes)
+        classes = file.require_classes()
+        set_num_classes(cfg.model, len(classes))
+        model = _to_device(instantiate(cfg.model), device).eval()
+        self.dtype = choose_dtype(dtype, next(model.parameters()).device)
+        checkpoint.load(model, file, classes)
+        self._use(model, cfg, file.path, classes)
+        self.palette = _palette(file, len(classes))
+
+    def _use(self, model: nn.Module, cfg: DictConfig, path: str, classes: list[str]) -> None:
+        self.model, self.cfg, self.path, self.classes = model, cfg, path, classes
+        self.palette = class_palette(len(classes))
         mapper = cfg.dataloader.test.mapper
         self.augmentations = T.AugmentationList(instantiate(mapper.augmentations))
         self.channels = CHANNELS[mapper.image_format]
@@ -79,7 +84,8 @@ class Predictor:
         """Build a model with the config in its checkpoint, or that of an official model.
 
         Args:
-            path: file, folder or address of a checkpoint.
+            path: file, folder or address of a checkpoint, or an ONNX file of ``gpvit export``,
+                which runs in ONNX Runtime, in float32.
             device, dtype: as above.
             config_file: a config to use instead.
             overrides: ``key=value`` changes to the config.
@@ -87,6 +93,17 @@ class Predictor:
         Raises:
             UserError: as above, or the checkpoint contains no config.
         """
+        if str(path).endswith(".onnx"):
+            if config_file or overrides or dtype not in ("auto", "float32"):
+                raise UserError(f"{path} has its own config and runs in float32: give no others")
+            from .export.onnx_file import load_onnx  # imports ONNX Runtime
+
+            predictor = cls.__new__(cls)
+            model = load_onnx(Path(path), device)
+            predictor.dtype = torch.float32
+            cfg = config_from_yaml(model.config, f"the config in {path}")
+            predictor._use(model, cfg, str(path), model.classes)
+            return predictor
         file = checkpoint.read(str(path))
         if config_file:
             return cls(with_overrides(load_config(config_file), overrides), file, device, dtype)

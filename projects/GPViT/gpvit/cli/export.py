@@ -17,9 +17,11 @@ from pathlib import Path
 import torch
 import torchvision  # noqa: F401 (registers the operators that a .pt2 file contains)
 
+from ..config import inference_config
 from ..data.image_io import read_image
 from ..data.sources import expand_globs
 from ..export import graph
+from ..export.runtime import OnnxModel
 from ..export.verify import check, load
 from ..predictor import Predictor
 from ..utils.errors import UserError
@@ -46,6 +48,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--output {args.output}: the name must end in .onnx or .pt2")
     check_overwrite([args.output], args.overwrite)
     predictor = detector(args)
+    if isinstance(predictor.model, OnnxModel):
+        raise UserError(f"{args.weights} is exported already: give the checkpoint")
     paths = expand_globs(args.input)
     images = [predictor.resize(read_image(path)) for path in paths]
     smallest = graph.smallest_side(predictor.model)
@@ -62,11 +66,12 @@ def main(arguments: Sequence[str]) -> None:
     print(one_line(f"{args.output}: {report}", LINE_LIMIT))
 
 
-def metadata(predictor: Predictor) -> dict[str, int | list[str]]:
-    """Return the class names and the image sizes to resize to, for users of the exported file."""
-    metadata: dict[str, int | list[str]] = {
+def metadata(predictor: Predictor) -> dict[str, int | str | list[str]]:
+    """Return class names, sizes to resize to, and config, for users of the exported file."""
+    metadata: dict[str, int | str | list[str]] = {
         "classes": predictor.classes,
         "smallest_side": graph.smallest_side(predictor.model),
+        "config": inference_config(predictor.cfg),  # for gpvit.Predictor
     }
     for key in ("short_side", "max_size", "crop_size"):
         if key in predictor.cfg.dataloader:
@@ -74,7 +79,7 @@ def metadata(predictor: Predictor) -> dict[str, int | list[str]]:
     return metadata
 
 
-def write(predictor: Predictor, path: Path, metadata: dict[str, int | list[str]]) -> None:
+def write(predictor: Predictor, path: Path, metadata: dict[str, int | str | list[str]]) -> None:
     if path.suffix == ".pt2":
         content = io.BytesIO()  # PyTorch aborts the process if it writes to a full disk itself
         torch.export.save(

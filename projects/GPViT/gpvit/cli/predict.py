@@ -57,6 +57,7 @@ from ..data.video_io import VideoReader, VideoWriter
 from ..evaluation.classification_evaluation import TOP
 from ..evaluation.classification_results import ScoresWriter
 from ..evaluation.coco_results import ResultsWriter
+from ..export.runtime import OnnxClassifier, OnnxSegmentor
 from ..modeling import ImageClassifier, SemanticSegmentor
 from ..predictor import Output, Predictor
 from ..utils.errors import UserError
@@ -86,11 +87,11 @@ def main(arguments: Sequence[str]) -> int:
     predictor = detector(args, args.dtype)
     try:
         run: Run
-        if isinstance(predictor.model, SemanticSegmentor):
+        if isinstance(predictor.model, SemanticSegmentor | OnnxSegmentor):
             images = [source for source in sources if not source.is_video]
             check_targets(images, args, labels=True)
             run = SegmentationRun(predictor, args)
-        elif isinstance(predictor.model, ImageClassifier):
+        elif isinstance(predictor.model, ImageClassifier | OnnxClassifier):
             run = ClassificationRun(predictor, args)
         else:
             run = Run(predictor, args)
@@ -412,7 +413,7 @@ class SegmentationRun(Run):
 
     def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
         refuse(predictor, "a segmentation model", args, "--json", "--cutouts", "--score-threshold")
-        assert isinstance(predictor.model, SemanticSegmentor)
+        assert isinstance(predictor.model, SemanticSegmentor | OnnxSegmentor)
         predictor.model.class_map = True
         super().__init__(predictor, args)
         self.seen: set[int] = set()  # classes, in all images and frames

@@ -173,7 +173,7 @@ def settings(cfg: DictConfig) -> str:
     if counted != cfg.dataloader.get("max_detections"):
         text += str(counted)
     dtype = eval_dtype(cfg)
-    if dtype != "float32":
+    if dtype not in ("auto", "float32"):
         text += dtype
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
