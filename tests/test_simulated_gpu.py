@@ -18,6 +18,7 @@ from gpvit.config import load_config
 from gpvit.modeling import layers
 from gpvit.modeling.backbone.gpvit import GroupPropagationBlock, WindowBlock
 from gpvit.modeling.classifier import AttentionPooling
+from gpvit.modeling.segmentation import predicting_class_maps
 from gpvit.utils.precision import LAST_LAYERS, inference_in
 from simulated_gpu import simulated_gpu
 from torch import Tensor, nn
@@ -276,6 +277,20 @@ def test_predictions_on_the_gpu_are_those_on_the_cpu(name: str) -> None:
                 assert len(value) > 0
                 assert fraction_found(value, ours[key]) >= 0.98
     assert sum(gpu.waits.values()) <= WAITS_OF_INFERENCE.get(name, 0)
+
+
+@pytest.mark.parametrize("window", [0, 48])
+def test_class_map_on_the_gpu_is_that_on_the_cpu(window: int) -> None:
+    model, batch = build_confident("quickstart_semantic"), batch_for("quickstart_semantic")
+    model.window, model.stride = window, 32
+    maps = []
+    with predicting_class_maps(model):
+        maps.append(predict(model, batch, "cpu", torch.float32))
+        with simulated_gpu():
+            maps.append(predict(model, batch, "cuda", torch.float32))
+    for expected, found in zip(*maps, strict=True):
+        assert len(expected["sem_seg"].unique()) > 1
+        assert (found["sem_seg"] == expected["sem_seg"]).float().mean() > 0.999
 
 
 def fraction_found(expected: Instances, found: Instances) -> float:

@@ -155,15 +155,15 @@ def test_predictor_runs_an_onnx_file(
         gpvit.Predictor.from_checkpoint(output, dtype="bfloat16")
     with pytest.raises(UserError, match="does not run on device cuda; use cpu"):
         gpvit.Predictor.from_checkpoint(output, "cuda")
-    with pytest.raises(UserError, match="is exported already"):
+    with pytest.raises(UserError, match="is an exported model: give the checkpoint"):
         cli.main([*arguments[:4], "--output", str(tmp_path / "again.onnx")])
-    with pytest.raises(UserError, match="ONNX"):
+    with pytest.raises(UserError, match="is an exported model: give the checkpoint"):
         view_attention.main(arguments)
 
 
 def onnx_model(**change: Any) -> onnx.ModelProto:
     """A graph with the output of a classifier, scores = images + constant."""
-    constant = onnx.helper.make_tensor("constant", onnx.TensorProto.FLOAT, [1], [1.0])
+    constant = onnx.helper.make_tensor("constant", onnx.TensorProto.FLOAT, [1], bytes(4), raw=True)
     node = onnx.helper.make_node("Add", ["images", "constant"], ["scores"])
     images, scores = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])

@@ -21,7 +21,6 @@ from ..config import inference_config
 from ..data.image_io import read_image
 from ..data.sources import expand_globs
 from ..export import graph
-from ..export.runtime import OnnxModel
 from ..export.verify import check, load
 from ..predictor import Predictor
 from ..utils.errors import UserError
@@ -48,8 +47,6 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--output {args.output}: the name must end in .onnx or .pt2")
     check_overwrite([args.output], args.overwrite)
     predictor = detector(args)
-    if isinstance(predictor.model, OnnxModel):
-        raise UserError(f"{args.weights} is exported already: give the checkpoint")
     paths = expand_globs(args.input)
     images = [predictor.resize(read_image(path)) for path in paths]
     smallest = graph.smallest_side(predictor.model)

@@ -7,6 +7,7 @@ import torch
 
 from ..data.datasets.label_folders import find_pairs
 from ..predictor import Predictor
+from ..utils.errors import UserError
 from ..utils.kinds import argument, integer, number
 
 # Types of numeric options.
@@ -86,7 +87,14 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, what: str, default
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
-def detector(args: argparse.Namespace, dtype: str = "auto") -> Predictor:
+def detector(args: argparse.Namespace) -> Predictor:
+    """Load a model that must be a PyTorch model; raise a UserError for an ONNX file."""
+    if args.weights.endswith(".onnx"):
+        raise UserError(f"{args.weights} is an exported model: give the checkpoint that it is from")
+    return load_predictor(args)
+
+
+def load_predictor(args: argparse.Namespace, dtype: str = "auto") -> Predictor:
     return Predictor.from_checkpoint(
         args.weights, args.device, dtype, config_file=args.config_file, overrides=args.overrides
     )

@@ -68,7 +68,7 @@ from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..visualization.classification_drawing import draw_label, draw_scores
 from ..visualization.drawing import cut_outs, draw_predictions
 from ..visualization.label_drawing import draw_labels, with_legend
-from .options import COUNT, SCORE, add_detector, add_output, command_parser, detector
+from .options import COUNT, SCORE, add_detector, add_output, command_parser, load_predictor
 
 DEFAULT_SCORE = 0.5
 # The file names of cutouts: frame (videos only), number, class name and score in percent.
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         sources = sources_of(args.input, args.output)
     check_targets(sources, args, labels=False)
-    predictor = detector(args, args.dtype)
+    predictor = load_predictor(args, args.dtype)
     try:
         run: Run
         if isinstance(predictor.model, SemanticSegmentor | OnnxSegmentor):
