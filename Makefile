@@ -2,16 +2,17 @@
 ## make test         run the tests, in less than 20 minutes on two CPU cores
 ## make test-quick   run the quick ones among them, in about three minutes
 ## make test-slow    run the tests that take minutes each
+## make gpu          check and time everything on a GPU, in about 10 minutes
 ## make lint         check style, formatting, types, imports and density
 ## make env          install everything into .venv (the targets above do this first)
 ## make clean        remove .venv and output/quickstart
 ##
-## PYTHON=python3.12 selects the Python for .venv; ARGS="..." is passed to quickstart.py or pytest.
+## PYTHON=python3.12 selects the Python for .venv; ARGS="..." is passed to the command.
 
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help quickstart test test-quick test-slow lint env clean
+.PHONY: help quickstart test test-quick test-slow gpu lint env clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +28,9 @@ test-quick: env
 
 test-slow: env
 	.venv/bin/python -m pytest -m slow $(ARGS)
+
+gpu: env
+	.venv/bin/python tests/benchmarks/gpu.py $(ARGS)
 
 lint: env
 	.venv/bin/ruff check .

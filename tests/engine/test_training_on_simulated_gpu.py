@@ -57,9 +57,23 @@ def weights(output: Path, key: str = "model") -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def on_gpu(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("gpu") / "run"
-    with simulated_gpu():
+    with simulated_gpu() as gpu:
         train(synthetic_data, output, "cuda", "train.amp.enabled=False")
+    waits = {key: number for key, number in gpu.waits.items() if "engine/trainer.py" in key}
+    (output / "waits.json").write_text(json.dumps(waits))
     return output
+
+
+def test_trainer_waits_for_the_gpu_once_per_iteration_and_check(on_gpu: Path) -> None:
+    """In four iterations, to read metrics and to check the norm of the gradients.
+
+    PyTorch's average of the weights copies its counter to the GPU twice, but for the first time.
+    """
+    waits = json.loads((on_gpu / "waits.json").read_text())
+    allowed = {"to CPU": 4, "item": 4, "to GPU": 2 * 3}
+    assert sum(waits.values()) == sum(allowed.values())
+    for reason, number in allowed.items():
+        assert waits[f"gpvit/engine/trainer.py: {reason}"] == number
 
 
 def test_losses_gradients_average_and_evaluation_are_those_of_the_cpu(
@@ -193,6 +207,7 @@ def test_sixteen_processes_split_batches_and_share_tensors_on_the_gpu(
     try:
         with simulated_gpu():
             options = ["dataloader.train.total_batch_size=32", "train.accumulate=1"]
+            options.append("train.best_metric=''")
             train(synthetic_data, tmp_path / "run", "cuda", *options)
     finally:
         dist.destroy_process_group()
