@@ -287,7 +287,7 @@ def test_deformable_attention_runs_in_float32_under_autocast() -> None:
     for attention in attentions:
         for linear in attention.children():
             linear.register_forward_hook(record)
-    adapter.net.blocks[0].mlp.fc1.register_forward_hook(
+    adapter.net.blocks[0].attn.proj.register_forward_hook(
         lambda module, args, out: around.append(out.dtype)
     )
     with torch.autocast("cpu", torch.bfloat16):

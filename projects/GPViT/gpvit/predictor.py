@@ -45,6 +45,8 @@ class Predictor:
             cannot be used.
     """
 
+    dtype = torch.float32  # of the model, but for scores, boxes and masks
+
     def __init__(
         self,
         cfg: DictConfig,
@@ -100,7 +102,6 @@ class Predictor:
 
             predictor = cls.__new__(cls)
             model = load_onnx(Path(path), device)
-            predictor.dtype = torch.float32
             cfg = config_from_yaml(model.config, f"the config in {path}")
             predictor._use(model, cfg, str(path), model.classes)
             return predictor

@@ -71,8 +71,22 @@ def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """A linear layer over the channels of a map: (B, H, W, C) -> (B, H, W, D)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, in_heads: int = 0, out_heads: int = 0, padding: int = 0) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: (B, H, W, C).
+            in_heads: number of heads that C consists of, each with zeros at its end.
+            out_heads: number of heads that D consists of, to which zeros are appended.
+            padding: number of zeros at the end of each of these heads, see :func:`head_padding`.
+        """
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if in_heads:
+            weight = pad_heads(weight, in_heads, padding, dim=1)
+        if out_heads:
+            weight, bias = pad_outputs(self, out_heads, padding)
+        return linear(x, weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -204,14 +218,14 @@ def attention(
     return attended.transpose(1, 2).flatten(2)  # (N, heads, L, d) -> (N, L, C)
 
 
-def gather(query: Tensor, x: Tensor, key: nn.Linear, num_heads: int) -> Tensor:
+def gather(query: Tensor, x: Tensor, key: Linear, num_heads: int) -> Tensor:
     """Cross-attention from n tokens to a map, of which only the keys are projected.
 
     (B, n, C), (B, H, W, C) -> (B, n, C).
     """
     padding = head_padding(x, x.shape[-1] // num_heads)
     query, value = pad_heads(query, num_heads, padding), pad_heads(x, num_heads, padding)
-    keys = linear(x, *pad_outputs(key, num_heads, padding))
+    keys = key(x, out_heads=num_heads, padding=padding)
     attended = attention(query, keys.flatten(1, 2), value.flatten(1, 2), num_heads, padding)
     if padding:
         attended = attended.unflatten(-1, (num_heads, -1))[..., :-padding].flatten(-2)

@@ -278,8 +278,8 @@ class StripeAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = StripeQKV(dim)
-        self.lepe_vertical = nn.Conv2d(dim // 2, dim // 2, 3, padding=1, groups=dim // 2)
-        self.lepe_horizontal = nn.Conv2d(dim // 2, dim // 2, 3, padding=1, groups=dim // 2)
+        self.lepe_vertical = LePE(dim // 2)
+        self.lepe_horizontal = LePE(dim // 2)
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
@@ -304,10 +304,9 @@ class StripeAttention(nn.Module):
         qkv = recomputed(horizontal_qkv, x, self.recompute)
         horizontal = self.attend(qkv, self.lepe_horizontal, padding)
         attended = torch.cat([vertical, horizontal.view_as(vertical)], dim=-1).view(B, H, W, -1)
-        weight = pad_heads(self.proj.weight, 2 * heads, padding, dim=1)
-        return linear(attended, weight, self.proj.bias)
+        return self.proj(attended, in_heads=2 * heads, padding=padding)
 
-    def attend(self, qkv: Tensor, lepe: nn.Conv2d, padding: int) -> Tensor:
+    def attend(self, qkv: Tensor, lepe: nn.Module, padding: int) -> Tensor:
         """Attention and LePE inside each of N stripes: (N, h, w, 3, C/2) -> (N, h, w, C/2).
 
         C includes the padding of the heads.
@@ -315,10 +314,20 @@ class StripeAttention(nn.Module):
         value_map = qkv[..., 2, :]  # (N, h, w, C/2): 0, 1 and 2 are queries, keys and values
         query, key, value = qkv.flatten(1, 2).unbind(2)  # each (N, h w, C/2)
         attended = attention(query, key, value, self.num_heads, padding).view(value_map.shape)
-        weight, bias = pad_outputs(lepe, self.num_heads, padding)
-        value_map = value_map.permute(0, 3, 1, 2)
-        encoding = F.conv2d(value_map, weight, bias, padding=1, groups=len(weight))
+        encoding = lepe(value_map.permute(0, 3, 1, 2), self.num_heads, padding)
         return attended + encoding.permute(0, 2, 3, 1)
+
+
+class LePE(nn.Conv2d):
+    """Depthwise 3x3 convolution of the values in a stripe: (N, C, h, w) -> (N, C, h, w)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor, num_heads: int, padding: int) -> Tensor:  # type: ignore[override]
+        """Each of the ``num_heads`` heads that x consists of has ``padding`` zeros at its end."""
+        weight, bias = pad_outputs(self, num_heads, padding)
+        return F.conv2d(x, weight, bias, padding=1, groups=len(weight))
 
 
 class StripeQKV(nn.Linear):
@@ -452,14 +461,13 @@ class Ungroup(nn.Module):
         padding = head_padding(x, x.shape[-1] // heads)
 
         def queries(x: Tensor) -> Tensor:
-            return linear(self.norm_query(x), *pad_outputs(self.query, heads, padding))
+            return self.query(self.norm_query(x), out_heads=heads, padding=padding)
 
         key = pad_heads(self.key(groups), heads, padding)
         value = pad_heads(self.value(groups), heads, padding)
         query = recomputed(queries, x, self.recompute)
         attended = attention(query.flatten(1, 2), key, value, heads, padding).view_as(query)
-        out_weight = pad_heads(self.out.weight, heads, padding, dim=1)
-        attended = self.drop_path(linear(attended, out_weight, self.out.bias))
+        attended = self.drop_path(self.out(attended, in_heads=heads, padding=padding))
         # join(cat([x, attended])), as two products without a map of 2C channels
         weight_of_x, weight_of_attended = self.join.weight.chunk(2, dim=1)
         x = linear(x, weight_of_x, self.join.bias) + linear(attended, weight_of_attended, None)
