@@ -112,6 +112,19 @@ def test_ap_counts_the_last_limit_of_detections() -> None:
     assert run.stats[0] == pytest.approx(precision[precision > -1].mean())
 
 
+def test_names_of_classes_and_files_may_be_anything() -> None:
+    ground_truth, detections = random_data(0, "bbox")
+    expected, found = [], []
+    for precisions in (expected, found):
+        run = COCOeval(ground_truth, detections, "bbox")
+        run.evaluate()
+        run.accumulate()
+        precisions.append(run.eval["precision"])
+        for item in (*ground_truth.dataset["images"], *ground_truth.dataset["categories"]):
+            item["name"] = item["file_name"] = "\ud800\x00"
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_process_forked_after_an_evaluation_raises_an_error() -> None:
     """Its evaluation would wait forever for threads that it does not have."""
 

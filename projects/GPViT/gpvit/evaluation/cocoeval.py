@@ -2,12 +2,18 @@
 
 import os
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import hotcoco
 from pycocotools.coco import COCO
 
 _processes: set[int] = set()  # ids of this process and its parents in which hotcoco has threads
+
+
+IMAGE_KEYS = ("id", "height", "width")
+OBJECT_KEYS = ("id", "image_id", "category_id", "area", "iscrowd", "score")
+SHAPES = {"bbox": "bbox", "segm": "segmentation"}
 
 
 class COCOeval:
@@ -33,7 +39,9 @@ class COCOeval:
                 "a process forked after an evaluation cannot evaluate: start it by 'spawn'"
             )
         self._evaluation: Any = hotcoco.COCOeval(
-            hotcoco.COCO(ground_truth.dataset), hotcoco.COCO(detections.dataset), task
+            hotcoco.COCO(_needed(ground_truth.dataset, task)),
+            hotcoco.COCO(_needed(detections.dataset, task)),
+            task,
         )
         self.params: Any = self._evaluation.params
 
@@ -62,3 +70,24 @@ class COCOeval:
     @property
     def stats(self) -> Any:
         return self._evaluation.stats
+
+
+def _needed(dataset: dict[str, Any], task: str) -> dict[str, Any]:
+    """Return what a task needs of a dataset.
+
+    The rest takes time to convert, and hotcoco raises an error for names that are not Unicode.
+    """
+    categories = [{"id": item["id"], "name": str(item["id"])} for item in dataset["categories"]]
+    return {
+        "images": _with_keys(dataset["images"], IMAGE_KEYS),
+        "categories": categories,
+        "annotations": _with_keys(dataset["annotations"], (*OBJECT_KEYS, SHAPES[task])),
+    }
+
+
+def _with_keys(items: Iterable[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the items with those of the keys that they have."""
+    kept = []
+    for item in items:
+        kept.append({key: item[key] for key in keys if key in item})
+    return kept
