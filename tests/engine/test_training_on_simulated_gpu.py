@@ -109,13 +109,15 @@ def test_default_is_bfloat16(synthetic_data: Path, tmp_path: Path, on_gpu: Path)
     seen: set[torch.dtype] = set()
 
     def look(module: nn.Module, args: tuple, output: Tensor) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module.training:
             seen.add(output.dtype)
 
     hook = nn.modules.module.register_module_forward_hook(look)
-    with simulated_gpu():
-        train(synthetic_data, tmp_path / "run", "cuda")
-    hook.remove()
+    try:
+        with simulated_gpu():
+            train(synthetic_data, tmp_path / "run", "cuda")
+    finally:
+        hook.remove()
     assert torch.bfloat16 in seen
     for theirs, ours in zip(metrics(on_gpu), metrics(tmp_path / "run"), strict=True):
         assert ours["total_loss"] == pytest.approx(theirs["total_loss"], rel=1e-2)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpvit
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -22,6 +24,7 @@ from gpvit.config import load_config
 from gpvit.data.image_io import read_image
 from gpvit.export import graph as export
 from gpvit.export import verify
+from gpvit.export.runtime import OnnxDetector
 from gpvit.modeling.deformable_attention import sample_by_bag, sample_by_row
 from gpvit.utils.errors import UserError
 from torch import nn
@@ -151,7 +154,7 @@ def test_predictor_runs_an_onnx_file(
     predict.main([*arguments, "--score-threshold", "0.5"])
     number = int((predictors[1](paths[0]).scores > 0.5).sum())
     assert f"{number} objects" in capsys.readouterr().out
-    with pytest.raises(UserError, match="has its own config and runs in float32"):
+    with pytest.raises(UserError, match="takes no other config, overrides or dtype"):
         gpvit.Predictor.from_checkpoint(output, dtype="bfloat16")
     with pytest.raises(UserError, match="does not run on device cuda; use cpu"):
         gpvit.Predictor.from_checkpoint(output, "cuda")
@@ -179,21 +182,33 @@ def onnx_model(**change: Any) -> onnx.ModelProto:
 
 
 def other_files(model: onnx.ModelProto) -> None:
-    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "../secret")
-    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "secret")
 
 
 def other_files_in_a_branch(model: onnx.ModelProto) -> None:
     branch = copy.deepcopy(model.graph)
     branch.ClearField("input")
-    other_files(onnx.helper.make_model(branch))
-    branch.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    onnx.external_data_helper.set_external_data(branch.initializer[0], "secret")
     attribute = onnx.helper.make_attribute("then_branch", branch)
     model.graph.node.add(op_type="If", attribute=[attribute])
 
 
 def other_operator(model: onnx.ModelProto) -> None:
     model.graph.node[0].domain = "com.example"
+
+
+def another_format(model: onnx.ModelProto) -> None:
+    """Bytes by which ONNX Runtime recognizes its own format, inside of a valid ONNX file."""
+    graph = copy.deepcopy(model.graph)
+    metadata = list(model.metadata_props)
+    model.Clear()
+    model.producer_name = "ORTM" + "x" * 16384
+    model.graph.CopyFrom(graph)
+    model.metadata_props.extend(metadata)
+
+
+def no_classes(model: onnx.ModelProto) -> None:
+    model.metadata_props[0].value = "[]"
 
 
 def undefined_metadata(model: onnx.ModelProto) -> None:
@@ -205,10 +220,12 @@ def undefined_metadata(model: onnx.ModelProto) -> None:
     [
         (other_files, "refers to other files"),
         (other_files_in_a_branch, "refers to other files"),
-        (other_operator, "has operators of 'com.example'"),
+        (other_operator, "has operators of com.example"),
         (undefined_metadata, "is not a model that gpvit export wrote.*KeyError"),
         (lambda model: model.graph.output[0].ClearField("name"), "is not a model that gpvit exp"),
-        (lambda model: None, "config"),
+        (lambda model: None, "the config in"),
+        (another_format, "is not a model that gpvit export wrote"),
+        (no_classes, "classes are not text"),
     ],
 )
 def test_onnx_files_of_strangers_are_refused_in_one_line(
@@ -218,19 +235,34 @@ def test_onnx_files_of_strangers_are_refused_in_one_line(
     spoil(model)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    (tmp_path.parent / "secret").write_bytes(bytes(4))
     with pytest.raises(UserError, match=message) as caught:
         gpvit.Predictor.from_checkpoint(path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", bytes(100), None])
-def test_damaged_onnx_files_are_refused_in_one_line(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [b"", b"text", bytes(100)])
+def test_damaged_onnx_files_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(UserError, match="model.onnx is not a model that gpvit export wrote"):
         gpvit.Predictor.from_checkpoint(path)
+
+
+def test_missing_onnx_file_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read .*model.onnx: No such file"):
+        gpvit.Predictor.from_checkpoint(tmp_path / "model.onnx")
+
+
+def test_classes_of_an_onnx_file_must_have_names() -> None:
+    metadata = {"classes": ["a"], "smallest_side": 1, "config": ""}
+    session = SimpleNamespace(
+        get_inputs=lambda: [SimpleNamespace(name="image")],
+        get_outputs=lambda: [SimpleNamespace(name=name) for name in ("boxes", "scores", "classes")],
+        run=lambda names, inputs: [np.zeros((1, 4)), np.ones(1), np.array([57])],
+    )
+    detector = OnnxDetector(session, metadata)
+    with pytest.raises(ValueError, match="other classes than its 1 names"):
+        detector([{"image": image(8, 8)}])
 
 
 def test_config_in_an_onnx_file_calls_nothing_else(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ class Predictor:
         """
         if str(path).endswith(".onnx"):
             if config_file or overrides or dtype not in ("auto", "float32"):
-                raise UserError(f"{path} has its own config and runs in float32: give no others")
+                raise UserError(f"{path} takes no other config, overrides or dtype: it has its own")
             from .export.onnx_file import load_onnx  # imports ONNX Runtime
 
             predictor = cls.__new__(cls)

@@ -43,7 +43,7 @@ def is_semantic(args: argparse.Namespace) -> bool:
 
 
 def add_detector(parser: argparse.ArgumentParser, device: str | None = None) -> None:
-    """Add the options that :func:`detector` reads.
+    """Add the options that :func:`load_predictor` reads.
 
     Args:
         parser: of the command.
@@ -53,7 +53,7 @@ def add_detector(parser: argparse.ArgumentParser, device: str | None = None) -> 
         "--weights",
         required=True,
         metavar="PATH",
-        help="checkpoint, folder of a training run, URL or hf://USER/NAME",
+        help="checkpoint, folder of a training run, exported .onnx file, URL or hf://USER/NAME",
     )
     parser.add_argument(
         "--config-file",
@@ -63,7 +63,11 @@ def add_detector(parser: argparse.ArgumentParser, device: str | None = None) -> 
     if device:
         parser.set_defaults(device=device)
     else:
-        add_device(parser)
+        parser.add_argument(
+            "--device",
+            metavar="NAME",
+            help="device to run on, such as cpu or cuda (default: a GPU if there is one)",
+        )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
 
 
@@ -90,7 +94,9 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, what: str, default
 def detector(args: argparse.Namespace) -> Predictor:
     """Load a model that must be a PyTorch model; raise a UserError for an ONNX file."""
     if args.weights.endswith(".onnx"):
-        raise UserError(f"{args.weights} is an exported model: give the checkpoint that it is from")
+        raise UserError(
+            f"{args.weights} is an exported model: give the checkpoint that it was exported from"
+        )
     return load_predictor(args)
 
 

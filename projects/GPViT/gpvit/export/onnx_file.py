@@ -1,7 +1,7 @@
 """Reading ONNX files of ``gpvit export``.
 
-A file may be a stranger's: it is read without files that it refers to, and refused if it has
-operators other than ONNX's own.
+A file is not trusted: it is read without files that it refers to, and refused if it has
+operators other than ONNX's own. The memory that it takes is not limited.
 """
 
 import json
@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import torch
 
-from ..utils.errors import UserError, reason_of
+from ..utils.errors import UserError, preview, reason_of
 from .runtime import OnnxClassifier, OnnxDetector, OnnxModel, OnnxSegmentor
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -38,18 +38,28 @@ def load_onnx(path: Path, device: str | None = None) -> OnnxModel:
         raise UserError(f"this ONNX Runtime does not run on device {device}; use cpu")
     try:
         content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    try:
         model = onnx.load_model_from_string(content)
-        for domain in sorted(_domains(model) - DOMAINS):
-            raise UserError(f"{path} has operators of {domain!r}, which are not ONNX's own")
+        domains = sorted(_domains(model) - DOMAINS)
+        if domains:
+            raise UserError(f"{path} has operators of {preview(domains)}, which are not ONNX's own")
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
             raise UserError(f"{path} refers to other files; export the model again")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors, which are raised, too
+        # Otherwise the content might be taken for a file in another format, which was not checked.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         session = onnxruntime.InferenceSession(content, options, providers=[provider])
         metadata = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
-        texts = [metadata["config"], *metadata["classes"]]
-        if not all(isinstance(text, str) for text in texts):
+        classes = metadata["classes"]
+        is_list = isinstance(classes, list) and len(classes) > 0
+        if not is_list or not all(isinstance(text, str) for text in [metadata["config"], *classes]):
             raise ValueError("config and classes are not text")
+        if not isinstance(metadata["smallest_side"], int):
+            raise ValueError("smallest_side is not a number")
         return KINDS[session.get_outputs()[0].name](session, metadata)
     except UserError:
         raise

@@ -47,6 +47,11 @@ class OnnxModel(nn.Module):
         """Return the output for an image (3, h, w), uint8, at the size of the original image."""
         raise NotImplementedError
 
+    def require_classes(self, number: int) -> None:
+        """Raise a ValueError if the graph has another number of classes than names."""
+        if number != len(self.classes):
+            raise ValueError(f"the graph has {number} classes, and {len(self.classes)} names")
+
     def run(self, image: Tensor) -> dict[str, Tensor]:
         """Return the outputs of the graph by name."""
         values = self.session.run(self.outputs, {self.input: image.numpy()})
@@ -60,6 +65,8 @@ class OnnxDetector(OnnxModel):
 
     def predict(self, image: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         outputs = self.run(image)
+        if len(outputs["classes"]) and not 0 <= outputs["classes"].max() < len(self.classes):
+            raise ValueError(f"the graph has other classes than its {len(self.classes)} names")
         instances = Instances(tuple(image.shape[1:]))
         instances.pred_boxes = Boxes(outputs["boxes"])
         instances.scores, instances.pred_classes = outputs["scores"], outputs["classes"]
@@ -76,6 +83,7 @@ class OnnxSegmentor(OnnxModel):
 
     def predict(self, image: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         logits = self.run(image)["logits"]
+        self.require_classes(len(logits))
         if not self.class_map:
             return {"sem_seg": resize(logits[None], size)[0]}
         rows = resize_matrix(logits.shape[1], size[0], logits)
@@ -87,4 +95,6 @@ class OnnxClassifier(OnnxModel):
     """An exported classifier: {"scores": probabilities}."""
 
     def predict(self, image: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-        return {"scores": self.run(image[None])["scores"][0]}
+        (scores,) = self.run(image[None])["scores"]
+        self.require_classes(len(scores))
+        return {"scores": scores}

@@ -85,7 +85,8 @@ class Linear(nn.Linear):
         if in_heads:
             weight = pad_heads(weight, in_heads, padding, dim=1)
         if out_heads:
-            weight, bias = pad_outputs(self, out_heads, padding)
+            weight = pad_heads(weight, out_heads, padding, dim=0)
+            bias = None if bias is None else pad_heads(bias, out_heads, padding)
         return linear(x, weight, bias)
 
 

@@ -54,7 +54,8 @@ def resize_twice(old_size: int, network_size: int, used: int, new_size: int, x: 
         x: a tensor of the dtype and on the device of the result.
     """
     to_input = resize_matrix(old_size, network_size, x)[:used]
-    return resize_matrix(used, new_size, x) @ to_input
+    with torch.autocast(x.device.type, enabled=False):
+        return resize_matrix(used, new_size, x) @ to_input
 
 
 def class_map(predictions: Sequence[Prediction]) -> Tensor:

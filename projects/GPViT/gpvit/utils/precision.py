@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from .errors import UserError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# The layers that predict scores, boxes, masks and the classes of pixels or images.
+# Names of the layers that predict scores, boxes, masks and the classes of pixels or images.
 LAST_LAYERS = {
     "anchor_deltas",
     "auxiliary_predictor",
@@ -51,19 +52,14 @@ def inference_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
     if dtype == torch.float32:
         yield
         return
-    last_layers = []
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in LAST_LAYERS and isinstance(module, nn.Linear | nn.Conv2d):
-            last_layers.append(module)
     device_type = next(model.parameters()).device.type
-    try:
-        for layer in last_layers:
-            layer.forward = _InFloat32(layer, device_type)  # type: ignore[assignment]
-        with torch.autocast(device_type, dtype):
-            yield
-    finally:
-        for layer in last_layers:
-            del layer.forward
+    with contextlib.ExitStack() as stack:
+        for name, layer in model.named_modules():
+            if name.rpartition(".")[2] in LAST_LAYERS and isinstance(layer, nn.Linear | nn.Conv2d):
+                forward = _InFloat32(layer, device_type)
+                stack.enter_context(mock.patch.object(layer, "forward", forward))
+        stack.enter_context(torch.autocast(device_type, dtype))
+        yield
 
 
 class _InFloat32:
