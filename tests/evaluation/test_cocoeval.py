@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import signal
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,10 @@ def test_process_forked_after_an_evaluation_raises_an_error() -> None:
     def evaluate() -> None:
         COCOeval(*random_data(0, "bbox"), "bbox").evaluate()
 
+    def evaluate_in_time() -> None:
+        signal.alarm(20)  # ends the process
+        evaluate()
+
     evaluate()
     with pytest.raises(AssertionError, match="forked after an evaluation cannot evaluate"):
-        in_a_child(evaluate)
+        in_a_child(evaluate_in_time)

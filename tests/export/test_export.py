@@ -252,12 +252,13 @@ def test_missing_onnx_file_is_reported(tmp_path: Path) -> None:
         gpvit.Predictor.from_checkpoint(tmp_path / "model.onnx")
 
 
-def test_classes_of_an_onnx_file_must_have_names() -> None:
+@pytest.mark.parametrize("index", [-1, 1, 57])
+def test_classes_of_an_onnx_file_must_have_names(index: int) -> None:
     metadata = {"classes": ["a"], "smallest_side": 1, "config": ""}
     session = SimpleNamespace(
         get_inputs=lambda: [SimpleNamespace(name="image")],
         get_outputs=lambda: [SimpleNamespace(name=name) for name in ("boxes", "scores", "classes")],
-        run=lambda names, inputs: [np.zeros((1, 4)), np.ones(1), np.array([57])],
+        run=lambda names, inputs: [np.zeros((1, 4)), np.ones(1), np.array([index])],
     )
     detector = OnnxDetector(session, metadata)
     with pytest.raises(ValueError, match="other classes than its 1 names"):

@@ -181,39 +181,36 @@ def test_settings_without_influence_on_the_result_leave_runs_complete(
     assert ablation(CONTENT | {"tables": [TABLE | {"overrides": overrides}]}) == []
 
 
-def test_code_in_a_config_file_counts_as_a_setting(
-    tmp_path: Path, synthetic_data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("config", "changed", "old", "new"),
+    [
+        ("unmixed.py", "unmixed.py", "nn.Identity()", "nn.ReLU()"),
+        ("stride16_large.py", "stride16.py", "return 32", "return 64"),  # imports the changed file
+    ],
+)
+def test_code_in_config_files_counts_as_a_setting(
+    tmp_path: Path,
+    synthetic_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: str,
+    changed: str,
+    old: str,
+    new: str,
 ) -> None:
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     monkeypatch.setattr(plan, "REPOSITORY", tmp_path)
-    config = tmp_path / "configs" / "ablation" / "unmixed.py"
-    table = plan.Table(**TABLE | {"variants": [{"name": "a", "config": str(config)}]})
+    folder = tmp_path / "configs" / "ablation"
+    variant = {"name": "a", "config": str(folder / config)}
+    table = plan.Table(**TABLE | {"variants": [variant]})
 
     def digest() -> str:
         return plan.build_run(table, table.variants[0], None, 0, synthetic_data).digest()
 
     first = digest()
-    config.write_text("# A comment.\n" + config.read_text())
+    file = folder / changed
+    file.write_text("# A comment.\n" + file.read_text())
     assert digest() == first
-    config.write_text(config.read_text().replace("nn.Identity()", "nn.ReLU()"))
-    assert digest() != first
-
-
-def test_code_in_an_imported_config_file_counts_as_a_setting(
-    tmp_path: Path, synthetic_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
-    monkeypatch.setattr(plan, "REPOSITORY", tmp_path)
-    config = tmp_path / "configs" / "ablation" / "stride16_large.py"
-    table = plan.Table(**TABLE | {"variants": [{"name": "a", "config": str(config)}]})
-
-    def digest() -> str:
-        return plan.build_run(table, table.variants[0], None, 0, synthetic_data).digest()
-
-    first = digest()
-    assert digest() == first
-    imported = config.with_name("stride16.py")
-    imported.write_text(imported.read_text().replace("return 32", "return 64"))
+    file.write_text(file.read_text().replace(old, new))
     assert digest() != first
 
 

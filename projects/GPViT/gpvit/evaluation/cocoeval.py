@@ -8,12 +8,10 @@ from typing import Any
 import hotcoco
 from pycocotools.coco import COCO
 
-_processes: set[int] = set()  # ids of this process and its parents in which hotcoco has threads
-
-
+_process: int | None = None  # id of the process that evaluated first: hotcoco's threads are there
 IMAGE_KEYS = ("id", "height", "width")
 OBJECT_KEYS = ("id", "image_id", "category_id", "area", "iscrowd", "score")
-SHAPES = {"bbox": "bbox", "segm": "segmentation"}
+SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # key of what each task needs
 
 
 class COCOeval:
@@ -33,8 +31,9 @@ class COCOeval:
     """
 
     def __init__(self, ground_truth: COCO, detections: COCO, task: str) -> None:
-        _processes.add(os.getpid())
-        if len(_processes) > 1:
+        global _process
+        _process = _process or os.getpid()
+        if os.getpid() != _process:
             raise RuntimeError(
                 "a process forked after an evaluation cannot evaluate: start it by 'spawn'"
             )

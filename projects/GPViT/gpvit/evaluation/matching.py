@@ -29,10 +29,9 @@ from ..data.masks import compressed, run_length_fault
 from ..utils.errors import UserError
 from ..utils.events import is_number
 from ..utils.text import one_line
-from .cocoeval import COCOeval
+from .cocoeval import SHAPES, COCOeval
 
 IOU = 0.5
-SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # key of a result that each task needs
 FARTHEST = 1e8  # pixels: no image is larger, and nothing further away can be drawn
 UNMATCHED = -math.inf  # score of an object without a detection: below every threshold
 DETECTION = [

@@ -65,11 +65,12 @@ class OnnxDetector(OnnxModel):
 
     def predict(self, image: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         outputs = self.run(image)
-        if len(outputs["classes"]) and not 0 <= outputs["classes"].max() < len(self.classes):
+        classes = outputs["classes"]
+        if not ((classes >= 0) & (classes < len(self.classes))).all():
             raise ValueError(f"the graph has other classes than its {len(self.classes)} names")
         instances = Instances(tuple(image.shape[1:]))
         instances.pred_boxes = Boxes(outputs["boxes"])
-        instances.scores, instances.pred_classes = outputs["scores"], outputs["classes"]
+        instances.scores, instances.pred_classes = outputs["scores"], classes
         if "masks" in outputs:
             instances.pred_masks = outputs["masks"][:, None]
         instances = instances[instances.scores > self.test_score_thresh]

@@ -37,7 +37,6 @@ from ..layers import (
     is_eager_on_cpu,
     linear,
     pad_heads,
-    pad_outputs,
     recomputed,
 )
 
@@ -69,8 +68,8 @@ class GPViT(Backbone):
         pretrain_img_size: side in pixels of the square images that the position embedding is for.
         use_act_checkpoint: recompute the blocks, but for their convolutions, in the backward pass
             to save memory.
-        recompute_inputs: recompute only norms, GELUs and copies before linear layers, which costs
-            little; None: on CPUs. See :func:`gpvit.modeling.layers.recomputed`.
+        recompute_inputs: recompute only norms, GELUs and copies before linear layers; None: on
+            CPUs. See :func:`gpvit.modeling.layers.recomputed`.
         frozen_blocks: if positive, freeze patch embedding, position embedding and this many blocks:
             neither weights nor batch-norm statistics change, and drop path is off.
 
@@ -323,10 +322,11 @@ class LePE(nn.Conv2d):
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, 3, padding=1, groups=dim)
+        self.bias: nn.Parameter
 
     def forward(self, x: Tensor, num_heads: int, padding: int) -> Tensor:  # type: ignore[override]
         """Each of the ``num_heads`` heads that x consists of has ``padding`` zeros at its end."""
-        weight, bias = pad_outputs(self, num_heads, padding)
+        weight, bias = (pad_heads(x, num_heads, padding, dim=0) for x in (self.weight, self.bias))
         return F.conv2d(x, weight, bias, padding=1, groups=len(weight))
 
 
