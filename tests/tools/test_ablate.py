@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -395,51 +394,73 @@ def test_output_folder_is_locked(ablation: Callable[..., list[str]], tmp_path: P
         ablation()
 
 
-@pytest.mark.parametrize(
-    "numbers",
-    [[signal.SIGINT], [signal.SIGTERM, signal.SIGHUP], [signal.SIGHUP, signal.SIGTERM]],
-)
+# Runs the command in a process of its own, which receives the signals.
+INTERRUPTED = """
+import ablate, pathlib
+from ablation import runner
+
+runner.TRAIN = pathlib.Path("stub.py")
+ablate.main()
+"""
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM, signal.SIGHUP]])
 def test_interrupted_runs_save_their_state(
-    ablation: Callable[..., list[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-    numbers: list[int],
+    ablation: Callable[..., list[str]], tmp_path: Path, numbers: list[int]
 ) -> None:
     (tmp_path / "HANG").touch()
-    interrupt_when_started(tmp_path, numbers)
-    with pytest.raises(KeyboardInterrupt):
-        ablation(CONTENT, "--jobs", "2")
-    last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line == "interrupted; run the same command again to resume"
-    assert len(list(tmp_path.glob("out/runs/*/saved"))) == 2
+    printed = interrupt_when_started(tmp_path, numbers)
+    assert "interrupted; run the same command again to resume" in printed
+    assert len(list(tmp_path.glob("out/runs/*/saved"))) == 2, printed
     (tmp_path / "HANG").unlink()
     assert len(ablation()) == 5
     assert len(list(tmp_path.glob("out/runs/*"))) == 5  # resumed in the same folders
 
 
-def test_second_interruption_ends_runs_that_do_not_react(
-    ablation: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_signal_while_the_runs_are_stopped_does_not_stop_them_again(tmp_path: Path) -> None:
+    class Process:
+        def send_signal(self, number: int) -> None:
+            sent.append(number)
+            if len(sent) < 10:
+                stopped.stop(signal.SIGHUP)
+
+    sent: list[int] = []
+    stopped = runner.Runner(tmp_path, runner.Results(tmp_path / "ablation.json"), jobs=2)
+    stopped.processes = {Process(), Process()}
+    stopped.stop(signal.SIGTERM)
+    assert sent == [signal.SIGTERM] * 2
+    stopped.stop(signal.SIGINT)
+    assert sent[2:] == [signal.SIGKILL] * 2
+
+
+@pytest.mark.usefixtures("ablation")
+def test_second_interruption_ends_runs_that_do_not_react(tmp_path: Path) -> None:
     (tmp_path / "HANG").touch()
     (tmp_path / "DEAF").touch()
     start = time.monotonic()
     interrupt_when_started(tmp_path, [signal.SIGINT, signal.SIGINT], pause=0.2)
-    with pytest.raises(KeyboardInterrupt):
-        ablation(CONTENT, "--jobs", "2")
     assert time.monotonic() - start < 50  # the stub would take 60
 
 
-def interrupt_when_started(folder: Path, numbers: list[int], pause: float = 0) -> None:
-    """Send signals to this process when two runs have started."""
-
-    def interrupt() -> None:
-        while len(list(folder.glob("out/runs/*/started"))) < 2:
+def interrupt_when_started(folder: Path, numbers: list[int], pause: float = 0) -> str:
+    """Send signals to the command when two runs have started; return what it printed."""
+    (folder / "variants.yaml").write_text(json.dumps(CONTENT))
+    command = [sys.executable, "-c", INTERRUPTED, "--variants", "variants.yaml", "--output", "out"]
+    paths = [REPOSITORY / "tools", REPOSITORY / "projects" / "GPViT"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    with subprocess.Popen(
+        [*command, "--jobs", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    ) as process:
+        while len(list(folder.glob("out/runs/*/started"))) < 2 and process.poll() is None:
             time.sleep(0.05)
         for number in numbers:
-            os.kill(os.getpid(), number)
+            process.send_signal(number)
             time.sleep(pause)
-
-    threading.Thread(target=interrupt, daemon=True).start()
+        return process.communicate()[0]
 
 
 def test_tables_without_data_are_left_out(

@@ -191,11 +191,12 @@ class Runner:
     def stop(self, number: int = signal.SIGTERM, frame: object = None) -> None:
         """Let the running processes save their state and end; kill them at a second Ctrl-C."""
         with self.lock:
-            if not self.is_stopped:
+            # Set first: a signal that interrupts this method must not stop the runs again.
+            is_repeated, self.is_stopped = self.is_stopped, True
+            if not is_repeated:
                 self._send(signal.SIGTERM)
             elif number == signal.SIGINT:
                 self._send(signal.SIGKILL)
-            self.is_stopped = True
 
     def _send(self, number: int) -> None:
         for process in self.processes:
