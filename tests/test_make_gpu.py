@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import gpvit
 import pytest
 import torch
 from benchmarks import backbone, gpu
-from conftest import TINY
+from conftest import REPOSITORY, TINY
 from gpvit.engine.trainer import Trainer
 from gpvit.utils.errors import UserError
 from simulated_gpu import simulated_gpu
@@ -106,7 +108,7 @@ def test_failed_checks_are_listed_and_do_not_stop_the_others(
             return gpu.out_of_memory(workload)
 
     monkeypatch.setitem(gpu.CHECKS, "out of memory", out_of_memory)
-    failed = r"2 of 10 checks failed: tests, NCCL; see .*gpu\.md$"
+    failed = r"2 of 11 checks failed: tests, NCCL; see .*gpu\.md$"
     with pytest.raises(UserError, match=failed):
         report(tmp_path, monkeypatch)
 
@@ -119,11 +121,12 @@ def test_failed_checks_are_listed_and_do_not_stop_the_others(
     found = {row["what"]: row["value"] for row in checks["environment"]["rows"]}
     assert found["GPU 0"] == "simulated GPU, 16 GiB, compute capability 9.0"
     assert found["torch"] == torch.__version__
-    assert [row["dtype"] for row in checks["dtypes"]["rows"]] == 2 * list(gpu.DTYPES)
+    assert [row["dtype"] for row in checks["dtypes"]["rows"]] == 2 * list(gpu.MAX_DISTANCE)
     assert all(0 < row["relative L2"] < row["allowed"] for row in checks["dtypes"]["rows"])
     assert len(checks["attention"]["rows"]) == 6  # kinds of blocks, in two dtypes
     assert checks["determinism"]["text"].startswith("equal losses: 2 iterations")
     assert "roi_align_backward" in checks["determinism"]["text"]
+    assert checks["compilation"]["text"] == "2 iterations"
     assert "tensors and their averages" in checks["resume"]["text"]
     assert is_limited == [True, False]
     assert "out of memory in iteration 0" in checks["out of memory"]["text"]
@@ -145,6 +148,27 @@ def test_failed_checks_are_listed_and_do_not_stop_the_others(
         assert any(line.startswith(f"{name} (") and line.endswith(shown) for line in printed)
     for row in rows:
         assert f"| {row['images/s']:.4g} | {row['TFLOP/s']:.4g} |" in page
+
+
+@pytest.mark.slow
+def test_exported_model_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu.onnx_runtime(SMALL) == gpu.Result("not installed")  # on GPUs
+    monkeypatch.setattr(gpu, "ONNX_DEVICE", "cpu")
+    result = gpu.onnx_runtime(SMALL)
+    assert result.text.startswith("largest difference ") and not result.error
+    monkeypatch.setattr(gpu, "ONNX_DISTANCE", -1)
+    assert "at most -1e+00 is allowed" in gpu.onnx_runtime(SMALL).error
+
+
+def test_check_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys, time; sys.path[:0] = sys.argv[1:]; from benchmarks import gpu\n"
+    code += "gpu.CHECK_SECONDS = 0.5; gpu.CHECKS['late'] = lambda _: time.sleep(60)\n"
+    code += "gpu.attempt('late', None)"
+    paths = [str(REPOSITORY / "tests"), str(REPOSITORY / "projects" / "GPViT")]
+    start = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+    assert run.returncode == 1 and "Timeout" in run.stderr
+    assert time.monotonic() - start < 55
 
 
 def measured_rows(values: dict[tuple[str, str], float]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from gpvit.modeling import layers
 from gpvit.modeling.backbone.gpvit import GroupPropagationBlock, WindowBlock
 from gpvit.modeling.classifier import AttentionPooling
 from gpvit.modeling.segmentation import predicting_class_maps
-from gpvit.utils.precision import LAST_LAYERS, inference_in
+from gpvit.utils.precision import inference_precision, prediction_layers
 from simulated_gpu import simulated_gpu
 from torch import Tensor, nn
 from torch.nn import functional
@@ -126,6 +126,20 @@ def test_deterministic_algorithms_keep_the_operator_of_roi_align(
         pooled = pooler(features.to("cuda"), boxes.to("cuda"))
         torch.testing.assert_close(pooled.cpu(), expected)
     assert expected.shape == (1, 2, 3, 5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_boxes_are_not_rounded_to_the_dtype_of_the_features(device: str) -> None:
+    pooler = ROIAlign((4, 4), spatial_scale=0.25, sampling_ratio=0)
+    features = torch.arange(-250.0, 262).expand(1, 1, 8, 512)  # the value is the column - 250
+    boxes = torch.tensor([[0, 1003.0, 2, 1043, 12]])  # bfloat16 has 1000, 1004, 1008 ... here
+    expected = torch.tensor([1008.0, 1018, 1028, 1038]) * 0.25 - 0.5 - 250  # centers of the bins
+    with simulated_gpu() if device == "cuda" else contextlib.nullcontext():
+        maps = features.to(device, torch.bfloat16)
+        with torch.autocast(device, torch.bfloat16):
+            pooled = pooler(maps, boxes.to(device))
+        assert pooled.dtype == torch.bfloat16
+        torch.testing.assert_close(pooled[0, 0, 0].float().cpu(), expected, rtol=0, atol=0.05)
 
 
 def attention_blocks(size: str) -> nn.ModuleList:
@@ -241,7 +255,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Return the outputs of a model on the CPU."""
     model = copy.deepcopy(model).eval().to(device)
-    with torch.no_grad(), inference_in(dtype, model):
+    with torch.no_grad(), inference_precision(dtype, model):
         outputs = model(batch)
     found = []
     for output in outputs:
@@ -252,9 +266,8 @@ def predict(
 def build_confident(name: str) -> nn.Module:
     """A model whose scores differ: those of random weights are nearly equal."""
     model = build(name)
-    for key, module in model.named_modules():
-        if key.rpartition(".")[2] in LAST_LAYERS and isinstance(module, nn.Linear | nn.Conv2d):
-            module.weight.data *= 30
+    for module in prediction_layers(model):
+        module.weight.data *= 30
     return model
 
 
@@ -325,7 +338,7 @@ def test_predictions_are_in_float32_whatever_the_body_runs_in(name: str, device:
     with simulated_gpu() if device == "cuda" else contextlib.nullcontext():
         model.eval().to(device)
         hook = nn.modules.module.register_module_forward_hook(look)
-        with torch.no_grad(), inference_in(torch.bfloat16, model):
+        with torch.no_grad(), inference_precision(torch.bfloat16, model):
             outputs = model(batch)
         hook.remove()
         for output in outputs:

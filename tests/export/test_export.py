@@ -72,9 +72,10 @@ def tiny_model(name: str) -> nn.Module:
     return model
 
 
-def image(height: int, width: int) -> torch.Tensor:
+def images_of_size(height: int, width: int, number: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(height)
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+    shape = (number, 3, height, width)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def run_export(weights: Path, images: Path, output: Path, *overrides: str) -> None:
@@ -119,6 +120,7 @@ def test_onnx_detections_agree_at_all_sizes(
     onnx.checker.check_model(output)
     properties = {prop.key: json.loads(prop.value) for prop in onnx.load(output).metadata_props}
     assert "StandardROIHeads" in properties.pop("config")
+    assert len(properties.pop("palette")) == len(CLASSES)
     assert properties == {
         "classes": CLASSES,
         "smallest_side": 65,
@@ -128,10 +130,10 @@ def test_onnx_detections_agree_at_all_sizes(
     run, model = verify.load(output), tiny_model("quickstart.py")
     # The smallest size, that of the stored position embedding, and two others. Only 192 is a
     # multiple of the stride.
-    for size in ((65, 65), (192, 192), (97, 300), (331, 190)):
-        expected = verify.eager(model, image(*size))
+    for size in ((65, 65, 1), (192, 192), (97, 300), (331, 190)):
+        expected = verify.eager(model, images_of_size(*size))
         assert len(expected["scores"]) > 3 and expected["masks"].shape[1:] == (28, 28)
-        assert verify.differences(expected, run(image(*size))).max() < 1e-3, size
+        assert verify.differences(expected, run(images_of_size(*size))).max() < 1e-3, size
 
 
 def test_predictor_runs_an_onnx_file(
@@ -143,7 +145,8 @@ def test_predictor_runs_an_onnx_file(
     config = load_config(str(REPOSITORY / "configs" / "quickstart.py"), options)
     predictors = [gpvit.Predictor(config, weights, "cpu"), gpvit.Predictor.from_checkpoint(output)]
     paths = sorted(map(str, images.parent.glob(images.name)))
-    for expected, found in zip(*(predictor(paths) for predictor in predictors), strict=True):
+    outputs = [predictor(paths * 2) for predictor in predictors]  # in batches
+    for expected, found in zip(*outputs, strict=True):
         assert len(found) == len(expected) > 3
         assert found.image_size == expected.image_size
         torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-3)
@@ -152,9 +155,11 @@ def test_predictor_runs_an_onnx_file(
         assert (found.pred_masks == expected.pred_masks).float().mean() > 0.999
     arguments = ["--weights", str(output), "--input", paths[0], "--output", str(tmp_path / "out")]
     predict.main([*arguments, "--score-threshold", "0.5"])
-    number = int((predictors[1](paths[0]).scores > 0.5).sum())
-    assert f"{number} objects" in capsys.readouterr().out
-    with pytest.raises(UserError, match="takes no other config, overrides or dtype"):
+    scores = predictors[1](paths[0]).scores
+    number = int((scores > 0.5).sum())
+    assert 0 < number < len(scores)
+    assert re.search(rf"\b{number} objects", capsys.readouterr().out)
+    with pytest.raises(UserError, match="runs in float32, with the config"):
         gpvit.Predictor.from_checkpoint(output, dtype="bfloat16")
     with pytest.raises(UserError, match="does not run on device cuda; use cpu"):
         gpvit.Predictor.from_checkpoint(output, "cuda")
@@ -197,8 +202,20 @@ def other_operator(model: onnx.ModelProto) -> None:
     model.graph.node[0].domain = "com.example"
 
 
+def function(model: onnx.ModelProto) -> None:
+    operator = onnx.helper.make_node("Add", ["x", "x"], ["y"])
+    opset = onnx.helper.make_opsetid("", 18)
+    model.functions.append(
+        onnx.helper.make_function("", "Twice", ["x"], ["y"], [operator], [opset])
+    )
+
+
 def no_classes(model: onnx.ModelProto) -> None:
     model.metadata_props[0].value = "[]"
+
+
+def input_of_an_older_version(model: onnx.ModelProto) -> None:
+    model.graph.input[0].name = model.graph.node[0].input[0] = "image"
 
 
 def undefined_metadata(model: onnx.ModelProto) -> None:
@@ -210,7 +227,9 @@ def undefined_metadata(model: onnx.ModelProto) -> None:
     [
         (other_files, "refers to other files"),
         (other_files_in_a_branch, "refers to other files"),
-        (other_operator, "has operators of com.example"),
+        (other_operator, "has operators other than ONNX's own: com.example"),
+        (function, "has operators other than ONNX's own: functions"),
+        (input_of_an_older_version, "is not a model that gpvit export wrote, or one of an older"),
         (undefined_metadata, "is not a model that gpvit export wrote.*KeyError"),
         (lambda model: model.graph.output[0].ClearField("name"), "is not a model that gpvit exp"),
         (lambda model: None, "the config in"),
@@ -256,13 +275,12 @@ def test_missing_onnx_file_is_reported(tmp_path: Path) -> None:
 def test_classes_of_an_onnx_file_must_have_names(index: int) -> None:
     metadata = {"classes": ["a"], "smallest_side": 1, "config": ""}
     session = SimpleNamespace(
-        get_inputs=lambda: [SimpleNamespace(name="image")],
-        get_outputs=lambda: [SimpleNamespace(name=name) for name in ("boxes", "scores", "classes")],
-        run=lambda names, inputs: [np.zeros((1, 4)), np.ones(1), np.array([index])],
+        get_outputs=lambda: [SimpleNamespace(name=name) for name in export.OUTPUTS[:4]],
+        run=lambda names, inputs: [np.zeros((1, 4)), np.ones(1), np.array([index]), np.zeros(1)],
     )
     detector = OnnxDetector(session, metadata)
     with pytest.raises(ValueError, match="other classes than its 1 names"):
-        detector([{"image": image(8, 8)}])
+        detector([{"image": images_of_size(8, 8)[0]}])
 
 
 def test_config_in_an_onnx_file_calls_nothing_else(tmp_path: Path) -> None:
@@ -280,8 +298,8 @@ def test_onnx_graph_of_the_adapter_has_no_grid_sample(tmp_path: Path) -> None:
     operators = {node.op_type for node in program.model.graph.all_nodes()}
     assert "Gather" in operators and "GridSample" not in operators
     program.save(tmp_path / "model.onnx")
-    expected = verify.eager(model, image(160, 200))
-    found = verify.load(tmp_path / "model.onnx")(image(160, 200))
+    expected = verify.eager(model, images_of_size(160, 200))
+    found = verify.load(tmp_path / "model.onnx")(images_of_size(160, 200))
     assert len(expected["scores"]) > 3
     assert verify.differences(expected, found).max() < 1e-3
 
@@ -291,33 +309,36 @@ def test_graph_detections_agree_at_all_sizes(name: str, pt2_file: Path) -> None:
     model = tiny_model(name)
     run = verify.load(pt2_file) if name == "quickstart.py" else export.export(model).module()
     smallest = export.smallest_side(model)
-    for size in ((smallest, smallest), (192, 192), (224, 224), (161, 250)):
-        expected = verify.eager(model, image(*size))
+    for size in ((smallest, smallest, 3), (192, 192, 1), (224, 224), (161, 250)):
+        expected = verify.eager(model, images_of_size(*size))
+        assert set(expected["image_index"].tolist()) == set(range(len(images_of_size(*size))))
         assert len(expected["scores"]) > 3 and ("masks" in expected) == ("retinanet" not in name)
-        assert verify.differences(expected, run(image(*size))).max() < 1e-3, size
+        assert verify.differences(expected, run(images_of_size(*size))).max() < 1e-3, size
 
 
 def test_graph_returns_empty_tensors_without_detections() -> None:
     model = tiny_model("quickstart.py")
     model.roi_heads.box_predictor.test_score_thresh = 1.0
-    outputs = export.export(model).module()(image(96, 128))
+    outputs = export.export(model).module()(images_of_size(96, 128))
     shapes = {name: tuple(x.shape) for name, x in outputs.items()}
-    assert shapes == {"boxes": (0, 4), "scores": (0,), "classes": (0,), "masks": (0, 28, 28)}
+    assert list(shapes) == export.OUTPUTS
+    assert shapes["boxes"] == (0, 4) and shapes["masks"] == (0, 28, 28)
+    assert shapes["scores"] == shapes["classes"] == shapes["image_index"] == (0,)
 
 
 def test_pt2_file_runs_without_gpvit_and_detectron2(pt2_file: Path, tmp_path: Path) -> None:
-    torch.save(image(120, 150), tmp_path / "image.pth")
+    torch.save(images_of_size(120, 150), tmp_path / "images.pth")
     code = """
 import json, sys, torch, torchvision
 extra = {"metadata.json": ""}
 run = torch.export.load(sys.argv[1], extra_files=extra).module()
-torch.save((run(torch.load("image.pth")), json.loads(extra["metadata.json"])), "outputs.pth")
+torch.save((run(torch.load("images.pth")), json.loads(extra["metadata.json"])), "outputs.pth")
 assert not {"gpvit", "detectron2"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code, pt2_file], check=True, cwd=tmp_path)
     detections, metadata = torch.load(tmp_path / "outputs.pth")
     assert metadata["classes"] == CLASSES
-    expected = verify.eager(tiny_model("quickstart.py"), image(120, 150))
+    expected = verify.eager(tiny_model("quickstart.py"), images_of_size(120, 150))
     assert verify.differences(expected, detections).max() < 1e-3
 
 
@@ -336,8 +357,8 @@ def test_file_with_different_detections_is_not_kept(
 ) -> None:
     model = tiny_model("quickstart.py")
 
-    def half_a_pixel_off(image: torch.Tensor) -> dict[str, torch.Tensor]:
-        detections = verify.eager(model, image)
+    def half_a_pixel_off(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        detections = verify.eager(model, images)
         return detections | {"boxes": detections["boxes"] + 0.5}
 
     monkeypatch.setattr(cli, "write", lambda predictor, path, metadata: path.write_text("wrong"))
@@ -384,14 +405,15 @@ def test_unsupported_export_raises_before_writing(
 def test_comparison_ignores_order_of_detections() -> None:
     model = tiny_model("quickstart.py")
     with torch.no_grad():
-        detections = verify.eager(model, image(96, 128))
+        detections = verify.eager(model, images_of_size(96, 128))
     reverse = {name: x.flip(0) for name, x in detections.items()}
     assert verify.differences(detections, reverse).max() == 0
     for name, change in (("boxes", 1.0), ("scores", 0.1), ("masks", 0.1)):
         changed = reverse | {name: reverse[name] + change}
         assert verify.differences(detections, changed).min() >= 0.05, name
-    other_classes = reverse | {"classes": reverse["classes"] + 3}
-    assert verify.differences(detections, other_classes).isinf().all()
+    for name in ("classes", "image_index"):
+        changed = reverse | {name: reverse[name] + 3}
+        assert verify.differences(detections, changed).isinf().all(), name
     fewer = {name: x[:-1] for name, x in detections.items()}
     assert verify.differences(detections, fewer).max() > 0.01
     assert verify.differences(fewer, detections).max() > 0.01

@@ -23,7 +23,7 @@ from .data.label_maps import Color, class_palette
 from .data.transforms import AugmentedImage
 from .utils.environment import set_defaults
 from .utils.errors import UserError, reason_of
-from .utils.precision import choose_dtype, inference_in
+from .utils.precision import choose_dtype, predict_in_float32
 
 ImageInput = str | os.PathLike | np.ndarray | Image.Image
 Output: TypeAlias = Instances | Tensor | dict[str, Instances | Tensor]
@@ -45,8 +45,6 @@ class Predictor:
             cannot be used.
     """
 
-    dtype = torch.float32  # of the model, but for scores, boxes and masks
-
     def __init__(
         self,
         cfg: DictConfig,
@@ -60,15 +58,26 @@ class Predictor:
         file = weights if isinstance(weights, checkpoint.File) else checkpoint.read(str(weights))
         classes = file.require_classes()
         set_num_classes(cfg.model, len(classes))
-        model = _to_device(instantiate(cfg.model), device).eval()
-        self.dtype = choose_dtype(dtype, next(model.parameters()).device)
+        model = _to_device(instantiate(cfg.model), device)
         checkpoint.load(model, file, classes)
-        self._use(model, cfg, file.path, classes)
-        self.palette = _palette(file, len(classes))
+        predict_in_float32(model)
+        self.autocast_device = next(model.parameters()).device.type
+        self.dtype = choose_dtype(dtype, next(model.parameters()).device)
+        self._use(model, cfg, file.path, classes, file.about.get("palette"))
 
-    def _use(self, model: nn.Module, cfg: DictConfig, path: str, classes: list[str]) -> None:
-        self.model, self.cfg, self.path, self.classes = model, cfg, path, classes
+    def _use(
+        self,
+        model: nn.Module,
+        cfg: DictConfig,
+        path: str,
+        classes: list[str],
+        palette: list[Color] | None,
+    ) -> None:
+        """Set all attributes but the dtype and its device."""
+        self.model, self.cfg, self.path, self.classes = model.eval(), cfg, path, classes
         self.palette = class_palette(len(classes))
+        if palette and len(palette) == len(classes):
+            self.palette = [(red, green, blue) for red, green, blue in palette]
         mapper = cfg.dataloader.test.mapper
         self.augmentations = T.AugmentationList(instantiate(mapper.augmentations))
         self.channels = CHANNELS[mapper.image_format]
@@ -95,16 +104,13 @@ class Predictor:
         Raises:
             UserError: as above, or the checkpoint contains no config.
         """
-        if str(path).endswith(".onnx"):
+        if is_onnx(path):
             if config_file or overrides or dtype not in ("auto", "float32"):
-                raise UserError(f"{path} takes no other config, overrides or dtype: it has its own")
-            from .export.onnx_file import load_onnx  # imports ONNX Runtime
-
-            predictor = cls.__new__(cls)
-            model = load_onnx(Path(path), device)
-            cfg = config_from_yaml(model.config, f"the config in {path}")
-            predictor._use(model, cfg, str(path), model.classes)
-            return predictor
+                raise UserError(
+                    f"{path}: an ONNX file runs in float32, with the config that it was exported "
+                    "with; remove config file, overrides and dtype"
+                )
+            return cls._from_onnx(Path(path), device)
         file = checkpoint.read(str(path))
         if config_file:
             return cls(with_overrides(load_config(config_file), overrides), file, device, dtype)
@@ -119,6 +125,21 @@ class Predictor:
             raise
         except Exception as error:  # values of the config may cause exceptions of any type
             raise UserError(f"cannot build the model of {file.path}: {reason_of(error)}") from error
+
+    @classmethod
+    def _from_onnx(cls, path: Path, device: str | None) -> "Predictor":
+        from .export.onnx_file import load_onnx  # imports ONNX Runtime
+
+        model = load_onnx(path, device)
+        palette = model.palette if checkpoint.is_palette(model.palette) else None
+        cfg = config_from_yaml(model.config, f"the config in {path}")
+        predictor = cls.__new__(cls)
+        predictor.autocast_device, predictor.dtype = "cpu", torch.float32
+        try:
+            predictor._use(model, cfg, str(path), model.classes, palette)
+        except Exception as error:  # values of the config may cause exceptions of any type
+            raise UserError(f"cannot use the config in {path}: {reason_of(error)}") from error
+        return predictor
 
     @overload
     def __call__(self, images: ImageInput, batch_size: int = ...) -> Output: ...  # type: ignore[overload-overlap]
@@ -170,7 +191,8 @@ class Predictor:
 
     def _run(self, batch: list[dict[str, Any]]) -> list[Output]:
         try:
-            with inference_in(self.dtype, self.model):
+            is_mixed = self.dtype != torch.float32
+            with torch.autocast(self.autocast_device, self.dtype, enabled=is_mixed):
                 return list(map(_on_cpu, self.model(batch)))
         except Exception as error:  # parts of the config do not match, or memory is exhausted
             height, width = batch[0]["image"].shape[1:]
@@ -201,12 +223,9 @@ class Predictor:
         return torch.from_numpy(resized.image.transpose(2, 0, 1).copy())  # (H, W, C) -> (C, H, W)
 
 
-def _palette(file: checkpoint.File, num_classes: int) -> list[Color]:
-    """Return the color of each class: the file's, else by its index."""
-    colors = file.about.get("palette", [])
-    if len(colors) != num_classes:
-        return class_palette(num_classes)
-    return [(red, green, blue) for red, green, blue in colors]
+def is_onnx(path: str | os.PathLike) -> bool:
+    """Return whether a model's name is that of an ONNX file."""
+    return str(path).lower().endswith(".onnx")
 
 
 def _to_device(model: nn.Module, device: str | None) -> nn.Module:

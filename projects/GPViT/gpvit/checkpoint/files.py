@@ -188,7 +188,7 @@ def _official_file(path: str, content: dict[str, Any]) -> File:
     classes = published.classes_of(state_dict, meta if isinstance(meta, dict) else {})
     about = {}
     palette = meta.get("PALETTE") if isinstance(meta, dict) else None
-    if _is_palette(palette):
+    if is_palette(palette):
         about["palette"] = palette
     return File(path, weights, classes, kind=kind, about=about)
 
@@ -241,7 +241,7 @@ def _facts(content: dict[str, Any]) -> dict[str, Any]:
     for key, stated in (("licence", "license"), ("license", "license"), ("source", "source")):
         if isinstance(content.get(key), str):  # models shared before version 0.2 have "licence"
             facts[stated] = content[key]
-    if _is_palette(content.get("palette")):
+    if is_palette(content.get("palette")):
         facts["palette"] = content["palette"]
     iterations, trainer = content.get("iterations"), content.get("trainer")
     if isinstance(trainer, dict):
@@ -251,7 +251,7 @@ def _facts(content: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _is_palette(value: Any) -> bool:
+def is_palette(value: Any) -> bool:
     """Whether a value from a file is a list of colors [R, G, B]."""
     if not isinstance(value, list) or not value:
         return False

@@ -3,9 +3,9 @@ r"""Export a trained model to ONNX (.onnx) or torch.export's format (.pt2).
     gpvit export --weights output/quickstart --output model.onnx \
         --input 'output/quickstart/data/images/val_*.png'
 
-The exported file runs without this project. It takes one image of any size, that of a classifier a
-batch of images of one size; gpvit/export/graph.py describes inputs and outputs. The file is written
-only if its outputs for the images of --input agree with PyTorch's.
+The exported file runs without this project. It takes a batch of images of one size, which may be
+any; gpvit/export/graph.py describes inputs and outputs. The file is written only if its outputs for
+the images of --input agree with PyTorch's.
 """
 
 import io
@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision  # noqa: F401 (registers the operators that a .pt2 file contains)
@@ -27,12 +28,12 @@ from ..utils.errors import UserError
 from ..utils.files import atomic_write, check_overwrite
 from ..utils.paths import utf8_path
 from ..utils.text import LINE_LIMIT, one_line
-from .options import add_detector, add_output, command_parser, detector
+from .options import add_model, add_output, command_parser, load_pytorch_predictor
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = command_parser("export", __doc__)
-    add_detector(parser, device="cpu")
+    add_model(parser, device="cpu")
     parser.add_argument(
         "--input",
         required=True,
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     if args.output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--output {args.output}: the name must end in .onnx or .pt2")
     check_overwrite([args.output], args.overwrite)
-    predictor = detector(args)
+    predictor = load_pytorch_predictor(args)
     paths = expand_globs(args.input)
     images = [predictor.resize(read_image(path)) for path in paths]
     smallest = graph.smallest_side(predictor.model)
@@ -63,10 +64,11 @@ def main(arguments: Sequence[str]) -> None:
     print(one_line(f"{args.output}: {report}", LINE_LIMIT))
 
 
-def metadata(predictor: Predictor) -> dict[str, int | str | list[str]]:
-    """Return class names, sizes to resize to, and config, for users of the exported file."""
-    metadata: dict[str, int | str | list[str]] = {
+def metadata(predictor: Predictor) -> dict[str, Any]:
+    """Return class names and colors, sizes to resize to, and config, for users of the file."""
+    metadata = {
         "classes": predictor.classes,
+        "palette": predictor.palette,
         "smallest_side": graph.smallest_side(predictor.model),
         "config": inference_config(predictor.cfg),  # for gpvit.Predictor
     }
@@ -76,7 +78,7 @@ def metadata(predictor: Predictor) -> dict[str, int | str | list[str]]:
     return metadata
 
 
-def write(predictor: Predictor, path: Path, metadata: dict[str, int | str | list[str]]) -> None:
+def write(predictor: Predictor, path: Path, metadata: dict[str, Any]) -> None:
     if path.suffix == ".pt2":
         content = io.BytesIO()  # PyTorch aborts the process if it writes to a full disk itself
         torch.export.save(

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..data.datasets.label_folders import find_pairs
-from ..predictor import Predictor
+from ..predictor import Predictor, is_onnx
 from ..utils.errors import UserError
 from ..utils.kinds import argument, integer, number
 
@@ -42,7 +42,7 @@ def is_semantic(args: argparse.Namespace) -> bool:
     return args.data.is_dir() and find_pairs(str(args.data)) is not None
 
 
-def add_detector(parser: argparse.ArgumentParser, device: str | None = None) -> None:
+def add_model(parser: argparse.ArgumentParser, device: str | None = None) -> None:
     """Add the options that :func:`load_predictor` reads.
 
     Args:
@@ -91,9 +91,9 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, what: str, default
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
-def detector(args: argparse.Namespace) -> Predictor:
+def load_pytorch_predictor(args: argparse.Namespace) -> Predictor:
     """Load a model that must be a PyTorch model; raise a UserError for an ONNX file."""
-    if args.weights.endswith(".onnx"):
+    if is_onnx(args.weights):
         raise UserError(
             f"{args.weights} is an exported model: give the checkpoint that it was exported from"
         )

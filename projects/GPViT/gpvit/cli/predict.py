@@ -68,7 +68,7 @@ from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..visualization.classification_drawing import draw_label, draw_scores
 from ..visualization.drawing import cut_outs, draw_predictions
 from ..visualization.label_drawing import draw_labels, with_legend
-from .options import COUNT, SCORE, add_detector, add_output, command_parser, load_predictor
+from .options import COUNT, SCORE, add_model, add_output, command_parser, load_predictor
 
 DEFAULT_SCORE = 0.5
 # The file names of cutouts: frame (videos only), number, class name and score in percent.
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("predict", __doc__)
-    add_detector(parser)
+    add_model(parser)
     parser.add_argument(
         "--dtype",
         choices=DTYPES,

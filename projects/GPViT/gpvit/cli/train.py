@@ -14,7 +14,6 @@ from ..config import check_config, load_config
 from ..data.datasets.register import check_classes, require_files, use_folder
 from ..data.loader import check_batches
 from ..engine.launch import choose_device, launch, processes_of, spawns_processes
-from ..engine.resume import eval_dtype
 from ..engine.run import do_test, do_train
 from ..evaluation.metrics import check_best_metric
 from ..evaluation.validation_sets import validation_names
@@ -157,8 +156,7 @@ def configure(args: argparse.Namespace) -> DictConfig:
         check_batches(cfg, processes)
     if cfg.train.amp.enabled == "auto":
         cfg.train.amp.enabled = cfg.train.device == "cuda"
-    dtype = choose_dtype(eval_dtype(cfg), cfg.train.device)
-    cfg.train.eval_dtype = str(dtype).removeprefix("torch.")
+    choose_dtype(cfg.train.eval_dtype, cfg.train.device)  # raises an error if it cannot be used
     if args.data:
         use_folder(cfg, args.data, train=train)
     require_files(cfg.dataloader.test)

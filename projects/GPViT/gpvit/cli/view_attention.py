@@ -24,12 +24,12 @@ from ..utils.text import LINE_LIMIT, one_line
 from ..visualization.attention import inspect, visible_part
 from ..visualization.attention_sheet import draw_features, draw_groups
 from ..visualization.style import DPI
-from .options import INDEX, add_detector, add_output, command_parser, detector
+from .options import INDEX, add_model, add_output, command_parser, load_pytorch_predictor
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = command_parser("view-attention", __doc__)
-    add_detector(parser)
+    add_model(parser)
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="IMAGE", help="images or glob patterns"
     )
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     paths = expand_globs(args.input)
     targets = [targets_of(path, args.output) for path in paths]
     check_targets(targets, args.overwrite)
-    predictor = detector(args)
+    predictor = load_pytorch_predictor(args)
     make_folder(args.output)
     failed = False
     for number, (path, (groups, features)) in enumerate(zip(paths, targets), start=1):

@@ -20,7 +20,7 @@ from ..modeling.backbone import build  # noqa: F401 (registers the backbones tha
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from ..utils.text import one_line
-from .saved import RENAMED, load_yaml, move_keys
+from .saved import RENAMED, load_yaml, update_keys
 from .values import (
     A_NUMBER,
     assignment,
@@ -62,7 +62,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
             "--config-file"
         )
     cfg = load_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path)
-    move_keys(cfg)
+    update_keys(cfg)
     return with_overrides(cfg, overrides)
 
 
@@ -159,7 +159,7 @@ def _plain(node: Any) -> Any:
     if not callable(node):
         return node
     # LazyConfig executes a file without a module name, which the functions in it therefore lack;
-    # files that it imports have a random one.
+    # files that it imports have a random one after this prefix, which has no public name.
     is_in_config = not node.__module__ or node.__module__.startswith(_CFG_PACKAGE_NAME)
     return node.__qualname__ if is_in_config else _convert_target_to_string(node)
 

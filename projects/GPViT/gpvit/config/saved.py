@@ -19,7 +19,7 @@ from ..utils.yaml_io import read_yaml
 from .values import MAX_SIDE
 
 # Functions, classes and keys that had another name in earlier versions: old name -> current name.
-# See `renamed` and `move_keys`, which are applied before names are compared with the tables below.
+# See `renamed` and `update_keys`, applied before names are compared with the tables below.
 RENAMED: dict[str, str] = {
     "gpvit.detectors.ClampedBox2BoxTransform": "gpvit.modeling.ClampedBox2BoxTransform",
     "gpvit.detectors.LastLevelNormP6P7": "gpvit.modeling.LastLevelNormP6P7",
@@ -41,8 +41,12 @@ def renamed(content: Any) -> Any:
     return RENAMED.get(content, content) if isinstance(content, str) else content
 
 
-def move_keys(cfg: DictConfig) -> None:
-    """Move values in a nested config to the current names of their keys."""
+# Keys that configs of earlier versions lack -> what they did.
+ADDED: dict[str, Any] = {"train.compile": False, "train.eval_dtype": "float32"}
+
+
+def update_keys(cfg: DictConfig) -> None:
+    """Give values in a nested config the current names of their keys, and add missing keys."""
     for old, new in RENAMED.items():
         section_key, _, key = old.rpartition(".")
         if section_key.partition(".")[0] not in cfg:
@@ -50,6 +54,10 @@ def move_keys(cfg: DictConfig) -> None:
         section = OmegaConf.select(cfg, section_key)
         if isinstance(section, DictConfig) and key in section:
             OmegaConf.update(cfg, new, section.pop(key))
+    for new, value in ADDED.items():
+        section_key, _, key = new.partition(".")
+        if section_key in cfg and key not in cfg[section_key]:
+            OmegaConf.update(cfg, new, value)
 
 
 # What a config in a checkpoint may call, by its full name as save_config writes it. Only names are

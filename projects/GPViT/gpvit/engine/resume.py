@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
@@ -20,6 +21,7 @@ from ..config.values import may_change
 from ..evaluation.coco_evaluation import RESULTS
 from ..utils.errors import UserError, preview
 from ..utils.events import read_evaluation
+from ..utils.precision import choose_dtype
 from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 
 logger = logging.getLogger(__name__)
@@ -156,11 +158,6 @@ def _find(folder: str, patterns: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def eval_dtype(cfg: DictConfig) -> str:
-    """Return the dtype of evaluation, which was float32 before configs had it."""
-    return cfg.train.get("eval_dtype") or "float32"
-
-
 def settings(cfg: DictConfig) -> str:
     """Return a hash of everything that evaluation results depend on, except weights and data."""
     text = inference_config(cfg)
@@ -172,9 +169,9 @@ def settings(cfg: DictConfig) -> str:
     counted = cfg.dataloader.evaluator.get("max_dets_per_image")
     if counted != cfg.dataloader.get("max_detections"):
         text += str(counted)
-    dtype = eval_dtype(cfg)
-    if dtype not in ("auto", "float32"):
-        text += dtype
+    dtype = choose_dtype(cfg.train.eval_dtype, cfg.train.device)
+    if dtype != torch.float32:
+        text += str(dtype)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

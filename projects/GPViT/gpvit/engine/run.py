@@ -26,7 +26,7 @@ from ..utils.errors import ProcessError, UserError, preview
 from ..utils.events import save_evaluation
 from ..utils.files import lock_folder
 from ..utils.fingerprint import dataset_fingerprint, fingerprint_like
-from ..utils.precision import choose_dtype, inference_in
+from ..utils.precision import choose_dtype, inference_precision
 from .checkpointer import Checkpointer
 from .ddp import build_ddp, unwrap_ddp
 from .eval_hook import EvalHook
@@ -35,7 +35,6 @@ from .monitoring.progress_bar import evaluation_bar
 from .resume import (
     DATA,
     check_config_unchanged,
-    eval_dtype,
     latest_checkpoint,
     require_no_evaluation,
     require_same_evaluation,
@@ -181,7 +180,7 @@ def _build_trainer(
 
 def _compile(cfg: DictConfig, model: nn.Module) -> None:
     """Let backbone and pyramid be compiled at their first call, if ``train.compile`` is set."""
-    if cfg.train.get("compile"):  # older configs do not have it
+    if cfg.train.compile:
         model.get_submodule("backbone").compile()
 
 
@@ -311,12 +310,12 @@ def evaluate_set(cfg: DictConfig, model: nn.Module) -> SetResults:
     def note_time() -> None:
         times.append(time.perf_counter())
 
-    dtype = choose_dtype(eval_dtype(cfg), cfg.train.device)
+    dtype = choose_dtype(cfg.train.eval_dtype, cfg.train.device)
     try:
         with (
             evaluation_bar(loader) as batches,
             predicting_class_maps(model),
-            inference_in(dtype, model),
+            inference_precision(dtype, model),
         ):
             callbacks = {"on_start": note_time, "on_end": note_time}
             results = inference_on_dataset(model, batches, evaluator, callbacks)
@@ -361,6 +360,7 @@ def write_results(
             images=images,
             seconds_per_image=seconds / images,
             device=device_name(cfg.train.device),
+            dtype=str(choose_dtype(cfg.train.eval_dtype, cfg.train.device)).removeprefix("torch."),
             max_detections=next(iter(evaluated)).max_detections,  # the same for all sets
         )
     except UserError as error:

@@ -62,7 +62,10 @@ class COCOeval:
 
     @property
     def evalImgs(self) -> list[dict[str, Any]]:
-        """Matches of each class and image that has any, in pycocotools' order."""
+        """Matches of each class and image that has any, sorted by class and image.
+
+        For a single range of areas, this is pycocotools' order.
+        """
         entries = filter(None, self._evaluation.eval_imgs)
         return sorted(entries, key=lambda entry: (entry["category_id"], entry["image_id"]))
 

@@ -183,7 +183,7 @@ def match(ground_truth: COCO, found: COCO, task: str, *, by_class: bool = True) 
     """Match detections and objects.
 
     Args:
-        ground_truth: objects, with ids from 1: id 0 means "no match" to pycocotools.
+        ground_truth: objects, with ids from 1: 0 means "no match" in a :class:`Matching`.
         found: detections, from :func:`index`.
         task: "bbox" or "segm".
         by_class: whether to match only detections and objects of the same class.

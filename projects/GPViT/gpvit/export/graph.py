@@ -1,28 +1,26 @@
 """Models as graphs of tensor operations, for :mod:`torch.export` and ONNX.
 
 Detectron2's inference has branches that depend on the data (is there any box? are all of them
-finite?), which cannot be exported. The modules here compute the same for one image without such
-branches, from the detector's own modules:
+finite?), which cannot be exported. The modules here compute the same without such branches, from
+the detector's own modules, for a batch of B images of one size:
 
-    image (3, H, W) -> normalize, pad -> backbone -> {"p2": (1, C, H/4, W/4), ...}
+    images (B, 3, H, W) -> normalize, pad -> backbone -> {"p2": (B, C, H/4, W/4), ...}
     R-CNN:     RPN -> at most 1000 boxes -> box head (cascade: three) -> detections -> mask head
     RetinaNet: head -> at most 1000 boxes per level -> detections
 
-H and W may be any size from :func:`smallest_side`. The outputs are N detections by descending
-score:
+B is any number from 1, and H and W are any sizes from :func:`smallest_side`. The outputs are the N
+detections of all images by descending score:
 
     boxes (N, 4): x0, y0, x1, y1 in pixels
     scores (N,)
     classes (N,): int64, from 0
+    image_index (N,): int64, the image of each detection, from 0
     masks (N, 28, 28): probabilities in the box (not for RetinaNet)
 
-A segmentation model has one output, at the size of the image:
+A segmentation model has one output, at the size of the images, and a classifier probabilities:
 
-    logits (K, H, W)
-
-A classifier takes a batch of B images of one size, and has one output, probabilities:
-
-    images (B, 3, H, W) -> scores (B, K)
+    logits (B, K, H, W)
+    scores (B, K)
 """
 
 from collections.abc import Sequence
@@ -41,8 +39,9 @@ from ..modeling import ImageClassifier, SemanticSegmentor
 from ..modeling.deformable_attention import sampling_by_row
 from ..utils.errors import UserError
 
-OUTPUTS = ["boxes", "scores", "classes", "masks"]
+OUTPUTS = ["boxes", "scores", "classes", "image_index", "masks"]
 SEGMENTATION_OUTPUTS, CLASSIFIER_OUTPUTS = ["logits"], ["scores"]
+MAX_BATCH = 2**16
 Side = int | SymInt
 # Type checkers resolve this to Any, because Detectron2 has no types. With nn.Module, they would
 # take every attribute for a Tensor or a Module. An ImageClassifier, too, may be meant.
@@ -62,21 +61,19 @@ def smallest_side(model: Detector) -> int:
 def export(model: Detector) -> ExportedProgram:
     """Export a model in evaluation mode.
 
-    Its input is an image (3, H, W), or for a classifier a batch (B, 3, H, W), RGB, uint8.
+    Its input is a batch of images (B, 3, H, W), RGB, uint8.
 
     Raises:
         UserError: models of this type cannot be exported.
     """
     torch.library.register_fake("torchvision::nms", _fake_nms, allow_override=True)
     smallest = smallest_side(model)
-    # Height and width of the example differ, so that torch.export does not assume square images.
-    example = torch.zeros(3, smallest + 31, smallest + 63, dtype=torch.uint8, device=model.device)
-    shapes = {"image": {1: Dim("height", min=smallest), 2: Dim("width", min=smallest)}}
-    if isinstance(model, ImageClassifier):
-        # Not one image, for which torch.export would specialize the graph.
-        example = torch.stack([example, example])
-        height, width = shapes["image"].values()
-        shapes = {"images": {0: Dim("batch"), 2: height, 3: width}}
+    # Height and width differ, so that torch.export does not assume square images, and there are two
+    # images, since it specializes the graph for one.
+    size = smallest + 31, smallest + 63
+    example = torch.zeros(2, 3, *size, dtype=torch.uint8, device=model.device)
+    height, width = Dim("height", min=smallest), Dim("width", min=smallest)
+    shapes = {"images": {0: Dim("batch"), 2: height, 3: width}}
     with torch.no_grad():
         return torch.export.export(
             graph_of(model),
@@ -87,18 +84,19 @@ def export(model: Detector) -> ExportedProgram:
 
 
 def export_onnx(model: Detector) -> torch.onnx.ONNXProgram:
-    """Export a detector to ONNX. Raises the same errors as :func:`export`."""
+    """Export a model to ONNX. Raises the same errors as :func:`export`."""
     with sampling_by_row(model):
         program = export(model)
     names = program.graph_signature.user_outputs
-    outputs, inputs = OUTPUTS, ["image"]
+    outputs = OUTPUTS
     if isinstance(model, SemanticSegmentor):
         outputs = SEGMENTATION_OUTPUTS
     elif isinstance(model, ImageClassifier):
-        outputs, inputs = CLASSIFIER_OUTPUTS, ["images"]
-    onnx_program = torch.onnx.export(
-        program, input_names=inputs, output_names=outputs[: len(names)], verbose=False
-    )
+        outputs = CLASSIFIER_OUTPUTS
+    with torch.no_grad():  # with gradients, attention has another layout than in the program
+        onnx_program = torch.onnx.export(
+            program, input_names=["images"], output_names=outputs[: len(names)], verbose=False
+        )
     assert onnx_program is not None  # None is returned by the TorchScript exporter only
     return onnx_program
 
@@ -129,7 +127,7 @@ def graph_of(model: Detector) -> nn.Module:
 
 
 class Graph(nn.Module):
-    """Base class of the exported modules: from an image to feature maps."""
+    """Base class of the exported modules: from images to feature maps."""
 
     model: Detector
 
@@ -137,20 +135,20 @@ class Graph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Run the model.
 
         Args:
-            image: (3, H, W), RGB, from 0 to 255, resized as by the predictor.
+            images: (B, 3, H, W), RGB, from 0 to 255, resized as by the predictor.
 
         Returns:
             The outputs described in this module's docstring.
         """
-        batch = normalized_and_padded(self.model, image[None])
-        return self.predict(self.model.backbone(batch), image.shape[-2:])
+        batch = normalized_and_padded(self.model, images)
+        return self.predict(self.model.backbone(batch), images.shape[-2:])
 
     def predict(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
-        """Return the outputs from feature maps (1, C, h, w); ``size`` is (H, W)."""
+        """Return the outputs from feature maps (B, C, h, w); ``size`` is (H, W)."""
         raise NotImplementedError
 
 
@@ -160,43 +158,51 @@ class RCNNGraph(Graph):
     def predict(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
         heads = self.model.roi_heads
         maps = [features[name] for name in heads.box_in_features]
-        boxes, scores = self.classify(maps, self.propose(features, size), size)
+        proposals, images = self.propose(features, size)
+        boxes, scores = self.classify(maps, proposals, images, size)
         is_cascade = isinstance(heads.box_predictor, nn.ModuleList)
         predictor = heads.box_predictor[-1] if is_cascade else heads.box_predictor
         # One candidate for each pair of proposal and class whose score passes the threshold.
         proposal, classes = (scores > predictor.test_score_thresh).nonzero().unbind(1)
-        boxes = boxes.expand(-1, scores.shape[1], 4)[proposal, classes]
-        scores = scores[proposal, classes]
         outputs = select_detections(
-            boxes, scores, classes, predictor.test_nms_thresh, predictor.test_topk_per_image, size
+            boxes.expand(-1, scores.shape[1], 4)[proposal, classes],
+            scores[proposal, classes],
+            classes,
+            images[proposal],
+            predictor.test_nms_thresh,
+            predictor.test_topk_per_image,
+            (maps[0].shape[0], *size),
         )
         if heads.mask_on:
-            outputs["masks"] = self.masks(features, outputs["boxes"], outputs["classes"])
+            outputs["masks"] = self.masks(features, outputs)
         return outputs
 
-    def propose(self, features: dict[str, Tensor], size: Sequence[Side]) -> Tensor:
-        """Return the proposals of the RPN: (P, 4)."""
+    def propose(self, features: dict[str, Tensor], size: Sequence[Side]) -> tuple[Tensor, Tensor]:
+        """Return the proposals of the RPN, (P, 4), and their images, (P,)."""
         rpn = self.model.proposal_generator
         maps = [features[name] for name in rpn.in_features]
-        candidates: list[tuple[Tensor, Tensor, Tensor]] = []  # boxes, logits, level of each level
+        num_anchors = rpn.anchor_generator.num_anchors[0]
+        # Boxes, logits, levels and images of the candidates of each level.
+        candidates: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         level_outputs = zip(rpn.anchor_generator(maps), *rpn.rpn_head(maps))
         for level, (anchors, logits, deltas) in enumerate(level_outputs):
-            # (1, A, h, w) -> (h * w * A,)
-            logits = logits[0].permute(1, 2, 0).flatten()
-            # (1, A * 4, h, w) -> (A, 4, h, w) -> (h, w, A, 4) -> (h * w * A, 4)
-            deltas = deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).flatten(0, 2)
-            logits, best = logits.topk(torch.sym_min(logits.shape[0], rpn.pre_nms_topk[False]))
-            boxes = decode(rpn.box2box_transform, deltas[best], anchors.tensor[best], size)[:, 0]
-            candidates.append((boxes, logits, torch.full_like(best, level)))
-        boxes, scores, levels = map(torch.cat, zip(*candidates))
+            logits = by_anchor(logits, num_anchors)[..., 0]  # (B, h * w * A)
+            logits, image, anchor = best_of_each(logits, rpn.pre_nms_topk[False])
+            deltas = by_anchor(deltas, num_anchors)[image, anchor]
+            boxes = decode(rpn.box2box_transform, deltas, anchors.tensor[anchor], size)[:, 0]
+            candidates.append((boxes, logits, torch.full_like(image, level), image))
+        boxes, scores, levels, images = map(torch.cat, zip(*candidates))
         is_large = (boxes[:, 2:] - boxes[:, :2] > rpn.min_box_size).all(1)
-        boxes, scores, levels = boxes[is_large], scores[is_large], levels[is_large]
-        return boxes[nms(boxes, scores, levels, rpn.nms_thresh, size)[: rpn.post_nms_topk[False]]]
+        boxes, scores, levels, images = (x[is_large] for x in (boxes, scores, levels, images))
+        shape = (maps[0].shape[0], *size)
+        limit = rpn.post_nms_topk[False]
+        kept = nms(boxes, scores, levels, images, rpn.nms_thresh, limit, shape)
+        return boxes[kept], images[kept]
 
     def classify(
-        self, maps: list[Tensor], boxes: Tensor, size: Sequence[Side]
+        self, maps: list[Tensor], boxes: Tensor, images: Tensor, size: Sequence[Side]
     ) -> tuple[Tensor, Tensor]:
-        """Return boxes (P, K or 1, 4) and scores (P, K) of proposals (P, 4).
+        """Return boxes (P, K or 1, 4) and scores (P, K) of proposals (P, 4) in images (P,).
 
         In a cascade, each stage refines the boxes of the previous stage, and the scores are the
         mean over the stages.
@@ -208,17 +214,19 @@ class RCNNGraph(Graph):
             stages = [(heads.box_head, heads.box_predictor)]
         scores = []
         for head, predictor in stages:
-            logits, deltas = predictor(head(pool(heads.box_pooler, maps, boxes)))
+            logits, deltas = predictor(head(pool(heads.box_pooler, maps, boxes, images)))
             logits, deltas = logits[:-1], deltas[:-1]  # without the empty box that pool() appends
             scores.append(logits.softmax(-1)[:, :-1])  # without the background class
             refined = decode(predictor.box2box_transform, deltas, boxes, size)
             boxes = refined[:, 0]  # for the next stage; the stages of a cascade have one box each
         return refined, sum(scores) * (1 / len(scores))
 
-    def masks(self, features: dict[str, Tensor], boxes: Tensor, classes: Tensor) -> Tensor:
-        """Return masks (N, 28, 28) for boxes (N, 4) and classes (N,)."""
+    def masks(self, features: dict[str, Tensor], detections: dict[str, Tensor]) -> Tensor:
+        """Return masks (N, 28, 28) of detections."""
         heads = self.model.roi_heads
-        pooled = pool(heads.mask_pooler, [features[name] for name in heads.mask_in_features], boxes)
+        boxes, classes = detections["boxes"], detections["classes"]
+        maps = [features[name] for name in heads.mask_in_features]
+        pooled = pool(heads.mask_pooler, maps, boxes, detections["image_index"])
         logits = heads.mask_head.layers(pooled)[:-1]  # (N, K or 1, 28, 28)
         channel = classes if logits.shape[1] > 1 else torch.zeros_like(classes)
         return logits[torch.arange(classes.shape[0], device=classes.device), channel].sigmoid()
@@ -231,20 +239,28 @@ class RetinaNetGraph(Graph):
         model = self.model
         maps = [features[name] for name in model.head_in_features]
         num_anchors = model.anchor_generator.num_anchors[0]
-        candidates: list[tuple[Tensor, Tensor, Tensor]] = []  # boxes, scores, classes of each level
+        # Boxes, scores, classes and images of the candidates of each level.
+        candidates: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for anchors, logits, deltas in zip(model.anchor_generator(maps), *model.head(maps)):
-            scores = by_anchor(logits, num_anchors).sigmoid()  # (h * w * A, K)
-            deltas = by_anchor(deltas, num_anchors)  # (h * w * A, 4)
-            # One candidate for each pair of anchor and class whose score passes the threshold.
-            anchor, classes = (scores > model.test_score_thresh).nonzero().unbind(1)
-            scores = scores[anchor, classes]
-            scores, best = scores.topk(torch.sym_min(scores.shape[0], model.test_topk_candidates))
-            anchor = anchor[best]
-            boxes = decode(model.box2box_transform, deltas[anchor], anchors.tensor[anchor], size)
-            candidates.append((boxes[:, 0], scores, classes[best]))
-        boxes, scores, classes = map(torch.cat, zip(*candidates))
-        nms_threshold, limit = model.test_nms_thresh, model.max_detections_per_image
-        return select_detections(boxes, scores, classes, nms_threshold, limit, size)
+            scores = by_anchor(logits, num_anchors).sigmoid()  # (B, h * w * A, K)
+            num_classes = scores.shape[2]
+            scores, image, index = best_of_each(scores.flatten(1), model.test_topk_candidates)
+            is_kept = scores > model.test_score_thresh
+            scores, image, index = scores[is_kept], image[is_kept], index[is_kept]
+            anchor = index // num_classes
+            deltas = by_anchor(deltas, num_anchors)[image, anchor]
+            boxes = decode(model.box2box_transform, deltas, anchors.tensor[anchor], size)[:, 0]
+            candidates.append((boxes, scores, index % num_classes, image))
+        boxes, scores, classes, images = map(torch.cat, zip(*candidates))
+        return select_detections(
+            boxes,
+            scores,
+            classes,
+            images,
+            model.test_nms_thresh,
+            model.max_detections_per_image,
+            (maps[0].shape[0], *size),
+        )
 
 
 class SegmentationGraph(Graph):
@@ -253,7 +269,7 @@ class SegmentationGraph(Graph):
     def predict(self, features: dict[str, Tensor], size: Sequence[Side]) -> dict[str, Tensor]:
         logits, _ = self.model.sem_seg_head(features)
         height, width = size
-        return {"logits": logits[0, :, :height, :width]}
+        return {"logits": logits[:, :, :height, :width]}
 
 
 class ClassifierGraph(nn.Module):
@@ -281,8 +297,18 @@ def normalized_and_padded(model: Detector, images: Tensor) -> Tensor:
 
 
 def by_anchor(x: Tensor, num_anchors: int) -> Tensor:
-    """(1, A * K, h, w) -> (A, K, h, w) -> (h, w, A, K) -> (h * w * A, K)"""
-    return x[0].unflatten(0, (num_anchors, -1)).permute(2, 3, 0, 1).flatten(0, 2)
+    """(B, A * K, h, w) -> (B, A, K, h, w) -> (B, h, w, A, K) -> (B, h * w * A, K)"""
+    return x.unflatten(1, (num_anchors, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+
+
+def best_of_each(scores: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best scores of each image: (B, M) -> values, rows and columns, each (B * limit,).
+
+    If M is smaller than the limit, all are returned.
+    """
+    values, columns = scores.topk(torch.sym_min(scores.shape[1], limit))
+    rows = torch.arange(scores.shape[0], device=scores.device)[:, None].expand_as(columns)
+    return values.flatten(), rows.flatten(), columns.flatten()
 
 
 def decode(
@@ -300,38 +326,68 @@ def select_detections(
     boxes: Tensor,
     scores: Tensor,
     classes: Tensor,
+    images: Tensor,
     nms_threshold: float,
     limit: int,
-    size: Sequence[Side],
+    shape: Sequence[Side],
 ) -> dict[str, Tensor]:
-    """Return at most ``limit`` detections of candidates (M, 4), (M,), (M,), after NMS."""
-    kept = nms(boxes, scores, classes, nms_threshold, size)[:limit]
+    """Return at most ``limit`` detections of each image after NMS.
+
+    Args:
+        boxes, scores, classes, images: (M, 4) and (M,) of all candidates.
+        nms_threshold, limit: see :func:`nms`.
+        shape: (B, H, W).
+    """
+    kept = nms(boxes, scores, classes, images, nms_threshold, limit, shape)
     kept = kept[(boxes[kept, 2:] > boxes[kept, :2]).all(1)]  # clipping may leave empty boxes
-    return {"boxes": boxes[kept], "scores": scores[kept], "classes": classes[kept]}
+    return {
+        "boxes": boxes[kept],
+        "scores": scores[kept],
+        "classes": classes[kept],
+        "image_index": images[kept],
+    }
 
 
 def nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, size: Sequence[Side]
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    images: Tensor,
+    threshold: float,
+    limit: int,
+    shape: Sequence[Side],
 ) -> Tensor:
-    """Return the indices that non-maximum suppression in each group keeps, by descending score."""
-    # All boxes are inside the image: this offset separates the boxes of different groups.
-    offsets = groups.mul(size[0] + size[1])
-    return torch.ops.torchvision.nms(boxes + offsets[:, None], scores, threshold)
+    """Return the indices that non-maximum suppression keeps, by descending score.
+
+    Boxes suppress boxes of their group in their image, and at most ``limit`` of each image remain.
+    """
+    num_images, height, width = shape
+    # All boxes are inside their image: these offsets separate different groups and images. One in
+    # each direction keeps them small, since large ones would round the coordinates.
+    offsets = torch.stack([groups.mul(width), images.mul(height)], dim=1).repeat(1, 2)
+    kept = torch.ops.torchvision.nms(boxes + offsets, scores, threshold)
+    images = images[kept]
+    is_of_image = images[:, None] == torch.arange(num_images, device=images.device)  # (N, B)
+    rank = is_of_image.long().cumsum(0).gather(1, images[:, None])[:, 0]  # in the image, from 1
+    kept = kept[rank <= limit]
+    # Without this limit, torch.export's upper bounds of what follows would exceed 64 bits.
+    torch._check(kept.shape[0] <= MAX_BATCH * limit)
+    return kept
 
 
-def pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor) -> Tensor:
-    """Pool the features of boxes (M, 4) and of one appended empty box: (M + 1, C, h, w).
+def pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
+    """Pool the features of boxes (M, 4) in images (M,), and of an empty box: (M + 1, C, h, w).
 
     Each box is pooled from the level for its size, as in Detectron2's ``assign_boxes_to_levels``.
     The empty box keeps the layers that follow from getting an empty batch, for which torch.export
     specializes the graph.
     """
-    boxes = F.pad(boxes, (0, 0, 0, 1))
+    boxes, images = F.pad(boxes, (0, 0, 0, 1)), F.pad(images, (0, 1))
     side = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
     # Equation 1 of the FPN paper (Lin et al., CVPR 2017).
     levels = (pooler.canonical_level + torch.log2(side / pooler.canonical_box_size + 1e-8)).floor()
     levels = levels.clamp(pooler.min_level, pooler.max_level) - pooler.min_level
-    rois = F.pad(boxes, (1, 0))  # (M + 1, 5): the index of the image, 0, precedes each box
+    rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)  # (M + 1, 5)
     pooled = boxes.new_zeros(boxes.shape[0], maps[0].shape[1], *pooler.output_size)
     for level, (layer, x) in enumerate(zip(pooler.level_poolers, maps)):
         indices = (levels == level).nonzero()[:, 0]

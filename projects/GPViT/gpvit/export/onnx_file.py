@@ -5,8 +5,8 @@ operators other than ONNX's own. The memory that it takes is not limited.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -15,7 +15,7 @@ import torch
 from ..utils.errors import UserError, preview, reason_of
 from .runtime import OnnxClassifier, OnnxDetector, OnnxModel, OnnxSegmentor
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 DOMAINS = {"", "ai.onnx"}  # of ONNX's own operators
 KINDS = {"boxes": OnnxDetector, "logits": OnnxSegmentor, "scores": OnnxClassifier}  # first output
 
@@ -25,40 +25,29 @@ def load_onnx(path: Path, device: str | None = None) -> OnnxModel:
 
     Args:
         path: of the file.
-        device: "cpu" or "cuda"; None for a GPU if this ONNX Runtime supports it.
+        device: "cpu", "cuda" or "cuda:1"; None for a GPU if this ONNX Runtime runs on it.
 
     Raises:
-        UserError: it is not such a file, or ONNX Runtime does not support the device.
+        UserError: it is not such a file, or ONNX Runtime does not run on the device.
     """
-    available = onnxruntime.get_available_providers()
-    if device is None:
-        device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
-    provider = PROVIDERS.get(device.partition(":")[0], "")
-    if provider not in available:
-        raise UserError(f"this ONNX Runtime does not run on device {device}; use cpu")
+    if "://" in str(path):
+        raise UserError(f"{path}: an ONNX file is not downloaded; give a file")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     try:
         model = onnx.load_model_from_string(content)
-        domains = sorted(_domains(model) - DOMAINS)
-        if domains:
-            raise UserError(f"{path} has operators of {preview(domains)}, which are not ONNX's own")
-        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
-            raise UserError(f"{path} refers to other files; export the model again")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors, which are raised, too
-        # Otherwise the content might be taken for a file in another format, which was not checked.
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        session = onnxruntime.InferenceSession(content, options, providers=[provider])
+        _require_harmless(model, path)
+        session = _start_session(content, device)
+        if [value.name for value in session.get_inputs()] != ["images"]:
+            raise ValueError("its input is not images")
         metadata = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
         classes = metadata["classes"]
         is_list = isinstance(classes, list) and len(classes) > 0
         if not is_list or not all(isinstance(text, str) for text in [metadata["config"], *classes]):
             raise ValueError("config and classes are not text")
-        if not isinstance(metadata["smallest_side"], int):
+        if type(metadata["smallest_side"]) is not int:
             raise ValueError("smallest_side is not a number")
         return KINDS[session.get_outputs()[0].name](session, metadata)
     except UserError:
@@ -70,32 +59,51 @@ def load_onnx(path: Path, device: str | None = None) -> OnnxModel:
         ) from None
 
 
-def _domains(model: onnx.ModelProto) -> set[str]:
-    domains = {item.domain for item in model.opset_import}
-    return domains | {node.domain for node in _nodes(model)} | {f.domain for f in model.functions}
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield all nodes, those of functions and of graphs inside of nodes too."""
-    remaining = [model.graph, *model.functions]
-    while remaining:
-        for node in remaining.pop().node:
-            yield node
-            for attribute in node.attribute:
-                remaining += [attribute.g, *attribute.graphs]
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield all constants."""
+def _require_harmless(model: onnx.ModelProto, path: Path) -> None:
+    """Raise a UserError if a model refers to other files or has operators other than ONNX's own."""
+    # The main graph, and graphs inside of its nodes. An attribute has an empty graph by default.
     graphs = [model.graph]
-    for node in _nodes(model):
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            for sparse in [attribute.sparse_tensor, *attribute.sparse_tensors]:
-                yield from (sparse.values, sparse.indices)
-            graphs += [attribute.g, *attribute.graphs]
-    for graph in graphs:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
+    domains, tensors = set(), []
+    for graph in graphs:  # grows
+        sparse_tensors = list(graph.sparse_initializer)
+        tensors += graph.initializer
+        for node in graph.node:
+            domains.add(node.domain)
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+                tensors += [attribute.t, *attribute.tensors]
+                sparse_tensors += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        for sparse in sparse_tensors:
+            tensors += [sparse.values, sparse.indices]
+    others = sorted(domains - DOMAINS)
+    if others or model.functions:
+        raise UserError(
+            f"{path} has operators other than ONNX's own: {preview(others) or 'functions'}; export "
+            "the model again"
+        )
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+        raise UserError(f"{path} refers to other files; export the model again")
+
+
+def _start_session(content: bytes, device: str | None) -> onnxruntime.InferenceSession:
+    """Return a session on a device; raise a UserError if ONNX Runtime does not run on it."""
+    available = onnxruntime.get_available_providers()
+    wanted = torch.device(device or ("cuda" if CUDA in available else "cpu"))
+    providers: list[Any] = [CPU]  # runs what the GPU has no operator for
+    if wanted.type == "cuda":
+        # Results in TF32 would differ from those of PyTorch.
+        providers.insert(0, (CUDA, {"device_id": wanted.index or 0, "use_tf32": 0}))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors, which are raised, too
+    # Otherwise the content might be taken for a file in another format, which was not checked.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    is_supported = wanted.type == "cpu" or (wanted.type == "cuda" and CUDA in available)
+    if is_supported:
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
+        # Without a driver or a library, ONNX Runtime uses the CPU.
+        is_supported = wanted.type == "cpu" or CUDA in session.get_providers() or device is None
+    if not is_supported:
+        raise UserError(f"this ONNX Runtime does not run on device {device}; use cpu")
+    return session

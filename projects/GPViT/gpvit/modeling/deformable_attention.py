@@ -82,7 +82,8 @@ def _samples(
     # A cell's number in the batch is image * M + level's first cell + y * width + x, and its row in
     # the table (B * M * heads, C / heads) is number * heads + head. `first` is the number of each
     # image's first cell in the present level; it broadcasts to (B, L, heads, points, 2).
-    first = torch.arange(0, B * M, M, device=device, dtype=torch.int32)[:, None, None, None, None]
+    images = torch.arange(B, device=device, dtype=torch.int32)
+    first = (images * M)[:, None, None, None, None]
     head = torch.arange(heads, device=device, dtype=torch.int32)[:, None, None]
     for level, (height, width) in enumerate(shapes):
         # The center of cell 0 is at 0.5 / width, so cell positions are x * width - 0.5.

@@ -1,12 +1,11 @@
 """Where the published detectors differ from Detectron2's, as small subclasses."""
 
 import functools
-from importlib import import_module
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d, ROIAlign, get_norm
 from detectron2.modeling import meta_arch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch import retinanet
@@ -52,27 +51,28 @@ class LastLevelNormP6P7(nn.Module):
         return [p6, self.p7(p6)]
 
 
-def roi_align(
-    features: Tensor,
-    boxes: Tensor,
-    output_size: tuple[int, int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    """RoIAlign by torchvision's operator: (N, C, H, W), (K, 5) -> (K, C, height, width).
+def roi_align(layer: ROIAlign, features: Tensor, boxes: Tensor) -> Tensor:
+    """RoIAlign in float32: (N, C, H, W), (K, 5) -> (K, C, height, width), of the features' dtype.
 
-    torchvision's function replaces the operator on GPUs under deterministic algorithms by Python
-    code that needs tens of GB (pytorch/vision issue 8168). The operator adds the gradients of
-    overlapping boxes in any order, so that they may differ in the last bits.
+    Detectron2 rounds the boxes to the dtype of the features; in bfloat16, coordinates between 512
+    and 1024 are rounded to multiples of 4. It then calls a function of torchvision which on GPUs,
+    under deterministic algorithms, replaces the operator by Python code that needs tens of GB
+    (pytorch/vision issue 8168). The operator adds the gradients of overlapping boxes in any order,
+    so that they may differ in the last bits.
     """
-    return torch.ops.torchvision.roi_align(
-        features, boxes, spatial_scale, *output_size, sampling_ratio, aligned
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    pooled = torch.ops.torchvision.roi_align(
+        features.to(dtype),
+        boxes.to(dtype),
+        layer.spatial_scale,
+        *layer.output_size,
+        layer.sampling_ratio,
+        layer.aligned,
     )
+    return pooled.to(features.dtype)
 
 
-# The name of the module is hidden by that of the function in detectron2.layers.
-import_module("detectron2.layers.roi_align").roi_align = roi_align  # type: ignore[attr-defined]
+ROIAlign.forward = roi_align
 
 # The first results of the scripted function differ from later ones in the last bits, so that a run
 # could not be resumed bitwise.

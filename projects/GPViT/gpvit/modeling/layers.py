@@ -1,4 +1,4 @@
-"""The layers of GPViT and its adapter, with their fast paths on CPUs."""
+"""The layers of GPViT and its adapter, with fast paths for CPUs and GPUs."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 # last-level cache (7 MB for L1).
 TOKENS_PER_PART = 2048
 
-
-# What the width of heads must be a multiple of for fused attention on GPUs.
+# Fused attention on GPUs needs heads whose widths are multiples of these.
 HEAD_MULTIPLES = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}
 
 
@@ -174,10 +173,12 @@ def head_padding(x: Tensor, width: int) -> int:
     in bfloat16 and float16. With others, it holds the attention weights of all pairs of tokens in
     memory, or copies queries, keys and values at every call. On a CPU any width is fused.
     """
-    if x.device.type != "cuda":
-        return 0
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    return -width % HEAD_MULTIPLES.get(dtype, 1)
+    return -width % HEAD_MULTIPLES.get(gpu_dtype(x), 1) if x.device.type == "cuda" else 0
+
+
+def gpu_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that attention over x runs in on a GPU."""
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
 
 
 def pad_heads(x: Tensor, num_heads: int, padding: int, dim: int = -1) -> Tensor:
@@ -216,6 +217,8 @@ def gather(query: Tensor, x: Tensor, key: Linear, num_heads: int) -> Tensor:
     (B, n, C), (B, H, W, C) -> (B, n, C).
     """
     padding = head_padding(x, x.shape[-1] // num_heads)
+    if padding:
+        x = x.to(gpu_dtype(x))  # normalized maps are in float32: do not pad twice the memory
     query, value = pad_heads(query, num_heads, padding), pad_heads(x, num_heads, padding)
     keys = key(x, out_heads=num_heads, padding=padding)
     attended = attention(query, keys.flatten(1, 2), value.flatten(1, 2), num_heads, padding)

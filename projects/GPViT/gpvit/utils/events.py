@@ -105,6 +105,7 @@ def save_evaluation(
     images: int | None = None,
     seconds_per_image: float | None = None,
     device: str | None = None,
+    dtype: str | None = None,
     max_detections: int | None = None,
 ) -> None:
     """Write ``evaluation.json``.
@@ -120,7 +121,7 @@ def save_evaluation(
         images: number of evaluated images.
         seconds_per_image: of one process, from the first image to the last, for reading the image,
             running the model and collecting its results.
-        device: of the model.
+        device, dtype: of the model.
         max_detections: number of detections per image and class that AP counts.
 
     Raises:
@@ -131,6 +132,7 @@ def save_evaluation(
         "images": images,
         "seconds_per_image": seconds_per_image,
         "device": device,
+        "dtype": dtype,
         "max_detections": max_detections,
         **about,
     }

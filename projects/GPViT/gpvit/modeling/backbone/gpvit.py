@@ -305,7 +305,7 @@ class StripeAttention(nn.Module):
         attended = torch.cat([vertical, horizontal.view_as(vertical)], dim=-1).view(B, H, W, -1)
         return self.proj(attended, in_heads=2 * heads, padding=padding)
 
-    def attend(self, qkv: Tensor, lepe: nn.Module, padding: int) -> Tensor:
+    def attend(self, qkv: Tensor, lepe: "LePE", padding: int) -> Tensor:
         """Attention and LePE inside each of N stripes: (N, h, w, 3, C/2) -> (N, h, w, C/2).
 
         C includes the padding of the heads.
@@ -326,7 +326,8 @@ class LePE(nn.Conv2d):
 
     def forward(self, x: Tensor, num_heads: int, padding: int) -> Tensor:  # type: ignore[override]
         """Each of the ``num_heads`` heads that x consists of has ``padding`` zeros at its end."""
-        weight, bias = (pad_heads(x, num_heads, padding, dim=0) for x in (self.weight, self.bias))
+        weight = pad_heads(self.weight, num_heads, padding, dim=0)
+        bias = pad_heads(self.bias, num_heads, padding)
         return F.conv2d(x, weight, bias, padding=1, groups=len(weight))
 
 
@@ -353,11 +354,11 @@ class StripeQKV(nn.Linear):
             num_heads: of this direction.
             padding: zeros at the end of each head.
         """
-        # (3C, C) -> (3, 2, C/2, C) -> (3, C/2, C) -> (3C/2, C)
-        weight, bias = (
-            pad_heads(x.unflatten(0, (3, 2, -1))[:, half], num_heads, padding, dim=1).flatten(0, 1)
-            for x in (self.weight, self.bias)
-        )
+        # (3C, C) -> (3, 2, C/2, C) -> (3, C/2, C) -> (3C/2, C), and the same without the last C
+        weight = self.weight.unflatten(0, (3, 2, -1))[:, half]
+        weight = pad_heads(weight, num_heads, padding, dim=1).flatten(0, 1)
+        bias = self.bias.unflatten(0, (3, 2, -1))[:, half]
+        bias = pad_heads(bias, num_heads, padding).flatten(0, 1)
         return linear(stripes, weight, bias).unflatten(3, (3, -1))
 
 
