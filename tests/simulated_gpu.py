@@ -28,9 +28,11 @@ aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
 PACKAGE = str(Path(gpvit.__file__).parent)
 
-# May have arguments on both devices: copies, and indices on the CPU.
-MIXES_DEVICES = {aten._to_copy.default, aten.copy_.default, aten.index.Tensor}
-MIXES_DEVICES |= {aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+COPIES = {aten._to_copy.default, aten.copy_.default}
+# Their second argument has the indices.
+INDEXES = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+INDEXES |= {aten._index_put_impl_.default}
+FILLS = {aten.fill.Tensor, aten.fill_.Tensor}
 
 # The size or value of the result depends on values that only the GPU has.
 WAITS = {
@@ -39,6 +41,8 @@ WAITS = {
     aten.masked_select.default: "masked_select",
     aten._unique2.default: "unique",
     aten.unique_dim.default: "unique",
+    aten.unique_consecutive.default: "unique",
+    aten.equal.default: "equal",
     aten.repeat_interleave.Tensor: "repeat_interleave",
     aten.bincount.default: "bincount",
     torch.ops.torchvision.nms.default: "nms",
@@ -90,6 +94,7 @@ class SimulatedGPU(TorchDispatchMode):
     """Runs the operations of simulated tensors, and creates them.
 
     Attributes:
+        operations: number of operations.
         waits: how often the host waited for the GPU because of the package, by file and reason.
         other_waits: the same for all other code, by file.
     """
@@ -98,6 +103,7 @@ class SimulatedGPU(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.operations = 0
         self.waits: Counter[str] = Counter()
         self.other_waits: Counter[str] = Counter()
 
@@ -117,8 +123,10 @@ class SimulatedGPU(TorchDispatchMode):
     def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         tensors = [item for item in tree_iter((args, kwargs)) if isinstance(item, Tensor)]
         simulated = [item for item in tensors if isinstance(item, SimulatedTensor)]
-        if func not in MIXES_DEVICES:
-            check_devices(func, tensors)
+        check_devices(func, args, tensors)
+        if is_gpu(kwargs.get("device")) and kwargs.get("generator") is not None:
+            raise RuntimeError(f"{func}: the generator is on the CPU")
+        self.operations += 1
         self.count_waits(func, args, kwargs, simulated)
         result = KERNELS.get(func, func)(*tree_map(to_cpu, args), **tree_map(to_cpu, kwargs))
         if func._schema.is_mutable:
@@ -140,7 +148,7 @@ class SimulatedGPU(TorchDispatchMode):
                 reason = "to GPU" if is_gpu(device) else "to CPU"
         elif func is aten.copy_.default and len(simulated) == 1:
             reason = "to GPU" if isinstance(args[0], SimulatedTensor) else "to CPU"
-        elif func in MIXES_DEVICES - {aten._to_copy.default, aten.copy_.default}:
+        elif func in INDEXES:
             indices = [item for item in args[1] if item is not None]
             if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
                 reason = "boolean index"
@@ -174,12 +182,27 @@ def to_gpu(item: Any) -> Any:
     return SimulatedTensor(item) if is_plain else item
 
 
-def check_devices(func: Any, tensors: Sequence[Tensor]) -> None:
-    """Raise a RuntimeError if tensors are on both devices; numbers, () on the CPU, are allowed."""
-    plain = [item for item in tensors if not isinstance(item, SimulatedTensor) and item.dim() > 0]
-    if plain and len(plain) < len(tensors):
-        shapes = [tuple(item.shape) for item in plain]
-        raise RuntimeError(f"{func}: expected all tensors to be on {DEVICE}, but {shapes} are not")
+def check_devices(func: Any, args: Sequence[Any], tensors: Sequence[Tensor]) -> None:
+    """Raise a RuntimeError if tensors are on both devices.
+
+    Allowed are copies, indices on the CPU, and numbers on the CPU, (), that are read by operations
+    on single elements.
+    """
+    if func in COPIES:
+        return
+    may_have_numbers = torch.Tag.pointwise in func.tags or func in INDEXES | FILLS
+    if func in INDEXES:
+        indexed, _, *values = args
+        if is_simulated(indexed):
+            tensors = [item for item in (indexed, *values) if isinstance(item, Tensor)]
+    plain = []
+    for item in tensors:
+        is_changed = func._schema.is_mutable and item is args[0]
+        is_number = item.dim() == 0 and may_have_numbers and not is_changed
+        if not is_simulated(item) and not is_number:
+            plain.append(tuple(item.shape))
+    if plain and any(map(is_simulated, tensors)):
+        raise RuntimeError(f"{func}: expected all tensors to be on {DEVICE}, but {plain} are not")
 
 
 def changed_arguments(

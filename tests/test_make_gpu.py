@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -122,7 +123,9 @@ def test_failed_checks_are_listed_and_do_not_stop_the_others(
     assert found["GPU 0"] == "simulated GPU, 16 GiB, compute capability 9.0"
     assert found["torch"] == torch.__version__
     assert [row["dtype"] for row in checks["dtypes"]["rows"]] == 2 * list(gpu.MAX_DISTANCE)
-    assert all(0 < row["relative L2"] < row["allowed"] for row in checks["dtypes"]["rows"])
+    for row in checks["dtypes"]["rows"]:
+        assert (row["dtype"] != "float32") <= (row["relative L2"] > 0)
+        assert row["relative L2"] < row["allowed"]
     assert len(checks["attention"]["rows"]) == 6  # kinds of blocks, in two dtypes
     assert checks["determinism"]["text"].startswith("equal losses: 2 iterations")
     assert "roi_align_backward" in checks["determinism"]["text"]
@@ -148,6 +151,72 @@ def test_failed_checks_are_listed_and_do_not_stop_the_others(
         assert any(line.startswith(f"{name} (") and line.endswith(shown) for line in printed)
     for row in rows:
         assert f"| {row['images/s']:.4g} | {row['TFLOP/s']:.4g} |" in page
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "error"),
+    [
+        (0, "3 passed in 2.00s", ""),
+        (0, "no tests ran in 0.10s", "exit code 0: no tests ran in 0.10s"),
+        (5, "no tests ran in 0.10s", "exit code 5: no tests ran in 0.10s"),
+        (1, "1 failed, 2 passed in 2.00s", "exit code 1: 1 failed, 2 passed in 2.00s"),
+    ],
+)
+def test_result_of_pytest_decides(
+    code: int, output: str, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = subprocess.CompletedProcess([], code, stdout=f"...\n{output}\n", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: run)
+    assert gpu.gpu_tests(SMALL) == gpu.Result(output, error=error)
+
+
+@pytest.mark.usefixtures("simulated")
+def test_distances_above_the_limit_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "MAX_DISTANCE", {"bfloat16": 1e-9})
+    with simulated_gpu():
+        error = gpu.dtypes(SMALL).error
+    assert error.startswith("differs from the CPU: L1 in bfloat16 (") and "quick start in" in error
+
+
+@pytest.mark.usefixtures("simulated")
+def test_attention_without_a_fused_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_kernel(backends: list) -> None:
+        raise RuntimeError("No available kernel")
+
+    monkeypatch.setattr(gpu, "sdpa_kernel", no_kernel)
+    with simulated_gpu():
+        result = gpu.attention(SMALL)
+    assert result.error.startswith("only math: window block of L1 in float32, ")
+    assert {row["without math"] for row in result.rows} == {"RuntimeError: No available kernel"}
+
+
+@pytest.mark.parametrize(
+    ("first", "error"),
+    [
+        ([1.0, 2.0], ""),
+        ([1.0, 2.01], ""),
+        ([1.0, 2.5], "these differ: loss of iteration 1"),
+        ([1.0001, 2.0], "these differ: loss of iteration 0"),
+    ],
+)
+def test_losses_of_equal_runs_are_compared(
+    first: list[float], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = [[{"loss": value} for value in values] for values in (first, [1.0, 2.0])]
+    monkeypatch.setattr(gpu, "train", lambda *_: None)
+    monkeypatch.setattr(gpu, "losses_of", lambda output: losses.pop(0))
+    with simulated_gpu():
+        assert gpu.determinism(SMALL).error == error
+
+
+def test_crashed_check_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu, "CHECKS", {"environment": gpu.environment})
+    monkeypatch.setattr(gpu, "in_a_process", mock.Mock(side_effect=BrokenProcessPool))
+    with pytest.raises(UserError, match="^1 of 1 checks failed: environment; see .*gpu.md$"):
+        report(tmp_path, monkeypatch)
+    assert "FAILED: the process crashed, or took more than 300 s" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -387,8 +387,10 @@ def compilation(workload: Workload) -> Result:
 
 def resume(workload: Workload) -> Result:
     """Resume a classifier's training run from its middle: the weights must be equal."""
-    options = [f"train.checkpointer.period={workload.iterations // 2}", "train.ema_decay=0.9"]
-    options.append("dataloader.train.total_batch_size=6")
+    middle = workload.iterations // 2
+    options = [f"train.checkpointer.period={middle}", "train.ema_decay=0.9"]
+    # Without the best checkpoint, which is that of the last iteration.
+    options += ["dataloader.train.total_batch_size=6", "train.best_metric=''"]
     name, final = "quickstart_classifier", []
     with dataset(workload) as data, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -398,6 +400,9 @@ def resume(workload: Workload) -> Result:
             path = output / "model_final.pth"
             final.append(torch.load(path, map_location="cpu", weights_only=True))
             path.unlink()
+            left = [path.name for path in output.glob("model_*.pth")]
+            if left != [f"model_{middle:07}.pth"]:
+                raise RuntimeError(f"the run would be resumed from {preview(left)}")
     different = []
     for key in ("model", "ema"):
         for weight, value in final[0][key].items():

@@ -281,8 +281,9 @@ def test_exported_model_predicts_batches_of_any_size(
     assert "on 5 images, 100.0% of the images have PyTorch's class" in capsys.readouterr().out
     exported, predictor = load(output), gpvit.Predictor.from_checkpoint(weights, "cpu")
     if suffix == ".onnx":
-        scores = gpvit.Predictor.from_checkpoint(output)(images_of(data)[0])
-        assert torch.allclose(scores, scores_of(weights, images_of(data)[0]), atol=1e-5)
+        found = gpvit.Predictor.from_checkpoint(output)(images_of(data))
+        for scores, path in zip(found, images_of(data), strict=True):
+            assert torch.allclose(scores, scores_of(weights, path), atol=1e-5)
     for number in (1, 2, 5):
         images = [predictor.resize(read_image(path)) for path in images_of(data)[:number]]
         scores = exported(torch.stack(images))["scores"]

@@ -20,11 +20,11 @@ from detectron2.config import instantiate
 from gpvit import checkpoint
 from gpvit.cli import export as cli
 from gpvit.cli import predict, view_attention
-from gpvit.config import load_config
+from gpvit.config import inference_config, load_config
 from gpvit.data.image_io import read_image
 from gpvit.export import graph as export
 from gpvit.export import verify
-from gpvit.export.runtime import OnnxDetector
+from gpvit.export.runtime import OnnxClassifier, OnnxDetector, OnnxModel, OnnxSegmentor
 from gpvit.modeling.deformable_attention import sample_by_bag, sample_by_row
 from gpvit.utils.errors import UserError
 from torch import nn
@@ -198,8 +198,55 @@ def other_files_in_a_branch(model: onnx.ModelProto) -> None:
     model.graph.node.add(op_type="If", attribute=[attribute])
 
 
+def external_tensor() -> onnx.TensorProto:
+    tensor = onnx.helper.make_tensor("x", onnx.TensorProto.FLOAT, [1], bytes(4), raw=True)
+    onnx.external_data_helper.set_external_data(tensor, "secret")
+    return tensor
+
+
+def external_sparse_tensor() -> onnx.SparseTensorProto:
+    sparse = onnx.SparseTensorProto(dims=[8])
+    sparse.values.CopyFrom(external_tensor())
+    return sparse
+
+
+def other_files_in_a_list_of_branches(model: onnx.ModelProto) -> None:
+    branch = onnx.GraphProto(initializer=[external_tensor()])
+    attribute = onnx.AttributeProto(name="branches", type="GRAPHS", graphs=[branch])
+    model.graph.node.add(op_type="If", attribute=[attribute])
+
+
+def other_files_in(**values: Any) -> Callable[[onnx.ModelProto], None]:
+    """Return what adds a node with an attribute."""
+
+    def add(model: onnx.ModelProto) -> None:
+        attribute = onnx.AttributeProto(name="value", **values)
+        model.graph.node.add(op_type="Constant", output=["y"], attribute=[attribute])
+
+    return add
+
+
+def other_files_in_a_sparse_initializer(model: onnx.ModelProto) -> None:
+    model.graph.sparse_initializer.append(external_sparse_tensor())
+
+
 def other_operator(model: onnx.ModelProto) -> None:
     model.graph.node[0].domain = "com.example"
+
+
+def other_operator_in_a_branch(model: onnx.ModelProto) -> None:
+    branch = onnx.GraphProto(node=[onnx.NodeProto(op_type="Run", domain="com.example")])
+    attribute = onnx.helper.make_attribute("then_branch", branch)
+    model.graph.node.add(op_type="If", attribute=[attribute])
+
+
+def augmentations_of_another_kind(model: onnx.ModelProto) -> None:
+    config = (REPOSITORY / "configs" / "quickstart_classifier.py").as_posix()
+    cfg = load_config(config)
+    cfg.dataloader.test.mapper.augmentations = [1]
+    for prop in model.metadata_props:
+        if prop.key == "config":
+            prop.value = json.dumps(inference_config(cfg))
 
 
 def function(model: onnx.ModelProto) -> None:
@@ -227,6 +274,16 @@ def undefined_metadata(model: onnx.ModelProto) -> None:
     [
         (other_files, "refers to other files"),
         (other_files_in_a_branch, "refers to other files"),
+        (other_files_in_a_list_of_branches, "refers to other files"),
+        (other_files_in_a_sparse_initializer, "refers to other files"),
+        (other_files_in(type="TENSOR", t=external_tensor()), "refers to other files"),
+        (other_files_in(type="TENSORS", tensors=[external_tensor()]), "refers to other files"),
+        (
+            other_files_in(type="SPARSE_TENSOR", sparse_tensor=external_sparse_tensor()),
+            "refers to other files",
+        ),
+        (other_operator_in_a_branch, "has operators other than ONNX's own: com.example"),
+        (augmentations_of_another_kind, "cannot use the config in .*model.onnx: "),
         (other_operator, "has operators other than ONNX's own: com.example"),
         (function, "has operators other than ONNX's own: functions"),
         (input_of_an_older_version, "is not a model that gpvit export wrote, or one of an older"),
@@ -258,7 +315,10 @@ def test_onnx_file_is_not_taken_for_one_in_another_format(tmp_path: Path) -> Non
         gpvit.Predictor.from_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", bytes(100)])
+WHOLE = onnx_model().SerializeToString()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", bytes(100), WHOLE[:-40], WHOLE[40:]])
 def test_damaged_onnx_files_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
@@ -269,6 +329,41 @@ def test_damaged_onnx_files_are_refused_in_one_line(tmp_path: Path, content: byt
 def test_missing_onnx_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read .*model.onnx: No such file"):
         gpvit.Predictor.from_checkpoint(tmp_path / "model.onnx")
+
+
+def test_onnx_file_is_not_downloaded() -> None:
+    with pytest.raises(UserError, match=r"^https:/.*x\.ONNX: an ONNX file is not downloaded; give"):
+        gpvit.Predictor.from_checkpoint("https://example.com/x.ONNX")
+
+
+def test_small_images_are_padded_for_an_onnx_file() -> None:
+    seen = []
+
+    def run(names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        seen.append(inputs["images"])
+        return [inputs["images"][:, :1].astype(np.float32)]
+
+    session = SimpleNamespace(get_outputs=lambda: [SimpleNamespace(name="logits")], run=run)
+    metadata = {"classes": ["a"], "smallest_side": 5, "config": ""}
+    images = images_of_size(8, 3)
+    outputs = OnnxSegmentor(session, metadata)([{"image": image} for image in images])
+    (padded,) = seen
+    assert padded.shape == (2, 3, 8, 5) and np.array_equal(padded[..., :3], images)
+    assert np.allclose(padded[:, :, 0, 4], images.float().mean((2, 3)).round())
+    for image, output in zip(images, outputs):
+        assert torch.equal(output["sem_seg"], image[:1].float())
+
+
+@pytest.mark.parametrize("kind", [OnnxClassifier, OnnxSegmentor])
+def test_number_of_classes_of_an_onnx_file_must_be_that_of_its_names(kind: type[OnnxModel]) -> None:
+    name = "logits" if kind is OnnxSegmentor else "scores"
+    session = SimpleNamespace(
+        get_outputs=lambda: [SimpleNamespace(name=name)],
+        run=lambda names, inputs: [np.zeros((1, 2, 8, 8)[: 4 if name == "logits" else 2])],
+    )
+    model = kind(session, {"classes": ["a"], "smallest_side": 1, "config": ""})
+    with pytest.raises(ValueError, match="the graph has 2 classes, and 1 names"):
+        model([{"image": images_of_size(8, 8)[0]}])
 
 
 @pytest.mark.parametrize("index", [-1, 1, 57])

@@ -141,11 +141,12 @@ class SegmentationHead(nn.Module):
         )
         if self.loss_average == "all":
             return total / targets.numel()
-        labels = targets[targets != self.ignore_value]
+        is_labeled = targets != self.ignore_value
         if self.class_weights is None:
-            return total / max(len(labels), 1)
+            return total / is_labeled.sum().clamp(min=1)
         # As PyTorch's weighted mean; without labeled pixels the sum is 0.
-        return total / self.class_weights[labels].sum().clamp(min=1e-12)
+        weights = self.class_weights[targets.where(is_labeled, 0)] * is_labeled
+        return total / weights.sum().clamp(min=1e-12)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
