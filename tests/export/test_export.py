@@ -332,7 +332,9 @@ def test_missing_onnx_file_is_reported(tmp_path: Path) -> None:
 
 
 def test_onnx_file_is_not_downloaded() -> None:
-    with pytest.raises(UserError, match=r"^https:/.*x\.ONNX: an ONNX file is not downloaded; give"):
+    with pytest.raises(
+        UserError, match=r"^https://.*x\.ONNX: an ONNX file is not downloaded; give"
+    ):
         gpvit.Predictor.from_checkpoint("https://example.com/x.ONNX")
 
 

@@ -362,16 +362,13 @@ def test_inference_in_parts_matches_complete_map(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("training", [True, False])
 def test_backbone_and_pyramid_are_compiled_twice_for_all_sizes(training: bool) -> None:
-    """First for one size, then for all others; portrait images are a third case."""
+    """First for one size, then for all others. Small ones run in another kernel on CPUs."""
     pyramid = SimpleFeaturePyramid(
         net=tiny(), in_feature="last_feat", out_channels=8, scale_factors=(2.0, 1.0), norm="LN"
     )
     compiler = CompileCounter()
     pyramid.train(training).compile(backend=compiler, fullgraph=True)  # no graph break
     with torch.set_grad_enabled(training):
-        for size in ((64, 96), (128, 160), (96, 192), (192, 224)):
-            pyramid(torch.randn(2, 3, *size))
-        assert compiler.frame_count == 2
-        for size in ((96, 64), (160, 128)):
-            pyramid(torch.randn(2, 3, *size))
-        assert compiler.frame_count == 3
+        for size in ((256, 288), (320, 384), (384, 256), (288, 288)):
+            pyramid(torch.randn(1, 3, *size))
+    assert compiler.frame_count == 2

@@ -105,6 +105,8 @@ class Predictor:
             UserError: as above, or the checkpoint contains no config.
         """
         if is_onnx(path):
+            if "://" in str(path):
+                raise UserError(f"{path}: an ONNX file is not downloaded; give a file")
             if config_file or overrides or dtype not in ("auto", "float32"):
                 raise UserError(
                     f"{path}: an ONNX file runs in float32, with the config that it was exported "

@@ -30,8 +30,6 @@ def load_onnx(path: Path, device: str | None = None) -> OnnxModel:
     Raises:
         UserError: it is not such a file, or ONNX Runtime does not run on the device.
     """
-    if "://" in str(path):
-        raise UserError(f"{path}: an ONNX file is not downloaded; give a file")
     try:
         content = path.read_bytes()
     except OSError as error:
