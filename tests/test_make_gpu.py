@@ -202,7 +202,9 @@ def test_attention_without_a_fused_kernel_is_an_error(monkeypatch: pytest.Monkey
 def test_losses_of_equal_runs_are_compared(
     first: list[float], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = [[{"loss": value} for value in values] for values in (first, [1.0, 2.0])]
+    losses = []
+    for values in (first, [1.0, 2.0]):
+        losses.append([{"loss": value} for value in values])
     monkeypatch.setattr(gpu, "train", lambda *_: None)
     monkeypatch.setattr(gpu, "losses_of", lambda output: losses.pop(0))
     with simulated_gpu():

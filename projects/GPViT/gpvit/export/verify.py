@@ -63,7 +63,10 @@ def eager(model: nn.Module, images: Tensor) -> Outputs:
         if instances.has("pred_masks"):
             outputs["masks"] = instances.pred_masks[:, 0]
         detections.append(outputs)
-    return {name: torch.cat([outputs[name] for outputs in detections]) for name in detections[0]}
+    joined = {}
+    for name in detections[0]:
+        joined[name] = torch.cat([outputs[name] for outputs in detections])
+    return joined
 
 
 @torch.no_grad()
