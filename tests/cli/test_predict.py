@@ -58,6 +58,7 @@ def squares(monkeypatch: pytest.MonkeyPatch) -> Predictor:
     predictor = Predictor.__new__(Predictor)
     predictor.model, predictor.classes = FindSquares(), ["apple", "pear / Birne"]
     predictor.augmentations, predictor.channels = T.AugmentationList([]), [0, 1, 2]
+    predictor.autocast_device, predictor.dtype = "cpu", torch.float32
     monkeypatch.setattr(Predictor, "from_checkpoint", lambda *_, **__: predictor)
     return predictor
 

@@ -18,7 +18,7 @@ from gpvit import Predictor
 from gpvit.cli.train import argument_parser, configure
 from gpvit.engine import ddp, run, trainer
 from gpvit.engine.trainer import Trainer
-from gpvit.modeling.backbone.gpvit import StripeAttention
+from gpvit.modeling.backbone.gpvit import LePE
 from gpvit.utils.errors import UserError
 from simulated_gpu import simulated_gpu
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ def dtypes_of_body(training: bool) -> Iterator[set[torch.dtype]]:
     seen: set[torch.dtype] = set()
 
     def look(module: nn.Module, args: tuple, output: Tensor) -> None:
-        if isinstance(module, StripeAttention) and module.training == training:
+        if isinstance(module, LePE) and module.training == training:
             seen.add(output.dtype)
 
     hook = nn.modules.module.register_module_forward_hook(look)

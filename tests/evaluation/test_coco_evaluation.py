@@ -205,11 +205,13 @@ def test_one_setting_limits_detector_and_ap_and_is_saved_in_checkpoints(name: st
 def test_ap_may_count_fewer_but_not_more_detections_than_the_detector() -> None:
     override = "dataloader.evaluator.max_dets_per_image"
     config = str(REPOSITORY / "configs" / "quickstart.py")
-    fewer, more = load_config(config, [f"{override}=50"]), load_config(config, [f"{override}=300"])
+    device = "train.device=cpu"
+    fewer = load_config(config, [device, f"{override}=50"])
+    more = load_config(config, [device, f"{override}=300"])
     check_config(fewer, train=False)
     with pytest.raises(UserError, match="write dataloader.max_detections=300"):
         check_config(more, train=False)
-    assert settings(fewer) != settings(load_config(config))
+    assert settings(fewer) != settings(load_config(config, [device]))
     with pytest.raises(UserError, match=f"{override} must be a whole number of detections"):
         load_config(config, [f"{override}=abc"])
 

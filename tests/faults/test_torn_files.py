@@ -277,7 +277,7 @@ def test_command_on_full_disk_reports_one_error_and_keeps_old_file(
     monkeypatch: pytest.MonkeyPatch, folder: Path, synthetic_data: Path, arguments: str, old: str
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(view_attention, "detector", lambda args: None)
+    monkeypatch.setattr(view_attention, "load_pytorch_predictor", lambda args: None)
     monkeypatch.setattr(view_attention, "inspect", lambda *args: None)
     monkeypatch.setattr(view_attention, "visible_part", lambda *args: None)
     for name in ("draw_groups", "draw_features"):

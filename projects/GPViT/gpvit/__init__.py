@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import checkpoint, published
+    from . import checkpoint, published, streaming
     from .config import add_gpvit_config
     from .modeling import SIZES, GPViT, GPViTAdapter, SimpleFeaturePyramid
     from .predictor import Predictor
@@ -21,6 +21,7 @@ __all__ = [
     "add_gpvit_config",
     "checkpoint",
     "published",
+    "streaming",
 ]
 
 # Attribute -> the submodule that defines it.
@@ -35,7 +36,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("checkpoint", "published"):
+    if name in ("checkpoint", "published", "streaming"):
         return import_module(f".{name}", __name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

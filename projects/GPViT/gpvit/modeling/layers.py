@@ -1,6 +1,6 @@
 """The layers of GPViT and its adapter, with fast paths for CPUs and GPUs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -225,6 +225,31 @@ def gather(query: Tensor, x: Tensor, key: Linear, num_heads: int) -> Tensor:
     if padding:
         attended = attended.unflatten(-1, (num_heads, -1))[..., :-padding].flatten(-2)
     return attended
+
+
+def gather_from_parts(
+    query: Tensor, parts: Iterable[Tensor], key: Linear, num_heads: int
+) -> Tensor:
+    """:func:`gather` from the parts of one map: (1, n, C), each (1, h, w, C) -> (1, n, C).
+
+    The softmax is over all parts. Sums of weights and of weighted values are relative to the
+    largest score so far, as in "Online normalizer calculation for softmax" (Milakov and Gimelshein,
+    2018).
+    """
+    query = split_heads(query, num_heads)  # (1, heads, n, d)
+    query = query * query.shape[-1] ** -0.5
+    largest = query.new_full((*query.shape[:-1], 1), -torch.inf)
+    total, weighted = torch.zeros_like(largest), torch.zeros_like(query)
+    for x in parts:
+        keys, values = (split_heads(y.flatten(1, 2), num_heads) for y in (key(x), x))
+        scores = query @ keys.mT  # (1, heads, n, h w)
+        new_largest = largest.maximum(scores.amax(dim=-1, keepdim=True))
+        factor = (largest - new_largest).exp()
+        weights = (scores - new_largest).exp()
+        total = total * factor + weights.sum(dim=-1, keepdim=True)
+        weighted = weighted * factor + weights @ values
+        largest = new_largest
+    return (weighted / total).transpose(1, 2).flatten(2)
 
 
 def attention_weights(query: Tensor, key: Tensor, num_heads: int) -> Tensor:

@@ -12,7 +12,7 @@ is global: a few learned group tokens gather information from the map, exchange 
 back to the map (``GroupPropagationBlock``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from ..layers import (
     attention_weights,
     bicubic_weights,
     gather,
+    gather_from_parts,
     head_padding,
     init_weights,
     is_eager_on_cpu,
@@ -171,24 +172,36 @@ class GPViT(Backbone):
 
     def _pos_embed_for(self, height: int, width: int) -> Tensor:
         """The position embedding, resized to a grid: (1, H, W, C)."""
-        side = int(self.pos_embed.shape[1] ** 0.5)
-        pos = self.pos_embed.unflatten(1, (side, side))  # (1, H0, W0, C)
+        pos = self._stored_pos_embed()
         # While compiling, sizes may be symbolic: the graph must not depend on this comparison.
-        if not torch.compiler.is_compiling() and (height, width) == (side, side):
+        if not torch.compiler.is_compiling() and (height, width) == pos.shape[1:3]:
             return pos
         if is_eager_on_cpu(pos):
-            # Bicubic interpolation is separable: two matrix products, (H, H0) over the rows and
-            # (W, W0) over the columns, which are many times faster than F.interpolate on a CPU.
-            # In float32, as F.interpolate computes it under autocast.
-            with torch.autocast("cpu", enabled=False):
-                over_rows = bicubic_weights(side, height, pos)
-                over_columns = bicubic_weights(side, width, pos)
-                rows = over_rows @ pos[0].flatten(1)  # (H, H0) (H0, W0 C) -> (H, W0 C)
-                # (W, W0) (1, H, W0, C) -> (1, H, W, C), broadcast over the rows
-                return torch.matmul(over_columns, rows.view(1, height, side, -1))
+            return self.pos_embed_of_region(height, width, slice(None), slice(None))
         pos = pos.permute(0, 3, 1, 2)  # (1, H0, W0, C) -> (1, C, H0, W0)
         pos = F.interpolate(pos, (height, width), mode="bicubic", align_corners=False)
         return pos.permute(0, 2, 3, 1)  # (1, C, H, W) -> (1, H, W, C)
+
+    def _stored_pos_embed(self) -> Tensor:
+        """The position embedding of the square that it is stored for: (1, H0, W0, C)."""
+        side = int(self.pos_embed.shape[1] ** 0.5)
+        return self.pos_embed.unflatten(1, (side, side))
+
+    def pos_embed_of_region(self, height: int, width: int, rows: slice, columns: slice) -> Tensor:
+        """The position embedding, resized to H x W, of h x w of these tokens: (1, h, w, C).
+
+        Bicubic interpolation is separable: two matrix products, (h, H0) over the rows and (w, W0)
+        over the columns, which are many times faster than F.interpolate on a CPU. They are in
+        float32, as F.interpolate is under autocast.
+        """
+        pos = self._stored_pos_embed()
+        side = pos.shape[1]
+        with torch.autocast(pos.device.type, enabled=False):
+            over_rows = bicubic_weights(side, height, pos)[rows]
+            over_columns = bicubic_weights(side, width, pos)[columns]
+            resized = over_rows @ pos[0].flatten(1)  # (h, H0) (H0, W0 C) -> (h, W0 C)
+            # (w, W0) (1, h, W0, C) -> (1, h, w, C), broadcast over the rows
+            return torch.matmul(over_columns, resized.view(1, len(over_rows), side, -1))
 
     def _freeze(self, num_blocks: int) -> None:
         self.pos_embed.requires_grad_(False)
@@ -211,6 +224,11 @@ class PatchEmbed(nn.Module):
             self.convs.append(ConvNormReLU(stem_dim, stem_dim, 3, norm=norm))
         self.projection = nn.Conv2d(stem_dim, dim, 4, stride=4)
 
+    @property
+    def halo(self) -> int:
+        """The pixels around a token's own 8 x 8 that it depends on, in each direction."""
+        return 3 + 2 * len(self.convs)  # 7x7 at stride 1, and 3x3 at stride 2
+
     def forward(self, image: Tensor) -> Tensor:
         x = image.contiguous(memory_format=torch.channels_last)  # the permute below is contiguous
         x = self.projection(self.convs(self.stem(x)))
@@ -218,7 +236,7 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Base class: attention and MLP (``mix``), then a depthwise 3x3 convolution.
+    """Base class: attention and MLP (``mix``), then a depthwise 3x3 convolution (``convolve``).
 
     In group propagation blocks, batch norm and ReLU follow the convolution.
     With ``use_checkpoint``, ``mix`` is recomputed in the backward pass. The convolution is not:
@@ -237,6 +255,10 @@ class Block(nn.Module):
             x = checkpoint(self.mix, x, use_reentrant=False)
         else:
             x = self.mix(x)
+        return self.convolve(x)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views: x is channels-last
 
 
@@ -260,8 +282,29 @@ class WindowBlock(Block):
         # normalized maps are temporary: in training they are recomputed and not kept, in inference
         # those of the MLP are computed in parts. Otherwise L1 needs 10 % more memory in training
         # (512x512) and 21 % more in inference (800x1216).
-        x = x + self.drop_path(self.attn(x, norm=self.norm1))
+        return self.add(x, self.attn(x, norm=self.norm1))
+
+    def add(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention: twice (B, H, W, C) -> (B, H, W, C)."""
+        x = x + self.drop_path(attended)
         return add_mlp(x, self.mlp, norm=self.norm2, drop_path=self.drop_path)
+
+    # The same in parts, for maps that are not in memory.
+
+    def mix_columns(self, x: Tensor) -> Tensor:
+        """Attention in the vertical stripes of an even number of columns.
+
+        (B, H, w, C) -> (B, H, w/2, 2, C/2), where C/2 includes the padding of the heads.
+        """
+        return self.attn.vertical(x, norm=self.norm1)
+
+    def mix_rows(self, x: Tensor, vertical: Tensor) -> Tensor:
+        """The rest, for an even number of rows.
+
+        (B, h, W, C), (B, h, W/2, 2, C/2) -> (B, h, W, C)
+        """
+        horizontal = self.attn.horizontal(x, norm=self.norm1)
+        return self.add(x, self.attn.join(vertical, horizontal))
 
 
 class StripeAttention(nn.Module):
@@ -283,27 +326,43 @@ class StripeAttention(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Attention over norm(x): (B, H, W, C) -> (B, H, W, C)."""
-        B, H, W, C = x.shape
-        heads = self.num_heads
-        padding = head_padding(x, C // 2 // heads)
+        return self.join(self.vertical(x, norm), self.horizontal(x, norm))
 
-        # x is an argument of both functions: it is all that `recomputed` keeps.
-        def vertical_qkv(x: Tensor) -> Tensor:
+    def vertical(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Attention over norm(x) in vertical stripes: (B, H, W, C) -> (B, H, W/2, 2, C/2)."""
+        B, H, W, C = x.shape
+        padding = self.padding(x)
+
+        # x is an argument: it is all that `recomputed` keeps.
+        def qkv(x: Tensor) -> Tensor:
             pairs = norm(x).view(B, H, W // 2, 2, C)  # of neighboring columns
             stripes = pairs.transpose(1, 2).contiguous()  # (B, W/2, H, 2, C)
-            return self.qkv(stripes.view(B * W // 2, H, 2, C), 0, heads, padding)
+            return self.qkv(stripes.view(B * W // 2, H, 2, C), 0, self.num_heads, padding)
 
-        def horizontal_qkv(x: Tensor) -> Tensor:
+        attended = self.attend(recomputed(qkv, x, self.recompute), self.lepe_vertical, padding)
+        return attended.view(B, W // 2, H, 2, -1).transpose(1, 2)  # from (B W/2, H, 2, C/2)
+
+    def horizontal(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Attention over norm(x) in horizontal stripes: (B, H, W, C) -> (B, H, W/2, 2, C/2)."""
+        B, H, W, C = x.shape
+        padding = self.padding(x)
+
+        def qkv(x: Tensor) -> Tensor:
             stripes = norm(x).view(B * H // 2, 2, W, C)  # neighboring rows are adjacent in memory
-            return self.qkv(stripes, 1, heads, padding)
+            return self.qkv(stripes, 1, self.num_heads, padding)
 
-        qkv = recomputed(vertical_qkv, x, self.recompute)
-        vertical = self.attend(qkv, self.lepe_vertical, padding)
-        vertical = vertical.view(B, W // 2, H, 2, -1).transpose(1, 2)  # (B, H, W/2, 2, C/2)
-        qkv = recomputed(horizontal_qkv, x, self.recompute)
-        horizontal = self.attend(qkv, self.lepe_horizontal, padding)
-        attended = torch.cat([vertical, horizontal.view_as(vertical)], dim=-1).view(B, H, W, -1)
-        return self.proj(attended, in_heads=2 * heads, padding=padding)
+        attended = self.attend(recomputed(qkv, x, self.recompute), self.lepe_horizontal, padding)
+        return attended.view(B, H, W // 2, 2, -1)  # from (B H/2, 2, W, C/2)
+
+    def join(self, vertical: Tensor, horizontal: Tensor) -> Tensor:
+        """Project the two halves: twice (B, H, W/2, 2, C/2) -> (B, H, W, C)."""
+        attended = torch.cat([vertical, horizontal], dim=-1).flatten(2, 3)
+        padding = self.padding(attended)
+        return self.proj(attended, in_heads=2 * self.num_heads, padding=padding)
+
+    def padding(self, x: Tensor) -> int:
+        """The padding of each head for a map: see :func:`head_padding`."""
+        return head_padding(x, self.proj.in_features // 2 // self.num_heads)
 
     def attend(self, qkv: Tensor, lepe: "LePE", padding: int) -> Tensor:
         """Attention and LePE inside each of N stripes: (N, h, w, 3, C/2) -> (N, h, w, C/2).
@@ -380,9 +439,14 @@ class GroupPropagationBlock(Block):
         nn.init.trunc_normal_(self.group_token, std=0.02)
 
     def mix(self, x: Tensor) -> Tensor:
-        groups = self.group(self.group_token, x)  # (B, n, C)
-        groups = self.mixer(groups)
-        return self.ungroup(x, groups)
+        return self.propagate(x, self.group(self.group_token, x))
+
+    def propagate(self, x: Tensor, groups: Tensor) -> Tensor:
+        """What follows the grouping: (B, H, W, C), (B, n, C) -> (B, H, W, C).
+
+        x may be any part of the map.
+        """
+        return self.ungroup(x, self.mixer(groups))
 
 
 class Group(nn.Module):
@@ -404,6 +468,11 @@ class Group(nn.Module):
         x = self.norm_key(x)
         query = self.norm_query(groups).expand(x.shape[0], -1, -1)
         return gather(query, x, self.key, self.num_heads)
+
+    def of_parts(self, groups: Tensor, parts: Iterable[Tensor]) -> Tensor:
+        """The same for the parts of one map: (1, n, C), each (1, h, w, C) -> (1, n, C)."""
+        query = self.norm_query(groups)
+        return gather_from_parts(query, map(self.norm_key, parts), self.key, self.num_heads)
 
     def attention_weights(self, groups: Tensor, x: Tensor) -> Tensor:
         """The attention weights of each group token: (B, heads, n, H, W), sum 1 over the map."""

@@ -1,0 +1,215 @@
+"""The backbone over images of any size: part by part, with its maps on disk.
+
+    features = stream(net, image)  # (1, 3, 8H, 8W) -> (1, H, W, C)
+
+There are no tiles and seams: the numbers are those of one pass, except for rounding.
+
+    patch embedding, 3x3 convolutions: regions of the map, with the pixels around them
+    attention in vertical stripes: strips of columns, of the whole height
+    attention in horizontal stripes and MLP: strips of rows, of the whole width
+    group propagation: the group tokens gather from one region after the other, and propagate to
+        one after the other
+"""
+
+import errno
+import itertools
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .modeling.backbone.gpvit import Block, GPViT, GroupPropagationBlock, WindowBlock
+
+Part: TypeAlias = tuple[slice, slice]  # rows and columns of the map
+TOKENS = 2**14  # of a region or strip
+BYTES = 4  # of a value on disk, float32
+
+
+@torch.no_grad()
+def stream(
+    net: GPViT,
+    image: Any,
+    *,
+    folder: str | os.PathLike | None = None,
+    tokens: int = TOKENS,
+    progress: bool = False,
+) -> Tensor:
+    """Compute the last map of a network for one image.
+
+    A region or strip holds at most ``tokens`` tokens, but a strip at least two rows or columns. Of
+    the memory, only what belongs to these is anonymous, about 12 C + 64 values per token, whatever
+    the size of the image; the pages of the maps are those of files, which the system drops when it
+    needs memory. The files take 10 H W C bytes. They have no names, so that their space is free
+    again when the process ends, however it ends.
+
+    Args:
+        net: in evaluation mode; on any device.
+        image: (1, 3, 8H, 8W), normalized, sides multiples of 16: a tensor, or an object with this
+            ``shape`` that returns regions, as tensors or arrays, for ``image[:, :, rows, columns]``
+            with slices of rows and columns.
+        folder: for the files; by default that of :mod:`tempfile`.
+        tokens: of a region or strip: more need more memory.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The map "last_feat" of the network: (1, H, W, C), float32, in memory-mapped files.
+
+    Raises:
+        ValueError: the network is in training mode, or the image has another shape.
+        OSError: there is too little space in the folder.
+    """
+    if net.training:
+        raise ValueError("the network is in training mode; call net.eval()")
+    shape = tuple(image.shape)
+    if len(shape) != 4 or shape[:2] != (1, 3) or any(side % 16 or not side for side in shape[2:]):
+        raise ValueError(f"an image must be (1, 3, 8H, 8W), sides multiples of 16, got {shape}")
+    place = Path(folder or tempfile.gettempdir())
+    return _Streamer(net, (shape[2] // 8, shape[3] // 8), place, tokens, progress).run(image)
+
+
+class _Streamer:
+    """The state of :func:`stream`, with its arguments."""
+
+    def __init__(
+        self, net: GPViT, size: tuple[int, int], folder: Path, tokens: int, progress: bool
+    ) -> None:
+        self.net, self.size = net, size
+        self.blocks: Sequence[Any] = list(net.blocks)
+        self.device = net.pos_embed.device
+        height, width = size
+        channels = net.pos_embed.shape[-1]
+        halves = []  # widths of the half of the channels that attends in vertical stripes
+        for block in self.blocks:
+            if isinstance(block, WindowBlock):
+                heads = 2 * block.attn.num_heads
+                halves.append((channels + heads * block.attn.padding(net.pos_embed)) // 2)
+        shapes: list[tuple[int, ...]] = [(1, height, width, channels)] * 2
+        if halves:
+            shapes.append((1, height, width // 2, 2, max(halves)))
+        # Blocks mix x to y, and convolve y to x.
+        self.x, self.y, *rest = _maps(folder, shapes)
+        self.vertical = rest[0] if rest else self.y
+
+        rows, columns = slice(0, height), slice(0, width)
+        region_height = min(height, math.isqrt(tokens))
+        region_width = min(width, max(tokens // region_height, 1))
+        region_height = min(height, max(tokens // region_width, 1))
+        self.regions = list(
+            itertools.product(_split(rows, region_height), _split(columns, region_width))
+        )
+        self.strips_of_rows = [(part, columns) for part in _split(rows, _even(tokens // width))]
+        self.strips_of_columns = [(rows, part) for part in _split(columns, _even(tokens // height))]
+        steps = len(self.regions)
+        for block in self.blocks:
+            if isinstance(block, WindowBlock):
+                steps += len(self.strips_of_columns) + len(self.strips_of_rows) + len(self.regions)
+            else:
+                steps += 3 * len(self.regions)
+        self.bar = tqdm(total=steps, desc="backbone", unit="part", disable=not progress)
+
+    def run(self, image: Any) -> Tensor:
+        with self.bar:
+            self.embed(image)
+            for block in self.blocks:
+                if isinstance(block, WindowBlock):
+                    self.mix_window(block)
+                else:
+                    self.mix_groups(block)
+                self.convolve(block)
+        return self.x
+
+    def embed(self, image: Any) -> None:
+        embed = self.net.patch_embed
+        halo = -(-embed.halo // 8)  # tokens, rounded up
+        for rows, columns in self.each(self.regions):
+            outer, inner = self.around(rows, columns, halo)
+            pixels = [slice(8 * side.start, 8 * side.stop) for side in outer]
+            region = torch.as_tensor(image[:, :, pixels[0], pixels[1]])
+            region = region.to(self.device, self.net.pos_embed.dtype)
+            position = self.net.pos_embed_of_region(*self.size, rows, columns)
+            self.x[:, rows, columns] = (embed(region)[:, inner[0], inner[1]] + position).cpu()
+
+    def mix_window(self, block: WindowBlock) -> None:
+        for rows, columns in self.each(self.strips_of_columns):
+            pairs = slice(columns.start // 2, columns.stop // 2)
+            mixed = block.mix_columns(self.read(self.x, rows, columns))
+            self.vertical[:, :, pairs, :, : mixed.shape[-1]] = mixed.cpu()
+        for rows, columns in self.each(self.strips_of_rows):
+            vertical = self.read(self.vertical, rows, slice(None))
+            self.y[:, rows] = block.mix_rows(self.read(self.x, rows, columns), vertical).cpu()
+
+    def mix_groups(self, block: GroupPropagationBlock) -> None:
+        parts = (self.read(self.x, *region) for region in self.each(self.regions))
+        groups = block.group.of_parts(block.group_token, parts)
+        for rows, columns in self.each(self.regions):
+            part = self.read(self.x, rows, columns)
+            self.y[:, rows, columns] = block.propagate(part, groups).cpu()
+
+    def convolve(self, block: Block) -> None:
+        norm: nn.Module = nn.Identity()
+        if block is self.blocks[-1] and "last_feat" in self.net.out_norms:
+            norm = self.net.out_norms["last_feat"]
+        for rows, columns in self.each(self.regions):
+            outer, inner = self.around(rows, columns, 1)
+            convolved = block.convolve(self.read(self.y, *outer))[:, inner[0], inner[1]]
+            self.x[:, rows, columns] = norm(convolved).cpu()
+
+    def read(self, values: Tensor, rows: slice, columns: slice) -> Tensor:
+        return values[:, rows, columns].to(self.device).contiguous()
+
+    def each(self, parts: Sequence[Part]) -> Iterator[Part]:
+        """Yield parts, and count each of them when the next one is wanted."""
+        for part in parts:
+            yield part
+            self.bar.update()
+
+    def around(self, rows: slice, columns: slice, halo: int) -> tuple[Part, Part]:
+        """Return a region with a border inside of the map, and where the region is in it."""
+        outer, inner = [], []
+        for side, length in zip((rows, columns), self.size):
+            start = max(side.start - halo, 0)
+            outer.append(slice(start, min(side.stop + halo, length)))
+            inner.append(slice(side.start - start, side.stop - start))
+        return (outer[0], outer[1]), (inner[0], inner[1])
+
+
+def _even(length: int) -> int:
+    return max(length // 2 * 2, 2)
+
+
+def _split(side: slice, length: int) -> list[slice]:
+    """Split a side into parts of a length; the last one may be shorter."""
+    parts = []
+    for start in range(side.start, side.stop, length):
+        parts.append(slice(start, min(start + length, side.stop)))
+    return parts
+
+
+def _maps(folder: Path, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Return memory-mapped tensors, float32, in files without a name."""
+    sizes = [BYTES * math.prod(shape) for shape in shapes]
+    free = shutil.disk_usage(folder).free
+    if sum(sizes) > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"the maps of this image need {sum(sizes) / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+            f"free in {folder}; give another folder",
+        )
+    maps = []
+    for shape, size in zip(shapes, sizes):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Takes the space now: writing to a mapped page without space would end the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS, Windows
+                file.truncate(size)
+            maps.append(torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape)))
+    return maps
