@@ -76,7 +76,7 @@ def report(output: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_without_a_gpu_the_command_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"^there is no GPU that PyTorch can use$"):
+    with pytest.raises(UserError, match=r"^there is no GPU that PyTorch can use: see nv"):
         gpu.main()
 
 

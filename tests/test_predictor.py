@@ -52,6 +52,13 @@ def test_checkpoint_contains_config_classes_and_weights(
     assert predictor.resize(images[0]).shape == (3, 64, 85)  # short side of the checkpoint's config
 
 
+def test_images_and_batch_sizes_of_other_kinds_are_refused(predictor: Predictor) -> None:
+    with pytest.raises(UserError, match="must be a path, an array or a PIL image, got .*Tensor"):
+        predictor([torch.zeros(3, 8, 8)])
+    with pytest.raises(UserError, match="^batch_size must be at least 1, got 0$"):
+        predictor([], batch_size=0)
+
+
 def test_overrides_change_config_of_checkpoint(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:

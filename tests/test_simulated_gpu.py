@@ -491,6 +491,11 @@ def test_default_dtype_is_that_of_the_device(
     assert asked == ([device] if name == "auto" and device != "cpu" else [])
 
 
+def test_unknown_dtype_is_refused() -> None:
+    with pytest.raises(UserError, match="^dtype must be one of auto, float32, .*, got float8$"):
+        choose_dtype("float8", "cpu")
+
+
 def test_float16_without_a_gpu_is_refused() -> None:
     with pytest.raises(UserError, match="^float16 needs a CUDA device, not cpu: use float32 or bf"):
         choose_dtype("float16", "cpu")

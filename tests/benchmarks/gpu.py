@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--output", default=Path("output/gpu"), type=Path, metavar="DIR")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        raise UserError("there is no GPU that PyTorch can use")
+        raise UserError("there is no GPU that PyTorch can use: see nvidia-smi, torch.version.cuda")
     make_folder(args.output)
     results = {}
     for name in CHECKS:

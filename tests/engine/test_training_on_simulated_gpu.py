@@ -290,7 +290,32 @@ def test_sixteen_processes_split_batches_and_share_tensors_on_the_gpu(
     assert log is None or "16 x cuda" in log.read_text()
 
 
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(suppress_errors=False):
+        yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_run_goes_on_if_the_compiler_fails(
+    synthetic_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = []
+
+    def fail(graph: object, inputs: list) -> None:
+        failed.append(graph)
+        raise TypeError("cannot determine truth value of Relational")
+
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_module(module, backend=fail))
+    train(synthetic_data, tmp_path / "run", "cpu", "train.compile=True", "train.max_iter=1")
+    assert failed and (tmp_path / "run" / "model_final.pth").exists()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("nothing_compiled")
 def test_compiled_run_is_the_run_without_compilation(
     synthetic_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,9 +327,7 @@ def test_compiled_run_is_the_run_without_compilation(
         compile_module(module, backend="aot_eager")
 
     monkeypatch.setattr(nn.Module, "compile", compile_without_code)
-    torch.compiler.reset()
     train(synthetic_data, tmp_path / "compiled", "cpu", "train.compile=True")
-    torch.compiler.reset()
     assert [type(module).__name__ for module in compiled] == ["GPViT"]
     train(synthetic_data, tmp_path / "run", "cpu")
     for theirs, ours in zip(metrics(tmp_path / "run"), metrics(tmp_path / "compiled"), strict=True):

@@ -159,8 +159,12 @@ def test_predictor_runs_an_onnx_file(
     number = int((scores > 0.5).sum())
     assert 0 < number < len(scores)
     assert re.search(rf"\b{number} objects", capsys.readouterr().out)
-    with pytest.raises(UserError, match="runs in float32, with the config"):
+    with pytest.raises(UserError, match="runs in float32, with the config .*; remove dtype bfloat"):
         gpvit.Predictor.from_checkpoint(output, dtype="bfloat16")
+    with pytest.raises(UserError, match="; remove config file a.py, x=1$"):
+        gpvit.Predictor.from_checkpoint(output, config_file="a.py", overrides=["x=1"])
+    with pytest.raises(UserError, match="^foo is not a device; use cpu or cuda$"):
+        gpvit.Predictor.from_checkpoint(output, "foo")
     with pytest.raises(UserError, match="does not run on device cuda; use cpu"):
         gpvit.Predictor.from_checkpoint(output, "cuda")
     with pytest.raises(UserError, match="is an exported model: give the checkpoint"):
@@ -286,7 +290,7 @@ def undefined_metadata(model: onnx.ModelProto) -> None:
         (augmentations_of_another_kind, "cannot use the config in .*model.onnx: "),
         (other_operator, "has operators other than ONNX's own: com.example"),
         (function, "has operators other than ONNX's own: functions"),
-        (input_of_an_older_version, "is not a model that gpvit export wrote, or one of an older"),
+        (input_of_an_older_version, "is not a model that gpvit export wrote, one of an older"),
         (undefined_metadata, "is not a model that gpvit export wrote.*KeyError"),
         (lambda model: model.graph.output[0].ClearField("name"), "is not a model that gpvit exp"),
         (lambda model: None, "the config in"),

@@ -22,7 +22,7 @@ from .data.instance_mapper import CHANNELS
 from .data.label_maps import Color, class_palette
 from .data.transforms import AugmentedImage
 from .utils.environment import set_defaults
-from .utils.errors import UserError, reason_of
+from .utils.errors import UserError, preview, reason_of
 from .utils.precision import choose_dtype, predict_in_float32
 
 ImageInput = str | os.PathLike | np.ndarray | Image.Image
@@ -107,10 +107,13 @@ class Predictor:
         if is_onnx(path):
             if "://" in str(path):
                 raise UserError(f"{path}: an ONNX file is not downloaded; give a file")
-            if config_file or overrides or dtype not in ("auto", "float32"):
+            given = [f"config file {config_file}"] if config_file else []
+            given += overrides
+            given += [f"dtype {dtype}"] if dtype not in ("auto", "float32") else []
+            if given:
                 raise UserError(
                     f"{path}: an ONNX file runs in float32, with the config that it was exported "
-                    "with; remove config file, overrides and dtype"
+                    f"with; remove {preview(given)}"
                 )
             return cls._from_onnx(Path(path), device)
         file = checkpoint.read(str(path))
@@ -176,6 +179,8 @@ class Predictor:
         A batch contains consecutive images of the same size after resizing. Images of different
         sizes would be padded, which changes the predictions.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
         batch: list[dict[str, Any]] = []
         for image_input in images:
             image = as_rgb(image_input)
@@ -266,6 +271,8 @@ def as_rgb(image: ImageInput) -> np.ndarray:
         if not image.width or not image.height:
             raise UserError(f"the image has no pixels: it is {image.width} x {image.height}")
         return from_pillow(image)
+    if not isinstance(image, str | os.PathLike):
+        raise UserError(f"an image must be a path, an array or a PIL image, got {type(image)}")
     return read_image(image)
 
 

@@ -44,11 +44,10 @@ def stream(
 ) -> Tensor:
     """Compute the last map of a network for one image.
 
-    A region or strip holds at most ``tokens`` tokens, but a strip at least two rows or columns. Of
-    the memory, only what belongs to these is anonymous, about 12 C + 64 values per token, whatever
-    the size of the image; the pages of the maps are those of files, which the system drops when it
-    needs memory. The files take 10 H W C bytes. They have no names, so that their space is free
-    again when the process ends, however it ends.
+    A region or strip holds at most ``tokens`` tokens, but a strip at least two rows or columns.
+    Only these are in anonymous memory, whatever the size of the image; the pages of the maps are
+    those of files, which the system drops when it needs memory. The files take 10 H W C bytes. They
+    have no names, so that their space is free again when the process ends, however it ends.
 
     Args:
         net: in evaluation mode; on any device.

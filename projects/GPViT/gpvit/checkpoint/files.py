@@ -341,6 +341,8 @@ def _why_unread(local_path: str, path: str, error: Exception) -> str:
             "it is a plain pickle, like the files of Detectron2's model zoo, which is not read "
             "because a pickle may run code; give a published GPViT or a checkpoint of this project"
         )
+    if path.lower().endswith((".onnx", ".pt2")):
+        return "it is an exported model: give the checkpoint that it was exported from"
     if local_path == path:
         return "the file is damaged"
     return f"the file is damaged; delete {os.path.realpath(local_path)} to download it again"

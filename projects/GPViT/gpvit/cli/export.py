@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> None:
         if min(image.shape[1:]) < smallest:
             raise UserError(
                 f"{path} is resized to {image.shape[2]} x {image.shape[1]} pixels, and an exported "
-                f"model needs at least {smallest} x {smallest}; raise dataloader.short_side"
+                f"model needs at least {smallest} x {smallest}; give other images, or raise "
+                "dataloader.short_side and dataloader.max_size"
             )
 
     with atomic_write(args.output) as partial, utf8_path(partial) as name:

@@ -42,18 +42,21 @@ def is_semantic(args: argparse.Namespace) -> bool:
     return args.data.is_dir() and find_pairs(str(args.data)) is not None
 
 
-def add_model(parser: argparse.ArgumentParser, device: str | None = None) -> None:
+def add_model(
+    parser: argparse.ArgumentParser, device: str | None = None, *, onnx: bool = False
+) -> None:
     """Add the options that :func:`load_predictor` reads.
 
     Args:
         parser: of the command.
         device: the device of a command that has no --device option.
+        onnx: whether the command runs exported models.
     """
     parser.add_argument(
         "--weights",
         required=True,
         metavar="PATH",
-        help="checkpoint, folder of a training run, exported .onnx file, URL or hf://USER/NAME",
+        help=f"checkpoint, folder of a training run, {'.onnx file, ' * onnx}URL or hf://USER/NAME",
     )
     parser.add_argument(
         "--config-file",

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("predict", __doc__)
-    add_model(parser)
+    add_model(parser, onnx=True)
     parser.add_argument(
         "--dtype",
         choices=DTYPES,

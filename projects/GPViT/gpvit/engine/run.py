@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from detectron2.config import instantiate
 from detectron2.engine import hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
@@ -181,6 +182,9 @@ def _build_trainer(
 def _compile(cfg: DictConfig, model: nn.Module) -> None:
     """Let backbone and pyramid be compiled at their first call, if ``train.compile`` is set."""
     if cfg.train.compile:
+        # For sizes of images that PyTorch cannot compile (seen in 2.14), it warns and runs the
+        # backbone as it is.
+        torch._dynamo.config.suppress_errors = True
         model.get_submodule("backbone").compile()
 
 

@@ -13,6 +13,7 @@ import onnxruntime
 import torch
 
 from ..utils.errors import UserError, preview, reason_of
+from ..utils.text import one_line
 from .runtime import OnnxClassifier, OnnxDetector, OnnxModel, OnnxSegmentor
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -31,13 +32,22 @@ def load_onnx(path: Path, device: str | None = None) -> OnnxModel:
         UserError: it is not such a file, or ONNX Runtime does not run on the device.
     """
     try:
+        wanted = torch.device(device or ("cuda" if _has_cuda() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"{one_line(device)} is not a device; use cpu or cuda") from None
+    if wanted.type != "cpu" and not (wanted.type == "cuda" and _has_cuda()):
+        raise UserError(f"this ONNX Runtime does not run on device {wanted}; use cpu")
+    try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     try:
         model = onnx.load_model_from_string(content)
         _require_harmless(model, path)
-        session = _start_session(content, device)
+        session = _start_session(content, wanted)
+        # Without a driver or a library, ONNX Runtime uses the CPU.
+        if device and wanted.type == "cuda" and CUDA not in session.get_providers():
+            raise UserError(f"this ONNX Runtime cannot use device {wanted}; use cpu")
         if [value.name for value in session.get_inputs()] != ["images"]:
             raise ValueError("its input is not images")
         metadata = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
@@ -52,8 +62,8 @@ def load_onnx(path: Path, device: str | None = None) -> OnnxModel:
         raise
     except Exception as error:  # the parsers raise exceptions of many types
         raise UserError(
-            f"{path} is not a model that gpvit export wrote, or one of an older version: "
-            f"{reason_of(error)}"
+            f"{path} is not a model that gpvit export wrote, one of an older version, or damaged "
+            f"({reason_of(error)}); export it again"
         ) from None
 
 
@@ -84,24 +94,18 @@ def _require_harmless(model: onnx.ModelProto, path: Path) -> None:
         raise UserError(f"{path} refers to other files; export the model again")
 
 
-def _start_session(content: bytes, device: str | None) -> onnxruntime.InferenceSession:
-    """Return a session on a device; raise a UserError if ONNX Runtime does not run on it."""
-    available = onnxruntime.get_available_providers()
-    wanted = torch.device(device or ("cuda" if CUDA in available else "cpu"))
+def _has_cuda() -> bool:
+    return CUDA in onnxruntime.get_available_providers()
+
+
+def _start_session(content: bytes, device: torch.device) -> onnxruntime.InferenceSession:
     providers: list[Any] = [CPU]  # runs what the GPU has no operator for
-    if wanted.type == "cuda":
+    if device.type == "cuda":
         # Results in TF32 would differ from those of PyTorch.
-        providers.insert(0, (CUDA, {"device_id": wanted.index or 0, "use_tf32": 0}))
+        providers.insert(0, (CUDA, {"device_id": device.index or 0, "use_tf32": 0}))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors, which are raised, too
     # Otherwise the content might be taken for a file in another format, which was not checked.
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    is_supported = wanted.type == "cpu" or (wanted.type == "cuda" and CUDA in available)
-    if is_supported:
-        session = onnxruntime.InferenceSession(content, options, providers=providers)
-        # Without a driver or a library, ONNX Runtime uses the CPU.
-        is_supported = wanted.type == "cpu" or CUDA in session.get_providers() or device is None
-    if not is_supported:
-        raise UserError(f"this ONNX Runtime does not run on device {device}; use cpu")
-    return session
+    return onnxruntime.InferenceSession(content, options, providers=providers)

@@ -31,8 +31,10 @@ def choose_dtype(name: str, device: str | torch.device) -> torch.dtype:
         device: of the model.
 
     Raises:
-        UserError: it is float16, and the device is not a GPU.
+        UserError: there is no such name, or it is float16, and the device is not a GPU.
     """
+    if name not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {name}")
     device = torch.device(device)
     is_gpu = device.type == "cuda"
     if name == "auto":
