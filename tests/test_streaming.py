@@ -85,7 +85,7 @@ def test_every_parameter_changes_both_forms_alike() -> None:
         with torch.no_grad():
             parameter += torch.randn_like(parameter)
         after = in_one_pass(net, image)
-        # The same for all group tokens or scores of one of them.
+        # Adds the same to all scores, or to all channels, of a group token.
         has_no_effect = name.endswith(("group.key.bias", "token_mlp.fc2.bias"))
         assert has_no_effect or not torch.equal(after, before), name
         assert relative_distance(stream(net, image, tokens=12), after) < 1e-5, name
@@ -111,7 +111,9 @@ class Regions:
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         self.sides.append(self.pixels[index].shape[2:])
-        return np.array(self.pixels[index])
+        region = self.pixels[index]
+        region.flags.writeable = False  # as of a file that is mapped for reading
+        return region
 
 
 @pytest.mark.parametrize("grid", [(4, 400), (400, 4), (40, 40)])
@@ -148,12 +150,11 @@ def test_too_little_space_is_reported_before_anything_starts(
     assert e.value.errno == errno.ENOSPC and not image.sides
 
 
-def test_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+def test_file_that_cannot_grow_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="File too large"):
             stream(narrow(), torch.randn(1, 3, 640, 800), folder=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -162,7 +163,8 @@ def test_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_left_of_a_process_that_is_stopped(tmp_path: Path, number: int) -> None:
-    code = "import gpvit, torch; net = gpvit.GPViT(embed_dim=24).eval(); print(1, flush=True)\n"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "import gpvit, torch; net = gpvit.GPViT(embed_dim=24).eval(); print(1, flush=True)\n"
     code += "gpvit.streaming.stream(net, torch.zeros(1, 3, 4096, 4096), folder='.')"
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -183,6 +185,9 @@ def test_nothing_is_left_of_a_process_that_is_stopped(tmp_path: Path, number: in
     ("change", "message"),
     [
         (lambda net: (net.train(), torch.zeros(1, 3, 32, 32)), "is in training mode"),
+        (lambda net: (net.double(), torch.zeros(1, 3, 32, 32)), "must be in float32, got torch.fl"),
+        (lambda net: (build(embed_dim=192, norm="GN"), torch.zeros(1, 3, 32, 32)), "group norms"),
+        (lambda net: (narrow(out_features=("block0",)), torch.zeros(1, 3, 32, 32)), "block0"),
         (lambda net: (net, torch.zeros(2, 3, 32, 32)), r"got \(2, 3, 32, 32\)"),
         (lambda net: (net, torch.zeros(1, 3, 32, 40)), r"multiples of 16, got \(1, 3, 32, 40\)"),
         (lambda net: (net, torch.zeros(3, 32, 32)), r"got \(3, 32, 32\)"),
@@ -192,6 +197,11 @@ def test_nothing_is_left_of_a_process_that_is_stopped(tmp_path: Path, number: in
 def test_other_arguments_raise_an_error(change: Callable[..., Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stream(*change(narrow()))
+
+
+def test_number_of_tokens_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="^tokens must be at least 1, got 0$"):
+        stream(narrow(), torch.zeros(1, 3, 32, 32), tokens=0)
 
 
 def test_progress_is_complete(capsys: pytest.CaptureFixture) -> None:

@@ -368,7 +368,9 @@ def determinism(workload: Workload) -> Result:
     largest, different = 0.0, []
     for number, (first, second) in enumerate(zip(*losses, strict=True)):
         for name, loss in first.items():
-            difference = abs(loss - second[name]) / abs(loss) if loss != second[name] else 0.0
+            difference = 0.0
+            if loss != second[name]:
+                difference = abs(loss - second[name]) / max(abs(loss), abs(second[name]))
             largest = max(largest, difference)
             if difference > (LOSS_DIFFERENCE if number else 0):
                 different.append(f"{name} of iteration {number}")

@@ -479,6 +479,19 @@ def test_old_key_names_are_accepted(tmp_path: Path) -> None:
         assert set(cfg.train.checkpointer) == {"period", "max_to_keep"}
 
 
+def test_old_config_gets_missing_keys_with_what_they_did(tmp_path: Path) -> None:
+    saved = tmp_path / "config.yaml"
+    cfg = config("quickstart")
+    del cfg.train.eval_dtype, cfg.train.compile
+    save_config(cfg, str(saved))
+    loaded = load_config(str(saved))
+    assert (loaded.train.eval_dtype, loaded.train.compile) == ("float32", False)
+    assert load_config(str(saved), ["train.eval_dtype=bfloat16"]).train.eval_dtype == "bfloat16"
+    for text in ("train:\n", "train: 3\n"):
+        saved.write_text(text)
+        assert list(load_config(str(saved))) == ["train"]
+
+
 def test_function_in_a_config_file_is_saved_by_name_and_not_called_from_yaml(
     tmp_path: Path,
 ) -> None:

@@ -184,9 +184,10 @@ def onnx_model(**change: Any) -> onnx.ModelProto:
     graph = onnx.helper.make_graph([node], "graph", [images], [scores], [constant])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
     model.ir_version = 10
-    metadata = {"classes": ["a"], "smallest_side": 1, "config": "model: {}"} | change
+    metadata = {"classes": ["a"], "smallest_side": 1, "config": "model: {}", "palette": []} | change
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=json.dumps(value))
+    model.metadata_props.add(key="other", value="a text of another tool")
     return model
 
 
@@ -350,7 +351,7 @@ def test_small_images_are_padded_for_an_onnx_file() -> None:
         return [inputs["images"][:, :1].astype(np.float32)]
 
     session = SimpleNamespace(get_outputs=lambda: [SimpleNamespace(name="logits")], run=run)
-    metadata = {"classes": ["a"], "smallest_side": 5, "config": ""}
+    metadata = {"classes": ["a"], "smallest_side": 5, "config": "", "palette": []}
     images = images_of_size(8, 3)
     outputs = OnnxSegmentor(session, metadata)([{"image": image} for image in images])
     (padded,) = seen
@@ -367,14 +368,14 @@ def test_number_of_classes_of_an_onnx_file_must_be_that_of_its_names(kind: type[
         get_outputs=lambda: [SimpleNamespace(name=name)],
         run=lambda names, inputs: [np.zeros((1, 2, 8, 8)[: 4 if name == "logits" else 2])],
     )
-    model = kind(session, {"classes": ["a"], "smallest_side": 1, "config": ""})
+    model = kind(session, {"classes": ["a"], "smallest_side": 1, "config": "", "palette": []})
     with pytest.raises(ValueError, match="the graph has 2 classes, and 1 names"):
         model([{"image": images_of_size(8, 8)[0]}])
 
 
 @pytest.mark.parametrize("index", [-1, 1, 57])
 def test_classes_of_an_onnx_file_must_have_names(index: int) -> None:
-    metadata = {"classes": ["a"], "smallest_side": 1, "config": ""}
+    metadata = {"classes": ["a"], "smallest_side": 1, "config": "", "palette": []}
     session = SimpleNamespace(
         get_outputs=lambda: [SimpleNamespace(name=name) for name in export.OUTPUTS[:4]],
         run=lambda names, inputs: [np.zeros((1, 4)), np.ones(1), np.array([index]), np.zeros(1)],

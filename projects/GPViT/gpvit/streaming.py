@@ -45,12 +45,13 @@ def stream(
     """Compute the last map of a network for one image.
 
     A region or strip holds at most ``tokens`` tokens, but a strip at least two rows or columns.
-    Only these are in anonymous memory, whatever the size of the image; the pages of the maps are
-    those of files, which the system drops when it needs memory. The files take 10 H W C bytes. They
-    have no names, so that their space is free again when the process ends, however it ends.
+    Only these are in anonymous memory, whatever the size of the image. The maps are in files, about
+    10 H W C bytes, whose pages the system drops when it needs memory; give a folder on a disk where
+    the default one is in memory (tmpfs). The files have no names, so that their space is free again
+    when the process ends, however it ends.
 
     Args:
-        net: in evaluation mode; on any device.
+        net: in evaluation mode and float32, on any device.
         image: (1, 3, 8H, 8W), normalized, sides multiples of 16: a tensor, or an object with this
             ``shape`` that returns regions, as tensors or arrays, for ``image[:, :, rows, columns]``
             with slices of rows and columns.
@@ -62,11 +63,21 @@ def stream(
         The map "last_feat" of the network: (1, H, W, C), float32, in memory-mapped files.
 
     Raises:
-        ValueError: the network is in training mode, or the image has another shape.
+        ValueError: the network is in training mode, in another dtype, has group norms (which depend
+            on the whole map) or no "last_feat"; the image has another shape; tokens is not
+            positive.
         OSError: there is too little space in the folder.
     """
     if net.training:
         raise ValueError("the network is in training mode; call net.eval()")
+    if net.pos_embed.dtype != torch.float32:
+        raise ValueError(f"the network must be in float32, got {net.pos_embed.dtype}")
+    if any(isinstance(module, nn.GroupNorm) for module in net.modules()):
+        raise ValueError("a network with group norms cannot be computed part by part")
+    if "last_feat" not in net.output_shape():
+        raise ValueError(f'the network must return "last_feat", got {list(net.output_shape())}')
+    if tokens < 1:
+        raise ValueError(f"tokens must be at least 1, got {tokens}")
     shape = tuple(image.shape)
     if len(shape) != 4 or shape[:2] != (1, 3) or any(side % 16 or not side for side in shape[2:]):
         raise ValueError(f"an image must be (1, 3, 8H, 8W), sides multiples of 16, got {shape}")
@@ -85,14 +96,13 @@ class _Streamer:
         self.device = net.pos_embed.device
         height, width = size
         channels = net.pos_embed.shape[-1]
-        halves = []  # widths of the half of the channels that attends in vertical stripes
+        shapes: list[tuple[int, ...]] = [(1, height, width, channels)] * 2
         for block in self.blocks:
             if isinstance(block, WindowBlock):
-                heads = 2 * block.attn.num_heads
-                halves.append((channels + heads * block.attn.padding(net.pos_embed)) // 2)
-        shapes: list[tuple[int, ...]] = [(1, height, width, channels)] * 2
-        if halves:
-            shapes.append((1, height, width // 2, 2, max(halves)))
+                # The half of the channels that attends in vertical stripes.
+                padding = 2 * block.attn.num_heads * block.attn.padding(net.pos_embed)
+                shapes.append((1, height, width // 2, 2, (channels + padding) // 2))
+                break
         # Blocks mix x to y, and convolve y to x.
         self.x, self.y, *rest = _maps(folder, shapes)
         self.vertical = rest[0] if rest else self.y
@@ -131,8 +141,10 @@ class _Streamer:
         for rows, columns in self.each(self.regions):
             outer, inner = self.around(rows, columns, halo)
             pixels = [slice(8 * side.start, 8 * side.stop) for side in outer]
-            region = torch.as_tensor(image[:, :, pixels[0], pixels[1]])
-            region = region.to(self.device, self.net.pos_embed.dtype)
+            region = image[:, :, pixels[0], pixels[1]]
+            if isinstance(region, np.ndarray):
+                region = torch.from_numpy(np.array(region))  # it may be read-only
+            region = region.to(self.device, torch.float32)
             position = self.net.pos_embed_of_region(*self.size, rows, columns)
             self.x[:, rows, columns] = (embed(region)[:, inner[0], inner[1]] + position).cpu()
 
@@ -140,7 +152,7 @@ class _Streamer:
         for rows, columns in self.each(self.strips_of_columns):
             pairs = slice(columns.start // 2, columns.stop // 2)
             mixed = block.mix_columns(self.read(self.x, rows, columns))
-            self.vertical[:, :, pairs, :, : mixed.shape[-1]] = mixed.cpu()
+            self.vertical[:, :, pairs] = mixed.cpu()
         for rows, columns in self.each(self.strips_of_rows):
             vertical = self.read(self.vertical, rows, slice(None))
             self.y[:, rows] = block.mix_rows(self.read(self.x, rows, columns), vertical).cpu()

@@ -56,7 +56,8 @@ def update_keys(cfg: DictConfig) -> None:
             OmegaConf.update(cfg, new, section.pop(key))
     for new, value in ADDED.items():
         section_key, _, key = new.partition(".")
-        if section_key in cfg and key not in cfg[section_key]:
+        section = cfg.get(section_key)
+        if isinstance(section, DictConfig) and key not in section:
             OmegaConf.update(cfg, new, value)
 
 

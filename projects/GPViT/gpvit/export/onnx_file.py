@@ -18,6 +18,7 @@ from .runtime import OnnxClassifier, OnnxDetector, OnnxModel, OnnxSegmentor
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 DOMAINS = {"", "ai.onnx"}  # of ONNX's own operators
+METADATA = ("classes", "config", "palette", "smallest_side")
 KINDS = {"boxes": OnnxDetector, "logits": OnnxSegmentor, "scores": OnnxClassifier}  # first output
 
 
@@ -50,7 +51,8 @@ def load_onnx(path: Path, device: str | None = None) -> OnnxModel:
             raise UserError(f"this ONNX Runtime cannot use device {wanted}; use cpu")
         if [value.name for value in session.get_inputs()] != ["images"]:
             raise ValueError("its input is not images")
-        metadata = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
+        texts = {prop.key: prop.value for prop in model.metadata_props}  # other tools add some
+        metadata = {key: json.loads(texts[key]) for key in METADATA}
         classes = metadata["classes"]
         is_list = isinstance(classes, list) and len(classes) > 0
         if not is_list or not all(isinstance(text, str) for text in [metadata["config"], *classes]):

@@ -33,7 +33,7 @@ class OnnxModel(nn.Module):
         self.classes: list[str] = metadata["classes"]
         self.smallest_side: int = metadata["smallest_side"]
         self.config: str = metadata["config"]
-        self.palette: Any = metadata.get("palette")
+        self.palette: Any = metadata["palette"]
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the outputs of the PyTorch model.

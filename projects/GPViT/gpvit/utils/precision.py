@@ -10,8 +10,8 @@ from .errors import UserError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# See `prediction_layers`.
-NAMES = {
+# Names of the layers that predict scores, boxes, masks and the classes of pixels or images.
+PREDICTION_LAYERS = {
     "anchor_deltas",
     "auxiliary_predictor",
     "bbox_pred",
@@ -45,15 +45,21 @@ def choose_dtype(name: str, device: str | torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def predict_in_float32(model: nn.Module) -> None:
+def predict_in_float32(model: nn.Module) -> list[nn.Module]:
     """Let the layers that predict run in float32 under autocast, whatever the others run in.
 
     bfloat16 has two to three decimal digits: many scores would be equal, and the order of
     detections arbitrary.
+
+    Returns:
+        The layers that have been changed, to each of which an attribute ``forward`` was added.
     """
+    changed = []
     for layer in prediction_layers(model):
         if "forward" not in vars(layer):
             layer.forward = _InFloat32(layer)
+            changed.append(layer)
+    return changed
 
 
 @contextmanager
@@ -62,18 +68,20 @@ def inference_precision(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
     if dtype == torch.float32:
         yield
         return
-    predict_in_float32(model)
+    changed = predict_in_float32(model)
     try:
         with torch.autocast(next(model.parameters()).device.type, dtype):
             yield
     finally:
-        for layer in prediction_layers(model):
-            vars(layer).pop("forward", None)
+        for layer in changed:
+            del layer.forward
 
 
 def prediction_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers that predict scores, boxes, masks and classes."""
     for name, layer in model.named_modules():
-        if name.rpartition(".")[2] in NAMES and isinstance(layer, nn.Linear | nn.Conv2d):
+        is_layer = isinstance(layer, nn.Linear | nn.Conv2d)
+        if is_layer and name.rpartition(".")[2] in PREDICTION_LAYERS:
             yield layer
 
 
