@@ -703,7 +703,8 @@ def test_command_trains_goes_on_after_an_interruption_and_measures(tmp_path: Pat
     command = [sys.executable, str(REPOSITORY / "tools" / "ablate.py")]
     command += ["--variants", str(tmp_path / "variants.yaml"), "--output", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("out/runs/*/metrics.json")):
+    # The file is empty until the first iterations are done; without these, nothing is saved.
+    while not any(path.stat().st_size for path in tmp_path.glob("out/runs/*/metrics.json")):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
