@@ -15,6 +15,7 @@ from .masks import run_lengths
 
 CANVAS = 2**24  # pixels sampled at once by crop_and_resize, as float32: 64 MiB
 LABELS = 254  # objects in a label map; 255 is the label of Detectron2's padding
+RLE_PIXELS = 2**32 - 1  # of the largest image with RLEs: pycocotools has run lengths of 32 bits
 
 
 class Crop(NamedTuple):
@@ -33,19 +34,19 @@ def empty_crop() -> Crop:
     return Crop(0, 0, np.zeros((0, 0), bool))
 
 
-def crop(mask: np.ndarray, left: int = 0) -> Crop:
+def crop(mask: np.ndarray, left: int = 0, top: int = 0) -> Crop:
     """Crop a mask to its bounding box.
 
     Args:
         mask: (H, W), bool.
-        left: image column of the first column of ``mask``.
+        left, top: image column and row of the first pixel of ``mask``.
     """
     rows = np.flatnonzero(mask.any(axis=1))
     columns = np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return empty_crop()
     pixels = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Crop(left + int(columns[0]), int(rows[0]), pixels)
+    return Crop(left + int(columns[0]), top + int(rows[0]), pixels)
 
 
 def crop_of_polygons(polygons: Sequence[np.ndarray], height: int, width: int) -> Crop:
@@ -78,6 +79,43 @@ def crop_of_rle(rle: dict[str, Any]) -> Crop:
     is_object = np.arange(len(lengths)) % 2 == 1
     columns = np.repeat(is_object, lengths).reshape(-1, height)  # (right - left, H)
     return crop(columns.T, int(left))
+
+
+def run_lengths_of(part: Crop, height: int, width: int) -> np.ndarray:
+    """Return the run lengths of an RLE in an image of this size without decoding the full image.
+
+    They are those of ``pycocotools.mask.encode``: column by column, background first.
+    """
+    # Padded with background above and below, every column changes at the start and at the end of
+    # each of its runs.
+    columns = np.pad(part.pixels.T, ((0, 0), (1, 1))).view(np.int8)  # (w, 1 + h + 1)
+    x, y = np.nonzero(columns[:, 1:] != columns[:, :-1])
+    # Column-major indices in the image: start, end, start, end, ...
+    changes = (part.left + x) * height + part.top + y
+    if len(part.pixels) == height:
+        # A run that ends at the bottom may continue at the top of the next column.
+        continues = np.flatnonzero(changes[1:] == changes[:-1])
+        changes = np.delete(changes, [continues, continues + 1])
+    if len(changes) and changes[-1] == height * width:
+        changes = changes[:-1]
+    return np.diff(changes, prepend=0, append=height * width)
+
+
+def compress(lengths: np.ndarray) -> bytes:
+    """Encode run lengths as a compressed RLE; :func:`gpvit.data.masks.run_lengths` decodes it.
+
+    pycocotools writes beyond the end of its buffer if a run has 2**29 pixels or more.
+    """
+    numbers = lengths.copy()
+    numbers[3:] -= lengths[1:-2]
+    # Split into digits in base 32, least significant first; the sign is that of the last digit.
+    digits = numbers[:, None] >> 5 * np.arange(7)  # (n, 7)
+    # Another digit follows unless the rest is only the sign, which is bit 4 of this digit.
+    follows = digits >> 5 != -(digits >> 4 & 1)
+    codes = ((digits & 31) | follows << 5) + 48
+    used = np.logical_and.accumulate(follows[:, :-1], axis=1)
+    used = np.pad(used, ((0, 0), (1, 0)), constant_values=True)
+    return codes[used].astype(np.uint8).tobytes()
 
 
 def transform_rles(
@@ -199,6 +237,37 @@ class CroppedMasks(BitMasks):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_instances={len(self)})"
+
+    def crops(self) -> Iterator[Crop]:
+        """Yield the masks inside their boxes one by one."""
+        flat = self.pixels.cpu().numpy()
+        for start, (left, top, right, bottom) in zip(self.starts.tolist(), self.boxes.tolist()):
+            height, width = bottom - top, right - left
+            pixels = flat[start : start + height * width]
+            yield Crop(left, top, pixels.reshape(height, width))
+
+    def rles(self) -> list[dict[str, Any]]:
+        """Encode the masks as compressed RLEs of the full image, equal to those of pycocotools.
+
+        The image must not have more than :data:`RLE_PIXELS` pixels.
+        """
+        height, width = self.image_size
+        assert height * width <= RLE_PIXELS, f"too many pixels for RLE: {height} x {width}"
+        rles = []
+        for part in self.crops():
+            counts = compress(run_lengths_of(part, height, width))
+            rles.append({"size": [height, width], "counts": counts})
+        return rles
+
+    def cut(self, left: int, top: int, right: int, bottom: int) -> "CroppedMasks":
+        """Cut the masks to a window of the image, which becomes their image."""
+        cut = []
+        for x, y, pixels in self.crops():
+            x, y = x - left, y - top  # in the window
+            rows = slice(max(-y, 0), max(bottom - top - y, 0))
+            columns = slice(max(-x, 0), max(right - left - x, 0))
+            cut.append(crop(pixels[rows, columns], max(x, 0), max(y, 0)))
+        return CroppedMasks.of(cut, (bottom - top, right - left))
 
     def nonempty(self) -> Tensor:
         return torch.from_numpy(self.boxes[:, 2] > self.boxes[:, 0]).to(self.device)
