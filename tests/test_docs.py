@@ -157,7 +157,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Pat
     shutil.copy(quickstart / "coco_instances_results.json", folder / "results.json")
     (folder / "images").mkdir()
     path, *_ = sorted((synthetic_data / "images").glob("val_*.png"))
-    for name in ("images/1.jpg", "image.jpg", "a.jpg", "b.png"):
+    for name in ("images/1.jpg", "image.jpg", "a.jpg", "b.png", "slide.tif"):
         cv2.imwrite(str(folder / name), cv2.imread(str(path)))
     return folder
 

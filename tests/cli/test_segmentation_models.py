@@ -9,6 +9,7 @@ import cv2
 import gpvit
 import numpy as np
 import pytest
+import tifffile
 import torch
 import train_net
 from conftest import REPOSITORY
@@ -18,7 +19,7 @@ from gpvit import checkpoint
 from gpvit.cli import analyze, convert, export, predict, share, view_attention, view_results
 from gpvit.cli.train import argument_parser
 from gpvit.config import inference_config, load_config
-from gpvit.data.image_io import read_image
+from gpvit.data.image_io import read_image, save_image
 from gpvit.data.label_maps import class_palette, labels_of, palette_of, read_labels, save_labels
 from gpvit.data.video_io import VideoReader, VideoWriter
 from gpvit.evaluation.semantic_evaluation import PixelCounts, metrics_of
@@ -124,6 +125,37 @@ def test_predict_refuses_options_of_detectors(
     arguments = ["--weights", str(weights), "--input", *images_of(synthetic_data), *option]
     with pytest.raises(UserError, match=f"{option[0]}: .* is a segmentation model, no detector"):
         predict.main([*arguments, "--output", str(tmp_path)])
+
+
+def test_streamed_label_map_is_that_of_one_pass_without_resizing(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (76, 128, 3), np.uint8)
+    pixels = pixels.repeat(8, axis=0).repeat(8, axis=1)
+    save_image(tmp_path / "a.png", pixels)
+    arguments = ["--weights", str(weights), "--input", str(tmp_path / "a.png"), "--stream"]
+    assert predict.main([*arguments, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert re.search(r"a.png: \d classes -> ", capsys.readouterr().out)
+    with tifffile.TiffFile(tmp_path / "out" / "label_maps" / "a.png.tif") as file:
+        labels, is_tiled = file.asarray(), file.pages[0].is_tiled
+        colors = file.pages[0].colormap[:, :4].T // 257
+    resize = "dataloader.test.mapper.augmentations=[]"
+    predictor = gpvit.Predictor.from_checkpoint(weights, "cpu", overrides=[resize])
+    predictor.model.class_map = True
+    expected = predictor(pixels).numpy()
+    assert is_tiled and len(np.unique(labels)) > 1 and colors.tolist() == PALETTE
+    assert (labels == expected).mean() > 0.999
+    assert read_image(tmp_path / "out" / "a.png").shape[1] >= 1024
+
+
+@pytest.mark.parametrize("option", [["--tile", "128"], ["--stream", "--geojson"]])
+def test_tiles_and_outlines_are_for_detectors(
+    option: list[str], weights: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
+    arguments = ["--weights", str(weights), "--input", *images_of(synthetic_data)]
+    message = f"^{option[-1] if 'geojson' in option[-1] else option[0]}: .* no detector$"
+    with pytest.raises(UserError, match=message):
+        predict.main([*arguments, *option, "--output", str(tmp_path / "out")])
 
 
 def test_predict_takes_options_of_inference(

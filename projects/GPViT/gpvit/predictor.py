@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -21,6 +22,11 @@ from .data.image_io import MAX_PIXELS, from_pillow, read_image
 from .data.instance_mapper import CHANNELS
 from .data.label_maps import Color, class_palette
 from .data.transforms import AugmentedImage
+from .large_images.detections import with_cropped_masks
+from .large_images.readers import open_large
+from .large_images.tiles import Tiles, detect_in_tiles
+from .streaming.detector import detect
+from .streaming.segmenter import ClassesOfTile, segment
 from .utils.environment import set_defaults
 from .utils.errors import UserError, preview, reason_of
 from .utils.precision import choose_dtype, predict_in_float32
@@ -81,6 +87,17 @@ class Predictor:
         mapper = cfg.dataloader.test.mapper
         self.augmentations = T.AugmentationList(instantiate(mapper.augmentations))
         self.channels = CHANNELS[mapper.image_format]
+
+    @classmethod
+    def of_model(
+        cls, model: nn.Module, cfg: DictConfig, classes: list[str], dtype: torch.dtype
+    ) -> "Predictor":
+        """Return a predictor with a model that was built before; ``dtype``: of its layers."""
+        predictor = cls.__new__(cls)
+        predictor.autocast_device = next(model.parameters()).device.type
+        predictor.dtype = dtype
+        predictor._use(model, cfg, str(cfg.train.init_checkpoint), classes, None)
+        return predictor
 
     @classmethod
     def from_checkpoint(
@@ -207,6 +224,88 @@ class Predictor:
                 f"the model of {self.path} failed on an image of {width} x {height} pixels: "
                 f"{reason_of(error)}"
             ) from error
+
+    def detect_large(
+        self,
+        image: Any,
+        tiles: Tiles | None = None,
+        *,
+        folder: str | os.PathLike | None = None,
+        progress: bool = False,
+    ) -> Iterator[Instances]:
+        """Yield the detections in an image of any size, part by part.
+
+        Without tiles, the image is streamed: see :func:`gpvit.streaming.detector.detect`. It keeps
+        its size, computes in float32, and has no tiles and seams. With tiles, each of them is an
+        image of its own, resized as at test time.
+
+        Args:
+            image: as above, or what :func:`.open_large` takes or returns as pixels.
+            tiles: the tiles; None to stream the image.
+            folder: for decoded pixels and the maps of a streamed image, see
+                :func:`gpvit.streaming.stream`; by default that of :mod:`tempfile`.
+            progress: whether to show progress bars.
+
+        Yields:
+            "pred_boxes", "scores", "pred_classes" and, of a detector that predicts masks,
+            "pred_masks" as :class:`.CroppedMasks`. At least one part, if only an empty one.
+
+        Raises:
+            UserError: the image cannot be read, the model is no detector or cannot be streamed, or
+                there is too little space in the folder.
+        """
+        source = as_rgb(image) if isinstance(image, Image.Image) else image
+        pixels = open_large(source, folder)
+        if tiles:
+            yield detect_in_tiles(self._detect, pixels, tiles, progress=progress)
+            return
+        parts = detect(self.model, pixels, channels=self.channels, folder=folder, progress=progress)
+        with self._streaming_errors():
+            for instances in parts:
+                yield with_cropped_masks(instances)
+
+    def segment_large(
+        self,
+        image: Any,
+        *,
+        folder: str | os.PathLike | None = None,
+        progress: bool = False,
+    ) -> Iterator[ClassesOfTile]:
+        """Yield the class map of an image of any size, tile by tile.
+
+        The image is not resized: see :func:`gpvit.streaming.segmenter.segment`, which also has the
+        arguments. :func:`.save_label_map_tiles` writes the tiles to a file.
+
+        Raises:
+            UserError: the image cannot be read, the model is no segmentation model or cannot be
+                streamed, or there is too little space in the folder.
+        """
+        source = as_rgb(image) if isinstance(image, Image.Image) else image
+        pixels = open_large(source, folder)
+        tiles = segment(
+            self.model, pixels, channels=self.channels, folder=folder, progress=progress
+        )
+        with self._streaming_errors():
+            yield from tiles
+
+    @contextmanager
+    def _streaming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except OSError as error:
+            raise UserError(error.strerror or str(error)) from None
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}") from None
+        except Exception as error:  # memory is exhausted
+            raise UserError(f"the model of {self.path} failed: {reason_of(error)}") from error
+
+    def _detect(self, image: np.ndarray) -> Instances:
+        found = self(image)
+        if not isinstance(found, Instances):
+            raise UserError(f"{self.path} is not a detector")
+        return found
 
     def resize(self, image: np.ndarray) -> Tensor:
         """Convert an RGB image (H, W, 3), uint8, to the input of the model (3, h, w), uint8.

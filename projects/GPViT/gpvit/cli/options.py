@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 
 from ..data.datasets.label_folders import find_pairs
+from ..large_images.tiles import LARGEST_OVERLAP, SMALLEST_TILE, Tiles
 from ..predictor import Predictor, is_onnx
 from ..utils.errors import UserError
 from ..utils.kinds import argument, integer, number
 
 # Types of numeric options.
 COUNT, INDEX, SCORE = argument(integer(1)), argument(integer(0)), argument(number(0, 1))
+TILE, OVERLAP = argument(integer(SMALLEST_TILE, of="pixels")), argument(number(0, LARGEST_OVERLAP))
 
 DATA_HELP = "dataset in any format that training accepts, or a COCO JSON file"
 IMAGES_HELP = "folder of the images of a COCO JSON file (default: searched for next to it)"
@@ -82,6 +84,43 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="device to run on, such as cpu or cuda (default: %(default)s)",
     )
+
+
+def add_large_images(parser: argparse.ArgumentParser) -> None:
+    """Add the options of detectors that say how to process images that are larger than usual."""
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--tile",
+        type=TILE,
+        metavar="N",
+        help="detect objects in tiles of N x N pixels, each resized as an image of its own, and in "
+        "the reduced image",
+    )
+    ways.add_argument(
+        "--stream",
+        action="store_true",
+        help="process images of any size at once and without resizing them, with intermediate "
+        "results on disk",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=OVERLAP,
+        metavar="F",
+        help=f"overlap of tiles, as a fraction of N (default: {Tiles(0).overlap})",
+    )
+
+
+def tiles_of(args: argparse.Namespace) -> Tiles | None:
+    """Return the tiles of the command line; None if there are none.
+
+    Raises:
+        UserError: there is an overlap without tiles.
+    """
+    if args.tile:
+        return Tiles(args.tile, Tiles(0).overlap if args.overlap is None else args.overlap)
+    if args.overlap is not None:
+        raise UserError("--overlap needs --tile N")
+    return None
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, what: str, default: str = "") -> None:

@@ -26,6 +26,17 @@ written to --output; existing files are only replaced with --overwrite:
         Each object cropped, with its score in percent; transparent outside its mask. The complete
         box is kept if the detector predicts no masks.
 
+With --tile or --stream, images may have any size. The following differs:
+
+    NAME
+        The image in gray with the density of the objects, at most 2560 pixels large.
+    regions/NAME/best_1_x2000_y4000.png, worst_1_...
+        Drawings at full size: of the regions with the highest and lowest mean scores.
+    label_maps/NAME.tif
+        A tiled TIFF.
+    NAME.geojson (--geojson)
+        The outlines of the objects with class and score.
+
 A segmentation model draws its classes with a legend, and takes neither --json nor --cutouts. A
 classifier draws the five best classes with their scores below an image, and the best one into the
 frames of a video; with --json, it writes predictions.json only: a list of file_name (NAME), frame
@@ -68,7 +79,23 @@ from ..utils.text import LINE_LIMIT, PATH_LIMIT, one_line
 from ..visualization.classification_drawing import draw_label, draw_scores
 from ..visualization.drawing import cut_outs, draw_predictions
 from ..visualization.label_drawing import draw_labels, with_legend
-from .options import COUNT, SCORE, add_model, add_output, command_parser, load_predictor
+from .options import (
+    COUNT,
+    SCORE,
+    add_large_images,
+    add_model,
+    add_output,
+    command_parser,
+    load_predictor,
+)
+from .predict_large import (
+    add_options,
+    detect_objects,
+    is_large,
+    predict_large_images,
+    segment_image,
+    targets_of,
+)
 
 DEFAULT_SCORE = 0.5
 # The file names of cutouts: frame (videos only), number, class name and score in percent.
@@ -79,10 +106,14 @@ def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
     if args.show:
         require_window()
+    large = is_large(args)
     if args.webcam:
         sources = [Source(args.webcam, "webcam.mp4")]
     else:
         sources = sources_of(args.input, args.output)
+    for source in sources:
+        if large and source.is_video:
+            raise UserError(f"{source.path} is a video: --tile and --stream are for images")
     check_targets(sources, args, labels=False)
     predictor = load_predictor(args, args.dtype)
     try:
@@ -97,7 +128,9 @@ def main(arguments: Sequence[str]) -> int:
             run = Run(predictor, args)
         with stop_signals_to(run.stop), run:
             images = [source for source in sources if not source.is_video]
-            if images:
+            if large:
+                predict_large_images(run, images)
+            elif images:
                 run.predict_images(images)
             for source in sources:
                 if source.is_video and not run.stopped:
@@ -118,6 +151,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default="auto",
         help="precision (default: bfloat16 on GPUs that compute in it, else float32)",
     )
+    add_large_images(parser)
+    add_options(parser)
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument(
         "--input", nargs="+", metavar="PATH", help="images, videos, folders or glob patterns"
@@ -169,9 +204,10 @@ def require_window() -> None:
         raise UserError("--show: there is no display to open a window on; leave --show out")
 
 
-def label_map_of(source: Source, output: Path) -> Path:
+def label_map_of(source: Source, args: argparse.Namespace) -> Path:
     """Return the path of the label map of an image."""
-    return output / LABEL_MAPS / label_map_name(source.name)
+    name = f"{source.name}.tif" if args.stream else label_map_name(source.name)
+    return args.output / LABEL_MAPS / name
 
 
 def target_of(source: Source, output: Path) -> Path:
@@ -197,7 +233,11 @@ def check_targets(sources: list[Source], args: argparse.Namespace, *, labels: bo
         targets += [args.output / "predictions.json", args.output / "images.json"]
     if args.cutouts:
         targets += [args.output / "cutouts" / source.name for source in sources]
-    targets += [label_map_of(source, args.output) for source in sources if labels]
+    for source in sources:
+        if labels:
+            targets.append(label_map_of(source, args))
+        if args.tile or args.stream:
+            targets += targets_of(source, args)
     seen: set[Path] = {Path(source.path).resolve() for source in sources}
     for target in targets:
         if target.resolve() in seen:
@@ -253,15 +293,26 @@ class Run:
         bar = tqdm(sources, unit="image", disable=None)
         numbers = {source: number for number, source in enumerate(sources, start=1)}
         for image, found in self.predict(self.read(bar)):
-            drawn = self.draw(image, found)
-            target = target_of(image.source, self.args.output)
-            save_image(target, drawn)
-            self.counts["image"] += 1
-            if bar.disable:
-                progress = f"[{numbers[image.source]}/{len(sources)}]"
-                line = f"{progress} {image.source.path}: {self.describe(found)} -> {target}"
-                print(one_line(line, LINE_LIMIT), flush=True)
-            self.show(drawn, hold=True)
+            progress = f"[{numbers[image.source]}/{len(sources)}]" if bar.disable else ""
+            self.finish_image(image.source, self.draw(image, found), self.describe(found), progress)
+
+    def finish_image(
+        self, source: Source, drawn: np.ndarray, description: str, progress: str
+    ) -> None:
+        """Save the drawing of an image, count it, and report it unless a bar shows the progress."""
+        target = target_of(source, self.args.output)
+        save_image(target, drawn)
+        self.counts["image"] += 1
+        if progress:
+            line = f"{progress} {source.path}: {description} -> {target}"
+            print(one_line(line, LINE_LIMIT), flush=True)
+        self.show(drawn, hold=True)
+
+    def predict_large(self, source: Source) -> tuple[np.ndarray, str]:
+        """Predict an image of any size; return its drawing and what was found."""
+        drawn, count = detect_objects(self, source)
+        self.counts["object"] += count
+        return drawn, counted(count, self.noun)
 
     def read(self, sources: Iterable[Source]) -> Iterator[InputImage]:
         """Yield the images that can be read."""
@@ -412,7 +463,8 @@ class SegmentationRun(Run):
     noun = "class"
 
     def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
-        refuse(predictor, "a segmentation model", args, "--json", "--cutouts", "--score-threshold")
+        detector_options = ("--json", "--cutouts", "--score-threshold", "--tile", "--geojson")
+        refuse(predictor, "a segmentation model", args, *detector_options)
         assert isinstance(predictor.model, SemanticSegmentor | OnnxSegmentor)
         predictor.model.class_map = True
         super().__init__(predictor, args)
@@ -422,10 +474,9 @@ class SegmentationRun(Run):
         """Return the label map of an image, (H, W); write it, unless it is a frame of a video."""
         assert isinstance(output, Tensor)
         labels = output.numpy()
-        self.seen.update(np.unique(labels).tolist())
-        self.counts["class"] = len(self.seen)
+        self.note(np.unique(labels))
         if image.frame is None:
-            path = label_map_of(image.source, self.args.output)
+            path = label_map_of(image.source, self.args)
             make_folder(path.parent)
             save_labels(path, labels, self.predictor.palette)
         return labels
@@ -435,6 +486,15 @@ class SegmentationRun(Run):
         is_image = image.frame is None
         drawn = draw_labels(image.image, found, classes, palette, resize=is_image)
         return with_legend(drawn, found, classes, palette) if is_image else drawn
+
+    def note(self, classes: np.ndarray) -> None:
+        """Count classes that occur."""
+        self.seen.update(classes.tolist())
+        self.counts["class"] = len(self.seen)
+
+    def predict_large(self, source: Source) -> tuple[np.ndarray, str]:
+        image, labels = segment_image(self, source, label_map_of(source, self.args))
+        return self.draw(InputImage(source, image), labels), self.describe(labels)
 
     def of_video(self, counts: Counter[str]) -> str:
         return counted(counts["frame"], "frame")
@@ -449,7 +509,8 @@ class ClassificationRun(Run):
     noun = "class"
 
     def __init__(self, predictor: Predictor, args: argparse.Namespace) -> None:
-        refuse(predictor, "a classifier", args, "--cutouts", "--score-threshold")
+        detector_options = ("--cutouts", "--score-threshold", "--tile", "--stream", "--geojson")
+        refuse(predictor, "a classifier", args, *detector_options)
         super().__init__(predictor, args)
         self.seen: set[int] = set()  # classes that are the best of an image
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from urllib.parse import urlsplit
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from .. import checkpoint
@@ -17,10 +17,11 @@ from ..engine.launch import choose_device, launch, processes_of, spawns_processe
 from ..engine.run import do_test, do_train
 from ..evaluation.metrics import check_best_metric
 from ..evaluation.validation_sets import validation_names
+from ..utils.errors import UserError
 from ..utils.kinds import argument, integer
 from ..utils.precision import choose_dtype
 from ..utils.text import one_line
-from .options import OVERRIDES_HELP
+from .options import OVERRIDES_HELP, add_large_images, tiles_of
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -82,6 +83,7 @@ def argument_parser(prog: str | None = None) -> argparse.ArgumentParser:
         action="store_true",
         help="evaluate train.init_checkpoint without training",
     )
+    add_large_images(parser)
     add_launcher_options(parser)
     parser.add_argument(
         "--data",
@@ -149,6 +151,14 @@ def configure(args: argparse.Namespace) -> DictConfig:
             otherwise only fail later.
     """
     cfg, train = load_config(args.config_file, args.overrides), not args.eval_only
+    tiles = tiles_of(args)
+    if tiles or args.stream:
+        way = {"tile": tiles.side, "overlap": tiles.overlap} if tiles else {"tile": 0}
+        OmegaConf.update(cfg, "train.large_images", way, force_add=True)
+    if args.stream:
+        cfg.train.eval_dtype = "float32"  # whatever the config says: see Predictor.detect_large
+    if train and "large_images" in cfg.train:
+        raise UserError("--tile and --stream (train.large_images) are for --eval-only")
     check_config(cfg, train=train)
     cfg.train.device = choose_device(cfg.train.device, args.num_gpus)
     processes = processes_of(args)

@@ -85,6 +85,9 @@ KINDS: dict[str, Kind] = {
     "train.amp.enabled": choice(True, False, "auto"),
     "train.amp.dtype": choice("bfloat16", "float16"),
     "train.eval_dtype": free(choice(*DTYPES)),
+    "train.large_images": free(SECTION),  # of --tile and --stream
+    "train.large_images.tile": integer(0, MAX_SIDE, of="pixels", note="0: streamed"),
+    "train.large_images.overlap": number(0, 0.5),
     "train.compile": free(FLAG),
     "train.clip_norm": number(0, note="0: no clipping"),
     "train.accumulate": free(integer(1, of="parts of a batch")),

@@ -87,13 +87,17 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 TOO_LARGE = (
-    f"it has more than {MAX_PIXELS // 1_000_000} million pixels; cut it into tiles or make it "
-    "smaller"
+    f"it has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller, or let gpvit "
+    "predict read it with --stream or --tile 1024"
 )
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike, max_pixels: int | None = None) -> np.ndarray:
     """Read an image file, converted as described above.
+
+    Args:
+        path: of the file.
+        max_pixels: of an image that is not refused; by default MAX_PIXELS.
 
     Returns:
         (H, W, 3), RGB, uint8, which owns its memory.
@@ -106,7 +110,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         with warnings.catch_warnings():
             # Pillow warns about damaged metadata, and about images smaller than MAX_PIXELS.
             warnings.filterwarnings("ignore", module="PIL")
-            return _read(Path(path))
+            return _read(Path(path), MAX_PIXELS if max_pixels is None else max_pixels)
     except Refused as reason:
         problem = str(reason)
     except Image.DecompressionBombError:
@@ -136,7 +140,7 @@ def _damaged(error: Exception) -> str:
     return f"it is damaged or incomplete ({type(error).__name__}: {details}); replace it"
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path, max_pixels: int) -> np.ndarray:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -148,9 +152,9 @@ def _read(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         page = Page.read(file)
         if page:
-            return _read_tiff(file, page)
+            return _read_tiff(file, page, max_pixels)
         with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > max_pixels:
                 raise Refused(TOO_LARGE)
             bits = _jpeg2000_bits(path.read_bytes()) if image.format == "JPEG2000" else 16
             if bits > 8 and _is_deep_color(image):
@@ -159,8 +163,8 @@ def _read(path: Path) -> np.ndarray:
             return _upright(image, _convert(image))
 
 
-def _read_tiff(file: BinaryIO, page: Page) -> np.ndarray:
-    if page.width * page.height > MAX_PIXELS:
+def _read_tiff(file: BinaryIO, page: Page, max_pixels: int) -> np.ndarray:
+    if page.width * page.height > max_pixels:
         raise Refused(TOO_LARGE)
     page.require_readable()
     if not (page.is_deep_color or page.is_swapped_by_pillow):
@@ -277,23 +281,28 @@ def _convert(image: Image.Image) -> np.ndarray:
 
 
 def _from_floats(values: np.ndarray) -> np.ndarray:
-    _require_0_to_1(values)
-    gray = _rounded(values * np.float32(255))
+    require_0_to_1(values.min(), values.max())
+    gray = rounded(values * np.float32(255))
     _require_contrast(values, gray)
     return np.repeat(gray[..., None], 3, axis=2)
 
 
-def _require_0_to_1(values: np.ndarray) -> None:
-    if not (values.min() >= 0 and values.max() <= 1):  # also catches NaN
+def require_0_to_1(low: float, high: float) -> None:
+    """Raise Refused if floats have no defined black and white."""
+    if not (low >= 0 and high <= 1):  # also catches NaN
         raise Refused(
-            f"it holds floats from {values.min():.6g} to {values.max():.6g}, where 0 (black) to "
-            "1 (white) is expected; scale them, or save 8-bit integers"
+            f"it holds floats from {low:.6g} to {high:.6g}, where 0 (black) to 1 (white) is "
+            "expected; scale them, or save 8-bit integers"
         )
 
 
 def _from_deep_gray(values: np.ndarray) -> np.ndarray:
-    low, high = int(values.min()), int(values.max())
-    gray = _rounded((values.astype(np.float64) - low) * (255 / max(high - low, 1)))
+    return scale_gray(values, int(values.min()), int(values.max()))
+
+
+def scale_gray(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Scale gray linearly, so that low becomes 0 and high 255: (H, W) -> (H, W, 3), uint8."""
+    gray = rounded((values.astype(np.float64) - low) * (255 / max(high - low, 1)))
     return np.repeat(gray[..., None], 3, axis=2)
 
 
@@ -401,16 +410,21 @@ def _from_color(
     """
     is_integer = values.dtype == np.uint16
     if not is_integer:
-        _require_0_to_1(values)
+        require_0_to_1(values.min(), values.max())
     rgb, alpha = values[..., :3], values[..., 3:] / np.float32(opaque if is_integer else 1)
     if premultiplied:
         # A premultiplied color cannot exceed its alpha; such a value would become the maximum.
         rgb = np.minimum(rgb, values[..., 3:]) / np.maximum(alpha, np.float32(1e-6))
     # The largest value of the smallest number of bits, at least 8, that holds the maximum.
-    white = 2 ** max(8, int(rgb.max()).bit_length()) - 1 if is_integer else 1
+    white = white_of(rgb.max()) if is_integer else 1
     scaled = np.minimum(rgb * np.float32(255 / white), 255)
-    _require_contrast(rgb, _rounded(scaled))
-    return _over_white(scaled, alpha[..., 0]) if alpha.size else _rounded(scaled)
+    _require_contrast(rgb, rounded(scaled))
+    return _over_white(scaled, alpha[..., 0]) if alpha.size else rounded(scaled)
+
+
+def white_of(largest: int) -> int:
+    """Return the largest value of the bits, at least 8, that hold the largest one of an image."""
+    return 2 ** max(8, int(largest).bit_length()) - 1
 
 
 def _require_contrast(values: np.ndarray, scaled: np.ndarray) -> None:
@@ -427,8 +441,8 @@ def _over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         alpha: (H, W), 0 (transparent) to 1 (opaque).
     """
     if alpha.min() == 1:
-        return _rounded(rgb)
-    blended = _rounded(255 - (255 - rgb) * alpha[..., None])
+        return rounded(rgb)
+    blended = blend_over_white(rgb, alpha)
     if (blended == 255).all():
         raise Refused(
             "it is white or transparent everywhere, so that nothing can be seen; save it without "
@@ -437,7 +451,13 @@ def _over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return blended
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
+def blend_over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The same for a region of an image, in which nothing may be visible."""
+    return rounded(255 - (255 - rgb) * alpha[..., None])
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Round values from 0 to 255: uint8, a copy."""
     if values.dtype == np.uint8:
         return values.copy()
     return (values + np.float32(0.5)).astype(np.uint8)

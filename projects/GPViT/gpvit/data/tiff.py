@@ -77,7 +77,8 @@ KINDS = {
     WHITE_IS_ZERO: (_UNSIGNED_GRAY | _SIGNED_GRAY | _FLOATS) - {(UNSIGNED, 12), (SIGNED, 8)},
 }
 USUAL_COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32773, 32946}  # decoded by every build of libtiff
-UNCOMPRESSED, OLD_JPEG = 1, 6
+UNCOMPRESSED, OLD_JPEG, JPEG = 1, 6, 7
+MAX_TAGS = 4096  # in a directory, which usually has tens
 OTHER_COMPRESSIONS = {
     OLD_JPEG: "old-style JPEG",
     33003: "JPEG 2000",
@@ -156,7 +157,15 @@ class Page:
             )
         if not header.startswith(tuple(PREFIXES)):
             return None
-        tags = ImageFileDirectory_v2(header if header[2:3] == b"+" else header[:8])
+        is_big = header[2:3] == b"+"
+        tags = ImageFileDirectory_v2(header if is_big else header[:8])
+        file.seek(tags.next)
+        # The directory begins with its number of entries. Pillow would try to read them all.
+        number = int.from_bytes(
+            file.read(8 if is_big else 2), "big" if tags.prefix == b"MM" else "little"
+        )
+        if number > MAX_TAGS:
+            raise damaged(f"it has {number} tags")
         file.seek(tags.next)
         tags.load(file)
         return cls.of(tags)

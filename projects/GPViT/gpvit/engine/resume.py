@@ -172,6 +172,8 @@ def settings(cfg: DictConfig) -> str:
     dtype = choose_dtype(cfg.train.eval_dtype, cfg.train.device)
     if dtype != torch.float32:
         text += str(dtype)
+    if "large_images" in cfg.train:
+        text += str(cfg.train.large_images)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

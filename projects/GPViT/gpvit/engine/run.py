@@ -1,6 +1,7 @@
 """Training runs, with checkpoints and evaluations, and evaluation alone."""
 
 import contextlib
+import copy
 import logging
 import os
 import time
@@ -31,6 +32,7 @@ from ..utils.precision import choose_dtype, inference_precision
 from .checkpointer import Checkpointer
 from .ddp import build_ddp, unwrap_ddp
 from .eval_hook import EvalHook
+from .large_images import read_by_model
 from .monitoring.hooks import build_monitors
 from .monitoring.progress_bar import evaluation_bar
 from .resume import (
@@ -307,6 +309,10 @@ def evaluate(
 
 def evaluate_set(cfg: DictConfig, model: nn.Module) -> SetResults:
     """Evaluate a model on ``cfg.dataloader.test`` with ``cfg.dataloader.evaluator``."""
+    dtype = choose_dtype(cfg.train.eval_dtype, cfg.train.device)
+    if "large_images" in cfg.train:
+        cfg = copy.deepcopy(cfg)
+        model = read_by_model(cfg, model, class_names(cfg.dataloader.test))
     loader = share_batches(instantiate(cfg.dataloader.test))
     evaluator = instantiate(cfg.dataloader.evaluator)
     times: list[float] = []  # of the start and the end
@@ -314,7 +320,6 @@ def evaluate_set(cfg: DictConfig, model: nn.Module) -> SetResults:
     def note_time() -> None:
         times.append(time.perf_counter())
 
-    dtype = choose_dtype(cfg.train.eval_dtype, cfg.train.device)
     try:
         with (
             evaluation_bar(loader) as batches,

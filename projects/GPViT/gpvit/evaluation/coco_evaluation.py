@@ -15,11 +15,13 @@ from typing import Any
 import detectron2.evaluation.coco_evaluation as coco_evaluation
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils.logger import log_first_n
 from pycocotools.coco import COCO
 
 from ..config.values import MOST_DETECTIONS
+from ..data.cropped_masks import RLE_PIXELS, CroppedMasks
 from ..data.datasets import coco as annotations
 from ..data.datasets.coco import CocoFile, usable_size
 from ..data.datasets.coco_rules import MAX_DETECTIONS
@@ -130,6 +132,15 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
             check_masks(self._coco_api, self._metadata.json_file)
         self._has_objects = most_objects(self._coco_api) > 0
 
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for item, output in zip(inputs, outputs):
+            instances = output.get("instances")
+            if instances is None or not _has_cropped_masks(instances):
+                super().process([item], [output])
+                continue
+            found = coco_json(instances.to("cpu"), item["image_id"])
+            self._predictions.append({"image_id": item["image_id"], "instances": found})
+
     def evaluate(self, img_ids: Any = None) -> dict[str, Any]:
         results = super().evaluate(img_ids)
         if self._do_evaluation and not self._has_objects:
@@ -186,6 +197,27 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         if coco_eval is None and self._has_objects:
             return dict.fromkeys(results, 0.0)
         return {metric: value for metric, value in results.items() if math.isfinite(value)}
+
+
+def coco_json(instances: Instances, image_id: int) -> list[dict[str, Any]]:
+    """Convert detections to COCO's results format, category ids being class indices.
+
+    :class:`CroppedMasks` are encoded without their full images. pycocotools cannot read RLEs of
+    images of 2**32 pixels or more, so their results are boxes only.
+    """
+    if not _has_cropped_masks(instances):
+        return instances_to_coco_json(instances, image_id)
+    fields = instances.get_fields().copy()
+    masks = fields.pop("pred_masks")
+    results = instances_to_coco_json(Instances(instances.image_size, **fields), image_id)
+    if math.prod(masks.image_size) <= RLE_PIXELS:
+        for result, rle in zip(results, masks.rles()):
+            result["segmentation"] = rle | {"counts": rle["counts"].decode()}
+    return results
+
+
+def _has_cropped_masks(instances: Instances) -> bool:
+    return instances.has("pred_masks") and isinstance(instances.pred_masks, CroppedMasks)
 
 
 def check_masks(ground_truth: COCO, json_file: str) -> None:

@@ -1,15 +1,15 @@
 """Read and write detections in COCO's results format, with their ground truth."""
 
 import contextlib
+import functools
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from omegaconf import OmegaConf
 from pycocotools.coco import COCO
@@ -25,7 +25,7 @@ from ..utils.errors import UserError, preview
 from ..utils.events import read_evaluation, results_folders
 from ..utils.files import atomic_write
 from ..utils.text import LINE_LIMIT, one_line
-from .coco_evaluation import RESULTS, COCOFile, check_masks, coco_fingerprint
+from .coco_evaluation import RESULTS, COCOFile, check_masks, coco_fingerprint, coco_json
 from .matching import check_results, index, read_results, tasks_of
 
 
@@ -225,6 +225,16 @@ class ResultsWriter:
         self.separator = "[\n"  # before the first result; ",\n" before each other one
 
     def add(self, input_image: InputImage, instances: Instances) -> None:
+        """Add an image with its detections."""
+        with self.image(input_image) as write:
+            write(instances)
+
+    @contextlib.contextmanager
+    def image(self, input_image: InputImage) -> Iterator[Callable[[Instances], None]]:
+        """Add an image; yield what adds some of its detections.
+
+        After an exception, the files do not contain the image.
+        """
         height, width = input_image.image.shape[:2]
         image_id = len(self.images) + 1
         frame = {} if input_image.frame is None else {"frame": input_image.frame}
@@ -237,7 +247,18 @@ class ResultsWriter:
             }
             | frame
         )
-        for result in instances_to_coco_json(instances, image_id):
+        start, separator = self.file.tell(), self.separator
+        try:
+            yield functools.partial(self._write, image_id)
+        except BaseException:
+            self.images.pop()
+            self.file.seek(start)
+            self.file.truncate()
+            self.separator = separator
+            raise
+
+    def _write(self, image_id: int, instances: Instances) -> None:
+        for result in coco_json(instances, image_id):
             # Category ids count from 1, the model's class indices from 0.
             result["category_id"] += 1
             self.file.write(self.separator + json.dumps(result))

@@ -120,6 +120,11 @@ class SegmentationHead(nn.Module):
         """Four times (B, C, H, W) -> (B, K, H, W)."""
         raise NotImplementedError
 
+    @property
+    def halo(self) -> int:
+        """The cells around a region of the maps that its logits depend on, in each direction."""
+        raise NotImplementedError
+
     def losses(self, maps: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
         """Return the losses of a batch, scalars."""
         return {"loss_sem_seg": self.cross_entropy(self.logits(maps), targets)}
@@ -194,6 +199,10 @@ class SegFormerHead(SegmentationHead):
         projected = [layer(x) for layer, x in zip(self.convs, maps)]
         return self.predictor(self.dropout(self.fusion(torch.cat(projected, dim=1))))
 
+    @property
+    def halo(self) -> int:
+        return max(map(border, self.convs)) + border(self.fusion) + border(self.predictor)
+
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class UPerNetHead(SegmentationHead):
@@ -252,24 +261,46 @@ class UPerNetHead(SegmentationHead):
             self.auxiliary_predictor = predictor(auxiliary_channels, num_classes)
 
     def logits(self, maps: Sequence[Tensor]) -> Tensor:
-        levels = [lateral(x) for lateral, x in zip(self.laterals, maps)]
-        levels.append(self.pool(maps[-1]))
+        last = maps[-1]
+        contexts = self.contexts([average_pool(last, side) for side in POOLED_SIDES])
+        size = last.shape[-2:]
+        return self.fuse(maps, self.pool(last, [resize(context, size) for context in contexts]))
+
+    # The parts of this, for maps that are not in memory: the first one is for the whole map, the
+    # others are for a region.
+
+    def contexts(self, averages: Sequence[Tensor]) -> list[Tensor]:
+        """Return contexts of several extents, from the averages of the last map.
+
+        For each of POOLED_SIDES: (B, C, side, side) -> (B, channels, side, side).
+        """
+        return [layer(x) for layer, x in zip(self.pooled, averages)]
+
+    def pool(self, x: Tensor, contexts: Sequence[Tensor]) -> Tensor:
+        """Add contexts to the last map: (B, C, H, W) -> (B, channels, H, W).
+
+        ``contexts``: resized to the map, each (B, channels, H, W).
+        """
+        return self.bottleneck(torch.cat([x, *contexts], dim=1))
+
+    def fuse(self, maps: Sequence[Tensor], pooled: Tensor) -> Tensor:
+        """Return the logits: four times (B, C, H, W), (B, channels, H, W) -> (B, K, H, W)."""
+        levels = [lateral(x) for lateral, x in zip(self.laterals, maps)] + [pooled]
         for i in reversed(range(len(self.laterals))):
             levels[i] = levels[i] + levels[i + 1]
         # The last level, that of the pyramid pooling, is taken as it is.
         fused = [output(x) for output, x in zip(self.outputs, levels)] + levels[-1:]
         return self.predictor(self.dropout(self.fusion(torch.cat(fused, dim=1))))
 
+    @property
+    def halo(self) -> int:
+        of_levels = max(map(border, [*self.laterals, self.bottleneck]))
+        of_outputs = max(map(border, self.outputs), default=0)
+        return of_levels + of_outputs + border(self.fusion) + border(self.predictor)
+
     def auxiliary_logits(self, maps: Sequence[Tensor]) -> Tensor:
         """Four times (B, C, H, W), of which the last is used -> (B, K, H, W)."""
         return self.auxiliary_predictor(self.dropout(self.auxiliary_conv(maps[-1])))
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Add context of several extents to the last map: (B, C, H, W) -> (B, channels, H, W)."""
-        contexts = [x]
-        for side, layer in zip(POOLED_SIDES, self.pooled):
-            contexts.append(resize(layer(average_pool(x, side)), x.shape[-2:]))
-        return self.bottleneck(torch.cat(contexts, dim=1))
 
     def losses(self, maps: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
         losses = super().losses(maps, targets)
@@ -303,6 +334,12 @@ def conv(in_channels: int, out_channels: int, kernel: int, norm: str) -> ConvNor
     layer = ConvNormReLU(in_channels, out_channels, kernel, norm=norm)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
+
+
+def border(layer: nn.Module) -> int:
+    """The cells around a region that a layer's output in it depends on, in each direction."""
+    convs = [module for module in layer.modules() if isinstance(module, nn.Conv2d)]
+    return sum(module.kernel_size[0] // 2 for module in convs)
 
 
 def predictor(channels: int, num_classes: int) -> nn.Conv2d:

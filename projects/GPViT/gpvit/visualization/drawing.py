@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from pycocotools.mask import encode
 
+from ..data.cropped_masks import Crop, CroppedMasks
 from ..utils.fonts import draw_all_characters
 from ..utils.text import one_line
 from . import style
@@ -25,7 +26,12 @@ LABEL_STEPS = sorted(range(-20, 21), key=abs)  # tried positions of a label, in 
 
 
 def draw_predictions(
-    image: np.ndarray, instances: Instances, classes: Sequence[str], *, resize: bool = True
+    image: np.ndarray,
+    instances: Instances,
+    classes: Sequence[str],
+    *,
+    resize: bool = True,
+    with_labels: bool = True,
 ) -> np.ndarray:
     """Draw masks, boxes, class names and scores on an image; each class has its color.
 
@@ -34,19 +40,36 @@ def draw_predictions(
         instances: predictions in Detectron2's format.
         classes: class names.
         resize: whether the drawing may be enlarged or reduced, see :func:`drawing_scale`.
+        with_labels: whether to write class names and scores.
 
     Returns:
         (H, W, 3), RGB, uint8.
     """
     class_indices = instances.pred_classes.tolist()
-    labels = []
-    for index, score in zip(class_indices, instances.scores.tolist()):
-        labels.append(f"{one_line(classes[index], NAME_LIMIT)} {score:.0%}")
-    masks = None
-    if instances.has("pred_masks"):
+    labels: list[str] | None = None
+    if with_labels:
+        labels = []
+        for index, score in zip(class_indices, instances.scores.tolist()):
+            labels.append(f"{one_line(classes[index], NAME_LIMIT)} {score:.0%}")
+    masks: list | None = None
+    if instances.has("pred_masks") and isinstance(instances.pred_masks, CroppedMasks):
+        # As polygons, because the Visualizer would decode all RLEs at full size.
+        masks = list(map(_contours, instances.pred_masks.crops()))
+    elif instances.has("pred_masks"):
         # As RLE, because the Visualizer refuses arrays that are two pixels wide.
         masks = [encode(np.asfortranarray(mask)) for mask in instances.pred_masks.byte()]
     return _draw(image, class_indices, labels, instances.pred_boxes, masks, resize)
+
+
+def _contours(mask: Crop) -> list[np.ndarray]:
+    """Return the outlines x, y, x, y, ... that the Visualizer finds in a mask at full size."""
+    image = mask.pixels.astype(np.uint8)
+    contours, _ = cv2.findContours(image, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    polygons = []
+    for points in contours:  # (n, 1, 2), centers of pixels
+        if len(points) >= 3:
+            polygons.append((points + [mask.left + 0.5, mask.top + 0.5]).ravel())
+    return polygons
 
 
 def cut_outs(image: np.ndarray, instances: Instances) -> Iterator[np.ndarray]:
@@ -89,7 +112,7 @@ def draw_annotations(
 def _draw(
     image: np.ndarray,
     class_indices: list[int],
-    labels: list[str],
+    labels: list[str] | None,
     boxes: Any,
     masks: list | None,
     resize: bool = True,

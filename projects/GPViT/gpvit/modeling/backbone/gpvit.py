@@ -150,12 +150,16 @@ class GPViT(Backbone):
         """
         x = self.embed(image)
         outputs = {}
-        for name, block in zip(self._block_names, self.blocks):
+        for name, block in self.named_blocks().items():
             x = block(x)
             if name in self._out_features:
                 out = self.out_norms[name](x) if name in self.out_norms else x
                 outputs[name] = out.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
         return outputs
+
+    def named_blocks(self) -> dict[str, nn.Module]:
+        """The blocks by the names of their maps: "block0", "block1", ..., "last_feat"."""
+        return dict(zip(self._block_names, self.blocks))
 
     def embed(self, image: Tensor) -> Tensor:
         """The input of the first block: (B, 3, 8H, 8W) -> (B, H, W, C)."""

@@ -111,6 +111,10 @@ class SimpleFeaturePyramid(Backbone):
     def padding_constraints(self) -> dict[str, int]:
         return {"size_divisibility": self._size_divisibility, "square_size": self._square_pad}
 
+    def stages(self) -> list[nn.Module]:
+        """The layers of each level but those of ``top_block``: map (B, C, H, W) to level."""
+        return [self.get_submodule(name) for name in self._stages]
+
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the levels.
 
@@ -122,7 +126,7 @@ class SimpleFeaturePyramid(Backbone):
         """
         features = self.net(image)
         source = features[self.in_feature]
-        outputs = [self.get_submodule(name)(source) for name in self._stages]
+        outputs = [stage(source) for stage in self.stages()]
         if self.top_block is not None:
             top = dict(zip(self._out_features, outputs)) | features
             outputs += self.top_block(top[self.top_block.in_feature])

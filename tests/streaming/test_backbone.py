@@ -145,7 +145,7 @@ def test_too_little_space_is_reported_before_anything_starts(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**5))
     image = Regions(np.zeros((1, 3, 640, 800), "f4"))
-    with pytest.raises(OSError, match="need 0.0 GB, and 0.0 GB are free in .*; give another") as e:
+    with pytest.raises(OSError, match="needs 0.0 GB in .*, where 0.0 GB are free; give") as e:
         stream(narrow(), image, folder=tmp_path)
     assert e.value.errno == errno.ENOSPC and not image.sides
 

@@ -1,6 +1,7 @@
 """The backbone over images of any size: part by part, with its maps on disk.
 
     features = stream(net, image)  # (1, 3, 8H, 8W) -> (1, H, W, C)
+    features = stream_maps(net, image)["last_feat"]  # the same; all maps that the network returns
 
 There are no tiles and seams: the numbers are those of one pass, except for rounding.
 
@@ -11,14 +12,10 @@ There are no tiles and seams: the numbers are those of one pass, except for roun
         one after the other
 """
 
-import errno
 import itertools
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,14 +23,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .modeling.backbone.gpvit import Block, GPViT, GroupPropagationBlock, WindowBlock
+from ..modeling.backbone.gpvit import Block, GPViT, GroupPropagationBlock, WindowBlock
+from .storage import mapped_tensors, memory_returned
 
 Part: TypeAlias = tuple[slice, slice]  # rows and columns of the map
 TOKENS = 2**14  # of a region or strip
-BYTES = 4  # of a value on disk, float32
 
 
-@torch.no_grad()
 def stream(
     net: GPViT,
     image: Any,
@@ -45,10 +41,11 @@ def stream(
     """Compute the last map of a network for one image.
 
     A region or strip holds at most ``tokens`` tokens, but a strip at least two rows or columns.
-    Only these are in anonymous memory, whatever the size of the image. The maps are in files, about
-    10 H W C bytes, whose pages the system drops when it needs memory; give a folder on a disk where
-    the default one is in memory (tmpfs). The files have no names, so that their space is free again
-    when the process ends, however it ends.
+    Only these are in anonymous memory, whatever the size of the image: about 8,200 tokens + 100 C^2
+    bytes + 35 MB more than before. The maps are in files, about 10 H W C bytes, whose pages the
+    system drops when it needs memory; give a folder on a disk where the default one is in memory
+    (tmpfs). The files have no names, so that their space is free again when the process ends,
+    however it ends.
 
     Args:
         net: in evaluation mode and float32, on any device.
@@ -68,78 +65,109 @@ def stream(
             positive.
         OSError: there is too little space in the folder.
     """
+    if "last_feat" not in net.output_shape():
+        raise ValueError(f'the network must return "last_feat", got {list(net.output_shape())}')
+    return stream_maps(net, image, folder=folder, tokens=tokens, progress=progress)["last_feat"]
+
+
+@torch.no_grad()
+def stream_maps(
+    net: GPViT,
+    image: Any,
+    *,
+    folder: str | os.PathLike | None = None,
+    tokens: int = TOKENS,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Compute all maps that a network returns: name to (1, H, W, C); see :func:`stream`.
+
+    Each map but the last one takes 4 H W C bytes more in the folder.
+    """
     if net.training:
         raise ValueError("the network is in training mode; call net.eval()")
     if net.pos_embed.dtype != torch.float32:
         raise ValueError(f"the network must be in float32, got {net.pos_embed.dtype}")
     if any(isinstance(module, nn.GroupNorm) for module in net.modules()):
         raise ValueError("a network with group norms cannot be computed part by part")
-    if "last_feat" not in net.output_shape():
-        raise ValueError(f'the network must return "last_feat", got {list(net.output_shape())}')
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}")
     shape = tuple(image.shape)
     if len(shape) != 4 or shape[:2] != (1, 3) or any(side % 16 or not side for side in shape[2:]):
         raise ValueError(f"an image must be (1, 3, 8H, 8W), sides multiples of 16, got {shape}")
-    place = Path(folder or tempfile.gettempdir())
-    return _Streamer(net, (shape[2] // 8, shape[3] // 8), place, tokens, progress).run(image)
+    streamer = _Streamer(net, (shape[2] // 8, shape[3] // 8), folder, tokens, progress)
+    with memory_returned(), in_float32(streamer.device):
+        return streamer.run(image)
+
+
+def in_float32(device: torch.device) -> torch.autocast:
+    """Return a context without autocast: maps on disk are in float32."""
+    return torch.autocast(device.type, enabled=False)
 
 
 class _Streamer:
-    """The state of :func:`stream`, with its arguments."""
+    """The state of :func:`stream_maps`, with its arguments."""
 
     def __init__(
-        self, net: GPViT, size: tuple[int, int], folder: Path, tokens: int, progress: bool
+        self,
+        net: GPViT,
+        size: tuple[int, int],
+        folder: str | os.PathLike | None,
+        tokens: int,
+        progress: bool,
     ) -> None:
         self.net, self.size = net, size
-        self.blocks: Sequence[Any] = list(net.blocks)
+        self.blocks: dict[str, Any] = net.named_blocks()
         self.device = net.pos_embed.device
         height, width = size
         channels = net.pos_embed.shape[-1]
-        shapes: list[tuple[int, ...]] = [(1, height, width, channels)] * 2
-        for block in self.blocks:
+        # The maps that are returned, but for the last one, which x becomes.
+        kept = [name for name in net.output_shape() if name != "last_feat"]
+        shapes: list[tuple[int, ...]] = [(1, height, width, channels)] * (2 + len(kept))
+        for block in self.blocks.values():
             if isinstance(block, WindowBlock):
                 # The half of the channels that attends in vertical stripes.
                 padding = 2 * block.attn.num_heads * block.attn.padding(net.pos_embed)
                 shapes.append((1, height, width // 2, 2, (channels + padding) // 2))
                 break
         # Blocks mix x to y, and convolve y to x.
-        self.x, self.y, *rest = _maps(folder, shapes)
-        self.vertical = rest[0] if rest else self.y
+        self.x, self.y, *rest = mapped_tensors(folder, shapes)
+        self.kept = dict(zip(kept, rest))
+        self.vertical = rest[-1] if len(rest) > len(kept) else self.y
 
         rows, columns = slice(0, height), slice(0, width)
         region_height = min(height, math.isqrt(tokens))
         region_width = min(width, max(tokens // region_height, 1))
         region_height = min(height, max(tokens // region_width, 1))
         self.regions = list(
-            itertools.product(_split(rows, region_height), _split(columns, region_width))
+            itertools.product(split(rows, region_height), split(columns, region_width))
         )
-        self.strips_of_rows = [(part, columns) for part in _split(rows, _even(tokens // width))]
-        self.strips_of_columns = [(rows, part) for part in _split(columns, _even(tokens // height))]
+        self.strips_of_rows = [(part, columns) for part in split(rows, _even(tokens // width))]
+        self.strips_of_columns = [(rows, part) for part in split(columns, _even(tokens // height))]
         steps = len(self.regions)
-        for block in self.blocks:
+        for block in self.blocks.values():
             if isinstance(block, WindowBlock):
                 steps += len(self.strips_of_columns) + len(self.strips_of_rows) + len(self.regions)
             else:
                 steps += 3 * len(self.regions)
         self.bar = tqdm(total=steps, desc="backbone", unit="part", disable=not progress)
 
-    def run(self, image: Any) -> Tensor:
+    def run(self, image: Any) -> dict[str, Tensor]:
         with self.bar:
             self.embed(image)
-            for block in self.blocks:
+            for name, block in self.blocks.items():
                 if isinstance(block, WindowBlock):
                     self.mix_window(block)
                 else:
                     self.mix_groups(block)
-                self.convolve(block)
-        return self.x
+                self.convolve(name, block)
+        maps = self.kept | {"last_feat": self.x}
+        return {name: maps[name] for name in self.net.output_shape()}
 
     def embed(self, image: Any) -> None:
         embed = self.net.patch_embed
         halo = -(-embed.halo // 8)  # tokens, rounded up
         for rows, columns in self.each(self.regions):
-            outer, inner = self.around(rows, columns, halo)
+            outer, inner = around(rows, columns, halo, self.size)
             pixels = [slice(8 * side.start, 8 * side.stop) for side in outer]
             region = image[:, :, pixels[0], pixels[1]]
             if isinstance(region, np.ndarray):
@@ -164,14 +192,16 @@ class _Streamer:
             part = self.read(self.x, rows, columns)
             self.y[:, rows, columns] = block.propagate(part, groups).cpu()
 
-    def convolve(self, block: Block) -> None:
-        norm: nn.Module = nn.Identity()
-        if block is self.blocks[-1] and "last_feat" in self.net.out_norms:
-            norm = self.net.out_norms["last_feat"]
+    def convolve(self, name: str, block: Block) -> None:
+        out_norm = self.net.out_norms[name] if name in self.net.out_norms else nn.Identity()
         for rows, columns in self.each(self.regions):
-            outer, inner = self.around(rows, columns, 1)
+            outer, inner = around(rows, columns, 1, self.size)
             convolved = block.convolve(self.read(self.y, *outer))[:, inner[0], inner[1]]
-            self.x[:, rows, columns] = norm(convolved).cpu()
+            if name in self.kept:
+                self.kept[name][:, rows, columns] = out_norm(convolved).cpu()
+            elif name == "last_feat":
+                convolved = out_norm(convolved)
+            self.x[:, rows, columns] = convolved.cpu()
 
     def read(self, values: Tensor, rows: slice, columns: slice) -> Tensor:
         return values[:, rows, columns].to(self.device).contiguous()
@@ -182,45 +212,24 @@ class _Streamer:
             yield part
             self.bar.update()
 
-    def around(self, rows: slice, columns: slice, halo: int) -> tuple[Part, Part]:
-        """Return a region with a border inside of the map, and where the region is in it."""
-        outer, inner = [], []
-        for side, length in zip((rows, columns), self.size):
-            start = max(side.start - halo, 0)
-            outer.append(slice(start, min(side.stop + halo, length)))
-            inner.append(slice(side.start - start, side.stop - start))
-        return (outer[0], outer[1]), (inner[0], inner[1])
+
+def around(rows: slice, columns: slice, halo: int, size: tuple[int, int]) -> tuple[Part, Part]:
+    """Return a region with a border inside of a map of this size, and where the region is in it."""
+    outer, inner = [], []
+    for side, length in zip((rows, columns), size):
+        start = max(side.start - halo, 0)
+        outer.append(slice(start, min(side.stop + halo, length)))
+        inner.append(slice(side.start - start, side.stop - start))
+    return (outer[0], outer[1]), (inner[0], inner[1])
 
 
 def _even(length: int) -> int:
     return max(length // 2 * 2, 2)
 
 
-def _split(side: slice, length: int) -> list[slice]:
+def split(side: slice, length: int) -> list[slice]:
     """Split a side into parts of a length; the last one may be shorter."""
     parts = []
     for start in range(side.start, side.stop, length):
         parts.append(slice(start, min(start + length, side.stop)))
     return parts
-
-
-def _maps(folder: Path, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Return memory-mapped tensors, float32, in files without a name."""
-    sizes = [BYTES * math.prod(shape) for shape in shapes]
-    free = shutil.disk_usage(folder).free
-    if sum(sizes) > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"the maps of this image need {sum(sizes) / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
-            f"free in {folder}; give another folder",
-        )
-    maps = []
-    for shape, size in zip(shapes, sizes):
-        with tempfile.TemporaryFile(dir=folder) as file:
-            # Takes the space now: writing to a mapped page without space would end the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:  # macOS, Windows
-                file.truncate(size)
-            maps.append(torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape)))
-    return maps
