@@ -9,7 +9,8 @@ import numpy as np
 import official
 import pytest
 import torch
-from benchmarks import backbone, coco_evaluation, engine, roofline
+from benchmarks import backbone, coco_evaluation, engine, large_images, roofline, streaming
+from detectors import write_detector
 from gpvit.utils.errors import UserError
 
 pytestmark = pytest.mark.long
@@ -105,3 +106,38 @@ def test_evaluation_benchmark_agrees_with_pycocotools(capsys: pytest.CaptureFixt
     coco_evaluation.compare(20)  # raises if the metrics differ
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split()[1] for line in lines] == ["bbox", "segm", "both"]
+
+
+@pytest.mark.slow
+def test_streaming_is_measured_in_processes_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    options = ["--sides", "64", "128", "--one-pass", "0.01", "--plot", tmp_path / "area.svg"]
+    monkeypatch.setattr(sys, "argv", ["streaming.py", *map(str, options)])
+    streaming.main()
+    rows = capsys.readouterr().out.splitlines()[2:]  # a Markdown table
+    cells = [list(map(str.strip, row.strip("|").split("|"))) for row in rows]
+    assert [row[0] for row in cells] == ["0.0", "0.0"]
+    assert float(cells[0][-1]) < 1e-5 and cells[1][-1] == ""
+    assert all(int(row[4].split()[0]) > 0 for row in cells)
+    assert "<svg" in (tmp_path / "area.svg").read_text()
+
+
+@pytest.mark.slow
+def test_ways_to_detect_objects_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    synthetic_data: Path,
+    tmp_path: Path,
+) -> None:
+    weights = tmp_path / "model.pth"
+    write_detector(weights)
+    options = ["--weights", str(weights), "--tile", "128"]
+    monkeypatch.setattr(sys, "argv", ["large_images.py", *options, "--data", str(synthetic_data)])
+    large_images.main()
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == list(large_images.WAYS)
+    image = next((synthetic_data / "images").glob("val_*.png"))
+    monkeypatch.setattr(sys, "argv", ["large_images.py", *options, "--image", str(image)])
+    large_images.main()
+    assert "objects in" in capsys.readouterr().out

@@ -14,6 +14,8 @@ if __name__ == "__main__":
     prepare_command()  # before PyTorch is imported
 
 import argparse
+import contextlib
+import io
 import json
 import resource
 import subprocess
@@ -87,7 +89,8 @@ def compare(args: argparse.Namespace) -> None:
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name in WAYS:
         found = in_new_process(name)
-        results = truth.loadRes(found["results"])
+        with contextlib.redirect_stdout(io.StringIO()):
+            results = truth.loadRes(found["results"])
         mask_ap = summarize(truth, results, "segm", MOST).stats
         box_ap = summarize(truth, results, "bbox", MOST).stats
         cells = [f"{100 * mask_ap[index]:.1f}" for index in (0, 3, 4, 5)]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import shutil
 import signal
@@ -18,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from gpvit.streaming import stream
+from gpvit.streaming import backbone, stream
+from gpvit.streaming.storage import mapped_arrays, release_pages
 from simulated_gpu import simulated_gpu
 from torch import Tensor, nn
 
@@ -67,13 +69,13 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("grid", [(2, 2), (2, 40), (40, 2), (8, 8), (14, 26)])
+@pytest.mark.parametrize("grid", [(2, 2), (2, 40), (40, 2), (14, 18)])
 def test_other_networks_and_sizes_equal_one_pass(
     options: dict[str, Any], grid: tuple[int, int]
 ) -> None:
     net = narrow(**options)
     image = torch.randn(1, 3, 8 * grid[0], 8 * grid[1])
-    for tokens in (1, 12, 60, 10_000):
+    for tokens in (8, 60):
         features = stream(net, image, tokens=tokens)
         assert relative_distance(features, in_one_pass(net, image)) < 1e-5, tokens
 
@@ -138,6 +140,29 @@ def test_map_is_on_disk_in_the_folder_without_a_name(tmp_path: Path) -> None:
     assert f"{tmp_path}/" in mapped
     del features
     assert f"{tmp_path}/" not in Path("/proc/self/maps").read_text()
+
+
+def test_pages_of_the_maps_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those of the last parts are in memory, and the content stays."""
+    (array,) = mapped_arrays(tmp_path, [(1000, 1000)], np.dtype(np.float32))
+    array[:] = 1
+    assert resident_kib(tmp_path) >= 3900
+    release_pages([array])
+    assert resident_kib(tmp_path) == 0 and (array == 1).all()
+    net, image = narrow(), torch.randn(1, 3, 256, 256)
+    monkeypatch.setattr(backbone, "RELEASED_PARTS", 1)
+    assert relative_distance(stream(net, image, tokens=64), in_one_pass(net, image)) < 1e-5
+
+
+def resident_kib(folder: Path) -> int:
+    """The memory of all files in a folder that are mapped into this process."""
+    total, is_inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-", line):
+            is_inside = f"{folder}/" in line
+        elif is_inside and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
 
 
 def test_too_little_space_is_reported_before_anything_starts(

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..modeling.backbone.gpvit import Block, GPViT, GroupPropagationBlock, WindowBlock
-from .storage import mapped_tensors, memory_returned
+from .storage import mapped_arrays, memory_returned, release_pages
 
 Part: TypeAlias = tuple[slice, slice]  # rows and columns of the map
 TOKENS = 2**14  # of a region or strip
+RELEASED_PARTS = 32  # regions or strips whose pages of the maps may be in memory
 
 
 def stream(
@@ -42,10 +43,10 @@ def stream(
 
     A region or strip holds at most ``tokens`` tokens, but a strip at least two rows or columns.
     Only these are in anonymous memory, whatever the size of the image: about 8,200 tokens + 100 C^2
-    bytes + 35 MB more than before. The maps are in files, about 10 H W C bytes, whose pages the
-    system drops when it needs memory; give a folder on a disk where the default one is in memory
-    (tmpfs). The files have no names, so that their space is free again when the process ends,
-    however it ends.
+    bytes + 35 MB more than before. The maps are in files, about 10 H W C bytes, whose pages are
+    given back to the system; give a folder on a disk where the default one is in memory (tmpfs).
+    The files have no names, so that their space is free again when the process ends, however it
+    ends.
 
     Args:
         net: in evaluation mode and float32, on any device.
@@ -129,8 +130,9 @@ class _Streamer:
                 padding = 2 * block.attn.num_heads * block.attn.padding(net.pos_embed)
                 shapes.append((1, height, width // 2, 2, (channels + padding) // 2))
                 break
+        self.arrays = mapped_arrays(folder, shapes, np.dtype(np.float32))
         # Blocks mix x to y, and convolve y to x.
-        self.x, self.y, *rest = mapped_tensors(folder, shapes)
+        self.x, self.y, *rest = map(torch.from_numpy, self.arrays)
         self.kept = dict(zip(kept, rest))
         self.vertical = rest[-1] if len(rest) > len(kept) else self.y
 
@@ -208,9 +210,11 @@ class _Streamer:
 
     def each(self, parts: Sequence[Part]) -> Iterator[Part]:
         """Yield parts, and count each of them when the next one is wanted."""
-        for part in parts:
+        for number, part in enumerate(parts, start=1):
             yield part
             self.bar.update()
+            if number % RELEASED_PARTS == 0:
+                release_pages(self.arrays)
 
 
 def around(rows: slice, columns: slice, halo: int, size: tuple[int, int]) -> tuple[Part, Part]:

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -58,6 +59,14 @@ def mapped_tensors(
 ) -> list[Tensor]:
     """Return tensors, float32, as :func:`mapped_arrays`."""
     return list(map(torch.from_numpy, mapped_arrays(folder, shapes, np.dtype(np.float32))))
+
+
+def release_pages(arrays: Sequence[np.ndarray]) -> None:
+    """Let the system take back the memory of mapped arrays; their content stays in the files."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for array in arrays:
+            assert isinstance(array.base, mmap.mmap)
+            array.base.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager

@@ -48,7 +48,16 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) ->
         The indices of the boxes that are kept, by descending score.
     """
     order = scores.argsort(descending=True, stable=True)
-    boxes, kinds = boxes[order].double(), groups[order].numpy()
+    boxes, groups = boxes[order].double(), groups[order]
+    kept = torch.zeros(len(boxes), dtype=torch.bool)
+    for group in groups.unique():
+        members = (groups == group).nonzero()[:, 0]
+        kept[members] = torch.from_numpy(_best(boxes[members], threshold))
+    return order[kept]
+
+
+def _best(boxes: Tensor, threshold: float) -> np.ndarray:
+    """Return which boxes of a group, in descending order of their scores, are kept: (N,)."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).numpy()
     overlaps = Overlaps(boxes)
     kept = np.ones(len(boxes), bool)
@@ -56,11 +65,11 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) ->
         chunk = start + np.flatnonzero(kept[start : start + CHUNK])
         first, second, common = overlaps.of(boxes[chunk])
         first = chunk[first]
-        suppresses = (second > first) & (kinds[first] == kinds[second])
+        suppresses = second > first
         suppresses &= common > threshold * (areas[first] + areas[second] - common)
         first, second = first[suppresses], second[suppresses]
         ends = np.flatnonzero(np.diff(first, append=-1)) + 1  # of the pairs with the same first
         for begin, end in zip(np.append(0, ends), ends):
             if kept[first[begin]]:
                 kept[second[begin:end]] = False
-    return order[torch.from_numpy(kept)]
+    return kept
