@@ -47,6 +47,8 @@ ELSEWHERE = {
     "python tools/ablate.py": "tests/tools/test_ablate.py",
     "python tools/quickstart.py": ".ci/run",
     "python tools/install.py": "tests/tools/test_install.py",
+    "python tools/make_synthetic_data.py --output datasets/l": "tests/data/test_large_scenes.py",
+    "python tests/benchmarks/large_images.py": "tests/test_benchmarks.py",
     "torchrun ": "tests/faults/test_launchers.py",
     "tensorboard ": "nothing of ours",
     "hf ": "nothing of ours",
