@@ -37,7 +37,7 @@ from gpvit.large_images.tiles import Tiles
 from gpvit.predictor import Predictor
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmarks.memory import MIB, peak_memory
+from process_memory import MIB, peak_memory
 
 MOST = 3000  # detections per image and class that AP counts
 

@@ -30,7 +30,7 @@ from gpvit.streaming.backbone import TOKENS
 from matplotlib.figure import Figure
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmarks.memory import MIB, anonymous_bytes, peak_memory
+from process_memory import MIB, anonymous_bytes, peak_memory
 
 NOISE = 512  # side in pixels of the pattern that images consist of
 
