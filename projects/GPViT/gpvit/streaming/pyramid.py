@@ -3,12 +3,14 @@
 import os
 from fractions import Fraction
 
+import numpy as np
+import torch
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from ..modeling import SimpleFeaturePyramid
 from .backbone import Part, around, split
-from .storage import mapped_tensors
+from .storage import mapped_arrays
 
 
 class StreamedPyramid:
@@ -52,7 +54,9 @@ class StreamedPyramid:
         for factor in self.factors:
             self.sizes.append((-(-height // factor), -(-width // factor)))  # rounded up
         self.last = len(self.stages) - 1
-        (self.last_level,) = mapped_tensors(folder, [(1, self.channels, *self.sizes[self.last])])
+        shape = (1, self.channels, *self.sizes[self.last])
+        (array,) = mapped_arrays(folder, [shape], np.dtype(np.float32))
+        self.last_level = torch.from_numpy(array)
         for rows, columns in self.regions(tokens):
             region = self.of_level(self.last, rows, columns)
             self.last_level[:, :, region[0], region[1]] = self.compute(self.last, *region).cpu()

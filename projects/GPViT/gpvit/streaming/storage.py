@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 # Of glibc's mallopt: the size in bytes above which memory is returned when it is freed. Its own
 # threshold grows to the second value in any process that frees large tensors.
@@ -52,13 +50,6 @@ def mapped_arrays(
                 file.truncate(size)
             arrays.append(np.memmap(file, dtype, "r+", shape=shape))
     return arrays
-
-
-def mapped_tensors(
-    folder: str | os.PathLike | None, shapes: Sequence[tuple[int, ...]]
-) -> list[Tensor]:
-    """Return tensors, float32, as :func:`mapped_arrays`."""
-    return list(map(torch.from_numpy, mapped_arrays(folder, shapes, np.dtype(np.float32))))
 
 
 def release_pages(arrays: Sequence[np.ndarray]) -> None:

@@ -51,6 +51,7 @@ from .synthetic import (
     read_info,
     rotate,
     shade,
+    write_annotations,
 )
 
 IMPORTED = set(globals())
@@ -714,18 +715,7 @@ def write_split(out: Path, split: str, scenes: list[LargeScene], info: dict) -> 
             annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **annotation})
         if (index + 1) % 50 == 0:
             print(f"{split}: {index + 1} of {len(scenes)} scenes", flush=True)
-    categories = []
-    for name, id_ in CATEGORY_IDS.items():
-        categories.append({"id": id_, "name": name, "supercategory": "shape"})
-    cc0 = "https://creativecommons.org/publicdomain/zero/1.0/"
-    content = {
-        "info": info,
-        "licenses": [{"id": 1, "name": "CC0 1.0", "url": cc0}],
-        "categories": categories,
-        "images": images,
-        "annotations": annotations,
-    }
-    (out / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    write_annotations(out / "annotations" / f"{split}.json", images, annotations, info)
 
 
 def annotate(found: SceneObject, height: int, width: int) -> dict:

@@ -623,6 +623,11 @@ def write_split(out: Path, split: str, count: int, seed: int, info: dict) -> Non
             annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **annotation})
         if (index + 1) % 50 == 0:
             print(f"{split}: {index + 1} of {count} images", flush=True)
+    write_annotations(out / "annotations" / f"{split}.json", images, annotations, info)
+
+
+def write_annotations(path: Path, images: list[dict], annotations: list[dict], info: dict) -> None:
+    """Write the COCO file of a split."""
     categories = []
     for name, id_ in CATEGORY_IDS.items():
         categories.append({"id": id_, "name": name, "supercategory": "shape"})
@@ -634,4 +639,4 @@ def write_split(out: Path, split: str, count: int, seed: int, info: dict) -> Non
         "images": images,
         "annotations": annotations,
     }
-    (out / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    path.write_text(json.dumps(content))
